@@ -1,0 +1,57 @@
+# make demo    environment, dependencies, then the whole job on the bundled checkpoint
+# make test    environment, dependencies, lint and tests
+# make lint    ruff, basedpyright (against the types of the full tensorrt), clang-format
+# make clean   removes what was built; `rm -r .venv` removes the environment
+#
+# PYTHON=python3.12 chooses the interpreter, GPU=0 ignores an NVIDIA GPU.
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
+# Answered by the driver: on a machine with a GPU, plans can be executed as well as built.
+GPU    ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 0)
+
+.PHONY: demo test lint format clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(PY) demo.py
+
+test: lint
+	$(PY) -m pytest tests
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/basedpyright
+
+format: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# The stamps are newer than the requirement files once everything is installed: a second run installs nothing.
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "error: $(PYTHON) is missing or older than Python 3.10; install Python 3.10 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "error: $(PYTHON) has no venv module; install it (Debian, Ubuntu: apt install python3-venv), or name another Python: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt requirements-gpu.txt | $(PY)
+	$(PIP) -r requirements.txt
+ifeq ($(GPU),1)
+	$(PIP) -r requirements-gpu.txt || \
+	  echo "warning: requirements-gpu.txt could not be installed (the reason stands above); plans will be built but not executed" >&2
+endif
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(PIP) -r requirements-dev.txt
+	@# Types of the full tensorrt, for the type checker alone. --no-deps: the package asks for tensorrt itself.
+	@# --target: beside the other packages it would answer `import tensorrt` with an empty module.
+	$(PIP) --no-deps --upgrade --target $(VENV)/stubs tensorrt-stubs==10.13.0.35.1
+	@touch $@
+
+clean:
+	rm -rf out build plugins/build .pytest_cache .ruff_cache

@@ -1,0 +1,62 @@
+"""Decides which TensorRT the project uses: the one place where it is imported.
+
+The full ``tensorrt`` (10.12 or newer, 11.x) if it is installed, else ``tensorrt_rtx``. Both have the same
+Python classes; everything else in this project writes ``from tensorrt_product import trt``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+OLDEST_FULL_TENSORRT = (10, 12)  # the first with every strongly typed feature used here
+PRODUCT_VARIABLE = "BERT_TENSORRT_PRODUCT"  # set to "tensorrt" or "tensorrt_rtx" to choose by hand
+PRODUCTS = ("tensorrt", "tensorrt_rtx")
+
+
+class TensorRTMissingError(ImportError):
+    """No usable TensorRT is installed; the message says what to install."""
+
+
+def _import_product() -> tuple[Any, str]:
+    """Imports the chosen product. Returns (module, product name)."""
+    chosen = os.environ.get(PRODUCT_VARIABLE)
+    if chosen is not None and chosen not in PRODUCTS:
+        raise TensorRTMissingError(f"{PRODUCT_VARIABLE} is {chosen!r}; expected one of {', '.join(PRODUCTS)}")
+    reasons = []
+    for product in [chosen] if chosen else PRODUCTS:
+        try:
+            module = importlib.import_module(product)
+        except ImportError as error:
+            reasons.append(f"{product}: {error}")
+            continue
+        version = getattr(module, "__version__", None)  # a folder that is merely called tensorrt has none
+        if version is None:
+            reasons.append(f"{product}: {list(module.__path__)} is not TensorRT")
+            continue
+        if product == "tensorrt" and tuple(map(int, version.split(".")[:2])) < OLDEST_FULL_TENSORRT:
+            reasons.append(f"tensorrt: version {version} is installed, 10.12 or newer is needed")
+            continue
+        return module, product
+    raise TensorRTMissingError(
+        "no usable TensorRT found (" + "; ".join(reasons) + "). "
+        "Install one: pip install -r requirements.txt (no GPU needed), or -r requirements-gpu.txt"
+    )
+
+
+if TYPE_CHECKING:
+    PRODUCT: str = ""
+else:
+    trt, PRODUCT = _import_product()
+
+VERSION: str = trt.__version__
+IS_RTX: bool = PRODUCT == "tensorrt_rtx"
+
+
+def describe() -> str:
+    """The product and its version in one string, e.g. ``tensorrt_rtx 1.7.1.116``."""
+    return f"{PRODUCT} {VERSION}"
