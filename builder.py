@@ -1,0 +1,226 @@
+"""Builds BERT with the TensorRT API, layer by layer, from the weights in the ONNX file; runs and checks it.
+
+    python model2onnx.py            writes out/
+    python builder.py               fp32 plan, run, compared with PyTorch
+    python builder.py --precision fp16 --seq-len 1,64,512
+    python builder.py --compare-layers
+    python builder.py --gelu decomposed --verbose
+
+The network is the checkpoint's own graph (Devlin et al., arXiv:1810.04805), read from top to bottom:
+``embeddings``, N times ``encoder_layer``, ``head``.
+Letters in shapes: B batch, S sequence length, H hidden size, N heads, D head size (H = N · D).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from common import run_script
+from fusion_log import print_fusions
+from layer_comparison import print_layer_comparison
+from model_files import INPUT_NAMES, BertConfig, ModelFolder, WeightFile
+from pipeline import Job, add_common_arguments, finish, print_report
+from tensorrt_product import trt
+from trt_helper import DTYPES, GELU_KINDS, TrtLog, TrtNetworkHelper, create_builder
+
+
+@dataclass
+class BertBuilder:
+    """Assembles BERT with a ``TrtNetworkHelper``.
+
+    Attributes:
+        helper: adds the layers.
+        config: the model's sizes.
+        weights: the checkpoint's parameters by name. A ``Linear`` weight is (in, out), see model2onnx.py.
+        gelu: which GELU (``GELU_KINDS``); None takes the checkpoint's.
+    """
+
+    helper: TrtNetworkHelper
+    config: BertConfig
+    weights: WeightFile
+    gelu: str | None = None
+
+    def build(self) -> None:
+        """The whole network: three inputs int32 (1, S) to one fp32 output (1, S, vocabulary or H)."""
+        ids = [self.helper.addInput(name, trt.DataType.INT32, (1, -1)) for name in INPUT_NAMES]
+        x = self.embeddings(ids[0], ids[1], ids[2])  # (1, S, H)
+        for index in range(self.config.num_layers):
+            x = self.encoder_layer(x, f"{self.prefix}encoder.layer.{index}")  # (1, S, H)
+        output = self.head(x) if self.config.has_head else x
+        self.helper.markOutput(output, self.config.output_name)
+
+    @property
+    def prefix(self) -> str:
+        """A masked language model calls its encoder ``bert``."""
+        return "bert." if self.config.has_head else ""
+
+    def hidden_state_names(self) -> list[str]:
+        """Tensors that correspond to PyTorch's hidden states: after the embeddings, after each layer."""
+        layers = (f"{self.prefix}encoder.layer.{index}.output.LayerNorm" for index in range(self.config.num_layers))
+        return [f"{self.prefix}embeddings.LayerNorm", *layers]
+
+    def embeddings(
+        self, input_ids: trt.ITensor, token_type_ids: trt.ITensor, position_ids: trt.ITensor
+    ) -> trt.ITensor:
+        """LN(word + type + position): three (1, S) -> (1, S, H)."""
+        name = f"{self.prefix}embeddings"
+        word = self.embedding(input_ids, f"{name}.word_embeddings", self.config.vocab_size)
+        kind = self.embedding(token_type_ids, f"{name}.token_type_embeddings", self.config.type_vocab_size)
+        position = self.embedding(position_ids, f"{name}.position_embeddings", self.config.max_positions)
+        total = self.wide_sum(self.wide_sum(word, kind, f"{name}.word_and_type"), position, f"{name}.sum")
+        return self.layer_norm(total, f"{name}.LayerNorm")
+
+    def encoder_layer(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """Attention and feed-forward, each followed by the residual sum and a layer norm: (1, S, H) -> (1, S, H)."""
+        hidden, inner = self.config.hidden_size, self.config.intermediate_size
+        context = self.attention(x, f"{name}.attention.self")
+        attended = self.linear(context, f"{name}.attention.output.dense", hidden, hidden)
+        x = self.add_and_norm(attended, x, f"{name}.attention.output")
+        expanded = self.linear(x, f"{name}.intermediate.dense", hidden, inner)  # (1, S, 4 H)
+        active = self.activation(expanded, f"{name}.intermediate.intermediate_act_fn")
+        contracted = self.linear(active, f"{name}.output.dense", inner, hidden)
+        return self.add_and_norm(contracted, x, f"{name}.output")
+
+    def attention(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """softmax(Q Kᵀ / √D) V for each head: (1, S, H) -> (1, S, H). (Vaswani et al., arXiv:1706.03762)."""
+        helper, hidden = self.helper, self.config.hidden_size
+        q, k, v = (
+            self.split_heads(self.linear(x, f"{name}.{part}", hidden, hidden), f"{name}.{part}.heads")
+            for part in ("query", "key", "value")
+        )  # each (1, N, S, D)
+        # Q is scaled before the product, not the scores after it: the unscaled scores can overflow fp16.
+        q = helper.addScale(q, 1 / math.sqrt(self.config.head_size), f"{name}.scaled_query")
+        scores = helper.addMatMul(q, k, f"{name}.scores", transpose_b=True)  # (1, N, S, S)
+        probabilities = helper.addSoftmax(scores, f"{name}.probabilities")  # (1, N, S, S)
+        context = helper.addMatMul(probabilities, v, f"{name}.context")  # (1, N, S, D)
+        # (1, N, S, D) -> (1, S, N, D) -> (1, S, H)
+        return helper.addShuffle(context, name, first_transpose=(0, 2, 1, 3), shape=(0, -1, hidden))
+
+    def split_heads(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """(1, S, H) -> (1, S, N, D) -> (1, N, S, D)."""
+        shape = (0, -1, self.config.num_heads, self.config.head_size)
+        return self.helper.addShuffle(x, name, shape=shape, second_transpose=(0, 2, 1, 3))
+
+    def head(self, x: trt.ITensor) -> trt.ITensor:
+        """From hidden states to a score for every word: (1, S, H) -> (1, S, vocabulary)."""
+        name = "cls.predictions"
+        hidden, words = self.config.hidden_size, self.config.vocab_size
+        x = self.linear(x, f"{name}.transform.dense", hidden, hidden)
+        x = self.activation(x, f"{name}.transform.transform_act_fn")
+        x = self.layer_norm(x, f"{name}.transform.LayerNorm")
+        if not self.config.tied_decoder:
+            return self.linear(x, f"{name}.decoder", hidden, words)
+        table_name = f"{self.prefix}embeddings.word_embeddings.weight"
+        table = self.weights.get(table_name, (words, hidden))
+        words_by_hidden = self.helper.addConstant(table, f"{name}.decoder.weight", shape=(1, words, hidden))
+        scores = self.helper.addMatMul(x, words_by_hidden, f"{name}.decoder", transpose_b=True)
+        return self.helper.addBias(scores, self.weights.get(f"{name}.bias", (words,)), name)
+
+    # a module and its parameters
+
+    def linear(self, x: trt.ITensor, name: str, width_in: int, width_out: int) -> trt.ITensor:
+        """A ``Linear`` with its parameters: (1, S, in) -> (1, S, out)."""
+        weight = self.weights.get(f"{name}.weight", (width_in, width_out))
+        return self.helper.addLinear(x, weight, self.weights.get(f"{name}.bias", (width_out,)), name)
+
+    def embedding(self, ids: trt.ITensor, name: str, rows: int) -> trt.ITensor:
+        """An ``Embedding`` with its table: (1, S) -> (1, S, H)."""
+        weight_name = f"{name}.weight"
+        table = self.weights.get(weight_name, (rows, self.config.hidden_size))
+        return self.helper.addEmbedding(ids, self.helper.addConstant(table, weight_name), name)
+
+    def layer_norm(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """A ``LayerNorm`` with its parameters: (1, S, H) -> (1, S, H)."""
+        gamma, beta = (self.weights.get(f"{name}.{part}", (self.config.hidden_size,)) for part in ("weight", "bias"))
+        return self.helper.addLayerNorm(x, gamma, beta, self.config.layer_norm_eps, name)
+
+    def activation(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """The activation that the checkpoint was trained with, unless another GELU was asked for."""
+        if self.config.activation == "relu":
+            return self.helper.addReLU(x, name)
+        return self.helper.addGELU(x, name, self.gelu or self.config.activation)
+
+    def add_and_norm(self, x: trt.ITensor, residual: trt.ITensor, name: str) -> trt.ITensor:
+        """LN(x + residual): two (1, S, H) -> (1, S, H)."""
+        return self.layer_norm(self.wide_sum(x, residual, f"{name}.sum"), f"{name}.LayerNorm")
+
+    def wide_sum(self, a: trt.ITensor, b: trt.ITensor, name: str) -> trt.ITensor:
+        """a + b in fp32. The layer norm that follows computes in fp32 anyway, and the residual sum is where the
+        values of a trained BERT are largest: in fp16 it would be the first to overflow."""
+        wide = [
+            self.helper.addCast(x, trt.DataType.FLOAT, f"{name}.{side}") for x, side in ((a, "left"), (b, "right"))
+        ]
+        return self.helper.addAdd(wide[0], wide[1], name)
+
+
+def run(args: argparse.Namespace) -> Job:
+    """Builds the network and the plan, runs it, compares it with PyTorch."""
+    folder = ModelFolder(args.model_dir)
+    job = Job.prepare("builder.py", folder, args)
+    with job.logging() as log:
+        start = time.perf_counter()
+        bert = assemble(folder, log, args.precision, args.gelu)
+        seconds = time.perf_counter() - start
+        finish(job, log, bert.builder, bert.network, bert.known_weights, seconds, bert.weights.pages_released())
+        if args.compare_layers:
+            job.layers_agree = print_layer_comparison(
+                bert.network, bert.hidden_state_names, folder, job.tolerance, bert.known_weights
+            )
+    if args.gelu == "decomposed" and job.verbose_log is not None:
+        print_fusions(job.verbose_log, bert.gelu_parts, job.plan_path)
+    return job
+
+
+@dataclass
+class AssembledBert:
+    """A network ready to be built, and what must live until then."""
+
+    builder: trt.Builder
+    network: trt.INetworkDefinition
+    weights: WeightFile
+    known_weights: dict[str, np.ndarray]  # what TensorRT points to
+    gelu_parts: list[str]
+    hidden_state_names: list[str]
+
+
+def assemble(folder: ModelFolder, log: TrtLog, precision: str = "fp32", gelu: str | None = None) -> AssembledBert:
+    """Makes the network of the model in ``folder``.
+
+    Raises:
+        UserError: a weight is missing, has another shape, or does not fit the precision.
+    """
+    weights = folder.weights()
+    builder, network = create_builder(log)
+    helper = TrtNetworkHelper(network, log, DTYPES[precision])
+    bert = BertBuilder(helper, folder.config, weights, gelu)
+    bert.build()
+    return AssembledBert(builder, network, weights, helper.weights, helper.gelu_parts, bert.hidden_state_names())
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Build BERT layer by layer with the TensorRT API, run and check it.")
+    add_common_arguments(parser)
+    parser.add_argument(
+        "--gelu", choices=GELU_KINDS, help="which GELU (default: the checkpoint's; decomposed: elementary layers)"
+    )
+    parser.add_argument(
+        "--compare-layers", action="store_true", help="print the difference to PyTorch after every encoder layer"
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    """The script."""
+    job = run(parse_arguments())
+    print_report(job)
+    return 0 if job.agrees else 1
+
+
+if __name__ == "__main__":
+    run_script(main)

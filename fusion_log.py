@@ -1,0 +1,121 @@
+"""Reads TensorRT's verbose log: what became of the layers that went in?"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from common import UserError, console
+from trt_helper import TrtLog, check_plan, execution_obstacle, trt
+
+ENGINE_SECTION = "Engine Layer Information"
+LAYER_LINE = re.compile(r"^Layer\((?P<kind>[^)]*)\): (?P<name>.*?), Tactic: ")
+COUNT_LINE = re.compile(r"(?P<stage>Original|After [^:]+): (?P<count>\d+) layers")
+FUSION_LINE = re.compile(r"\b(?P<rule>[A-Z]\w*(?:Fusion|Fuse\w*))\b.*? (?:on|with|into|from) ")
+
+
+@dataclass(frozen=True)
+class FusionReport:
+    """What the log says.
+
+    Attributes:
+        parts: the layers that were watched.
+        stages: (stage of the optimiser, layers left after it), where the number changed.
+        fusions: lines of the log that name a fusion rule and a watched layer.
+        engine_layers: name of an engine layer -> watched layers inside it, by name.
+        unnamed: watched layers that no engine layer names: inside a ForeignNode, which names only its
+            first and last layer, or optimised away.
+    """
+
+    parts: list[str]
+    stages: list[tuple[str, int]]
+    fusions: list[str]
+    engine_layers: dict[str, list[str]]
+    unnamed: list[str]
+
+
+def read_fusions(lines: Iterable[str], parts: Sequence[str]) -> FusionReport:
+    """Searches a verbose log for the layers ``parts``.
+
+    Raises:
+        UserError: the log has no list of engine layers; it is no verbose log, or the build failed.
+    """
+    stages: list[tuple[str, int]] = []
+    fusions: list[str] = []
+    engine: dict[str, list[str]] = {}
+    in_engine_section = False
+    for line in lines:
+        message = line.split("] ", 1)[-1].rstrip("\n")
+        if counted := COUNT_LINE.search(message):
+            stage = (counted["stage"], int(counted["count"]))
+            if not stages or stages[-1][1] != stage[1]:
+                stages.append(stage)
+        elif FUSION_LINE.search(message) and any(part in message for part in parts):
+            fusions.append(message)
+        in_engine_section = in_engine_section or ENGINE_SECTION in message
+        if in_engine_section and (layer := LAYER_LINE.match(message)):
+            engine[layer["name"]] = [part for part in parts if _names_layer(layer["name"], part)]
+    if not engine:
+        raise UserError(
+            f"the log has no section {ENGINE_SECTION!r}: was it written with --verbose, and did the build end?"
+        )
+    named = {part for inside in engine.values() for part in inside}
+    return FusionReport(list(parts), stages, fusions, engine, [part for part in parts if part not in named])
+
+
+def _names_layer(engine_layer: str, part: str) -> bool:
+    """Whether an engine layer's name contains exactly this layer's name, not just one that begins like it."""
+    return re.search(rf"(?<![\w.]){re.escape(part)}(?![\w.]*\w)", engine_layer) is not None
+
+
+def print_fusions(log: Path, parts: Sequence[str], plan: Path) -> None:
+    """Prints what became of the layers ``parts``, from the log, and from the engine where it can be loaded."""
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        report = read_fusions(lines, parts)
+    table = Table(
+        title=f"What became of {len(parts)} decomposed GELU layers", title_justify="left", show_header=False
+    )
+    stages = ", ".join(f"{stage}: {count}" for stage, count in report.stages)
+    table.add_row("layers left, by the log", stages)
+    table.add_row("fusions that name them", "\n".join(report.fusions) or "none in the log")
+    for name, inside in report.engine_layers.items():
+        if inside or name.startswith("{ForeignNode"):
+            table.add_row(f"engine layer {_shorten(name)}".replace("[", "\\["), f"names {len(inside)} of them")
+    table.add_row("engine layers in all", str(len(report.engine_layers)))
+    table.add_row("named by no engine layer", _explain_unnamed(report))
+    inspected = inspect_engine(plan)
+    table.add_row("engine inspector", inspected if isinstance(inspected, str) else f"{len(inspected)} layers")
+    console.print(table)
+    console.print(f"verbose log: {log}", soft_wrap=True)
+
+
+def _explain_unnamed(report: FusionReport) -> str:
+    if not report.unnamed:
+        return "0"
+    if any(name.startswith("{ForeignNode") for name in report.engine_layers):
+        return (
+            f"{len(report.unnamed)}: inside a ForeignNode, which is compiled as a whole and names only its first "
+            "and last layer"
+        )
+    return f"{len(report.unnamed)}: fused or optimised away"
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= 100 else f"{name[:60]} ... {name[-35:]}"
+
+
+def inspect_engine(plan: Path) -> list[str] | str:
+    """The engine's layers by the engine inspector, or why the engine cannot be loaded here."""
+    obstacle = execution_obstacle()
+    if obstacle is not None:
+        return f"not asked: {obstacle}"
+    engine = trt.Runtime(TrtLog()).deserialize_cuda_engine(check_plan(plan))
+    if engine is None:
+        return "not asked: the engine cannot be loaded here"
+    description = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    return [str(layer) for layer in json.loads(description)["Layers"]]

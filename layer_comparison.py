@@ -1,0 +1,53 @@
+"""Finds the layer that goes wrong: compares the network with PyTorch after every encoder layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from rich.table import Table
+
+from common import console
+from model_files import ModelFolder
+from network_runner import NetworkRunner
+from pipeline import relative_l2
+from tensorrt_product import trt
+
+
+def print_layer_comparison(
+    network: trt.INetworkDefinition,
+    names: Sequence[str],
+    folder: ModelFolder,
+    tolerance: float,
+    known_weights: Mapping[str, np.ndarray],
+) -> bool:
+    """Prints the difference to PyTorch's hidden states, layer by layer, and names the first one out of tolerance.
+
+    Args:
+        network: our network.
+        names: its tensors that correspond to PyTorch's hidden states, L + 1 of them, each (1, S, H).
+        folder: where PyTorch's hidden states lie.
+        tolerance: largest relative L2 error that is accepted.
+        known_weights: see NetworkRunner.
+
+    Returns:
+        Whether all layers are within tolerance.
+    """
+    demo = folder.demo()
+    answers = NetworkRunner(network, outputs=names, known_weights=known_weights).run(demo.inputs)
+    table = Table(title="Difference to PyTorch's hidden states", title_justify="left")
+    for heading in ("after", "relative L2 error", "largest difference", "largest value", ""):
+        table.add_column(heading, justify="left" if heading in ("after", "") else "right")
+    first_wrong = None
+    for name, reference in zip(names, demo.hidden_states, strict=True):
+        ours = answers[name][0].float().numpy()  # (S, H)
+        error = relative_l2(ours, reference)
+        is_wrong = not error <= tolerance  # NaN is wrong
+        first_wrong = first_wrong or (name if is_wrong else None)
+        note = "[bold red]out of tolerance[/]" if is_wrong else ""
+        largest = np.abs(ours - reference).max()
+        table.add_row(name, f"{error:.2e}", f"{largest:.2e}", f"{np.abs(reference).max():.3g}", note)
+    console.print(table)
+    if first_wrong:
+        console.print(f"first layer out of tolerance ({tolerance:.0e}): {first_wrong}", soft_wrap=True)
+    return first_wrong is None

@@ -1,0 +1,402 @@
+"""Runs a BERT checkpoint in PyTorch and exports it to ONNX.
+
+    python model2onnx.py                              the bundled checkpoint
+    python model2onnx.py --model bert-base-uncased    a checkpoint from the model hub (downloads it)
+    python model2onnx.py --model path/to/checkpoint   a local one, in Hugging Face layout
+
+The output folder then holds everything that the other scripts read (see model_files.py): the ONNX model,
+whose weights carry the checkpoint's own parameter names, the configuration, the tokenizer, and one sentence
+with PyTorch's fp32 answer to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+import transformers
+from onnx_ir.passes import common as ir_passes
+from onnxscript import optimizer, rewriter
+from rich.table import Table
+from transformers import AttentionInterface, AutoConfig, AutoTokenizer, BertForMaskedLM, BertModel
+from transformers.models.bert import modeling_bert
+
+from common import UserError, console, log_console, make_folder, run_script, write_whole
+from model_files import (
+    CONFIG_NAME,
+    DATA_NAME,
+    DEMO_NAME,
+    INPUT_NAMES,
+    ONNX_NAME,
+    TOKENIZER_NAME,
+    BertConfig,
+    check_inputs,
+)
+
+BUNDLED_MODEL = Path(__file__).parent / "demo_model"
+DEFAULT_TEXT = "The capital of France, [MASK], contains the Eiffel Tower."
+DEFAULT_OUT_DIR = Path("out")
+OPSET = 20  # the first with Gelu
+
+# Hugging Face's plain attention, registered under a name of its own: for a name that it does not know it
+# builds no attention mask, which one sentence does not need and which would end up in the ONNX graph.
+ATTENTION = "plain"
+AttentionInterface.register(ATTENTION, modeling_bert.eager_attention_forward)
+
+
+class ExportWrapper(torch.nn.Module):
+    """BERT as the ONNX graph is to look: three inputs (1, S), one output."""
+
+    def __init__(self, model: torch.nn.Module, has_head: bool) -> None:
+        """Wraps ``model``; call ``eval()`` on the wrapper, or dropout is exported."""
+        super().__init__()
+        self.model = model
+        self.has_head = has_head
+
+    def forward(
+        self, input_ids: torch.Tensor, token_type_ids: torch.Tensor, position_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """Three int64 (1, S) -> float32 (1, S, vocabulary), or (1, S, H) without a head."""
+        answer = self.model(input_ids=input_ids, token_type_ids=token_type_ids, position_ids=position_ids)
+        return answer.logits if self.has_head else answer.last_hidden_state
+
+
+# --- the checkpoint ---------------------------------------------------------------------------------------
+
+
+def load_checkpoint(name: str) -> tuple[transformers.PreTrainedModel, Any, BertConfig]:
+    """Loads a BERT checkpoint and its tokenizer.
+
+    Args:
+        name: a local folder in Hugging Face layout, or the name of a model on the hub.
+
+    Returns:
+        (model in fp32 and eval mode, tokenizer, configuration).
+
+    Raises:
+        UserError: it cannot be found or read, is not a BERT, or lacks weights.
+    """
+    is_local = Path(name).is_dir()
+    if not is_local and (name.startswith((".", "/", "~")) or Path(name).exists()):
+        raise UserError(f"--model {name}: no such folder; expected a checkpoint folder with config.json")
+    try:
+        hf_config = AutoConfig.from_pretrained(name, local_files_only=is_local)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(_explain_loading(name, is_local, error)) from error
+    BertConfig.from_dict(hf_config.to_dict(), f"--model {name}: config.json")  # before a large download
+    model, has_head = _load_weights(name, is_local, hf_config)
+    hf_config.architectures = [type(model).__name__]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=is_local)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--model {name}: the tokenizer cannot be loaded ({_first_line(error)})") from error
+    config = BertConfig.from_dict(hf_config.to_dict(), f"--model {name}: config.json")
+    assert config.has_head == has_head
+    return model.eval(), tokenizer, config
+
+
+def _load_weights(name: str, is_local: bool, hf_config: Any) -> tuple[transformers.PreTrainedModel, bool]:
+    """Loads BertForMaskedLM, or BertModel where the checkpoint has no head. Returns (model, has_head)."""
+    options: dict[str, Any] = {
+        "config": hf_config,
+        "local_files_only": is_local,
+        "use_safetensors": True,  # the older format is a pickle, which can run code
+        "attn_implementation": ATTENTION,
+        "dtype": torch.float32,
+        "output_loading_info": True,
+    }
+    try:
+        model, info = BertForMaskedLM.from_pretrained(name, **options)  # pyright: ignore[reportGeneralTypeIssues]
+        missing = set(info["missing_keys"])
+        head = {key for key in model.state_dict() if key.startswith("cls.")}
+        has_head = not any(key.startswith("cls.predictions.transform") for key in missing)
+        if not has_head:
+            model, info = BertModel.from_pretrained(name, add_pooling_layer=False, **options)  # pyright: ignore[reportGeneralTypeIssues]
+            missing = set(info["missing_keys"]) - head
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # safetensors' own error is an OSError or a RuntimeError
+        raise UserError(_explain_loading(name, is_local, error)) from error
+    except Exception as error:
+        if type(error).__module__.startswith("safetensors"):
+            raise UserError(f"--model {name}: model.safetensors is corrupt ({_first_line(error)})") from error
+        raise
+    if missing:
+        raise UserError(
+            f"--model {name}: the checkpoint lacks {len(missing)} weights of a BERT, first {sorted(missing)[0]!r}; "
+            "it is incomplete or not a BERT checkpoint"
+        )
+    return model, has_head
+
+
+def _explain_loading(name: str, is_local: bool, error: Exception) -> str:
+    reason = _first_line(error)
+    if is_local:
+        return (
+            f"--model {name}: not a readable checkpoint ({reason}); expected config.json, model.safetensors and "
+            "tokenizer files in Hugging Face layout (pickled .bin weights are not read)"
+        )
+    return (
+        f"--model {name}: no folder of that name, and it could not be had from the model hub ({reason}); "
+        "check the name and the network, or give a local checkpoint folder"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+# --- the sentence and PyTorch's answer --------------------------------------------------------------------
+
+
+def tokenize(text: str, tokenizer: Any, config: BertConfig) -> tuple[dict[str, np.ndarray], list[int]]:
+    """Turns a sentence into the network's inputs.
+
+    Returns:
+        (``input_ids``, ``token_type_ids``, ``position_ids``, each int64 (1, S); positions of [MASK]).
+
+    Raises:
+        UserError: the text has no [MASK] though the model fills masks, is longer than the position table,
+            or has ids outside the vocabulary.
+    """
+    encoded = tokenizer(text, return_tensors="np", return_token_type_ids=True)
+    ids = encoded["input_ids"].astype(np.int64)  # (1, S)
+    inputs = {
+        "input_ids": ids,
+        "token_type_ids": encoded["token_type_ids"].astype(np.int64),
+        "position_ids": np.arange(ids.shape[1], dtype=np.int64)[None],
+    }
+    check_inputs(inputs, config, "--text")
+    positions = [int(position) for position in np.flatnonzero(ids[0] == tokenizer.mask_token_id)]
+    if config.has_head and not positions:
+        raise UserError(f"--text {text!r} has no {tokenizer.mask_token}; write it where a word is to be filled in")
+    return inputs, positions if config.has_head else []
+
+
+def run_pytorch(
+    model: torch.nn.Module, inputs: dict[str, np.ndarray], has_head: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Runs the checkpoint in fp32.
+
+    Returns:
+        (output (1, S, vocabulary or H), hidden states (L + 1, S, H)), both float32.
+    """
+    with torch.inference_mode():
+        answer = model(**{name: torch.from_numpy(ids) for name, ids in inputs.items()}, output_hidden_states=True)
+    output = answer.logits if has_head else answer.last_hidden_state
+    return output.numpy(), torch.cat(answer.hidden_states).numpy()
+
+
+# --- ONNX -------------------------------------------------------------------------------------------------
+
+
+def export_onnx(model: torch.nn.Module, inputs: dict[str, np.ndarray], config: BertConfig) -> ir.Model:
+    """Exports the model, S dynamic, and gives its weights the checkpoint's names."""
+    wrapper = ExportWrapper(model, config.has_head).eval()
+    length = torch.export.Dim("sequence", min=1, max=config.max_positions)
+    example = tuple(torch.from_numpy(np.repeat(inputs[name][:, :1], 2, axis=1)) for name in INPUT_NAMES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            wrapper,
+            example,
+            dynamo=True,
+            optimize=False,  # see simplify
+            opset_version=OPSET,
+            input_names=list(INPUT_NAMES),
+            output_names=[config.output_name],
+            dynamic_shapes=tuple({1: length} for _ in INPUT_NAMES),
+            verbose=False,
+        )
+    assert program is not None
+    simplify(program.model)
+    restore_names(program.model, model)
+    return program.model
+
+
+def simplify(onnx_model: ir.Model) -> None:
+    """Folds constants and removes what has no effect, in place.
+
+    The exporter's own optimisation does the same and then merges equal weights (all zero biases into one),
+    after which their names are lost.
+    """
+    ir_passes.InlinePass()(onnx_model)
+    optimizer.fold_constants(onnx_model)
+    rewriter.rewrite(onnx_model)
+    for clean in (
+        ir_passes.RemoveUnusedNodesPass(),
+        ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        ir_passes.CommonSubexpressionEliminationPass(),
+        ir_passes.OutputFixPass(),
+        ir_passes.NameFixPass(),
+        ir_passes.ClearMetadataAndDocStringPass(),  # stack traces with the exporting machine's paths
+    ):
+        clean(onnx_model)
+
+
+def restore_names(onnx_model: ir.Model, model: torch.nn.Module) -> None:
+    """Renames every weight of the graph to the checkpoint's parameter name, proved bit for bit.
+
+    The exporter keeps some names (behind the wrapper's ``model.``) and makes up others: the weight of a
+    ``Linear`` is stored transposed, (in, out), as ``MatMul`` wants it. Each is matched by its bits against
+    the state dict. Of tied parameters the first name in the state dict is used.
+
+    Raises:
+        UserError: a weight equals no parameter, or a parameter is not in the graph; the message names it.
+    """
+    names_by_bits: dict[str, list[str]] = {}
+    aliases: dict[int, str] = {}
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point() or aliases.setdefault(tensor.data_ptr(), name) != name:
+            continue  # a buffer of positions, or tied to a parameter seen before
+        array = tensor.numpy()
+        for version in [array, array.T] if array.ndim == 2 else [array]:
+            names = names_by_bits.setdefault(_bits(version), [])
+            if name not in names:
+                names.append(name)
+    found: dict[str, ir.Value] = {}
+    for value in list(onnx_model.graph.initializers.values()):
+        array = value.const_value.numpy() if value.const_value is not None else np.empty(0)
+        if array.dtype != np.float32 or array.ndim == 0:
+            continue  # shapes, and scalars such as the attention's 1 / sqrt(D)
+        candidates = [name for name in names_by_bits.get(_bits(array), []) if name not in found]
+        kept = (value.name or "").removeprefix("model.")
+        name = kept if kept in candidates else next(iter(candidates), None)
+        if name is None:
+            raise UserError(
+                f"ONNX export: weight {value.name!r} {list(array.shape)} equals no parameter of the checkpoint, "
+                "neither as it is nor transposed; the exporter changed it, and the names cannot be restored"
+            )
+        found[name] = value
+    lost = [name for names in names_by_bits.values() for name in names if name not in found]
+    if lost:
+        raise UserError(f"ONNX export: parameter {lost[0]!r} of the checkpoint is not in the ONNX graph")
+    for name, value in found.items():
+        value.name = name
+
+
+def _bits(array: np.ndarray) -> str:
+    """A digest of shape and bits."""
+    return f"{array.shape}{hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()}"
+
+
+def write_onnx(onnx_model: ir.Model, folder: Path) -> None:
+    """Writes ``model.onnx`` and ``model.onnx.data``, each whole or not at all."""
+    offset = 0
+    arrays = []
+    for value in onnx_model.graph.initializers.values():
+        assert value.const_value is not None
+        array = np.ascontiguousarray(value.const_value.numpy())
+        if array.dtype == np.float32 and array.ndim > 0:
+            value.const_value = ir.ExternalTensor(
+                DATA_NAME,
+                offset,
+                array.nbytes,
+                ir.DataType.FLOAT,
+                shape=ir.Shape(array.shape),
+                name=value.name or "",
+            )
+            arrays.append(array)
+            offset += array.nbytes
+    with write_whole(folder / DATA_NAME) as file:
+        for array in arrays:
+            file.write(array.data)
+    with write_whole(folder / ONNX_NAME) as file:
+        file.write(ir.to_proto(onnx_model).SerializeToString())
+
+
+# --- the script -------------------------------------------------------------------------------------------
+
+
+def export(model_name: str, text: str, folder: Path) -> None:
+    """The whole job: checkpoint in, folder out. Prints what PyTorch answers."""
+    with log_console.status(f"loading {model_name}"):
+        model, tokenizer, config = load_checkpoint(model_name)
+    inputs, positions = tokenize(text, tokenizer, config)
+    output, hidden_states = run_pytorch(model, inputs, config.has_head)
+    with log_console.status("exporting to ONNX"):
+        onnx_model = export_onnx(model, inputs, config)
+    make_folder(folder)
+    write_onnx(onnx_model, folder)
+    with write_whole(folder / CONFIG_NAME) as file:
+        file.write(json.dumps(model.config.to_diff_dict() | _sizes(model.config), indent=2, sort_keys=True).encode())
+    try:
+        tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise UserError(f"cannot write the tokenizer to {folder}: {error.strerror or error}") from error
+    assert (folder / TOKENIZER_NAME).is_file()
+    with write_whole(folder / DEMO_NAME) as file:
+        answers = {"output": output, "hidden_states": hidden_states, "mask_positions": np.array(positions, np.int64)}
+        np.savez(file, allow_pickle=False, text=np.array(text), **inputs, **answers)
+    size = (folder / DATA_NAME).stat().st_size / 2**20
+    console.print(
+        f"{model_name}: {config.num_layers} layers, hidden size {config.hidden_size}, {config.num_heads} heads, "
+        f"vocabulary {config.vocab_size}, {size:.1f} MiB of weights -> {folder}"
+    )
+    if config.has_head:
+        console.print(answer_table(text, output[0], positions[0], tokenizer))
+
+
+def _sizes(hf_config: Any) -> dict[str, Any]:
+    """The entries that the other scripts read, written even where they equal Hugging Face's defaults."""
+    keys = (
+        "model_type architectures vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size "
+        "max_position_embeddings type_vocab_size layer_norm_eps hidden_act tie_word_embeddings"
+    )
+    return {key: getattr(hf_config, key) for key in keys.split()}
+
+
+def answer_table(text: str, logits: np.ndarray, position: int, tokenizer: Any) -> Table:
+    """The ten best fillings of the first mask. ``logits`` is (S, vocabulary)."""
+    probabilities = torch.from_numpy(logits[position]).softmax(-1)
+    best = probabilities.topk(10)
+    table = Table(title=f"PyTorch fp32: {text}".replace("[", "\\["), title_justify="left")
+    table.add_column("rank", justify="right")
+    table.add_column("word")
+    table.add_column("probability", justify="right")
+    for rank, (probability, number) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True), 1):
+        table.add_row(str(rank), tokenizer.convert_ids_to_tokens(number), f"{probability:.4f}")
+    return table
+
+
+def quiet_libraries() -> None:
+    """Hugging Face and the exporter print progress bars and notes that say nothing to our users."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Export a BERT checkpoint to ONNX with a checked example.")
+    parser.add_argument(
+        "--model",
+        default=str(BUNDLED_MODEL),
+        help="checkpoint folder or hub name (default: the bundled demo_model)",
+    )
+    parser.add_argument(
+        "--text", default=DEFAULT_TEXT, help="the sentence to run, with [MASK] (default: %(default)s)"
+    )
+    parser.add_argument("--out-dir", type=Path, default=DEFAULT_OUT_DIR, help="where to write (default: %(default)s)")
+    args = parser.parse_args()
+    quiet_libraries()
+    export(args.model, args.text, args.out_dir)
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

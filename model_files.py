@@ -1,0 +1,378 @@
+"""The folder that model2onnx.py writes and the other scripts read.
+
+======================  ============================================================================
+``model.onnx``          the graph; its weights carry the checkpoint's own parameter names
+``model.onnx.data``     the weights themselves, read through a memory map
+``config.json``         sizes, in Hugging Face's format
+``tokenizer.json`` ...  the tokenizer
+``demo_io.npz``         one tokenised sentence and what PyTorch answers to it in fp32
+======================  ============================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import threading
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+
+from common import UserError
+
+ONNX_NAME = "model.onnx"
+DATA_NAME = "model.onnx.data"
+CONFIG_NAME = "config.json"
+TOKENIZER_NAME = "tokenizer.json"
+DEMO_NAME = "demo_io.npz"
+
+INPUT_NAMES = ("input_ids", "token_type_ids", "position_ids")
+ACTIVATIONS = {  # Hugging Face's name for the activation -> what addGELU / addReLU are asked for
+    "gelu": "erf",
+    "gelu_new": "tanh",
+    "gelu_pytorch_tanh": "tanh",
+    "relu": "relu",
+}
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The sizes of a BERT. H = ``hidden_size``, N = ``num_heads``, D = ``head_size``, H = N · D."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    max_positions: int
+    type_vocab_size: int
+    layer_norm_eps: float
+    activation: str  # "erf", "tanh" or "relu"
+    tied_decoder: bool  # the head multiplies with the word embeddings
+    has_head: bool  # BertForMaskedLM (logits) or BertModel (hidden states)
+
+    @property
+    def head_size(self) -> int:
+        """D, the width of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def output_name(self) -> str:
+        """Name of the network's output: ``logit`` (1, S, vocabulary) or ``last_hidden_state`` (1, S, H)."""
+        return "logit" if self.has_head else "last_hidden_state"
+
+    @property
+    def output_width(self) -> int:
+        """Length of the output's last axis."""
+        return self.vocab_size if self.has_head else self.hidden_size
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str) -> BertConfig:
+        """Reads a Hugging Face configuration.
+
+        Raises:
+            UserError: it is not a BERT, a size is missing or wrong, or a variant that is not supported.
+        """
+        if values.get("model_type") != "bert":
+            raise UserError(
+                f"{source}: model_type is {values.get('model_type')!r}, expected 'bert'; "
+                "only BERT checkpoints can be used"
+            )
+        for option in ("is_decoder", "add_cross_attention"):
+            if values.get(option):
+                raise UserError(f"{source}: {option} is set; only BERT encoders can be used")
+        if values.get("position_embedding_type", "absolute") != "absolute":
+            raise UserError(
+                f"{source}: position_embedding_type is {values['position_embedding_type']!r}; expected 'absolute'"
+            )
+        activation = values.get("hidden_act", "gelu")
+        if activation not in ACTIVATIONS:
+            raise UserError(f"{source}: hidden_act is {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+
+        def size(key: str) -> int:
+            value = values.get(key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"{source}: {key} is {value!r}, expected a positive whole number")
+            return value
+
+        config = cls(
+            vocab_size=size("vocab_size"),
+            hidden_size=size("hidden_size"),
+            num_layers=size("num_hidden_layers"),
+            num_heads=size("num_attention_heads"),
+            intermediate_size=size("intermediate_size"),
+            max_positions=size("max_position_embeddings"),
+            type_vocab_size=size("type_vocab_size"),
+            layer_norm_eps=float(values.get("layer_norm_eps", 1e-12)),
+            activation=ACTIVATIONS[activation],
+            tied_decoder=bool(values.get("tie_word_embeddings", True)),
+            has_head="BertForMaskedLM" in (values.get("architectures") or []),
+        )
+        if config.hidden_size % config.num_heads:
+            raise UserError(
+                f"{source}: hidden_size {config.hidden_size} is not a multiple of "
+                f"num_attention_heads {config.num_heads}"
+            )
+        return config
+
+
+@dataclass(frozen=True)
+class DemoIO:
+    """One sentence and PyTorch's fp32 answer.
+
+    Attributes:
+        text: the sentence.
+        inputs: ``input_ids``, ``token_type_ids``, ``position_ids``, each int64 (1, S).
+        output: float32, (1, S, vocabulary) or (1, S, H) without a head.
+        hidden_states: float32 (L + 1, S, H): after the embeddings and after each encoder layer.
+        mask_positions: positions of [MASK] in the sentence; empty without a head.
+    """
+
+    text: str
+    inputs: dict[str, np.ndarray]
+    output: np.ndarray
+    hidden_states: np.ndarray
+    mask_positions: list[int]
+
+
+class WeightFile:
+    """The initializers of ``model.onnx``, by name, as read-only views into a memory map.
+
+    Nothing is copied: the file's pages are read when TensorRT reads the weights.
+    """
+
+    def __init__(self, onnx_path: Path) -> None:
+        """Opens the file and checks that every weight lies inside the data file.
+
+        Raises:
+            UserError: the file is missing, corrupt or truncated.
+        """
+        self.path = onnx_path
+        self._map: mmap.mmap | None = None
+        model = load_onnx(onnx_path)
+        self._arrays = {tensor.name: self._view(tensor) for tensor in model.graph.initializer}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._arrays
+
+    def names(self) -> list[str]:
+        """All names in the file's order."""
+        return list(self._arrays)
+
+    def get(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The weight ``name``, float32, after a check of its shape.
+
+        Raises:
+            UserError: no such weight, or it has another shape or type; the message names it.
+        """
+        if name not in self._arrays:
+            raise UserError(
+                f"{self.path}: weight {name!r} is missing (the file has {len(self._arrays)} weights); "
+                "write the file again with model2onnx.py"
+            )
+        array = self._arrays[name]
+        if array.shape != shape or array.dtype != np.float32:
+            raise UserError(
+                f"{self.path}: weight {name!r} is {array.dtype} {list(array.shape)}, expected float32 {list(shape)}; "
+                "config.json and model.onnx do not belong together, or the file is damaged"
+            )
+        return array
+
+    def _view(self, tensor: onnx.TensorProto) -> np.ndarray:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            return numpy_helper.to_array(tensor)
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        offset = int(place.get("offset", 0))
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        count = int(np.prod(tensor.dims, dtype=np.int64))
+        data = self._open_data(place.get("location", ""))
+        if offset + count * dtype.itemsize > len(data):
+            raise UserError(
+                f"{self.path.with_name(place['location'])} has {len(data)} bytes, but weight {tensor.name!r} ends "
+                f"at byte {offset + count * dtype.itemsize}: the file is truncated; write it again with model2onnx.py"
+            )
+        return np.frombuffer(data, dtype, count, offset).reshape(tuple(tensor.dims))
+
+    def _open_data(self, location: str) -> mmap.mmap:
+        if location != DATA_NAME:  # never follow a path out of the folder
+            raise UserError(f"{self.path}: weights lie in {location!r}, expected {DATA_NAME!r}")
+        if self._map is None:
+            path = self.path.with_name(location)
+            try:
+                with path.open("rb") as file:
+                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:
+                raise UserError(f"cannot read {path}: {error}; write it again with model2onnx.py") from error
+        return self._map
+
+    @contextmanager
+    def pages_released(self, every_seconds: float = 0.02) -> Iterator[None]:
+        """While inside, gives pages that were already read back to the system.
+
+        TensorRT reads each weight a few times and keeps a copy of its own; the pages of the file would
+        otherwise count against this process until the end, as much memory again as all weights.
+        """
+        stop = threading.Event()
+
+        def release() -> None:
+            while self._map is not None and not stop.wait(every_seconds):
+                self._map.madvise(mmap.MADV_DONTNEED)  # a page that is needed again is simply read again
+
+        thread = threading.Thread(target=release, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def load_onnx(path: Path) -> onnx.ModelProto:
+    """Reads the graph without the weights in the data file.
+
+    Raises:
+        UserError: the file is missing, empty, or not ONNX.
+    """
+    if not path.is_file():
+        raise UserError(f"no ONNX file at {path}; write it first: python model2onnx.py --out-dir {path.parent}")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable ONNX file ({error}); write it again with model2onnx.py") from error
+    if not model.graph.node:
+        raise UserError(f"{path} holds no graph: it is empty or truncated; write it again with model2onnx.py")
+    return model
+
+
+class ModelFolder:
+    """A folder written by model2onnx.py. Everything in it is read only when asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads the configuration.
+
+        Raises:
+            UserError: the folder or its configuration is missing or wrong.
+        """
+        self.path = path
+        if not path.is_dir():
+            raise UserError(f"no model folder at {path}; write it first: python model2onnx.py --out-dir {path}")
+        self.config = BertConfig.from_dict(read_json(path / CONFIG_NAME), str(path / CONFIG_NAME))
+
+    @property
+    def onnx_path(self) -> Path:
+        """Where the ONNX graph lies."""
+        return self.path / ONNX_NAME
+
+    def weights(self) -> WeightFile:
+        """Opens the weights."""
+        return WeightFile(self.onnx_path)
+
+    def demo(self) -> DemoIO:
+        """Reads ``demo_io.npz`` and checks it against the configuration.
+
+        Raises:
+            UserError: it is missing, corrupt, or does not belong to this model.
+        """
+        path = self.path / DEMO_NAME
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                values = {key: file[key] for key in file.files}
+        except FileNotFoundError as error:
+            raise UserError(f"no {path}; write it with model2onnx.py --out-dir {self.path}") from error
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} is corrupt ({error}); write it again with model2onnx.py") from error
+        expected = (*INPUT_NAMES, "text", "output", "hidden_states", "mask_positions")
+        missing = [key for key in expected if key not in values]
+        if missing:
+            raise UserError(f"{path} lacks {', '.join(missing)}; write it again with model2onnx.py")
+        demo = DemoIO(
+            text=str(values["text"]),
+            inputs={name: values[name].astype(np.int64, copy=False) for name in INPUT_NAMES},
+            output=values["output"],
+            hidden_states=values["hidden_states"],
+            mask_positions=[int(position) for position in values["mask_positions"]],
+        )
+        self._check(demo, path)
+        return demo
+
+    def _check(self, demo: DemoIO, path: Path) -> None:
+        check_inputs(demo.inputs, self.config, str(path))
+        length = demo.inputs["input_ids"].shape[1]
+        if demo.output.shape != (1, length, self.config.output_width):
+            raise UserError(
+                f"{path}: output is {list(demo.output.shape)}, expected {[1, length, self.config.output_width]}; "
+                "the files in this folder do not belong together: write them again with model2onnx.py"
+            )
+
+    def tokens(self) -> list[str]:
+        """The word pieces, by id."""
+        path = self.path / TOKENIZER_NAME
+        vocabulary = read_json(path).get("model", {}).get("vocab")
+        if not isinstance(vocabulary, dict):
+            raise UserError(f"{path} holds no word piece vocabulary; write it again with model2onnx.py")
+        pieces = [f"[unknown id {number}]" for number in range(self.config.vocab_size)]
+        for piece, number in vocabulary.items():
+            if number < len(pieces):
+                pieces[number] = piece
+        return pieces
+
+
+def check_inputs(inputs: Mapping[str, np.ndarray], config: BertConfig, source: str) -> None:
+    """Checks ids against the sizes of the tables they index.
+
+    Args:
+        inputs: ``input_ids``, ``token_type_ids``, ``position_ids``, each integer (B, S).
+        config: the model's sizes.
+        source: where the inputs come from, for the message.
+
+    Raises:
+        UserError: shapes differ, the sequence is longer than the position table, or an id is outside its
+            table; the message names the first one.
+    """
+    limits = {
+        "input_ids": ("the vocabulary", config.vocab_size),
+        "token_type_ids": ("the token types", config.type_vocab_size),
+        "position_ids": ("the position table", config.max_positions),
+    }
+    shape = inputs["input_ids"].shape
+    if len(shape) != 2 or shape[1] < 1:
+        raise UserError(f"{source}: input_ids is {list(shape)}, expected [1, S] with S at least 1")
+    if shape[1] > config.max_positions:
+        raise UserError(
+            f"{source}: {shape[1]} tokens, but the position table has {config.max_positions}; shorten the text"
+        )
+    for name, (table, size) in limits.items():
+        ids = inputs[name]
+        if ids.shape != shape:
+            raise UserError(f"{source}: {name} is {list(ids.shape)}, expected {list(shape)} like input_ids")
+        wrong = np.argwhere((ids < 0) | (ids >= size))
+        if len(wrong):
+            row, column = wrong[0]
+            raise UserError(
+                f"{source}: {name}[{row}, {column}] is {ids[row, column]}, outside {table} (0 to {size - 1})"
+            )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        UserError: the file is missing or is no JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; write it with model2onnx.py") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); write it again with model2onnx.py") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds a JSON {type(values).__name__}, expected an object")
+    return values

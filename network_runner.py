@@ -1,0 +1,520 @@
+"""Runs a TensorRT network definition with PyTorch, on CPU or CUDA: no TensorRT engine, no GPU needed.
+
+The network, ours or one that the ONNX parser made, is read back layer by layer and lowered once to a
+``torch.fx`` graph, which can be printed, run, captured in a CUDA graph or compiled. Any tensor can be asked
+for by name, and that is how the layer that goes wrong is found.
+
+Types are honoured: an fp16 tensor is fp16, products accumulate in fp32, normalisation computes in fp32.
+Results therefore equal those of an engine up to the order of summation and up to roundings that the
+optimiser saves when it fuses layers. It is not TensorRT that executes here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from common import UserError
+from tensorrt_product import trt
+from trt_helper import as_tuple
+
+TORCH_TYPES: dict[trt.DataType, torch.dtype] = {
+    trt.DataType.FLOAT: torch.float32,
+    trt.DataType.HALF: torch.float16,
+    trt.DataType.BF16: torch.bfloat16,
+    trt.DataType.INT8: torch.int8,
+    trt.DataType.INT32: torch.int32,
+    trt.DataType.INT64: torch.int64,
+    trt.DataType.BOOL: torch.bool,
+}
+NARROW_FLOATS = (torch.float16, torch.bfloat16)
+
+
+class UnsupportedLayerError(UserError):
+    """The network has a layer that this runner does not know; the message names it."""
+
+
+# --- what the layers compute ------------------------------------------------------------------------------
+# Each is a plain function, so that the printed graph reads as the computation.
+
+
+def matrix_multiply(a: torch.Tensor, b: torch.Tensor, transpose_a: bool, transpose_b: bool) -> torch.Tensor:
+    """a @ b over the last two axes, accumulated in fp32: (..., M, K), (..., K, N) -> (..., M, N)."""
+    a = a.transpose(-1, -2) if transpose_a else a
+    b = b.transpose(-1, -2) if transpose_b else b
+    if a.dtype in NARROW_FLOATS and not a.is_cuda:
+        return torch.matmul(a.float(), b.float()).to(a.dtype)
+    return torch.matmul(a, b)
+
+
+def shuffle(
+    x: torch.Tensor,
+    target: torch.Tensor | None,
+    first: Sequence[int] | None,
+    shape: Sequence[int] | None,
+    second: Sequence[int] | None,
+    zero_is_placeholder: bool,
+) -> torch.Tensor:
+    """Transpose, reshape, transpose. ``target`` is a shape computed at run time, ``shape`` a fixed one."""
+    if first is not None:
+        x = x.permute(*first)
+    wanted = target.tolist() if target is not None else shape
+    if wanted is not None:
+        if zero_is_placeholder:
+            wanted = [x.shape[axis] if length == 0 else length for axis, length in enumerate(wanted)]
+        x = x.reshape(tuple(wanted))
+    return x.permute(*second) if second is not None else x
+
+
+def gather(table: torch.Tensor, indices: torch.Tensor, axis: int) -> torch.Tensor:
+    """Slices of ``table`` along ``axis``; the axes of ``indices`` take that axis's place."""
+    flat = torch.index_select(table, axis, indices.reshape(-1))
+    return flat.reshape(*table.shape[:axis], *indices.shape, *table.shape[axis + 1 :])
+
+
+def normalization(
+    x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, axes: Sequence[int], epsilon: float
+) -> torch.Tensor:
+    """(x − mean) / √(variance + epsilon) · scale + bias over ``axes``, in fp32, returned in x's type."""
+    wide = x.float()
+    variance, mean = torch.var_mean(wide, dim=list(axes), correction=0, keepdim=True)
+    normal = (wide - mean) * torch.rsqrt(variance + epsilon)
+    return (normal * scale.float() + bias.float()).to(x.dtype)
+
+
+def softmax(x: torch.Tensor, axis: int) -> torch.Tensor:
+    """Softmax along one axis, in x's type."""
+    return torch.softmax(x, dim=axis)
+
+
+def cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """x in another type."""
+    return x.to(dtype)
+
+
+def shape_tensor(x: torch.Tensor) -> torch.Tensor:
+    """The shape of x: int64 (rank,), on the CPU, where shapes are computed."""
+    return torch.tensor(x.shape, dtype=torch.int64)
+
+
+def unsqueeze(x: torch.Tensor, axes: torch.Tensor) -> torch.Tensor:
+    """x with axes of length 1 put in; ``axes`` count in the result."""
+    for axis in sorted(axis % (x.dim() + axes.numel()) for axis in axes.tolist()):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def squeeze(x: torch.Tensor, axes: torch.Tensor) -> torch.Tensor:
+    """x without the given axes of length 1."""
+    return x.squeeze([axis % x.dim() for axis in axes.tolist()])
+
+
+def concatenation(axis: int, *parts: torch.Tensor) -> torch.Tensor:
+    """The parts one after another along ``axis``."""
+    return torch.cat(parts, dim=axis)
+
+
+def reduce(x: torch.Tensor, operation: str, axes: Sequence[int], keep_dims: bool) -> torch.Tensor:
+    """Sum, average, maximum or minimum over ``axes``."""
+    return REDUCTIONS[operation](x, dim=list(axes), keepdim=keep_dims)
+
+
+def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor computed among the shapes, on the CPU, where the network uses it as data."""
+    return x.to(device)
+
+
+def _gelu_erf(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.gelu(x)
+
+
+def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "RELU": torch.relu,
+    "TANH": torch.tanh,
+    "SIGMOID": torch.sigmoid,
+    "GELU_ERF": _gelu_erf,
+    "GELU_TANH": _gelu_tanh,
+}
+UNARIES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "ERF": torch.erf,
+    "EXP": torch.exp,
+    "LOG": torch.log,
+    "NEG": torch.neg,
+    "ABS": torch.abs,
+    "SQRT": torch.sqrt,
+    "RECIP": torch.reciprocal,
+    "NOT": torch.logical_not,
+}
+REDUCTIONS: dict[str, Callable[..., torch.Tensor]] = {
+    "SUM": torch.sum,
+    "AVG": torch.mean,
+    "MAX": torch.amax,
+    "MIN": torch.amin,
+}
+ELEMENTWISE: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "SUM": torch.add,
+    "SUB": torch.sub,
+    "PROD": torch.mul,
+    "DIV": torch.div,
+    "FLOOR_DIV": torch.floor_divide,
+    "POW": torch.pow,
+    "MAX": torch.maximum,
+    "MIN": torch.minimum,
+    "EQUAL": torch.eq,
+    "GREATER": torch.gt,
+    "LESS": torch.lt,
+    "AND": torch.logical_and,
+    "OR": torch.logical_or,
+}
+
+
+# --- reading a network back -------------------------------------------------------------------------------
+
+LAYER_CLASSES = {
+    "ACTIVATION": "IActivationLayer",
+    "CAST": "ICastLayer",
+    "CONCATENATION": "IConcatenationLayer",
+    "CONSTANT": "IConstantLayer",
+    "ELEMENTWISE": "IElementWiseLayer",
+    "GATHER": "IGatherLayer",
+    "MATRIX_MULTIPLY": "IMatrixMultiplyLayer",
+    "NORMALIZATION": "INormalizationLayer",
+    "REDUCE": "IReduceLayer",
+    "SHUFFLE": "IShuffleLayer",
+    "SOFTMAX": "ISoftMaxLayer",
+    "UNARY": "IUnaryLayer",
+}
+
+
+def read_layer(network: trt.INetworkDefinition, index: int) -> tuple[str, Any]:
+    """Layer ``index``: its type's name, and the layer with that type's attributes (the API gives a plain ILayer)."""
+    layer = network.get_layer(index)
+    kind = layer.type.name  # before the class changes: IActivationLayer.type is something else
+    if kind in LAYER_CLASSES:
+        layer.__class__ = getattr(trt, LAYER_CLASSES[kind])
+    return kind, layer
+
+
+def in_order_of_computation(network: trt.INetworkDefinition) -> list[tuple[str, Any]]:
+    """All layers, each after those whose outputs it reads; a network lists them in the order they were added."""
+    layers = [read_layer(network, index) for index in range(network.num_layers)]
+    producer = {
+        layer.get_output(place).name: index
+        for index, (_, layer) in enumerate(layers)
+        for place in range(layer.num_outputs)
+    }
+    sorter: TopologicalSorter[int] = TopologicalSorter()
+    for index, (_, layer) in enumerate(layers):
+        sorter.add(index, *(producer[name] for name in input_names(layer) if name in producer))
+    return [layers[index] for index in sorter.static_order()]
+
+
+def input_names(layer: Any) -> list[str]:
+    """Names of the tensors that a layer reads."""
+    tensors = (layer.get_input(index) for index in range(layer.num_inputs))
+    return [tensor.name for tensor in tensors if tensor is not None]
+
+
+def axes_of_mask(mask: int) -> list[int]:
+    """TensorRT's bit mask of axes as a list."""
+    return [axis for axis in range(mask.bit_length()) if mask >> axis & 1]
+
+
+def as_torch(array: np.ndarray) -> torch.Tensor:
+    """The array as a tensor, bf16 included, in the same memory where PyTorch allows it."""
+    if array.dtype == ml_dtypes.bfloat16:
+        return as_torch(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+@dataclass(frozen=True)
+class _Input:
+    """Stands for an input tensor of a layer among the arguments of its function."""
+
+    name: str
+    on_host: bool = False  # needed as numbers on the CPU, whatever else the layer works on
+
+    @classmethod
+    def all_of(cls, layer: Any) -> list[_Input]:
+        return [cls(name) for name in input_names(layer)]
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A tensor while the graph is made: the node that computes it, and whether it lives on the CPU."""
+
+    node: torch.fx.Node
+    on_host: bool
+
+
+class _Lowering:
+    """Turns a network into a torch.fx graph, one TensorRT layer after another."""
+
+    def __init__(
+        self, network: trt.INetworkDefinition, device: torch.device, known_weights: Mapping[str, np.ndarray]
+    ) -> None:
+        self.network = network
+        self.device = device
+        self.known_weights = known_weights
+        self.graph = torch.fx.Graph()
+        self.buffers: dict[str, torch.Tensor] = {}
+        self.values: dict[str, _Value] = {}
+        self.constants: dict[str, torch.Tensor] = {}
+        self.placed: dict[tuple[str, bool], torch.fx.Node] = {}  # constants and moved tensors, by (name, on_host)
+
+    def run(self, wanted: Sequence[str]) -> torch.fx.GraphModule:
+        """Lowers every layer and returns a module that maps the network's inputs to the wanted tensors."""
+        for index in range(self.network.num_inputs):
+            name = self.network.get_input(index).name
+            self.values[name] = _Value(self.graph.placeholder(name), on_host=False)
+        for kind, layer in in_order_of_computation(self.network):
+            self.lower(kind, layer)
+        unknown = [name for name in wanted if name not in self.values and name not in self.constants]
+        if unknown:
+            raise UserError(f"the network has no tensor {unknown[0]!r}")
+        self.graph.output(tuple(self.node(name, on_host=False) for name in wanted))
+        self.graph.eliminate_dead_code()
+        return torch.fx.GraphModule(self.buffers, self.graph, "TensorRTNetwork")
+
+    def lower(self, kind: str, layer: Any) -> None:
+        """Adds one layer."""
+        name = layer.get_output(0).name
+        if kind == "CONSTANT":
+            self.constants[name] = self.constant(layer)
+            return
+        rule = RULES.get(kind)
+        if rule is None:
+            raise UnsupportedLayerError(
+                f"network_runner cannot run layer {layer.name!r}: type {kind}; it knows {', '.join(sorted(RULES))}"
+            )
+        computed = [self.values[key].on_host for key in input_names(layer) if key in self.values]
+        on_host = kind == "SHAPE" or (bool(computed) and all(computed))  # arithmetic on shapes stays on the CPU
+        function, *arguments = rule(layer)
+        resolved = tuple(
+            self.node(argument.name, argument.on_host or (on_host and kind != "SHAPE"))
+            if isinstance(argument, _Input)
+            else argument
+            for argument in arguments
+        )
+        self.values[name] = _Value(self.graph.call_function(function, resolved), on_host)
+
+    def constant(self, layer: Any) -> torch.Tensor:
+        """The values of a constant layer, in their own type and shape."""
+        values = layer.weights
+        if not isinstance(values, np.ndarray):  # NumPy has no bf16, and the API gives no way to the bytes
+            if layer.name not in self.known_weights:
+                raise UnsupportedLayerError(
+                    f"network_runner cannot read the {values.dtype.name} constant {layer.name!r}: TensorRT's Python "
+                    "API does not give its values; pass them as known_weights"
+                )
+            values = self.known_weights[layer.name]
+        return as_torch(values).reshape(as_tuple(layer.shape))
+
+    def node(self, name: str, on_host: bool) -> torch.fx.Node:
+        """The node that holds tensor ``name``, on the CPU or on the device."""
+        key = (name, on_host)
+        if key in self.placed:
+            return self.placed[key]
+        if name in self.constants:
+            attribute = f"weight_{len(self.buffers)}"
+            self.buffers[attribute] = self.constants[name] if on_host else self.constants[name].to(self.device)
+            self.placed[key] = self.graph.get_attr(attribute)
+            return self.placed[key]
+        value = self.values[name]
+        if value.on_host and not on_host:
+            self.placed[key] = self.graph.call_function(to_device, (value.node, self.device))
+            return self.placed[key]
+        return value.node
+
+
+# --- one rule a layer type: (function, arguments); _Input stands for an input tensor ----------------------
+
+Call = tuple[Any, ...]
+
+
+def _choose(table: Mapping[str, Any], layer: Any, kind: Any) -> Any:
+    """The function for an operation, e.g. ERF."""
+    if kind.name not in table:
+        raise UnsupportedLayerError(
+            f"network_runner cannot run layer {layer.name!r}: {kind} is not one of {', '.join(sorted(table))}"
+        )
+    return table[kind.name]
+
+
+def _refuse(layer: Any, what: str) -> None:
+    raise UnsupportedLayerError(f"network_runner cannot run layer {layer.name!r}: {what}")
+
+
+def _activation(layer: Any) -> Call:
+    return _choose(ACTIVATIONS, layer, layer.type), *_Input.all_of(layer)
+
+
+def _cast(layer: Any) -> Call:
+    return cast, *_Input.all_of(layer), TORCH_TYPES[layer.get_output(0).dtype]
+
+
+def _concatenation(layer: Any) -> Call:
+    return concatenation, layer.axis, *_Input.all_of(layer)
+
+
+def _elementwise(layer: Any) -> Call:
+    return _choose(ELEMENTWISE, layer, layer.op), *_Input.all_of(layer)
+
+
+def _gather(layer: Any) -> Call:
+    if layer.mode != trt.GatherMode.DEFAULT or layer.num_elementwise_dims:
+        _refuse(layer, f"GATHER with {layer.mode} and {layer.num_elementwise_dims} elementwise axes")
+    return gather, *_Input.all_of(layer), layer.axis
+
+
+def _matrix_multiply(layer: Any) -> Call:
+    operations = (layer.op0, layer.op1)
+    if trt.MatrixOperation.VECTOR in operations:
+        _refuse(layer, "MATRIX_MULTIPLY with a VECTOR")
+    return matrix_multiply, *_Input.all_of(layer), *(op == trt.MatrixOperation.TRANSPOSE for op in operations)
+
+
+def _normalization(layer: Any) -> Call:
+    if layer.num_groups != 1:
+        _refuse(layer, f"NORMALIZATION in {layer.num_groups} groups")
+    return normalization, *_Input.all_of(layer), axes_of_mask(layer.axes), layer.epsilon
+
+
+def _reduce(layer: Any) -> Call:
+    if layer.op.name not in REDUCTIONS:
+        _refuse(layer, f"REDUCE {layer.op.name}")
+    return reduce, *_Input.all_of(layer), layer.op.name, axes_of_mask(layer.axes), layer.keep_dims
+
+
+def _shape(layer: Any) -> Call:
+    return shape_tensor, *_Input.all_of(layer)
+
+
+def _shuffle(layer: Any) -> Call:
+    x, *target = _Input.all_of(layer)
+    first = list(layer.first_transpose)[: len(as_tuple(layer.get_input(0).shape))]
+    second = list(layer.second_transpose)[: len(as_tuple(layer.get_output(0).shape))]
+    fixed = None if target or layer.reshape_dims is None else as_tuple(layer.reshape_dims)
+    at_run_time = _Input(target[0].name, on_host=True) if target else None
+    return shuffle, x, at_run_time, first, fixed, second, layer.zero_is_placeholder
+
+
+def _softmax(layer: Any) -> Call:
+    (axis,) = axes_of_mask(layer.axes)
+    return softmax, *_Input.all_of(layer), axis
+
+
+def _squeeze(layer: Any) -> Call:
+    x, axes = _Input.all_of(layer)
+    return squeeze, x, _Input(axes.name, on_host=True)
+
+
+def _unary(layer: Any) -> Call:
+    return _choose(UNARIES, layer, layer.op), *_Input.all_of(layer)
+
+
+def _unsqueeze(layer: Any) -> Call:
+    x, axes = _Input.all_of(layer)
+    return unsqueeze, x, _Input(axes.name, on_host=True)
+
+
+RULES: dict[str, Callable[[Any], Call]] = {
+    "ACTIVATION": _activation,
+    "CAST": _cast,
+    "CONCATENATION": _concatenation,
+    "ELEMENTWISE": _elementwise,
+    "GATHER": _gather,
+    "IDENTITY": _cast,
+    "MATRIX_MULTIPLY": _matrix_multiply,
+    "NORMALIZATION": _normalization,
+    "REDUCE": _reduce,
+    "SHAPE": _shape,
+    "SHUFFLE": _shuffle,
+    "SOFTMAX": _softmax,
+    "SQUEEZE": _squeeze,
+    "UNARY": _unary,
+    "UNSQUEEZE": _unsqueeze,
+}
+
+
+# --- running ----------------------------------------------------------------------------------------------
+
+
+class NetworkRunner:
+    """Runs a network definition with PyTorch.
+
+    Args:
+        network: a strongly typed network, ours or a parsed one; must live as long as the runner.
+        device: "cpu" or "cuda".
+        outputs: names of the tensors to return; default: the network's outputs.
+        known_weights: values of constants that the API cannot read back (bf16), by layer name.
+
+    Attributes:
+        module: the lowered graph (``print(runner.module.code)``), callable with the inputs in order.
+        input_names: the network's inputs in order.
+        output_names: the tensors that a call returns, in order.
+
+    Raises:
+        UnsupportedLayerError: a layer that the runner does not know.
+        UserError: the network has no tensor of a wanted name.
+    """
+
+    def __init__(
+        self,
+        network: trt.INetworkDefinition,
+        device: str = "cpu",
+        outputs: Sequence[str] | None = None,
+        known_weights: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        self.device = torch.device(device)
+        inputs = [network.get_input(index) for index in range(network.num_inputs)]
+        self.input_names = [tensor.name for tensor in inputs]
+        self._input_types = {tensor.name: TORCH_TYPES[tensor.dtype] for tensor in inputs}
+        self.output_names = list(outputs or (network.get_output(index).name for index in range(network.num_outputs)))
+        self.module = _Lowering(network, self.device, known_weights or {}).run(self.output_names)
+
+    def run(self, inputs: Mapping[str, np.ndarray | torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Runs once.
+
+        Args:
+            inputs: one array or tensor per network input; cast to the network's type.
+
+        Returns:
+            One tensor per wanted name, in the type that it has in the network, on the runner's device.
+
+        Raises:
+            UserError: an input is missing or unknown.
+        """
+        if set(inputs) != set(self.input_names):
+            raise UserError(f"inputs given: {sorted(inputs)}; the network has {sorted(self.input_names)}")
+        arguments = [
+            torch.as_tensor(inputs[name]).to(self.device, self._input_types[name]) for name in self.input_names
+        ]
+        with torch.inference_mode(), _accurate_products():
+            return dict(zip(self.output_names, self.module(*arguments), strict=True))
+
+
+@contextmanager
+def _accurate_products() -> Iterator[None]:
+    """Inside, CUDA products of fp16 accumulate in fp32 throughout, and fp32 products do not use TF32."""
+    backend = torch.backends.cuda.matmul
+    names = ("allow_tf32", "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
+    before = {name: getattr(backend, name) for name in names}
+    try:
+        for name in names:
+            setattr(backend, name, False)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(backend, name, value)

@@ -1,0 +1,359 @@
+"""What builder.py and onnx2trt.py share once their network is made: build the plan, run, compare, report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+import tensorrt_product
+from common import console, log_console, make_folder, write_whole
+from model_files import DemoIO, ModelFolder
+from tensorrt_product import IS_RTX, trt
+from trt_helper import (
+    DTYPES,
+    BuildOptions,
+    InferHelper,
+    Latency,
+    SequenceRange,
+    TrtLog,
+    build_plan,
+    execution_obstacle,
+)
+
+TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2}  # relative L2 error of the output against PyTorch fp32
+DEFAULT_SEQ_LEN = SequenceRange(1, 32, 128)
+TIMED_RUNS = 200
+
+
+# --- options ----------------------------------------------------------------------------------------------
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that both ways to a plan understand."""
+    parser.add_argument(
+        "--model-dir", type=Path, default=Path("out"), help="folder written by model2onnx.py (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--precision", choices=list(DTYPES), default="fp32", help="type of weights and tensors (default: %(default)s)"
+    )
+    parser.add_argument("--plan", type=Path, help="plan file to write (default: in the model folder)")
+    parser.add_argument(
+        "--seq-len",
+        type=sequence_range,
+        default=DEFAULT_SEQ_LEN,
+        metavar="MIN,OPT,MAX",
+        help="sequence lengths that the plan accepts and is tuned for (default: 1,32,128)",
+    )
+    parser.add_argument(
+        "--compute-capability",
+        type=capability_list,
+        default=[],
+        metavar="LIST",
+        help="GPUs to build for, e.g. 8.6,8.9 (tensorrt_rtx only; default: all that it supports)",
+    )
+    parser.add_argument("--verbose", action="store_true", help="write TensorRT's verbose log beside the plan")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
+
+
+def sequence_range(text: str) -> SequenceRange:
+    """Reads ``MIN,OPT,MAX``."""
+    try:
+        low, best, high = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not three whole numbers MIN,OPT,MAX") from None
+    if not 1 <= low <= best <= high:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 1 <= MIN <= OPT <= MAX")
+    return SequenceRange(low, best, high)
+
+
+def capability_list(text: str) -> list[str]:
+    """Reads ``8.6,8.9``."""
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        major, dot, minor = part.partition(".")
+        if not (dot and major.isdigit() and minor.isdigit()):
+            raise argparse.ArgumentTypeError(f"{part!r} is no compute capability; expected e.g. 8.6")
+    return parts
+
+
+# --- comparing with PyTorch -------------------------------------------------------------------------------
+
+
+def relative_l2(values: np.ndarray, reference: np.ndarray) -> float:
+    """‖values − reference‖ / ‖reference‖, computed in fp64; NaN if any value is NaN."""
+    wide, wide_reference = values.astype(np.float64), reference.astype(np.float64)
+    return float(np.linalg.norm(wide - wide_reference) / np.linalg.norm(wide_reference))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far an output is from PyTorch's.
+
+    Attributes:
+        rel_l2: relative L2 error over the whole output.
+        max_abs: largest absolute difference.
+        top1_same: the best word is the same at every [MASK]; None without a head.
+        top10_same: the ten best words are the same, in the same order; None without a head.
+        top10: the ten best words at the first [MASK], ``{"word", "id", "probability"}``; empty without a head.
+    """
+
+    rel_l2: float
+    max_abs: float
+    top1_same: bool | None
+    top10_same: bool | None
+    top10: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, output: np.ndarray, demo: DemoIO, tokens: Sequence[str]) -> Comparison:
+        """Compares an output (1, S, vocabulary or H) with the demo's."""
+        ours = [best_words(output[0, position]) for position in demo.mask_positions]
+        theirs = [best_words(demo.output[0, position]) for position in demo.mask_positions]
+        pairs = list(zip(ours, theirs, strict=True))
+        has_masks = bool(pairs)
+        return cls(
+            rel_l2=relative_l2(output, demo.output),
+            max_abs=float(np.abs(output.astype(np.float64) - demo.output).max()),
+            top1_same=all(a[0] == b[0] for a, b in pairs) if has_masks else None,
+            top10_same=all(a == b for a, b in pairs) if has_masks else None,
+            top10=describe_words(output[0, demo.mask_positions[0]], ours[0], tokens) if has_masks else [],
+        )
+
+    def agrees(self, precision: str) -> bool:
+        """Within tolerance, and the answer the same: all ten words for fp32, the first otherwise."""
+        same = self.top10_same if precision == "fp32" else self.top1_same
+        return self.rel_l2 <= TOLERANCES[precision] and same is not False  # a NaN is never <=
+
+
+def best_words(scores: np.ndarray) -> list[int]:
+    """Ids of the ten highest scores, best first; equal scores in the order of ids."""
+    return [int(number) for number in np.argsort(-scores, kind="stable")[:10]]
+
+
+def describe_words(scores: np.ndarray, ids: Sequence[int], tokens: Sequence[str]) -> list[dict[str, Any]]:
+    """Word, id and probability of the given ids; ``scores`` is (vocabulary,)."""
+    wide = scores.astype(np.float64)
+    exponentials = np.exp(wide - wide.max())
+    probabilities = exponentials / exponentials.sum()
+    return [{"word": tokens[number], "id": number, "probability": float(probabilities[number])} for number in ids]
+
+
+# --- one job ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Job:
+    """One network on its way from definition to checked result."""
+
+    way: str  # "builder.py" or "onnx2trt.py"
+    folder: ModelFolder
+    demo: DemoIO
+    precision: str
+    options: BuildOptions
+    plan_path: Path
+    json_path: Path | None
+    verbose_log: Path | None
+    executed_by: str = ""
+    not_executed_because: str | None = None
+    num_layers: int = 0
+    plan_bytes: int = 0
+    seconds_network: float = 0.0
+    seconds_build: float = 0.0
+    comparison: Comparison | None = None
+    latency: dict[str, Latency] = field(default_factory=dict)
+    layers_agree: bool = True
+
+    @classmethod
+    def prepare(cls, way: str, folder: ModelFolder, args: argparse.Namespace) -> Job:
+        """Checks everything that can be checked before the long work."""
+        stem = f"{Path(way).stem}.{args.precision}"
+        plan = args.plan or folder.path / f"{stem}.plan"
+        for path in (plan, args.json):
+            if path is not None:
+                make_folder(path.parent)
+        options = BuildOptions(
+            seq_len=args.seq_len.check(folder.config.max_positions),
+            compute_capabilities=args.compute_capability,
+            timing_cache=folder.path / "timing.cache",
+        )
+        log = plan.with_suffix(".log") if args.verbose else None
+        return cls(way, folder, folder.demo(), args.precision, options, plan, args.json, log)
+
+    @property
+    def tolerance(self) -> float:
+        """Largest relative L2 error that is accepted."""
+        return TOLERANCES[self.precision]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the result is what PyTorch says, within tolerance."""
+        return self.comparison is not None and self.comparison.agrees(self.precision) and self.layers_agree
+
+    @contextmanager
+    def logging(self) -> Iterator[TrtLog]:
+        """TensorRT's logger; with --verbose it also writes a file beside the plan."""
+        if self.verbose_log is None:
+            yield TrtLog()
+            return
+        with write_whole(self.verbose_log) as file:
+            yield TrtLog(file)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What --json writes."""
+        assert self.comparison is not None
+        return {
+            "way": self.way,
+            "tensorrt": tensorrt_product.describe(),
+            "model": str(self.folder.path),
+            "text": self.demo.text,
+            "precision": self.precision,
+            "executed_by": self.executed_by,
+            "not_executed_because": self.not_executed_because,
+            "num_layers": self.num_layers,
+            "plan": str(self.plan_path),
+            "plan_bytes": self.plan_bytes,
+            "seconds_network": self.seconds_network,
+            "seconds_build": self.seconds_build,
+            "tolerance": self.tolerance,
+            "within_tolerance": self.agrees,
+            **asdict(self.comparison),
+            "latency_ms": {name: asdict(latency) for name, latency in self.latency.items()},
+        }
+
+
+def finish(
+    job: Job,
+    log: TrtLog,
+    builder: trt.Builder,
+    network: trt.INetworkDefinition,
+    known_weights: Mapping[str, np.ndarray],
+    seconds_network: float,
+    weights_read: AbstractContextManager[None] | None = None,
+) -> None:
+    """Builds the plan, runs the network, compares; fills in ``job``.
+
+    Args:
+        job: from ``Job.prepare``.
+        log: the builder's logger.
+        builder: the network's builder.
+        network: the network, outputs marked.
+        known_weights: for the runner, see NetworkRunner.
+        seconds_network: what making the network took.
+        weights_read: see ``build_plan``.
+
+    Raises:
+        UserError: the build or the execution fails; the JSON file cannot be written.
+    """
+    job.seconds_network = seconds_network
+    job.num_layers = network.num_layers
+    info = build_plan(builder, network, log, job.options, job.plan_path, weights_read)
+    job.plan_bytes, job.seconds_build = info.num_bytes, info.seconds_build
+    job.not_executed_because = execution_obstacle() or _foreign_target(job.options.compute_capabilities)
+    if job.not_executed_because is None:
+        job.executed_by = "tensorrt"
+        output = _execute_plan(job)
+    else:
+        job.executed_by = "pytorch"
+        output = _run_with_pytorch(job, network, known_weights)
+    job.comparison = Comparison.of(output, job.demo, job.folder.tokens() if job.demo.mask_positions else [])
+    if job.json_path is not None:
+        with write_whole(job.json_path) as file:
+            file.write((json.dumps(job.as_dict(), indent=2) + "\n").encode())
+
+
+def _foreign_target(capabilities: Sequence[str]) -> str | None:
+    """Why a plan for other GPUs cannot be executed here."""
+    if not capabilities:
+        return None
+    import pycuda.driver as cuda  # pyright: ignore[reportMissingImports]
+
+    here = "{}.{}".format(*cuda.Device(0).compute_capability())
+    return None if here in capabilities else f"built for {', '.join(capabilities)}, this GPU is {here}"
+
+
+def _execute_plan(job: Job) -> np.ndarray:
+    with InferHelper(job.plan_path) as helper:
+        outputs = helper.infer(job.demo.inputs)
+        job.latency["enqueue"] = helper.benchmark(job.demo.inputs, TIMED_RUNS)
+        job.latency["cuda_graph"] = helper.benchmark(job.demo.inputs, TIMED_RUNS, cuda_graph=True)
+    return outputs[job.folder.config.output_name]
+
+
+def _run_with_pytorch(
+    job: Job, network: trt.INetworkDefinition, known_weights: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    # Imported here: while a plan is built, PyTorch would only take memory.
+    import torch
+
+    from network_runner import NetworkRunner
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with log_console.status(f"running the network with PyTorch on {device}"):
+        runner = NetworkRunner(network, device, known_weights=known_weights)
+        outputs = runner.run(job.demo.inputs)
+    return outputs[job.folder.config.output_name].cpu().numpy()
+
+
+# --- the table --------------------------------------------------------------------------------------------
+
+
+def print_report(*jobs: Job) -> None:
+    """Prints one table with a column for PyTorch and one for each job."""
+    demo, folder = jobs[0].demo, jobs[0].folder
+    table = Table(title=demo.text.replace("[", "\\["), title_justify="left")
+    for heading in ("", "PyTorch fp32", *(f"{job.way} {job.precision}" for job in jobs)):
+        table.add_column(heading, overflow="fold")
+    if demo.mask_positions:
+        reference = Comparison.of(demo.output, demo, folder.tokens())
+        for rank in range(10):
+            cells = [_word_cell(comparison, rank) for comparison in (reference, *map(_compared, jobs))]
+            table.add_row(f"{rank + 1}.", *cells)
+        table.add_section()
+    rows = [
+        ("relative L2 error", lambda job: f"{_compared(job).rel_l2:.2e} (at most {job.tolerance:.0e})"),
+        ("largest difference", lambda job: f"{_compared(job).max_abs:.2e}"),
+        ("network layers", lambda job: str(job.num_layers)),
+        ("plan", lambda job: f"{job.plan_bytes / 2**20:.2f} MiB"),
+        ("seconds for network + plan", lambda job: f"{job.seconds_network:.2f} + {job.seconds_build:.2f}"),
+        ("network run by", lambda job: {"tensorrt": "TensorRT", "pytorch": "PyTorch"}[job.executed_by]),
+        ("milliseconds, median (p99)", _latency_cell),
+        ("agrees with PyTorch", lambda job: "[green]yes[/]" if job.agrees else "[bold red]NO[/]"),
+    ]
+    for label, cell in rows:
+        table.add_row(label, "", *(cell(job) for job in jobs))
+    console.print(table)
+    console.print(_explain_execution(jobs[0]), soft_wrap=True)
+
+
+def _compared(job: Job) -> Comparison:
+    assert job.comparison is not None
+    return job.comparison
+
+
+def _word_cell(comparison: Comparison, rank: int) -> str:
+    entry = comparison.top10[rank]
+    return f"{entry['word']} {entry['probability']:.4f}"
+
+
+def _latency_cell(job: Job) -> str:
+    if not job.latency:
+        return "plan not executed"
+    return "\n".join(f"{name}: {times.median:.3f} ({times.p99:.3f})" for name, times in job.latency.items())
+
+
+def _explain_execution(job: Job) -> str:
+    built_by = tensorrt_product.describe()
+    if job.executed_by == "tensorrt":
+        return f"Plans built and executed by {built_by}."
+    where = " It builds without a GPU." if IS_RTX else ""
+    return (
+        f"Plans built by {built_by}, not executed: {job.not_executed_because}.{where} "
+        "The results above are those of the same network definition, run by PyTorch."
+    )

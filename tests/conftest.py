@@ -1,0 +1,76 @@
+"""What tests share: a small random checkpoint, and its exported folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizerFast
+
+import model2onnx
+
+ROOT = Path(__file__).parent.parent
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = "the capital of france , contains eiffel tower . paris lyon nice london rome a b c d e".split()
+
+
+def make_checkpoint(folder: Path, head: bool = True, seed: int = 0, **sizes: object) -> Path:
+    """Saves a random BERT: 2 layers, hidden size 128, 2 heads of 64, all parameters different from zero and one."""
+    vocabulary = (
+        SPECIAL + WORDS + [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] + list("fghijklmnopqrstuvwxyz")
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    options = {
+        "vocab_size": len(vocabulary),
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 256,
+        "max_position_embeddings": 64,
+    } | sizes
+    config = BertConfig(**options)  # pyright: ignore[reportArgumentType]
+    torch.manual_seed(seed)
+    model = BertForMaskedLM(config) if head else BertModel(config, add_pooling_layer=False)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            spread = 0.5 if "LayerNorm" in name else 0.15
+            parameter.normal_(1.0 if name.endswith("LayerNorm.weight") else 0.0, spread)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random masked language model in Hugging Face layout."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def model_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What model2onnx.py makes of it. Tests that change files copy it first."""
+    folder = tmp_path_factory.mktemp("model")
+    model2onnx.quiet_libraries()
+    model2onnx.export(str(checkpoint), model2onnx.DEFAULT_TEXT, folder)
+    return folder
+
+
+Script = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Script:
+    """Runs one of the project's scripts as a user does; there is no network and no model hub."""
+
+    def run(name: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / name), *map(str, arguments)]
+        variables = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")} | environment
+        return subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    return run

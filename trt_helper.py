@@ -1,0 +1,933 @@
+"""TensorRT, one small step above the Python API: assemble a network, build a plan, execute it.
+
+* ``TrtNetworkHelper``: ``addLinear``, ``addSoftmax``, ``addGELU``, ``addLayerNorm`` ... Every layer carries
+  the name of the module it stands for, and TensorRT's answer is checked at once.
+* ``build_plan``: profile, progress bar, plan written whole or not at all.
+* ``InferHelper``: validates a plan, allocates once, executes asynchronously, times.
+
+Networks are strongly typed: fp16 means fp16 weights and tensors, and nothing is cast behind one's back.
+Letters in shapes: B batch, S sequence length, H hidden size, N heads, D head size.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+import tensorrt_product
+from common import UserError, log_console, write_whole
+from tensorrt_product import IS_RTX, trt
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+DTYPES = {"fp32": trt.DataType.FLOAT, "fp16": trt.DataType.HALF, "bf16": trt.DataType.BF16}
+NUMPY_TYPES: dict[trt.DataType, Any] = {
+    trt.DataType.FLOAT: np.float32,
+    trt.DataType.HALF: np.float16,
+    trt.DataType.BF16: ml_dtypes.bfloat16,
+    trt.DataType.INT8: np.int8,
+    trt.DataType.INT32: np.int32,
+    trt.DataType.INT64: np.int64,
+    trt.DataType.BOOL: np.bool_,
+}
+GELU_KINDS = ("erf", "tanh", "decomposed")
+
+
+# --- what TensorRT says -----------------------------------------------------------------------------------
+
+
+class TrtLog(trt.ILogger):
+    """TensorRT's logger. Keeps errors, so that an exception can carry TensorRT's own message.
+
+    Args:
+        verbose_file: where every message is written as a line; None keeps errors only.
+    """
+
+    NO_GPU_NOISE = "CUDA driver version is insufficient"  # said beside other errors where there is no GPU
+
+    def __init__(self, verbose_file: IO[bytes] | None = None) -> None:
+        trt.ILogger.__init__(self)
+        self.verbose_file = verbose_file
+        self.errors: list[str] = []
+
+    def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+        """Called by TensorRT."""
+        if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+            self.errors.append(msg.strip())
+        if self.verbose_file is not None:
+            self.verbose_file.write(f"[{str(severity).rpartition('.')[2]}] {msg}\n".encode())
+
+    def take_errors(self) -> str:
+        """The errors since the last call as one string, without those that only say that there is no GPU."""
+        told = [message for message in self.errors if self.NO_GPU_NOISE not in message] or self.errors
+        self.errors = []
+        return " | ".join(dict.fromkeys(told)) or "TensorRT gave no message"
+
+
+class LayerError(UserError):
+    """TensorRT refused a layer; the message has its name, the shapes and types of its inputs, and why."""
+
+
+def as_tuple(dims: Any) -> tuple[int, ...]:
+    """TensorRT's shape as a tuple."""
+    return tuple(dims)
+
+
+def shape_of(tensor: trt.ITensor) -> tuple[int, ...] | None:
+    """The tensor's shape, -1 where dynamic; None if TensorRT could not work it out."""
+    try:
+        return as_tuple(tensor.shape)
+    except (RuntimeError, ValueError):  # rtx raises; the full product returns a shape of negative length
+        return None
+
+
+def describe_tensor(tensor: trt.ITensor) -> str:
+    """Name, type and shape in one string."""
+    shape = shape_of(tensor)
+    return f"{tensor.name} {tensor.dtype.name} {list(shape) if shape is not None else 'of no valid shape'}"
+
+
+# --- the network ------------------------------------------------------------------------------------------
+
+
+class TrtNetworkHelper:
+    """Adds the layers that BERT needs to a strongly typed network.
+
+    Every method names its layer ``name`` and returns its output tensor, which carries the same name.
+
+    Args:
+        network: the network to add to.
+        log: the logger that the network's builder uses.
+        dtype: type of weights and tensors (``DTYPES``); layer norm and softmax compute in fp32 regardless.
+    """
+
+    def __init__(
+        self, network: trt.INetworkDefinition, log: TrtLog, dtype: trt.DataType = trt.DataType.FLOAT
+    ) -> None:
+        self.network = network
+        self.log = log
+        self.dtype = dtype
+        self.gelu_parts: list[str] = []  # names of the layers that addGELU("decomposed") made
+        self.weights: dict[str, np.ndarray] = {}  # TensorRT reads them when it builds: they must live until then
+        self._converted: dict[Any, tuple[np.ndarray, np.ndarray]] = {}  # so that tied weights are stored once
+
+    # inputs and outputs
+
+    def addInput(self, name: str, dtype: trt.DataType, shape: Sequence[int]) -> trt.ITensor:
+        """A network input; -1 marks a dynamic axis."""
+        tensor = self.network.add_input(name, dtype, trt.Dims(list(shape)))
+        if tensor is None:
+            raise LayerError(f"input {name!r} {dtype.name} {list(shape)} refused: {self.log.take_errors()}")
+        return tensor
+
+    def markOutput(self, tensor: trt.ITensor, name: str) -> trt.ITensor:
+        """Makes ``tensor`` a network output called ``name``, always fp32."""
+        if tensor.dtype != trt.DataType.FLOAT:
+            tensor = self.addCast(tensor, trt.DataType.FLOAT, name)
+        tensor.name = name
+        self.network.mark_output(tensor)
+        return tensor
+
+    # weights
+
+    def addConstant(
+        self,
+        values: np.ndarray,
+        name: str,
+        dtype: trt.DataType | None = None,
+        shape: Sequence[int] | None = None,
+    ) -> trt.ITensor:
+        """A constant of the helper's type, or of ``dtype``.
+
+        Args:
+            values: any shape; a float that does not fit the type is an error.
+            name: the parameter's name.
+            dtype: type to store; default: the helper's.
+            shape: shape to give it, as many elements as ``values``; default: its own.
+        """
+        dtype = dtype or self.dtype
+        source = (values.ctypes.data, values.size, dtype)
+        if source not in self._converted:
+            converted = np.ascontiguousarray(convert_weight(values, dtype, name))
+            self._converted[source] = (values, converted)  # values too: its address must not be used again
+        stored = self.weights[name] = self._converted[source][1]
+        weights = trt.Weights(dtype, stored.ctypes.data, stored.size)
+        layer = self.network.add_constant(trt.Dims(list(shape or stored.shape)), weights)
+        return self._finish(layer, name, [])
+
+    # matrix products
+
+    def addMatMul(
+        self, a: trt.ITensor, b: trt.ITensor, name: str, transpose_a: bool = False, transpose_b: bool = False
+    ) -> trt.ITensor:
+        """a @ b over the last two axes: (..., M, K) and (..., K, N) -> (..., M, N); leading axes broadcast."""
+        op = {False: trt.MatrixOperation.NONE, True: trt.MatrixOperation.TRANSPOSE}
+        layer = self.network.add_matrix_multiply(a, op[transpose_a], b, op[transpose_b])
+        return self._finish(layer, name, [a, b])
+
+    def addLinear(self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray, name: str) -> trt.ITensor:
+        """x @ weight + bias.
+
+        Args:
+            x: (B, S, in).
+            weight: (in, out), as ONNX's MatMul has it: the transpose of PyTorch's ``Linear.weight``.
+            bias: (out,).
+            name: the module's name.
+        """
+        w = self.addConstant(weight, f"{name}.weight", shape=(1, *weight.shape))  # (1, in, out)
+        product = self.addMatMul(x, w, f"{name}.product")  # (B, S, out)
+        return self.addBias(product, bias, name)
+
+    def addBias(self, x: trt.ITensor, bias: np.ndarray, name: str) -> trt.ITensor:
+        """x + bias along the last axis: (B, S, H) and (H,)."""
+        return self.addAdd(x, self.addConstant(bias, f"{name}.bias", shape=(1, 1, bias.size)), name)
+
+    # lookups
+
+    def addEmbedding(self, indices: trt.ITensor, table: trt.ITensor, name: str) -> trt.ITensor:
+        """Rows of a table: indices (B, S) and table (rows, H) -> (B, S, H)."""
+        return self._finish(self.network.add_gather(table, indices, 0), name, [table, indices])
+
+    # activations
+
+    def addGELU(self, x: trt.ITensor, name: str, kind: str = "erf") -> trt.ITensor:
+        """Gaussian error linear unit, x · Φ(x) (Hendrycks & Gimpel, arXiv:1606.08415).
+
+        Args:
+            x: any shape.
+            name: the module's name.
+            kind: ``erf``: Φ by the error function, what BERT uses; ``tanh``: the paper's approximation, which
+                GPT-2 uses; ``decomposed``: the same as ``erf``, from elementary layers.
+        """
+        if kind == "decomposed":
+            return self._addDecomposedGELU(x, name)
+        kinds = {"erf": trt.ActivationType.GELU_ERF, "tanh": trt.ActivationType.GELU_TANH}
+        if kind not in kinds:
+            raise ValueError(f"GELU kind {kind!r}; expected one of {', '.join(GELU_KINDS)}")
+        return self._finish(self.network.add_activation(x, kinds[kind]), name, [x])
+
+    def _addDecomposedGELU(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """x/2 · (1 + erf(x / √2)), each operation a layer of its own."""
+        scaled = self.addScale(x, 1 / math.sqrt(2), f"{name}.gelu_scale")
+        erf = self._unary(scaled, trt.UnaryOperation.ERF, f"{name}.gelu_erf")
+        shifted = self.addAdd(erf, self._scalar(1.0, x, f"{name}.gelu_one"), f"{name}.gelu_add")
+        half = self.addScale(x, 0.5, f"{name}.gelu_half")
+        product = self._elementwise(half, shifted, trt.ElementWiseOperation.PROD, name)
+        self.gelu_parts += [scaled.name, erf.name, shifted.name, half.name, product.name]
+        return product
+
+    def addReLU(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """max(x, 0)."""
+        return self._finish(self.network.add_activation(x, trt.ActivationType.RELU), name, [x])
+
+    def addTanh(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """Hyperbolic tangent."""
+        return self._finish(self.network.add_activation(x, trt.ActivationType.TANH), name, [x])
+
+    def addLog(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """Natural logarithm."""
+        return self._unary(x, trt.UnaryOperation.LOG, name)
+
+    def addSoftmax(self, x: trt.ITensor, name: str, axis: int = -1) -> trt.ITensor:
+        """Softmax along ``axis``, computed in fp32, returned in x's type.
+
+        In fp16 the sum of exponentials over a long sequence would lose most of its digits.
+        """
+        wide = self.addCast(x, trt.DataType.FLOAT, f"{name}.wide")
+        layer = self.network.add_softmax(wide)
+        if layer is not None:
+            layer.axes = 1 << (axis % len(x.shape))
+        narrow = x.dtype != trt.DataType.FLOAT
+        probabilities = self._finish(layer, f"{name}.fp32" if narrow else name, [wide])
+        return self.addCast(probabilities, x.dtype, name)
+
+    # normalisation
+
+    def addLayerNorm(
+        self, x: trt.ITensor, gamma: np.ndarray, beta: np.ndarray, epsilon: float, name: str
+    ) -> trt.ITensor:
+        """(x − mean) / √(variance + epsilon) · gamma + beta over the last axis (Ba et al., arXiv:1607.06450).
+
+        Computed in fp32 and returned in the helper's type: squares of fp16 values overflow from 256 on.
+
+        Args:
+            x: (B, S, H), the helper's type or fp32.
+            gamma: (H,).
+            beta: (H,).
+            epsilon: BERT: 1e-12.
+            name: the module's name.
+        """
+        wide = self.addCast(x, trt.DataType.FLOAT, f"{name}.wide")
+        scale = self.addConstant(gamma, f"{name}.weight", trt.DataType.FLOAT, (1, 1, gamma.size))
+        shift = self.addConstant(beta, f"{name}.bias", trt.DataType.FLOAT, (1, 1, beta.size))
+        layer = self.network.add_normalization(wide, scale, shift, 1 << 2)
+        if layer is not None:
+            layer.epsilon = epsilon
+        narrow = self.dtype != trt.DataType.FLOAT
+        y = self._finish(layer, f"{name}.fp32" if narrow else name, [wide, scale, shift])
+        return self.addCast(y, self.dtype, name)
+
+    # arithmetic
+
+    def addAdd(self, a: trt.ITensor, b: trt.ITensor, name: str) -> trt.ITensor:
+        """a + b; axes of length 1 broadcast."""
+        return self._elementwise(a, b, trt.ElementWiseOperation.SUM, name)
+
+    def addScale(self, x: trt.ITensor, factor: float, name: str) -> trt.ITensor:
+        """factor · x."""
+        scalar = self._scalar(factor, x, f"{name}.factor")
+        return self._elementwise(x, scalar, trt.ElementWiseOperation.PROD, name)
+
+    # types and shapes
+
+    def addCast(self, x: trt.ITensor, dtype: trt.DataType, name: str) -> trt.ITensor:
+        """x in another type; x itself if it has that type already."""
+        if x.dtype == dtype:
+            return x
+        return self._finish(self.network.add_cast(x, dtype), name, [x])
+
+    def addReshape(self, x: trt.ITensor, shape: Sequence[int], name: str) -> trt.ITensor:
+        """x in another shape; 0 keeps the axis of x in that place, one -1 is worked out."""
+        return self.addShuffle(x, name, shape=shape)
+
+    def addShuffle(
+        self,
+        x: trt.ITensor,
+        name: str,
+        first_transpose: Sequence[int] | None = None,
+        shape: Sequence[int] | None = None,
+        second_transpose: Sequence[int] | None = None,
+    ) -> trt.ITensor:
+        """Transpose, reshape and transpose again, each optional, in one layer."""
+        layer = self.network.add_shuffle(x)
+        if layer is not None:
+            if first_transpose is not None:
+                layer.first_transpose = trt.Permutation(list(first_transpose))
+            if shape is not None:
+                layer.reshape_dims = trt.Dims(list(shape))
+            if second_transpose is not None:
+                layer.second_transpose = trt.Permutation(list(second_transpose))
+        return self._finish(layer, name, [x])
+
+    # what every method above goes through
+
+    def _elementwise(
+        self, a: trt.ITensor, b: trt.ITensor, operation: trt.ElementWiseOperation, name: str
+    ) -> trt.ITensor:
+        return self._finish(self.network.add_elementwise(a, b, operation), name, [a, b])
+
+    def _unary(self, x: trt.ITensor, operation: trt.UnaryOperation, name: str) -> trt.ITensor:
+        return self._finish(self.network.add_unary(x, operation), name, [x])
+
+    def _scalar(self, value: float, like: trt.ITensor, name: str) -> trt.ITensor:
+        """A constant of x's type that broadcasts over x."""
+        return self.addConstant(np.full((1,) * len(like.shape), value, np.float32), name, like.dtype)
+
+    def _finish(self, layer: trt.ILayer | None, name: str, inputs: Sequence[trt.ITensor]) -> trt.ITensor:
+        """Names the layer and its output and checks that TensorRT accepts it.
+
+        Raises:
+            LayerError: it does not.
+        """
+        given = "; ".join(describe_tensor(tensor) for tensor in inputs) or "none"
+        if layer is None:
+            raise LayerError(f"layer {name!r} refused. Inputs: {given}. TensorRT: {self.log.take_errors()}")
+        layer.name = name
+        output = layer.get_output(0)
+        if shape_of(output) is None:  # this is where TensorRT checks shapes and types
+            raise LayerError(f"layer {name!r} is wrong. Inputs: {given}. TensorRT: {self.log.take_errors()}")
+        output.name = name
+        return output
+
+
+def convert_weight(values: np.ndarray, dtype: trt.DataType, name: str) -> np.ndarray:
+    """``values`` in the NumPy type that belongs to ``dtype``; the same array if it has it already.
+
+    Raises:
+        UserError: a finite value becomes infinite, as 70000 does in fp16, or is not finite to begin with.
+    """
+    target = np.dtype(NUMPY_TYPES[dtype])
+    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+        raise UserError(f"weight {name!r} has values that are not finite; the checkpoint is damaged")
+    if values.dtype == target:
+        return values
+    with np.errstate(over="ignore"):
+        converted = values.astype(target)
+    if dtype in (trt.DataType.HALF, trt.DataType.BF16) and not np.isfinite(converted.astype(np.float32)).all():
+        worst = float(np.abs(values).max())
+        limit = float(ml_dtypes.finfo(target).max)
+        raise UserError(
+            f"weight {name!r} has the value {worst:.6g}, beyond the largest of {dtype.name} ({limit:.6g}); "
+            "build with --precision bf16 or fp32"
+        )
+    return converted
+
+
+# --- building ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SequenceRange:
+    """Sequence lengths that a plan accepts, and the one that it is tuned for."""
+
+    minimum: int
+    optimum: int
+    maximum: int
+
+    def check(self, max_positions: int) -> SequenceRange:
+        """Itself, after a check against the model's position table.
+
+        Raises:
+            UserError: the table is too short.
+        """
+        if self.maximum > max_positions:
+            raise UserError(
+                f"--seq-len: maximum {self.maximum} is more than the {max_positions} positions of the model; "
+                f"name at most {max_positions}"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class PlanInfo:
+    """What stands beside a plan in ``PLAN.json``: enough to say, without a GPU, whether it can be used."""
+
+    product: str
+    version: str
+    compute_capabilities: list[str]  # empty: those that the product chooses
+    sha256: str
+    num_bytes: int
+    profile: dict[str, list[list[int]]]  # input name -> [minimum, optimum, maximum] shape
+    num_layers: int
+    seconds_build: float
+
+
+@dataclass
+class BuildOptions:
+    """How to build a plan."""
+
+    seq_len: SequenceRange
+    allow_tf32: bool = False  # fp32 products on tensor cores, with 10 bits of mantissa
+    compute_capabilities: list[str] = field(default_factory=list)  # "8.6", rtx only
+    timing_cache: Path | None = None  # full product only
+
+
+def create_builder(log: TrtLog) -> tuple[trt.Builder, trt.INetworkDefinition]:
+    """A builder and an empty, strongly typed network.
+
+    Raises:
+        UserError: TensorRT cannot start, as the full product on a machine without a GPU.
+    """
+    try:
+        builder = trt.Builder(log)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    except (RuntimeError, TypeError) as error:  # pybind's answer to a null pointer is a TypeError
+        raise UserError(
+            f"{tensorrt_product.describe()} cannot create a builder: {log.take_errors()}. The full tensorrt needs "
+            "an NVIDIA GPU; tensorrt_rtx builds without one (pip install -r requirements.txt)"
+        ) from error
+    return builder, network
+
+
+def build_plan(
+    builder: trt.Builder,
+    network: trt.INetworkDefinition,
+    log: TrtLog,
+    options: BuildOptions,
+    path: Path,
+    weights_read: AbstractContextManager[None] | None = None,
+) -> PlanInfo:
+    """Builds the network and writes the plan to ``path`` and what it is to ``path``.json.
+
+    Args:
+        builder: the network's builder.
+        network: the network, its outputs marked.
+        log: the builder's logger.
+        options: profile, targets, caches.
+        path: the plan file.
+        weights_read: entered while TensorRT reads the weights.
+
+    Raises:
+        UserError: TensorRT refuses the network or the options, or the file cannot be written.
+    """
+    config = builder.create_builder_config()
+    profile = add_profile(builder, network, config, options.seq_len)
+    if not options.allow_tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    set_compute_capabilities(config, options.compute_capabilities)
+    start = time.perf_counter()
+    with timing_cache(config, options.timing_cache), build_progress(config), weights_read or nullcontext():
+        digest, size = _build_to_file(builder, network, config, log, path)
+    info = PlanInfo(
+        product=tensorrt_product.PRODUCT,
+        version=tensorrt_product.VERSION,
+        compute_capabilities=options.compute_capabilities,
+        sha256=digest,
+        num_bytes=size,
+        profile=profile,
+        num_layers=network.num_layers,
+        seconds_build=time.perf_counter() - start,
+    )
+    with write_whole(info_path(path)) as file:
+        file.write(json.dumps(asdict(info), indent=2).encode())
+    return info
+
+
+def info_path(plan: Path) -> Path:
+    """Where the description of a plan lies."""
+    return plan.with_name(plan.name + ".json")
+
+
+def add_profile(
+    builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig, seq_len: SequenceRange
+) -> dict[str, list[list[int]]]:
+    """Gives every dynamic axis of every input the range of sequence lengths. Returns the shapes by input."""
+    profile = builder.create_optimization_profile()
+    shapes: dict[str, list[list[int]]] = {}
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shapes[tensor.name] = [
+            [length if axis == -1 else axis for axis in as_tuple(tensor.shape)]
+            for length in (seq_len.minimum, seq_len.optimum, seq_len.maximum)
+        ]
+        profile.set_shape(tensor.name, *(trt.Dims(shape) for shape in shapes[tensor.name]))
+    if config.add_optimization_profile(profile) < 0:
+        raise UserError(f"TensorRT refused the profile {shapes}")
+    return shapes
+
+
+def set_compute_capabilities(config: trt.IBuilderConfig, capabilities: Sequence[str]) -> None:
+    """Targets the given GPUs, e.g. ``["8.6", "8.9"]``; an empty list leaves the choice to TensorRT.
+
+    Raises:
+        UserError: the product builds only for the GPU it runs on, or does not know one of them.
+    """
+    if not capabilities:
+        return
+    if not IS_RTX:
+        raise UserError(
+            f"--compute-capability: {tensorrt_product.describe()} builds for the GPU of this machine only; "
+            "leave the option out, or install tensorrt_rtx and set BERT_TENSORRT_PRODUCT=tensorrt_rtx"
+        )
+    rtx_config: Any = config  # these attributes are not in the full product's types
+    known = getattr(trt, "ComputeCapability").__members__  # noqa: B009
+    rtx_config.num_compute_capabilities = len(capabilities)
+    for index, capability in enumerate(capabilities):
+        name = "SM" + capability.replace(".", "")
+        if name not in known:
+            supported = ", ".join(f"{key[2:-1]}.{key[-1]}" for key in known if key.startswith("SM"))
+            raise UserError(
+                f"--compute-capability {capability}: not a target of {tensorrt_product.describe()}; "
+                f"expected some of {supported}"
+            )
+        rtx_config.set_compute_capability(known[name], index)
+
+
+@contextmanager
+def timing_cache(config: trt.IBuilderConfig, path: Path | None) -> Iterator[None]:
+    """Uses the kernel timings of earlier builds and adds those of this one.
+
+    Only the full product times kernels when it builds; tensorrt_rtx would look for a GPU.
+    """
+    if path is None or IS_RTX:
+        yield
+        return
+    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    if not config.set_timing_cache(cache, ignore_mismatch=False):  # of another GPU or version: start afresh
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+    yield
+    with write_whole(path) as file:
+        file.write(memoryview(config.get_timing_cache().serialize()))
+
+
+class _ProgressMonitor(trt.IProgressMonitor):
+    """Shows TensorRT's build phases, nested as TensorRT nests them, as progress bars."""
+
+    def __init__(self, progress: Progress) -> None:
+        trt.IProgressMonitor.__init__(self)
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def phase_start(self, phase_name: str, parent_phase: str, num_steps: int) -> None:
+        """Called by TensorRT."""
+        indent = "  " if parent_phase else ""
+        self._tasks[phase_name] = self._progress.add_task(indent + phase_name, total=num_steps)
+
+    def step_complete(self, phase_name: str, step: int) -> bool:
+        """Called by TensorRT; False would stop the build."""
+        if phase_name in self._tasks:
+            self._progress.update(self._tasks[phase_name], completed=step + 1)
+        return True
+
+    def phase_finish(self, phase_name: str) -> None:
+        """Called by TensorRT."""
+        if phase_name in self._tasks:
+            self._progress.remove_task(self._tasks.pop(phase_name))
+
+
+@contextmanager
+def build_progress(config: trt.IBuilderConfig) -> Iterator[None]:
+    """Shows the build's progress on a terminal while inside."""
+    if not log_console.is_terminal:
+        yield
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=log_console, transient=True) as progress:
+        config.progress_monitor = _ProgressMonitor(progress)
+        yield
+
+
+class _PlanWriter(trt.IStreamWriter):
+    """Takes a plan from TensorRT piece by piece and writes it to a file.
+
+    A plan need not be in memory as a whole: that saves as much memory as all weights take.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        trt.IStreamWriter.__init__(self)
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.num_bytes = 0
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Called by TensorRT; fewer bytes than given stop the build."""
+        try:
+            self._file.write(data)
+        except OSError as error:  # must not cross into TensorRT
+            self.error = error
+            return 0
+        self._hash.update(data)
+        self.num_bytes += len(data)
+        return len(data)
+
+    def digest(self) -> str:
+        """SHA-256 of all that was written."""
+        return self._hash.hexdigest()
+
+
+def _build_to_file(
+    builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig, log: TrtLog, path: Path
+) -> tuple[str, int]:
+    """Builds and writes the plan. Returns (SHA-256, bytes)."""
+    with write_whole(path) as file:
+        writer = _PlanWriter(file)
+        if hasattr(builder, "build_serialized_network_to_stream"):
+            built = builder.build_serialized_network_to_stream(network, config, writer)
+        else:  # TensorRT 10.12
+            plan = builder.build_serialized_network(network, config)
+            built = plan is not None and writer.write(bytes(memoryview(plan))) == plan.nbytes
+        if writer.error is not None:
+            raise writer.error
+        if not built:
+            raise UserError(f"TensorRT could not build the plan: {log.take_errors()}")
+    return writer.digest(), writer.num_bytes
+
+
+# --- executing --------------------------------------------------------------------------------------------
+
+
+class PlanError(UserError):
+    """A plan that cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Times of one inference in milliseconds."""
+
+    runs: int
+    median: float
+    p95: float
+    p99: float
+
+    @classmethod
+    def of(cls, milliseconds: Sequence[float]) -> Latency:
+        """Summary of single times (at least two)."""
+        cuts = statistics.quantiles(milliseconds, n=100, method="inclusive")
+        return cls(len(milliseconds), statistics.median(milliseconds), cuts[94], cuts[98])
+
+
+def check_plan(path: Path) -> bytes:
+    """Reads a plan and checks what can be checked without a GPU.
+
+    Raises:
+        PlanError: no such file, corrupt or truncated, or built by another TensorRT.
+    """
+    try:
+        plan = path.read_bytes()
+    except OSError as error:
+        raise PlanError(f"cannot read the plan {path}: {error.strerror}; build it with builder.py") from error
+    if not plan:
+        raise PlanError(f"the plan {path} is empty; build it again")
+    if not info_path(path).is_file():
+        return plan  # a plan from elsewhere: TensorRT itself judges it
+    try:
+        info = PlanInfo(**json.loads(info_path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise PlanError(f"{info_path(path)} is not readable ({error}); build the plan again") from error
+    if len(plan) != info.num_bytes or hashlib.sha256(plan).hexdigest() != info.sha256:
+        raise PlanError(
+            f"the plan {path} ({len(plan)} bytes) is not the one that {info_path(path).name} describes "
+            f"({info.num_bytes} bytes): it is corrupt or truncated; build it again"
+        )
+    built_by = f"{info.product} {info.version}"
+    if built_by != tensorrt_product.describe():
+        raise PlanError(
+            f"the plan {path} was built by {built_by}, but this is {tensorrt_product.describe()}; plans are tied to "
+            "product and version: build it again"
+        )
+    return plan
+
+
+def execution_obstacle() -> str | None:
+    """Why plans cannot be executed on this machine; None if they can."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA GPU (no driver is installed)"
+    try:
+        import pycuda.driver as cuda  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return "pycuda is not installed (pip install -r requirements-gpu.txt)"
+    try:
+        cuda.init()
+        if cuda.Device.count() == 0:
+            return "no NVIDIA GPU"
+    except cuda.Error as error:
+        return f"no usable NVIDIA driver ({error})"
+    capability = cuda.Device(0).compute_capability()
+    if IS_RTX and capability in ((9, 0), (10, 0), (10, 3)):
+        name = f"{capability[0]}.{capability[1]}"
+        return f"{tensorrt_product.describe()} does not execute on compute capability {name} (data-centre GPUs)"
+    return None
+
+
+def check_in_profile(name: str, shape: Sequence[int], profile: Sequence[Sequence[int]]) -> None:
+    """Checks one input's shape against [minimum, optimum, maximum].
+
+    Raises:
+        UserError: it lies outside; the message names input, shape and range.
+    """
+    low, _, high = profile
+    inside = len(shape) == len(low) and all(a <= s <= b for a, s, b in zip(low, shape, high, strict=True))
+    if not inside:
+        raise UserError(
+            f"input {name!r} is {list(shape)}, outside the plan's profile {list(low)} to {list(high)}; "
+            "build the plan with a wider --seq-len MIN,OPT,MAX"
+        )
+
+
+def cast_input(name: str, values: np.ndarray, dtype: Any) -> np.ndarray:
+    """``values`` in the dtype that the engine states, contiguous.
+
+    Raises:
+        UserError: values change by the cast, e.g. an id that does not fit int32.
+    """
+    cast = np.ascontiguousarray(values, dtype=dtype)
+    if values.dtype.kind in "iu" and not np.array_equal(cast, values):
+        raise UserError(f"input {name!r} has values that do not fit {np.dtype(dtype)}")
+    return cast
+
+
+class InferHelper:
+    """Executes a plan.
+
+    Device buffers for the largest shapes of the profile and one stream are allocated once. Use as a context
+    manager, or call ``close``.
+
+    Args:
+        plan_path: the plan file; ``PLAN.json`` beside it, if there, is checked too.
+        log: collects TensorRT's messages.
+
+    Raises:
+        PlanError: the plan is missing, corrupt, from another TensorRT version, or for another GPU.
+        UserError: this machine cannot execute plans.
+    """
+
+    def __init__(self, plan_path: Path, log: TrtLog | None = None) -> None:
+        plan = check_plan(plan_path)
+        obstacle = execution_obstacle()
+        if obstacle is not None:
+            raise UserError(f"plans cannot be executed here: {obstacle}")
+        import pycuda.driver as cuda  # pyright: ignore[reportMissingImports]
+
+        self._cuda = cuda
+        self._cleanup = ExitStack()
+        device_context = cuda.Device(0).retain_primary_context()  # shared with PyTorch and plugins
+        device_context.push()
+        self._cleanup.callback(device_context.pop)
+        try:
+            self.log = log or TrtLog()
+            self._load(plan, plan_path)
+            self._allocate()
+        except BaseException:
+            self._cleanup.close()
+            raise
+
+    def _load(self, plan: bytes, path: Path) -> None:
+        self._runtime = trt.Runtime(self.log)
+        self.engine = self._runtime.deserialize_cuda_engine(plan)
+        if self.engine is None:
+            raise PlanError(
+                f"TensorRT cannot load the plan {path}: {self.log.take_errors()}. It is corrupt, for another GPU or "
+                "from another TensorRT version; build it on this machine"
+            )
+        self._context = self.engine.create_execution_context()
+        if self._context is None:
+            raise PlanError(f"no execution context for {path}: {self.log.take_errors()}; is the GPU's memory full?")
+
+    def _allocate(self) -> None:
+        """Device and page-locked host buffers for the largest shapes."""
+        cuda, engine = self._cuda, self.engine
+        self._stream = cuda.Stream()
+        self.inputs: list[str] = []
+        self.outputs: list[str] = []
+        self._dtypes: dict[str, Any] = {}
+        self._device: dict[str, Any] = {}
+        self._host: dict[str, np.ndarray] = {}
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        for name in names:
+            self._dtypes[name] = np.dtype(NUMPY_TYPES[engine.get_tensor_dtype(name)])
+            if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+                self.inputs.append(name)
+                self._context.set_input_shape(name, engine.get_tensor_profile_shape(name, 0)[2])
+            else:
+                self.outputs.append(name)
+        for name in names:  # after all input shapes are set, output shapes are known
+            count = math.prod(as_tuple(self._context.get_tensor_shape(name)))
+            self._device[name] = cuda.mem_alloc(max(count * self._dtypes[name].itemsize, 1))
+            self._cleanup.callback(self._device[name].free)
+            self._host[name] = cuda.pagelocked_empty(count, self._dtypes[name])
+            self._context.set_tensor_address(name, int(self._device[name]))
+
+    def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs once, asynchronously on the helper's stream, and waits for the result.
+
+        Args:
+            inputs: an array per input, any integer or float type; cast to the engine's type.
+
+        Returns:
+            An array per output, in the engine's type.
+
+        Raises:
+            UserError: an input is missing, unknown, or outside the profile.
+        """
+        self._upload(inputs)
+        self._enqueue()
+        return self._download()
+
+    def benchmark(
+        self, inputs: Mapping[str, np.ndarray], runs: int = 200, warm_up: int = 20, cuda_graph: bool = False
+    ) -> Latency:
+        """Times the network alone (no copies) with CUDA events.
+
+        Args:
+            inputs: as for ``infer``; uploaded once.
+            runs: timed runs, at least 2.
+            warm_up: runs before the first timed one.
+            cuda_graph: replay a captured CUDA graph instead of enqueueing layer by layer.
+        """
+        self._upload(inputs)
+        self._enqueue()  # TensorRT finishes its own preparations for these shapes before a capture
+        launch: Callable[[], None] = self._enqueue
+        with ExitStack() as graph_owner:
+            if cuda_graph:
+                launch = graph_owner.enter_context(captured_graph(self._stream.handle, self._enqueue))
+            return Latency.of(time_on_stream(self._cuda, self._stream, launch, runs, warm_up))
+
+    def _upload(self, inputs: Mapping[str, np.ndarray]) -> None:
+        unknown = set(inputs) - set(self.inputs)
+        missing = set(self.inputs) - set(inputs)
+        if unknown or missing:
+            raise UserError(
+                f"the plan's inputs are {', '.join(self.inputs)}; missing: {sorted(missing) or 'none'}, "
+                f"unknown: {sorted(unknown) or 'none'}"
+            )
+        for name in self.inputs:
+            values = cast_input(name, inputs[name], self._dtypes[name])
+            check_in_profile(
+                name, values.shape, [as_tuple(shape) for shape in self.engine.get_tensor_profile_shape(name, 0)]
+            )
+            if not self._context.set_input_shape(name, trt.Dims(list(values.shape))):
+                raise UserError(f"TensorRT refused input {name!r} {list(values.shape)}: {self.log.take_errors()}")
+            host = self._host[name][: values.size]
+            host[:] = values.ravel()
+            self._cuda.memcpy_htod_async(self._device[name], host, self._stream)
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._stream.handle):
+            raise UserError(f"TensorRT could not execute the plan: {self.log.take_errors()}")
+
+    def _download(self) -> dict[str, np.ndarray]:
+        results = {}
+        for name in self.outputs:
+            shape = as_tuple(self._context.get_tensor_shape(name))
+            host = self._host[name][: math.prod(shape)]
+            self._cuda.memcpy_dtoh_async(host, self._device[name], self._stream)
+            results[name] = host.reshape(shape)
+        self._stream.synchronize()
+        return {name: values.copy() for name, values in results.items()}
+
+    def close(self) -> None:
+        """Frees the buffers and leaves the CUDA context."""
+        self._cleanup.close()
+
+    def __enter__(self) -> InferHelper:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def time_on_stream(cuda: Any, stream: Any, launch: Callable[[], None], runs: int, warm_up: int) -> list[float]:
+    """Milliseconds of each of ``runs`` launches on a pycuda stream, by CUDA events."""
+    for _ in range(warm_up):
+        launch()
+    events = [(cuda.Event(), cuda.Event()) for _ in range(runs)]
+    for begin, end in events:
+        begin.record(stream)
+        launch()
+        end.record(stream)
+    stream.synchronize()
+    return [begin.time_till(end) for begin, end in events]
+
+
+@contextmanager
+def captured_graph(stream_handle: int, enqueue: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """Records what ``enqueue`` does on a stream; yields a function that replays it there.
+
+    pycuda has no graphs, hence NVIDIA's own bindings.
+    """
+    from cuda.bindings import runtime  # pyright: ignore[reportMissingImports]
+
+    def check(answer: tuple[Any, ...]) -> Any:
+        if answer[0] != runtime.cudaError_t.cudaSuccess:
+            raise UserError(f"CUDA graph: {runtime.cudaGetErrorString(answer[0])[1].decode()}")
+        return answer[1] if len(answer) > 1 else None
+
+    mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+    check(runtime.cudaStreamBeginCapture(stream_handle, mode))
+    try:
+        enqueue()
+    finally:
+        graph = check(runtime.cudaStreamEndCapture(stream_handle))
+    executable = check(runtime.cudaGraphInstantiate(graph, 0))
+    try:
+        yield lambda: check(runtime.cudaGraphLaunch(executable, stream_handle))
+    finally:
+        check(runtime.cudaGraphExecDestroy(executable))
+        check(runtime.cudaGraphDestroy(graph))
