@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -280,11 +281,21 @@ def restore_names(onnx_model: ir.Model, model: torch.nn.Module) -> None:
                 "neither as it is nor transposed; the exporter changed it, and the names cannot be restored"
             )
         found[name] = value
-    lost = [name for names in names_by_bits.values() for name in names if name not in found]
+    lost = [
+        name
+        for names in names_by_bits.values()
+        for name in names
+        if name not in found and not _is_unused(name, found)
+    ]
     if lost:
         raise UserError(f"ONNX export: parameter {lost[0]!r} of the checkpoint is not in the ONNX graph")
     for name, value in found.items():
         value.name = name
+
+
+def _is_unused(name: str, found: Container[str]) -> bool:
+    """With an untied decoder Hugging Face's head has two biases and adds only the decoder's."""
+    return name == "cls.predictions.bias" and "cls.predictions.decoder.bias" in found
 
 
 def _bits(array: np.ndarray) -> str:
@@ -298,7 +309,7 @@ def write_onnx(onnx_model: ir.Model, folder: Path) -> None:
     arrays = []
     for value in onnx_model.graph.initializers.values():
         assert value.const_value is not None
-        array = np.ascontiguousarray(value.const_value.numpy())
+        array = value.const_value.numpy()
         if array.dtype == np.float32 and array.ndim > 0:
             value.const_value = ir.ExternalTensor(
                 DATA_NAME,
@@ -308,7 +319,7 @@ def write_onnx(onnx_model: ir.Model, folder: Path) -> None:
                 shape=ir.Shape(array.shape),
                 name=value.name or "",
             )
-            arrays.append(array)
+            arrays.append(np.ascontiguousarray(array))
             offset += array.nbytes
     with write_whole(folder / DATA_NAME) as file:
         for array in arrays:

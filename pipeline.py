@@ -25,11 +25,12 @@ from trt_helper import (
     SequenceRange,
     TrtLog,
     build_plan,
+    check_in_profile,
     execution_obstacle,
 )
 
 TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2}  # relative L2 error of the output against PyTorch fp32
-DEFAULT_SEQ_LEN = SequenceRange(1, 32, 128)
+DEFAULT_SEQ_LEN = (1, 32, 128)  # clipped to the model's position table
 TIMED_RUNS = 200
 
 
@@ -48,7 +49,6 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seq-len",
         type=sequence_range,
-        default=DEFAULT_SEQ_LEN,
         metavar="MIN,OPT,MAX",
         help="sequence lengths that the plan accepts and is tuned for (default: 1,32,128)",
     )
@@ -178,13 +178,19 @@ class Job:
         for path in (plan, args.json):
             if path is not None:
                 make_folder(path.parent)
+        demo = folder.demo()
+        positions = folder.config.max_positions
+        default = SequenceRange(*(min(length, positions) for length in DEFAULT_SEQ_LEN))
+        seq_len = (args.seq_len or default).check(positions)
+        for name, ids in demo.inputs.items():
+            check_in_profile(name, ids.shape, seq_len.shapes((1, -1)))
         options = BuildOptions(
-            seq_len=args.seq_len.check(folder.config.max_positions),
+            seq_len=seq_len,
             compute_capabilities=args.compute_capability,
             timing_cache=folder.path / "timing.cache",
         )
         log = plan.with_suffix(".log") if args.verbose else None
-        return cls(way, folder, folder.demo(), args.precision, options, plan, args.json, log)
+        return cls(way, folder, demo, args.precision, options, plan, args.json, log)
 
     @property
     def tolerance(self) -> float:

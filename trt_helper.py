@@ -388,6 +388,13 @@ class SequenceRange:
     optimum: int
     maximum: int
 
+    def shapes(self, shape: Sequence[int]) -> list[list[int]]:
+        """[minimum, optimum, maximum] of an input's shape, -1 standing for the sequence length."""
+        return [
+            [length if axis == -1 else axis for axis in shape]
+            for length in (self.minimum, self.optimum, self.maximum)
+        ]
+
     def check(self, max_positions: int) -> SequenceRange:
         """Itself, after a check against the model's position table.
 
@@ -500,10 +507,7 @@ def add_profile(
     shapes: dict[str, list[list[int]]] = {}
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        shapes[tensor.name] = [
-            [length if axis == -1 else axis for axis in as_tuple(tensor.shape)]
-            for length in (seq_len.minimum, seq_len.optimum, seq_len.maximum)
-        ]
+        shapes[tensor.name] = seq_len.shapes(as_tuple(tensor.shape))
         profile.set_shape(tensor.name, *(trt.Dims(shape) for shape in shapes[tensor.name]))
     if config.add_optimization_profile(profile) < 0:
         raise UserError(f"TensorRT refused the profile {shapes}")
