@@ -64,13 +64,13 @@ def shuffle(
 ) -> torch.Tensor:
     """Transpose, reshape, transpose. ``target`` is a shape computed at run time, ``shape`` a fixed one."""
     if first is not None:
-        x = x.permute(*first)
+        x = x.permute(tuple(first))
     wanted = target.tolist() if target is not None else shape
     if wanted is not None:
         if zero_is_placeholder:
             wanted = [x.shape[axis] if length == 0 else length for axis, length in enumerate(wanted)]
         x = x.reshape(tuple(wanted))
-    return x.permute(*second) if second is not None else x
+    return x.permute(tuple(second)) if second is not None else x
 
 
 def gather(table: torch.Tensor, indices: torch.Tensor, axis: int) -> torch.Tensor:
