@@ -22,7 +22,6 @@ import numpy as np
 
 from common import run_script
 from fusion_log import print_fusions
-from layer_comparison import print_layer_comparison
 from model_files import INPUT_NAMES, BertConfig, ModelFolder, WeightFile
 from pipeline import Job, add_common_arguments, finish, print_report
 from tensorrt_product import trt
@@ -168,6 +167,8 @@ def run(args: argparse.Namespace) -> Job:
         seconds = time.perf_counter() - start
         finish(job, log, bert.builder, bert.network, bert.known_weights, seconds, bert.weights.pages_released())
         if args.compare_layers:
+            from layer_comparison import print_layer_comparison  # brings PyTorch, which a build does not need
+
             job.layers_agree = print_layer_comparison(
                 bert.network, bert.hidden_state_names, folder, job.tolerance, bert.known_weights
             )

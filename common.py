@@ -58,8 +58,6 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
     try:
         with beside.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
         raise UserError(_explain_write_error(path, error)) from error

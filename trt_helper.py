@@ -12,11 +12,11 @@ Letters in shapes: B batch, S sequence length, H hidden size, N heads, D head si
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import math
 import statistics
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -43,6 +43,10 @@ NUMPY_TYPES: dict[trt.DataType, Any] = {
     trt.DataType.INT32: np.int32,
     trt.DataType.INT64: np.int64,
     trt.DataType.BOOL: np.bool_,
+}
+NARROW_LIMITS = {  # absolute values from here on round to infinity
+    trt.DataType.HALF: 65520.0,
+    trt.DataType.BF16: (2 - 2**-8) * 2.0**127,
 }
 GELU_KINDS = ("erf", "tanh", "decomposed")
 
@@ -361,20 +365,16 @@ def convert_weight(values: np.ndarray, dtype: trt.DataType, name: str) -> np.nda
         UserError: a finite value becomes infinite, as 70000 does in fp16, or is not finite to begin with.
     """
     target = np.dtype(NUMPY_TYPES[dtype])
-    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-        raise UserError(f"weight {name!r} has values that are not finite; the checkpoint is damaged")
-    if values.dtype == target:
-        return values
-    with np.errstate(over="ignore"):
-        converted = values.astype(target)
-    if dtype in (trt.DataType.HALF, trt.DataType.BF16) and not np.isfinite(converted.astype(np.float32)).all():
-        worst = float(np.abs(values).max())
-        limit = float(ml_dtypes.finfo(target).max)
-        raise UserError(
-            f"weight {name!r} has the value {worst:.6g}, beyond the largest of {dtype.name} ({limit:.6g}); "
-            "build with --precision bf16 or fp32"
-        )
-    return converted
+    if np.issubdtype(values.dtype, np.floating):
+        largest = float(max(-values.min(initial=0), values.max(initial=0)))  # NaN if there is one
+        if not math.isfinite(largest):
+            raise UserError(f"weight {name!r} has values that are not finite; the checkpoint is damaged")
+        if dtype in NARROW_LIMITS and largest >= NARROW_LIMITS[dtype]:
+            raise UserError(
+                f"weight {name!r} has the value {largest:.6g}, beyond the largest of {dtype.name} "
+                f"({float(ml_dtypes.finfo(target).max):.6g}); build with --precision bf16 or fp32"
+            )
+    return values.astype(target, copy=False)
 
 
 # --- building ---------------------------------------------------------------------------------------------
@@ -416,7 +416,7 @@ class PlanInfo:
     product: str
     version: str
     compute_capabilities: list[str]  # empty: those that the product chooses
-    sha256: str
+    crc32: int
     num_bytes: int
     profile: dict[str, list[list[int]]]  # input name -> [minimum, optimum, maximum] shape
     num_layers: int
@@ -478,12 +478,12 @@ def build_plan(
     set_compute_capabilities(config, options.compute_capabilities)
     start = time.perf_counter()
     with timing_cache(config, options.timing_cache), build_progress(config), weights_read or nullcontext():
-        digest, size = _build_to_file(builder, network, config, log, path)
+        checksum, size = _build_to_file(builder, network, config, log, path)
     info = PlanInfo(
         product=tensorrt_product.PRODUCT,
         version=tensorrt_product.VERSION,
         compute_capabilities=options.compute_capabilities,
-        sha256=digest,
+        crc32=checksum,
         num_bytes=size,
         profile=profile,
         num_layers=network.num_layers,
@@ -604,7 +604,7 @@ class _PlanWriter(trt.IStreamWriter):
     def __init__(self, file: IO[bytes]) -> None:
         trt.IStreamWriter.__init__(self)
         self._file = file
-        self._hash = hashlib.sha256()
+        self.crc32 = 0
         self.num_bytes = 0
         self.error: OSError | None = None
 
@@ -615,19 +615,15 @@ class _PlanWriter(trt.IStreamWriter):
         except OSError as error:  # must not cross into TensorRT
             self.error = error
             return 0
-        self._hash.update(data)
+        self.crc32 = zlib.crc32(data, self.crc32)
         self.num_bytes += len(data)
         return len(data)
-
-    def digest(self) -> str:
-        """SHA-256 of all that was written."""
-        return self._hash.hexdigest()
 
 
 def _build_to_file(
     builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig, log: TrtLog, path: Path
-) -> tuple[str, int]:
-    """Builds and writes the plan. Returns (SHA-256, bytes)."""
+) -> tuple[int, int]:
+    """Builds and writes the plan. Returns (CRC-32, bytes)."""
     with write_whole(path) as file:
         writer = _PlanWriter(file)
         if hasattr(builder, "build_serialized_network_to_stream"):
@@ -639,7 +635,7 @@ def _build_to_file(
             raise writer.error
         if not built:
             raise UserError(f"TensorRT could not build the plan: {log.take_errors()}")
-    return writer.digest(), writer.num_bytes
+    return writer.crc32, writer.num_bytes
 
 
 # --- executing --------------------------------------------------------------------------------------------
@@ -683,7 +679,7 @@ def check_plan(path: Path) -> bytes:
         info = PlanInfo(**json.loads(info_path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise PlanError(f"{info_path(path)} is not readable ({error}); build the plan again") from error
-    if len(plan) != info.num_bytes or hashlib.sha256(plan).hexdigest() != info.sha256:
+    if len(plan) != info.num_bytes or zlib.crc32(plan) != info.crc32:
         raise PlanError(
             f"the plan {path} ({len(plan)} bytes) is not the one that {info_path(path).name} describes "
             f"({info.num_bytes} bytes): it is corrupt or truncated; build it again"

@@ -1,0 +1,211 @@
+"""How long does a plan take, and how much memory: through the API, and through the ONNX parser?
+
+    python benchmarks/build_paths.py --json benchmarks/build_paths.json --markdown benchmarks/build_paths.md
+
+A BERT-base-sized checkpoint with random weights is made and exported first (in --work-dir, about 1 GB). Then
+each way is run alternately, in a process of its own: network and plan together. Memory is the process's
+largest resident size as the system accounts it, libraries and mapped files included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from rich.table import Table
+
+import tensorrt_product
+from common import UserError, console, log_console, run_script, write_whole
+
+WAYS = ("builder.py", "onnx2trt.py")
+
+
+def build_once(way: str, folder: Path, precision: str) -> dict[str, float]:
+    """Makes network and plan in this process. Returns seconds and bytes."""
+    import time
+
+    import builder
+    import onnx2trt
+    from model_files import ModelFolder
+    from pipeline import DEFAULT_SEQ_LEN
+    from trt_helper import BuildOptions, SequenceRange, TrtLog, build_plan
+
+    plan = folder / f"benchmark.{Path(way).stem}.plan"
+    options = BuildOptions(SequenceRange(*DEFAULT_SEQ_LEN))
+    log = TrtLog()
+    before = peak_bytes()
+    start = time.perf_counter()
+    if way == "builder.py":
+        bert = builder.assemble(ModelFolder(folder), log, precision)
+        network_done = time.perf_counter()
+        info = build_plan(bert.builder, bert.network, log, options, plan, bert.weights.pages_released())
+    else:
+        parsed = onnx2trt.parse(ModelFolder(folder).onnx_path, precision, log)
+        network_done = time.perf_counter()
+        info = build_plan(parsed.builder, parsed.network, log, options, plan)
+    end = time.perf_counter()
+    plan.unlink()
+    return {
+        "seconds": end - start,
+        "seconds_network": network_done - start,
+        "peak_bytes": peak_bytes(),
+        "bytes_before": before,
+        "plan_bytes": info.num_bytes,
+        "num_layers": info.num_layers,
+    }
+
+
+def peak_bytes() -> int:
+    """Largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure(way: str, folder: Path, precision: str) -> dict[str, float]:
+    """``build_once`` in a process of its own."""
+    command = [sys.executable, __file__, "--one", way, "--work-dir", str(folder), "--precision", precision]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise UserError(f"{way} {precision} failed: {done.stderr.strip()}")
+    return json.loads(done.stdout)
+
+
+def prepare(folder: Path) -> Path:
+    """Makes and exports the checkpoint unless it is there. Returns the model folder."""
+    from random_checkpoint import make_random_checkpoint
+
+    import model2onnx
+
+    model = folder / "model"
+    if not (model / model2onnx.DEMO_NAME).is_file():
+        model2onnx.quiet_libraries()
+        make_random_checkpoint(folder / "checkpoint")
+        model2onnx.export(str(folder / "checkpoint"), "a [MASK] .", model)
+    return model
+
+
+def summarise(runs: list[dict[str, float]], weight_bytes: int) -> dict[str, float]:
+    """Medians over runs, and the peak in multiples of the weights."""
+    medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    peak = max(run["peak_bytes"] for run in runs)
+    return medians | {
+        "seconds_min": min(run["seconds"] for run in runs),
+        "seconds_max": max(run["seconds"] for run in runs),
+        "peak_bytes": peak,
+        "peak_over_weights": peak / weight_bytes,
+    }
+
+
+def compare(folder: Path, precisions: list[str], runs: int) -> dict[str, Any]:
+    """All measurements: alternately one run of each way."""
+    weight_bytes = (folder / "model.onnx.data").stat().st_size
+    results: dict[str, Any] = {
+        "tensorrt": tensorrt_product.describe(),
+        "python": platform.python_version(),
+        "cpu": cpu_name(),
+        "weight_bytes": weight_bytes,
+        "runs": runs,
+        "precisions": {},
+    }
+    for precision in precisions:
+        collected: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+        for number in range(runs + 1):
+            for way in WAYS:
+                with log_console.status(f"{precision}: run {number} of {runs}, {way}"):
+                    result = measure(way, folder, precision)
+                if number > 0:  # the first of each only warms the file cache
+                    collected[way].append(result)
+        pairs = zip(*(collected[way] for way in WAYS), strict=True)
+        results["precisions"][precision] = {
+            "time_ratio": statistics.median(api["seconds"] / parser["seconds"] for api, parser in pairs),
+            **{way: summarise(collected[way], weight_bytes) for way in WAYS},
+        }
+    return results
+
+
+def cpu_name() -> str:
+    """The processor's model name and how many there are."""
+    import os
+
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+HEADINGS = ("precision", "way", "layers", "network + plan, s", "ratio", "peak memory, MB", "over weights", "plan, MB")
+
+
+def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The table's rows."""
+    table = []
+    for precision, entry in results["precisions"].items():
+        for way in WAYS:
+            one = entry[way]
+            table.append(
+                (
+                    precision,
+                    way,
+                    f"{one['num_layers']:.0f}",
+                    f"{one['seconds']:.2f} ({one['seconds_min']:.2f} to {one['seconds_max']:.2f})",
+                    f"{entry['time_ratio']:.2f}" if way == WAYS[0] else "1",
+                    f"{one['peak_bytes'] / 1e6:.0f}",
+                    f"{one['peak_over_weights']:.2f}",
+                    f"{one['plan_bytes'] / 1e6:.0f}",
+                )
+            )
+    return table
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The table for people who read it in the repository."""
+    lines = [
+        "# A plan through the API and through the ONNX parser",
+        "",
+        f"BERT-base-sized, random weights, {results['weight_bytes'] / 1e6:.0f} MB in fp32. {results['tensorrt']}, "
+        f"Python {results['python']}, {results['cpu']}, no GPU. "
+        f"Median (range) of {results['runs']} alternating runs, each in a process of its own; the ratio is the median over pairs. "
+        "Command: `python benchmarks/build_paths.py --json benchmarks/build_paths.json "
+        "--markdown benchmarks/build_paths.md`",
+        "",
+        "| " + " | ".join(HEADINGS) + " |",
+        "|" + " --- |" * len(HEADINGS),
+        *("| " + " | ".join(row) + " |" for row in rows(results)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """The script."""
+    parser = argparse.ArgumentParser(description="Time and memory of a plan, through the API and through the parser.")
+    parser.add_argument("--work-dir", type=Path, default=Path("out/base"), help="for the checkpoint and the plans")
+    parser.add_argument("--precision", nargs="+", choices=["fp32", "fp16", "bf16"], default=["fp32", "fp16"])
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(build_once(args.one, args.work_dir, args.precision[0])))
+        return 0
+    results = compare(prepare(args.work_dir), args.precision, args.runs)
+    table = Table(*HEADINGS)
+    for row in rows(results):
+        table.add_row(*row)
+    console.print(table)
+    for path, text in ((args.json, json.dumps(results, indent=2) + "\n"), (args.markdown, markdown(results))):
+        if path is not None:
+            with write_whole(path) as file:
+                file.write(text.encode())
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,66 @@
+"""Makes a BERT checkpoint of any size with random weights: for timing, where answers do not matter.
+
+python benchmarks/random_checkpoint.py out/base-checkpoint                 the size of bert-base-uncased
+python benchmarks/random_checkpoint.py DIR --layers 24 --hidden 1024 --heads 16
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from common import console, make_folder, run_script
+from model2onnx import quiet_libraries
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def make_random_checkpoint(
+    folder: Path, layers: int = 12, hidden: int = 768, heads: int = 12, vocabulary: int = 30522, seed: int = 0
+) -> None:
+    """Saves a masked language model with Hugging Face's initialisation and biases different from zero."""
+    make_folder(folder)
+    words = [*SPECIAL, *"abcdefghijklmnopqrstuvwxyz,.", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
+    words += [f"word{number}" for number in range(vocabulary - len(words))]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+    )
+    model = BertForMaskedLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0.0, 0.02)
+    model.save_pretrained(folder)
+
+
+def main() -> int:
+    """The script."""
+    parser = argparse.ArgumentParser(description="Make a BERT checkpoint with random weights.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--vocabulary", type=int, default=30522)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    quiet_libraries()
+    make_random_checkpoint(args.folder, args.layers, args.hidden, args.heads, args.vocabulary, args.seed)
+    console.print(f"wrote {args.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
