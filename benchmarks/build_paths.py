@@ -171,7 +171,8 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         f"BERT-base-sized, random weights, {results['weight_bytes'] / 1e6:.0f} MB in fp32. {results['tensorrt']}, "
         f"Python {results['python']}, {results['cpu']}, no GPU. "
-        f"Median (range) of {results['runs']} alternating runs, each in a process of its own; the ratio is the median over pairs. "
+        f"Median (range) of {results['runs']} alternating runs, each in a process of its own; "
+        "the ratio is the median over pairs. "
         "Command: `python benchmarks/build_paths.py --json benchmarks/build_paths.json "
         "--markdown benchmarks/build_paths.md`",
         "",

@@ -118,9 +118,7 @@ def build_vocabulary(paragraphs: list[str], required: set[str], size: int) -> li
 class FactMaker:
     """Draws facts at random and writes them as token rows."""
 
-    def __init__(
-        self, countries: list[Country], landmarks: list[Landmark], tokenizer: BertTokenizer, seed: int
-    ):
+    def __init__(self, countries: list[Country], landmarks: list[Landmark], tokenizer: BertTokenizer, seed: int):
         """The same seed gives the same facts."""
         self.countries = countries
         self.landmarks = landmarks

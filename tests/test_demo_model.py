@@ -86,9 +86,7 @@ def test_one_word_names_are_one_piece(modules: dict[str, ModuleType], tokenizer:
     facts = modules["facts"]
     countries = facts.load_countries()
     names = {city for country in countries for city, _ in country.cities}
-    names |= {
-        name for country in countries for name in (country.name, country.capital) if facts.is_one_word(name)
-    }
+    names |= {name for country in countries for name in (country.name, country.capital) if facts.is_one_word(name)}
     assert len(names) > 2000
     split = [name for name in names if len(tokenizer.encode(name, add_special_tokens=False)) != 1]
     assert not split
@@ -153,9 +151,7 @@ def test_same_seed_same_rows(modules: dict[str, ModuleType], tokenizer: BertToke
     assert (first.answer == second.answer).all()
 
 
-def test_every_row_has_an_answer_within_the_sentence(
-    modules: dict[str, ModuleType], tokenizer: BertTokenizer
-):
+def test_every_row_has_an_answer_within_the_sentence(modules: dict[str, ModuleType], tokenizer: BertTokenizer):
     rows = maker_of(modules, tokenizer).rows(2000, 48)
     assert (rows.answer > 0).any(axis=1).all()
     assert (rows.ids[rows.answer > 0] >= 5).all()  # never [PAD], [CLS], [SEP]
@@ -179,17 +175,13 @@ def test_city_distributions_are_distributions(modules: dict[str, ModuleType], to
     shares = modules["corpus"].city_distributions(countries, tokenizer)
     assert not shares[:2].any()
     totals = shares[2:].sum(axis=1)
-    assert all(
-        abs(total - 1) < 1e-5 for total, country in zip(totals, countries, strict=True) if country.cities
-    )
+    assert all(abs(total - 1) < 1e-5 for total, country in zip(totals, countries, strict=True) if country.cities)
 
 
 # --- how training and evaluation refuse ---------------------------------------------------------------------
 
 
-def train_error(
-    modules: dict[str, ModuleType], capsys: pytest.CaptureFixture[str], *arguments: object
-) -> str:
+def train_error(modules: dict[str, ModuleType], capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     assert modules["train"].main([*map(str, arguments), "--device", "cpu"]) == 1
     return capsys.readouterr().err
 
