@@ -1,0 +1,314 @@
+"""InferHelper's own logic: buffers, casts, checks, timing, the order of calls.
+
+No engine is executed here. A stand-in for pycuda keeps "device" memory in NumPy, and a stand-in for the engine
+computes y = 2 x in it; both record what is asked of them. Whether TensorRT executes a plan is for
+test_plan_execution below, which needs a GPU that the installed TensorRT supports.
+"""
+
+import sys
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+
+import trt_helper
+from common import UserError
+from model_files import ModelFolder
+from tensorrt_product import trt
+from trt_helper import InferHelper, PlanError, TrtLog, execution_obstacle
+
+
+class FakeCuda(types.ModuleType):
+    """The part of pycuda.driver that InferHelper uses."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self) -> None:
+        super().__init__("pycuda.driver")
+        self.memory: dict[int, np.ndarray] = {}
+        self.calls: list[str] = []
+        self.clock = 0.0
+        fake = self
+
+        class Allocation:
+            def __init__(self, size: int) -> None:
+                self.address = 4096 * (len(fake.memory) + 1)
+                fake.memory[self.address] = np.full(size, 0xCD, np.uint8)  # poison
+                fake.calls.append("alloc")
+
+            def __int__(self) -> int:
+                return self.address
+
+            def free(self) -> None:
+                fake.calls.append("free")
+                del fake.memory[self.address]
+
+        class Context:
+            def push(self) -> None:
+                fake.calls.append("push")
+
+            def pop(self) -> None:
+                fake.calls.append("pop")
+
+        class Device:
+            def __init__(self, index: int) -> None:
+                pass
+
+            @staticmethod
+            def count() -> int:
+                return 1
+
+            def compute_capability(self) -> tuple[int, int]:
+                return (8, 9)
+
+            def retain_primary_context(self) -> Context:
+                return Context()
+
+        class Stream:
+            handle = 77
+
+            def synchronize(self) -> None:
+                fake.calls.append("synchronize")
+
+        class Event:
+            def record(self, stream: Stream) -> None:
+                self.time = fake.clock
+
+            def time_till(self, other: "Event") -> float:
+                return other.time - self.time
+
+        self.Device, self.Stream, self.Event, self.mem_alloc = Device, Stream, Event, Allocation
+
+    def init(self) -> None:
+        pass
+
+    def pagelocked_empty(self, count: int, dtype: np.dtype) -> np.ndarray:
+        return np.zeros(count, dtype)
+
+    def memcpy_htod_async(self, device: Any, host: np.ndarray, stream: Any) -> None:
+        self.memory[int(device)][: host.nbytes] = host.view(np.uint8)
+
+    def memcpy_dtoh_async(self, host: np.ndarray, device: Any, stream: Any) -> None:
+        host.view(np.uint8)[:] = self.memory[int(device)][: host.nbytes]
+
+
+class FakeEngine:
+    """y = 2 x, int32 (1, S) -> fp32 (1, S), 1 <= S <= 8."""
+
+    names = ("x", "y")
+    num_io_tensors = 2
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.cuda = cuda
+        self.length = 0
+        self.addresses: dict[str, int] = {}
+        self.fails = False
+
+    def get_tensor_name(self, index):
+        return self.names[index]
+
+    def get_tensor_dtype(self, name):
+        return trt.DataType.INT32 if name == "x" else trt.DataType.FLOAT
+
+    def get_tensor_mode(self, name):
+        return trt.TensorIOMode.INPUT if name == "x" else trt.TensorIOMode.OUTPUT
+
+    def get_tensor_profile_shape(self, name, profile):
+        return [(1, 1), (1, 4), (1, 8)]
+
+    def create_execution_context(self):
+        return self
+
+    def set_input_shape(self, name, shape):
+        self.length = tuple(shape)[1]
+        return True
+
+    def get_tensor_shape(self, name):
+        return (1, self.length)
+
+    def set_tensor_address(self, name, address):
+        self.addresses[name] = address
+
+    def execute_async_v3(self, stream):
+        assert stream == 77
+        self.cuda.calls.append("execute")
+        self.cuda.clock += 0.25
+        x = self.cuda.memory[self.addresses["x"]].view(np.int32)[: self.length]
+        self.cuda.memory[self.addresses["y"]].view(np.float32)[: self.length] = 2.0 * x
+        return not self.fails
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    fake = FakeCuda()
+    package = types.ModuleType("pycuda")
+    package.__dict__["driver"] = fake
+    monkeypatch.setitem(sys.modules, "pycuda", package)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", fake)
+    monkeypatch.setattr(trt_helper.ctypes, "CDLL", lambda name: None)
+    return fake
+
+
+@pytest.fixture
+def engine(cuda, monkeypatch):
+    fake = FakeEngine(cuda)
+
+    class Runtime:
+        def __init__(self, log):
+            self.log = log
+
+        def deserialize_cuda_engine(self, plan):
+            if plan == b"good":
+                return fake
+            self.log.log(trt.ILogger.ERROR, "IRuntime::deserializeCudaEngine: header does not match")
+            return None
+
+    monkeypatch.setattr(trt, "Runtime", Runtime)
+    return fake
+
+
+@pytest.fixture
+def plan(tmp_path):
+    (tmp_path / "p.plan").write_bytes(b"good")
+    return tmp_path / "p.plan"
+
+
+def test_infer_casts_runs_and_returns_a_copy(engine, plan):
+    with InferHelper(plan) as helper:
+        first = helper.infer({"x": np.array([[1, 2, 3]], np.int64)})
+        second = helper.infer({"x": np.array([[5, 6, 7, 8]], np.int16)})
+    np.testing.assert_array_equal(first["y"], [[2, 4, 6]])
+    np.testing.assert_array_equal(second["y"], [[10, 12, 14, 16]])
+    assert first["y"].dtype == np.float32
+
+
+def test_buffers_are_allocated_once_for_the_largest_shape(engine, cuda, plan):
+    with InferHelper(plan) as helper:
+        for length in (1, 8, 3):
+            helper.infer({"x": np.ones((1, length), np.int32)})
+        assert cuda.calls.count("alloc") == 2
+        assert sorted(memory.size for memory in cuda.memory.values()) == [8 * 4, 8 * 4]
+    assert cuda.memory == {}
+    assert cuda.calls[-1] == "pop"
+
+
+@pytest.mark.parametrize("length", [0, 9])
+def test_lengths_outside_the_profile(engine, plan, length):
+    with InferHelper(plan) as helper, pytest.raises(UserError, match=r"input 'x' .*\[1, 1\] to \[1, 8\].*--seq-len"):
+        helper.infer({"x": np.ones((1, length), np.int32)})
+
+
+def test_missing_and_unknown_inputs(engine, plan):
+    with (
+        InferHelper(plan) as helper,
+        pytest.raises(UserError, match=r"are x; missing: \['x'\], unknown: \['z'\]"),
+    ):
+        helper.infer({"z": np.ones((1, 2), np.int32)})
+
+
+def test_ids_that_do_not_fit(engine, plan):
+    with InferHelper(plan) as helper, pytest.raises(UserError, match="'x' has values that do not fit int32"):
+        helper.infer({"x": np.array([[2**40]])})
+
+
+def test_a_failed_execution_is_an_error(engine, plan):
+    with InferHelper(plan) as helper:
+        engine.fails = True
+        with pytest.raises(UserError, match="TensorRT could not execute the plan"):
+            helper.infer({"x": np.ones((1, 2), np.int32)})
+
+
+def test_benchmark_warms_up_and_times_each_run(engine, cuda, plan):
+    with InferHelper(plan) as helper:
+        latency = helper.benchmark({"x": np.ones((1, 2), np.int32)}, runs=10, warm_up=3)
+    assert cuda.calls.count("execute") == 1 + 3 + 10
+    assert (latency.runs, latency.median, latency.p95, latency.p99) == (10, 0.25, 0.25, 0.25)
+
+
+def test_benchmark_replays_a_graph(engine, cuda, plan, monkeypatch):
+    replays = []
+
+    class Runtime(types.ModuleType):
+        class cudaError_t:
+            cudaSuccess = 0
+
+        class cudaStreamCaptureMode:
+            cudaStreamCaptureModeThreadLocal = 1
+
+        def __getattr__(self, name):
+            def call(*arguments):
+                if name == "cudaGraphLaunch":
+                    replays.append(arguments)
+                    cuda.clock += 0.125
+                return (0, f"{name}-handle")
+
+            return call
+
+    package = types.ModuleType("cuda.bindings")
+    package.__dict__["runtime"] = Runtime("cuda.bindings.runtime")
+    monkeypatch.setitem(sys.modules, "cuda", types.ModuleType("cuda"))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", package)
+    with InferHelper(plan) as helper:
+        latency = helper.benchmark({"x": np.ones((1, 2), np.int32)}, runs=10, warm_up=3, cuda_graph=True)
+    assert cuda.calls.count("execute") == 2  # before the capture, and in it
+    assert replays == [("cudaGraphInstantiate-handle", 77)] * 13
+    assert latency.median == 0.125
+
+
+def test_a_plan_that_tensorrt_cannot_load(engine, cuda, plan):
+    plan.write_bytes(b"from another version")
+    with pytest.raises(PlanError, match=r"cannot load the plan .*p\.plan: .*header does not match.*build it on this"):
+        InferHelper(plan)
+    assert cuda.calls == ["push", "pop"]
+
+
+@pytest.mark.parametrize(
+    ("driver", "pycuda", "reason"),
+    [
+        (False, True, "no driver is installed"),
+        (True, False, r"pycuda is not installed \(pip install"),
+    ],
+)
+def test_execution_obstacle(monkeypatch, driver, pycuda, reason, plan):
+    def load(name):
+        if not driver:
+            raise OSError(name)
+
+    monkeypatch.setattr(trt_helper.ctypes, "CDLL", load)
+    if not pycuda:
+        monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    with pytest.raises(UserError, match=rf"plans cannot be executed here: .*{reason}"):
+        InferHelper(plan)
+
+
+def test_no_obstacle_on_a_supported_gpu(cuda):
+    assert execution_obstacle() is None
+
+
+@pytest.mark.skipif(not trt_helper.IS_RTX, reason="only tensorrt_rtx leaves data-centre GPUs out")
+def test_tensorrt_rtx_does_not_execute_on_hopper(cuda, monkeypatch):
+    monkeypatch.setattr(cuda.Device, "compute_capability", lambda self: (9, 0))
+    assert "does not execute on compute capability 9.0" in (execution_obstacle() or "")
+
+
+@pytest.mark.skipif(
+    execution_obstacle() is not None,
+    reason=f"needs a GPU on which the installed TensorRT executes, and pycuda; here: {execution_obstacle()}",
+)
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_plan_execution(model_dir, tmp_path, precision):
+    import builder
+    from pipeline import TOLERANCES, relative_l2
+    from trt_helper import BuildOptions, SequenceRange, build_plan
+
+    folder, log = ModelFolder(model_dir), TrtLog()
+    bert = builder.assemble(folder, log, precision)
+    build_plan(bert.builder, bert.network, log, BuildOptions(SequenceRange(1, 8, 64)), tmp_path / "p.plan")
+    demo = folder.demo()
+    with InferHelper(tmp_path / "p.plan") as helper:
+        output = helper.infer(demo.inputs)["logit"]
+        times = [helper.benchmark(demo.inputs, 20, cuda_graph=graph) for graph in (False, True)]
+    assert relative_l2(output, demo.output) <= TOLERANCES[precision]
+    assert all(latency.median > 0 for latency in times)

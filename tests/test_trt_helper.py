@@ -1,0 +1,456 @@
+"""TrtNetworkHelper's layers against NumPy and PyTorch in fp64, its errors, and what is checked before a plan runs."""
+
+import math
+import shutil
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tensorrt_product
+from common import UserError
+from network_runner import NetworkRunner
+from tensorrt_product import trt
+from trt_helper import (
+    DTYPES,
+    BuildOptions,
+    Latency,
+    LayerError,
+    PlanError,
+    SequenceRange,
+    TrtLog,
+    TrtNetworkHelper,
+    build_plan,
+    cast_input,
+    check_in_profile,
+    check_plan,
+    convert_weight,
+    create_builder,
+    info_path,
+    set_compute_capabilities,
+)
+
+FLOAT, HALF, BF16 = trt.DataType.FLOAT, trt.DataType.HALF, trt.DataType.BF16
+# A few units in the last place of each type, relative to the largest value of the result.
+ROUNDING = {"fp32": 2e-6, "fp16": 2e-3, "bf16": 1.6e-2}
+
+
+class OneLayer:
+    """A network with inputs x, y ... and whatever is added to it."""
+
+    def __init__(self, precision: str = "fp32") -> None:
+        self.log = TrtLog()
+        self.builder, self.network = create_builder(self.log)
+        self.helper: Any = TrtNetworkHelper(self.network, self.log, DTYPES[precision])
+        self.inputs: dict[str, np.ndarray] = {}
+
+    def input(self, values, dtype=None, dynamic=()):
+        name = f"x{len(self.inputs)}"
+        self.inputs[name] = values
+        shape = [-1 if axis in dynamic else length for axis, length in enumerate(values.shape)]
+        return self.helper.addInput(name, dtype or self.helper.dtype, shape)
+
+    def run(self, output) -> np.ndarray:
+        self.helper.markOutput(output, "result")
+        runner = NetworkRunner(self.network, known_weights=self.helper.weights)
+        return runner.run(self.inputs)["result"].numpy().astype(np.float64)
+
+
+def random(*shape, seed=0, scale=1.0):
+    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+def close(values, reference, precision="fp32", factor=1.0):
+    """Within rounding of the type, relative to the largest value; NaN is not close."""
+    assert values.shape == reference.shape
+    error = np.abs(values - reference).max(initial=0.0)
+    assert error <= factor * ROUNDING[precision] * max(1e-30, np.abs(reference).max(initial=0.0)), error
+
+
+def as_stored(values, precision):
+    """What a value is after rounding to the type, in fp64."""
+    types: dict[str, Any] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+    return values.astype(types[precision]).astype(np.float64)
+
+
+PRECISIONS = pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+sizes = st.integers(1, 40)
+
+
+# --- layers -----------------------------------------------------------------------------------------------
+
+
+@PRECISIONS
+@settings(max_examples=15, deadline=None)
+@given(length=sizes, width_in=sizes, width_out=sizes)
+def test_linear(precision, length, width_in, width_out):
+    x, weight, bias = random(1, length, width_in), random(width_in, width_out, seed=1), random(width_out, seed=2)
+    net = OneLayer(precision)
+    output = net.run(net.helper.addLinear(net.input(x, dynamic=(1,)), weight, bias, "dense"))
+    reference = as_stored(x, precision) @ as_stored(weight, precision) + as_stored(bias, precision)
+    close(output, reference, precision, factor=2)
+
+
+@PRECISIONS
+@settings(max_examples=15, deadline=None)
+@given(heads=st.integers(1, 4), rows=sizes, inner=sizes, columns=sizes, ta=st.booleans(), tb=st.booleans())
+def test_mat_mul(precision, heads, rows, inner, columns, ta, tb):
+    a = random(1, heads, *((inner, rows) if ta else (rows, inner)))
+    b = random(1, heads, *((columns, inner) if tb else (inner, columns)), seed=1)
+    net = OneLayer(precision)
+    output = net.run(net.helper.addMatMul(net.input(a), net.input(b), "scores", ta, tb))
+    wide_a, wide_b = as_stored(a, precision), as_stored(b, precision)
+    reference = (wide_a.swapaxes(-1, -2) if ta else wide_a) @ (wide_b.swapaxes(-1, -2) if tb else wide_b)
+    close(output, reference, precision)
+
+
+@settings(max_examples=15, deadline=None)
+@given(rows=sizes, width=sizes, length=sizes)
+def test_embedding(rows, width, length):
+    table = random(rows, width)
+    ids = np.random.default_rng(0).integers(0, rows, (1, length)).astype(np.int32)
+    net = OneLayer()
+    tensor = net.input(ids, trt.DataType.INT32, dynamic=(1,))
+    output = net.run(net.helper.addEmbedding(tensor, net.helper.addConstant(table, "table"), "words"))
+    np.testing.assert_array_equal(output, table[ids].astype(np.float64))
+
+
+def exact_gelu(x):
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def tanh_gelu(x):
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+@PRECISIONS
+@pytest.mark.parametrize(("kind", "formula"), [("erf", exact_gelu), ("tanh", tanh_gelu), ("decomposed", exact_gelu)])
+def test_gelu(precision, kind, formula):
+    x = np.linspace(-8, 8, 257, dtype=np.float32).reshape(1, 1, 257)  # negative side: cancellation in 1 + erf
+    net = OneLayer(precision)
+    output = net.run(net.helper.addGELU(net.input(x), "act", kind))
+    close(output, formula(as_stored(x, precision)), precision)
+
+
+def test_gelu_erf_and_tanh_differ():
+    assert np.abs(exact_gelu(np.linspace(-3, 3, 99)) - tanh_gelu(np.linspace(-3, 3, 99))).max() > 1e-4
+
+
+def test_unknown_gelu_is_an_error():
+    net = OneLayer()
+    with pytest.raises(ValueError, match="'swish'; expected one of erf, tanh, decomposed"):
+        net.helper.addGELU(net.input(random(1, 1, 4)), "act", "swish")
+
+
+HARD_ROWS = {
+    "ordinary": random(1, 5, 33),
+    "one element wide": random(1, 5, 1),
+    "a constant row": np.full((1, 2, 768), 3.0, np.float32),  # variance 0: only epsilon keeps it finite
+    "a planted outlier": np.concatenate([random(1, 4, 767), np.full((1, 4, 1), 500.0, np.float32)], axis=-1),
+    "a large mean": random(1, 4, 769, scale=1e-2) + 100.0,  # E[x²] − mean² loses all digits here
+    "values near fp16's largest": random(1, 4, 64, scale=15000.0),  # squares overflow fp16
+}
+
+
+@PRECISIONS
+@pytest.mark.parametrize("case", HARD_ROWS)
+def test_layer_norm(precision, case):
+    x = HARD_ROWS[case]
+    gamma, beta = random(x.shape[-1], seed=1), random(x.shape[-1], seed=2)
+    net = OneLayer(precision)
+    output = net.run(net.helper.addLayerNorm(net.input(x), gamma, beta, 1e-12, "LayerNorm"))
+    wide = torch.from_numpy(as_stored(x, precision))
+    parameters = (torch.from_numpy(values).double() for values in (gamma, beta))
+    reference = torch.nn.functional.layer_norm(wide, x.shape[-1:], *parameters, eps=1e-12).numpy()
+    # fp32 statistics of a mean of 100 with deviation 1e-2: the input itself holds the deviation to 4e-6 / 1e-2
+    factor = 200 if case == "a large mean" and precision == "fp32" else 1
+    close(output, reference, precision, factor)
+
+
+@PRECISIONS
+def test_softmax_of_a_long_row_sums_to_one(precision):
+    x = random(1, 2, 3, 512, scale=3)
+    net = OneLayer(precision)
+    output = net.run(net.helper.addSoftmax(net.input(x), "probabilities"))
+    wide = as_stored(x, precision)
+    reference = np.exp(wide - wide.max(-1, keepdims=True))
+    reference /= reference.sum(-1, keepdims=True)
+    close(output, reference, precision)
+    np.testing.assert_allclose(output.sum(-1), 1.0, atol=512 * 2**-12 * 2e-2 if precision != "fp32" else 1e-5)
+
+
+def test_softmax_along_another_axis():
+    x = random(2, 3, 4)
+    net = OneLayer()
+    output = net.run(net.helper.addSoftmax(net.input(x), "p", axis=1))
+    np.testing.assert_allclose(output, torch.from_numpy(x).double().softmax(1).numpy(), rtol=1e-5)
+
+
+def test_relu_tanh_log_add_scale():
+    x, y = np.abs(random(1, 3, 5)) + 0.1, random(1, 1, 5, seed=1)
+    cases = {
+        "relu": (lambda h, a, b: h.addReLU(b, "n"), np.maximum(y, 0).astype(np.float64)),
+        "tanh": (lambda h, a, b: h.addTanh(a, "n"), np.tanh(x.astype(np.float64))),
+        "log": (lambda h, a, b: h.addLog(a, "n"), np.log(x.astype(np.float64))),
+        "add": (lambda h, a, b: h.addAdd(a, b, "n"), x.astype(np.float64) + y),
+        "scale": (lambda h, a, b: h.addScale(a, -2.5, "n"), -2.5 * x.astype(np.float64)),
+    }
+    for add, reference in cases.values():
+        net = OneLayer()
+        close(net.run(add(net.helper, net.input(x), net.input(y))), reference)
+
+
+def test_shuffle_transposes_reshapes_and_transposes():
+    x = random(1, 6, 8)
+    net = OneLayer()
+    tensor = net.input(x, dynamic=(1,))
+    heads = net.helper.addShuffle(tensor, "heads", shape=(0, -1, 2, 4), second_transpose=(0, 2, 1, 3))
+    back = net.helper.addShuffle(heads, "back", first_transpose=(0, 2, 1, 3), shape=(0, -1, 8))
+    wide = net.helper.addReshape(back, (0, -1, 4), "wide")
+    np.testing.assert_array_equal(net.run(wide), x.reshape(1, 12, 4))
+
+
+def test_every_layer_and_its_output_are_named():
+    net = OneLayer("fp16")
+    x = net.input(random(1, 4, 8))
+    net.helper.addLayerNorm(net.helper.addLinear(x, random(8, 8), random(8), "m"), random(8), random(8), 1e-12, "n")
+    layers = [net.network.get_layer(index) for index in range(net.network.num_layers)]
+    assert [layer.name for layer in layers] == [layer.get_output(0).name for layer in layers]
+    assert [layer.name for layer in layers] == [
+        "m.weight", "m.product", "m.bias", "m", "n.wide", "n.weight", "n.bias", "n.fp32", "n",
+    ]  # fmt: skip
+
+
+def test_outputs_are_fp32_whatever_the_precision():
+    net = OneLayer("fp16")
+    net.helper.markOutput(net.helper.addReLU(net.input(random(1, 2)), "act"), "logit")
+    assert net.network.get_output(0).name == "logit"
+    assert net.network.get_output(0).dtype == FLOAT
+
+
+# --- errors while the network is assembled ----------------------------------------------------------------
+
+
+def test_shapes_that_do_not_fit_are_an_error_with_names_shapes_and_tensorrts_words():
+    net = OneLayer()
+    with pytest.raises(LayerError) as error:
+        net.helper.addLinear(net.input(random(1, 4, 8)), random(9, 3), random(3), "bert.pooler.dense")
+    message = str(error.value)
+    assert "'bert.pooler.dense.product'" in message
+    assert "x0 FLOAT [1, 4, 8]" in message
+    assert "bert.pooler.dense.weight FLOAT [1, 9, 3]" in message
+    assert "TensorRT: " in message
+    assert "CUDA driver" not in message
+
+
+def test_types_that_do_not_fit_are_an_error():
+    net = OneLayer()
+    x, y = net.input(random(1, 4), FLOAT), net.input(random(1, 4), HALF)
+    with pytest.raises(LayerError, match=r"'sum'.*x0 FLOAT \[1, 4\]; x1 HALF \[1, 4\]"):
+        net.helper.addAdd(x, y, "sum")
+
+
+def test_a_reshape_that_cannot_be_is_an_error():
+    net = OneLayer()
+    with pytest.raises(LayerError, match="'heads'"):
+        net.helper.addReshape(net.input(random(1, 4, 8)), (0, -1, 3, 5), "heads")
+
+
+def test_an_input_of_the_same_name_is_an_error():
+    net = OneLayer()
+    net.helper.addInput("ids", trt.DataType.INT32, (1, -1))
+    with pytest.raises(LayerError, match="input 'ids'"):
+        net.helper.addInput("ids", trt.DataType.INT32, (1, -1))
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "fits"),
+    [(65504.0, HALF, True), (65519.9, HALF, True), (65520.0, HALF, False), (-7e4, HALF, False), (3e38, BF16, True)],
+)
+def test_convert_weight_refuses_what_would_become_infinite(value, dtype, fits):
+    weight = np.array([0.0, value, 1.0], np.float32)
+    if fits:
+        assert np.isfinite(convert_weight(weight, dtype, "w").astype(np.float32)).all()
+    else:
+        with pytest.raises(UserError, match=r"weight 'w' has the value .* the largest of HALF \(65504\).*bf16"):
+            convert_weight(weight, dtype, "w")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [FLOAT, HALF, BF16])
+def test_convert_weight_refuses_what_is_not_finite(value, dtype):
+    with pytest.raises(UserError, match="weight 'w' has values that are not finite"):
+        convert_weight(np.array([1.0, value], np.float32), dtype, "w")
+
+
+def test_convert_weight_does_not_copy_without_need():
+    weight = random(4, 4)
+    assert convert_weight(weight, FLOAT, "w") is weight
+
+
+def test_constants_of_equal_address_do_not_mix():
+    """Temporary arrays may get the address of an earlier one: each constant must keep its own values."""
+    net = OneLayer("fp16")
+    x = net.input(np.ones((1, 1), np.float32))
+    for factor in range(2, 40):
+        x = net.helper.addScale(x, 1 + 1 / factor, f"scale{factor}")
+    assert net.run(x)[0, 0] == pytest.approx(np.prod([1 + 1 / factor for factor in range(2, 40)]), rel=2e-2)
+
+
+def test_tied_weights_are_stored_once():
+    net = OneLayer("fp16")
+    table = random(10, 4)
+    net.helper.addConstant(table, "embedding")
+    net.helper.addConstant(table, "decoder", shape=(1, 10, 4))
+    assert net.helper.weights["embedding"] is net.helper.weights["decoder"]
+
+
+# --- building ---------------------------------------------------------------------------------------------
+
+
+def small_network(log=None):
+    net = OneLayer()
+    x = net.input(random(1, 3, 8), dynamic=(1,))
+    net.helper.markOutput(net.helper.addLinear(x, random(8, 4), random(4), "dense"), "y")
+    return net
+
+
+def build(net, path, **options):
+    return build_plan(net.builder, net.network, net.log, BuildOptions(SequenceRange(1, 2, 8), **options), path)
+
+
+def test_build_plan_writes_plan_and_description(tmp_path):
+    info = build(small_network(), tmp_path / "p.plan")
+    assert info.num_bytes == (tmp_path / "p.plan").stat().st_size > 0
+    assert info.profile == {"x0": [[1, 1, 8], [1, 2, 8], [1, 8, 8]]}
+    assert f"{info.product} {info.version}" == tensorrt_product.describe()
+    assert len(check_plan(tmp_path / "p.plan")) == info.num_bytes
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.plan", "p.plan.json"]
+
+
+def test_a_failed_build_leaves_the_old_plan(tmp_path):
+    (tmp_path / "p.plan").write_bytes(b"old")
+    net = OneLayer()
+    net.helper.addReLU(net.input(random(1, 3, 8), dynamic=(1,)), "act")  # no output marked
+    with pytest.raises(UserError, match=r"TensorRT could not build the plan: .*[Oo]utput"):
+        build(net, tmp_path / "p.plan")
+    assert [path.name for path in tmp_path.iterdir()] == ["p.plan"]
+    assert (tmp_path / "p.plan").read_bytes() == b"old"
+
+
+def test_a_plan_that_cannot_be_written_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"cannot write .*nowhere/p.plan: .*create the folder"):
+        build(small_network(), tmp_path / "nowhere" / "p.plan")
+
+
+@pytest.mark.skipif(not tensorrt_product.IS_RTX, reason="only tensorrt_rtx builds for other GPUs")
+def test_compute_capability_is_a_real_target(tmp_path):
+    build(small_network(), tmp_path / "all.plan")
+    build(small_network(), tmp_path / "one.plan", compute_capabilities=["8.9"])
+    assert (tmp_path / "all.plan").read_bytes() != (tmp_path / "one.plan").read_bytes()
+
+
+@pytest.mark.skipif(not tensorrt_product.IS_RTX, reason="only tensorrt_rtx builds for other GPUs")
+def test_unknown_compute_capability_names_those_that_are_known():
+    net = small_network()
+    with pytest.raises(UserError, match=r"--compute-capability 3\.5: not a target .*8\.6, 8\.9"):
+        set_compute_capabilities(net.builder.create_builder_config(), ["3.5"])
+
+
+def test_compute_capability_is_refused_by_the_full_product(monkeypatch):
+    monkeypatch.setattr("trt_helper.IS_RTX", False)
+    with pytest.raises(UserError, match="builds for the GPU of this machine only; leave the option out"):
+        set_compute_capabilities(small_network().builder.create_builder_config(), ["8.6"])
+
+
+# --- checks before a plan is executed ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def good_plan(tmp_path_factory):
+    path = tmp_path_factory.mktemp("plan") / "p.plan"
+    build(small_network(), path)
+    return path
+
+
+@pytest.fixture
+def plan(good_plan, tmp_path):
+    for path in (good_plan, info_path(good_plan)):
+        shutil.copy(path, tmp_path)
+    return tmp_path / good_plan.name
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_a_flipped_byte_anywhere_is_found(good_plan, tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("flipped")
+    shutil.copy(info_path(good_plan), folder)
+    content = bytearray(good_plan.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    (folder / "p.plan").write_bytes(content)
+    with pytest.raises(PlanError, match=r"p\.plan .*is corrupt or truncated; build it again"):
+        check_plan(folder / "p.plan")
+
+
+def test_a_truncated_plan_is_found(plan):
+    plan.write_bytes(plan.read_bytes()[:-1])
+    with pytest.raises(PlanError, match="corrupt or truncated"):
+        check_plan(plan)
+
+
+def test_an_empty_plan_is_found(plan):
+    plan.write_bytes(b"")
+    with pytest.raises(PlanError, match=r"p\.plan is empty; build it again"):
+        check_plan(plan)
+
+
+def test_a_missing_plan_is_named(tmp_path):
+    with pytest.raises(PlanError, match=r"cannot read the plan .*none\.plan: No such file.*builder\.py"):
+        check_plan(tmp_path / "none.plan")
+
+
+def test_a_plan_of_another_version_says_which(plan):
+    text = info_path(plan).read_text().replace(tensorrt_product.VERSION, "9.9.9")
+    info_path(plan).write_text(text)
+    with pytest.raises(PlanError, match=r"built by \w+ 9\.9\.9, but this is .*build it again"):
+        check_plan(plan)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"product": 1}', "\xff"])
+def test_an_unreadable_description_is_an_error(plan, text):
+    info_path(plan).write_bytes(text.encode("latin-1"))
+    with pytest.raises(PlanError, match=r"p\.plan\.json is not readable"):
+        check_plan(plan)
+
+
+@pytest.mark.parametrize("shape", [(1, 0), (1, 9), (2, 5), (1, 5, 1), ()])
+def test_shapes_outside_the_profile_are_named(shape):
+    with pytest.raises(UserError, match=r"input 'ids' is \[.*outside the plan's profile \[1, 1\] to \[1, 8\]"):
+        check_in_profile("ids", shape, [[1, 1], [1, 4], [1, 8]])
+
+
+def test_shapes_at_the_profiles_ends_are_inside():
+    for length in (1, 8):
+        check_in_profile("ids", (1, length), [[1, 1], [1, 4], [1, 8]])
+
+
+def test_cast_input_refuses_ids_that_change():
+    np.testing.assert_array_equal(cast_input("ids", np.array([1, 2**31 - 1]), np.int32), [1, 2**31 - 1])
+    with pytest.raises(UserError, match="input 'ids' has values that do not fit int32"):
+        cast_input("ids", np.array([2**31]), np.int32)
+
+
+def test_latency_percentiles():
+    times = Latency.of(list(range(1, 101)))
+    assert (times.runs, times.median) == (100, 50.5)
+    assert times.p95 == pytest.approx(np.percentile(range(1, 101), 95))
+    assert times.p99 == pytest.approx(np.percentile(range(1, 101), 99))
+
+
+def test_sequence_range_beyond_the_position_table():
+    with pytest.raises(UserError, match="maximum 600 is more than the 512 positions of the model; name at most 512"):
+        SequenceRange(1, 8, 600).check(512)
