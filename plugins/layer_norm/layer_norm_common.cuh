@@ -27,7 +27,7 @@ inline __device__ RowStatistics makeStatistics(float firstMean, float2 sums, uin
 {
     float const correction = sums.x / hidden;
     float const variance = fmaxf(sums.y / hidden - correction * correction, 0.0F);
-    return {firstMean, correction, rsqrtf(variance + epsilon)};
+    return {firstMean, correction, __frsqrt_rn(variance + epsilon)};
 }
 
 template <typename T, typename W>
