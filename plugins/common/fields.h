@@ -1,0 +1,33 @@
+// Plugin fields: typed attributes with a name. They come from add_plugin_v3, from the attributes of an ONNX node or
+// from a plan, and are checked the same way each time.
+#pragma once
+
+#include "common/tensorrt_api.h"
+
+#include <string>
+#include <vector>
+
+namespace bert
+{
+
+// Reads the fields a plugin is created from. Every problem is thrown as a PluginError that names the field.
+class FieldReader
+{
+public:
+    // Refuses fields whose names are not in `known`: a misspelt name would otherwise be a silent default.
+    FieldReader(
+        nvinfer1::PluginFieldCollection const* fields, std::vector<nvinfer1::PluginField> const& known);
+
+    bool has(std::string const& name) const;
+    float getFloat(std::string const& name) const;        // kFLOAT32, one element
+    int32_t getInt(std::string const& name) const;        // kINT32, one element
+    std::string getString(std::string const& name) const; // kCHAR, with or without a final zero
+
+private:
+    nvinfer1::PluginField const& find(
+        std::string const& name, nvinfer1::PluginFieldType type, char const* typeName) const;
+
+    std::vector<nvinfer1::PluginField> mFields;
+};
+
+} // namespace bert

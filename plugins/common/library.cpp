@@ -1,0 +1,27 @@
+// The C functions by which TensorRT, and our plugin host, find what is in this library.
+#include "common/logging.h"
+#include "common/plugin_base.h"
+#include "layer_norm/layer_norm_plugin.h"
+
+#define BERT_EXPORT extern "C" __attribute__((visibility("default")))
+
+// TensorRT calls it once after loading the library, and registers every creator in the list.
+BERT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) noexcept
+{
+    static bert::LayerNormCreator layerNorm;
+    static nvinfer1::IPluginCreatorInterface* const creators[] = {&layerNorm};
+    count = static_cast<int32_t>(sizeof(creators) / sizeof(creators[0]));
+    return creators;
+}
+
+// TensorRT hands over the way to its logger. The argument is an nvinfer1::ILoggerFinder.
+BERT_EXPORT void setLoggerFinder(void* finder) noexcept
+{
+    bert::setLoggerFinder(finder);
+}
+
+// For tests: plugin objects that are alive.
+BERT_EXPORT int64_t bertPluginsAlive() noexcept
+{
+    return bert::gPluginsAlive.load();
+}

@@ -1,0 +1,184 @@
+// What all plugins of this library have in common: one class with the three capabilities of a V3 plugin, and its
+// creator. A plugin derives from Plugin and writes only what is its own.
+#pragma once
+
+#include "common/logging.h"
+#include "common/tensorrt_api.h"
+
+#include <atomic>
+#include <utility>
+#include <vector>
+
+namespace bert
+{
+
+// Plugin objects alive in this process: the leak test reads it through bertPluginsAlive().
+inline std::atomic<int64_t> gPluginsAlive{0};
+
+class Plugin : public nvinfer1::IPluginV3,
+               public nvinfer1::IPluginV3OneCore,
+               public nvinfer1::IPluginV3OneBuild,
+               public nvinfer1::IPluginV3OneRuntime
+{
+public:
+    Plugin(char const* name, char const* version) noexcept
+        : mName(name)
+        , mVersion(version)
+    {
+        ++gPluginsAlive;
+    }
+    Plugin(Plugin const& other) noexcept
+        : Plugin(other.mName, other.mVersion)
+    {
+    }
+    Plugin& operator=(Plugin const&) = delete;
+    ~Plugin() noexcept override
+    {
+        --gPluginsAlive;
+    }
+
+    // --- IPluginV3: any thread may ask for clones while an engine is built.
+    nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override
+    {
+        switch (type)
+        {
+        case nvinfer1::PluginCapabilityType::kCORE:
+            return static_cast<nvinfer1::IPluginV3OneCore*>(this);
+        case nvinfer1::PluginCapabilityType::kBUILD:
+            return static_cast<nvinfer1::IPluginV3OneBuild*>(this);
+        case nvinfer1::PluginCapabilityType::kRUNTIME:
+            return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
+        }
+        return nullptr;
+    }
+
+    // --- IPluginV3OneCore
+    char const* getPluginName() const noexcept override
+    {
+        return mName;
+    }
+    char const* getPluginVersion() const noexcept override
+    {
+        return mVersion;
+    }
+    char const* getPluginNamespace() const noexcept override
+    {
+        return "";
+    }
+
+    // --- IPluginV3OneBuild
+    int32_t getNbOutputs() const noexcept override
+    {
+        return 1;
+    }
+
+    // --- IPluginV3OneRuntime: every execution context gets a plugin object of its own.
+    nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext* /*context*/) noexcept override
+    {
+        return clone();
+    }
+    // The fields stay valid until the next call on the same object.
+    nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override
+    {
+        return run<nvinfer1::PluginFieldCollection const*>("getFieldsToSerialize", nullptr,
+            [&]
+            {
+                mFields = fieldsToSerialize();
+                mFieldCollection = {static_cast<int32_t>(mFields.size()), mFields.data()};
+                return &mFieldCollection;
+            });
+    }
+
+protected:
+    // The fields a creator needs to make this object again. Their data must live as long as the object.
+    virtual std::vector<nvinfer1::PluginField> fieldsToSerialize() const = 0;
+
+    // guarded(), in this plugin's name.
+    template <typename Result, typename Function>
+    Result run(char const* call, Result onError, Function&& function) const noexcept
+    {
+        return guarded<Result>(mName, call, onError, std::forward<Function>(function));
+    }
+
+    // The calls that answer 0 for success.
+    template <typename Function>
+    int32_t check(char const* call, Function&& function) const noexcept
+    {
+        return run<int32_t>(call, -1,
+            [&]
+            {
+                function();
+                return 0;
+            });
+    }
+
+private:
+    char const* mName;    // a string literal of the derived class
+    char const* mVersion; // likewise
+    std::vector<nvinfer1::PluginField> mFields;
+    nvinfer1::PluginFieldCollection mFieldCollection{};
+};
+
+// Creators are made once, when the library is loaded, and are never destroyed before it.
+class PluginCreator : public nvinfer1::IPluginCreatorV3One
+{
+public:
+    PluginCreator(char const* name, char const* version, std::vector<nvinfer1::PluginField> fields)
+        : mName(name)
+        , mVersion(version)
+        , mFields(std::move(fields))
+        , mFieldCollection{static_cast<int32_t>(mFields.size()), mFields.data()}
+    {
+    }
+
+    // Called while a network is built and again when a plan is loaded. Null stands for failure.
+    nvinfer1::IPluginV3* createPlugin(char const* layerName, nvinfer1::PluginFieldCollection const* fields,
+        nvinfer1::TensorRTPhase /*phase*/) noexcept override
+    {
+        return guarded<nvinfer1::IPluginV3*>(mName, "createPlugin", nullptr,
+            [&]
+            {
+                try
+                {
+                    return create(fields);
+                }
+                catch (
+                    PluginError const& error) // the same words, and which layer of the network they are about
+                {
+                    fail("layer \"", layerName == nullptr ? "" : layerName, "\": ", error.what());
+                }
+            });
+    }
+    nvinfer1::PluginFieldCollection const* getFieldNames() noexcept override
+    {
+        return &mFieldCollection;
+    }
+    char const* getPluginName() const noexcept override
+    {
+        return mName;
+    }
+    char const* getPluginVersion() const noexcept override
+    {
+        return mVersion;
+    }
+    char const* getPluginNamespace() const noexcept override
+    {
+        return "";
+    }
+
+protected:
+    virtual nvinfer1::IPluginV3* create(nvinfer1::PluginFieldCollection const* fields) const = 0;
+
+    std::vector<nvinfer1::PluginField> const& knownFields() const noexcept
+    {
+        return mFields;
+    }
+
+private:
+    char const* mName;
+    char const* mVersion;
+    std::vector<nvinfer1::PluginField> mFields;
+    nvinfer1::PluginFieldCollection mFieldCollection;
+};
+
+} // namespace bert

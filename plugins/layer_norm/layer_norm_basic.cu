@@ -1,0 +1,124 @@
+// Layer normalisation, first version: the textbook. One kernel for the mean, one for the variance, one that
+// normalises. Every kernel reads x from memory again, and each launch has its cost: three launches, 3 reads and
+// 1 write of the tensor. Run it with: python plugins/testLayerNormPlugin.py --kernel basic
+#include "common/reduce.cuh"
+#include "layer_norm/layer_norm_common.cuh"
+
+namespace bert
+{
+
+// ---------------------------------------------------------------------------------------------------------------
+// Kernels
+// ---------------------------------------------------------------------------------------------------------------
+
+namespace
+{
+
+constexpr int kBLOCK = 256;
+
+// One block for each row.
+template <typename T>
+__global__ void layerNormMeanKernel(T const* x, RowStatistics* statistics, int64_t rows, uint32_t hidden)
+{
+    __shared__ float scratch[kBLOCK / kWARP];
+    for (int64_t row = blockIdx.x; row < rows; row += gridDim.x)
+    {
+        float sum = 0.0F;
+        for (uint32_t i = threadIdx.x; i < hidden; i += kBLOCK)
+        {
+            sum += toFloat(x[row * hidden + i]);
+        }
+        sum = blockSum(sum, scratch);
+        if (threadIdx.x == 0)
+        {
+            statistics[row].firstMean = sum / hidden;
+        }
+        __syncthreads(); // scratch is written again for the next row
+    }
+}
+
+// One block for each row. The mean is at hand now, so the deviations are summed and squared as they are.
+template <typename T>
+__global__ void layerNormVarianceKernel(
+    T const* x, RowStatistics* statistics, int64_t rows, uint32_t hidden, float epsilon)
+{
+    __shared__ float2 scratch[kBLOCK / kWARP];
+    for (int64_t row = blockIdx.x; row < rows; row += gridDim.x)
+    {
+        float const mean = statistics[row].firstMean;
+        float2 sums{};
+        for (uint32_t i = threadIdx.x; i < hidden; i += kBLOCK)
+        {
+            float const deviation = toFloat(x[row * hidden + i]) - mean;
+            sums = sums + make_float2(deviation, deviation * deviation);
+        }
+        sums = blockSum(sums, scratch);
+        if (threadIdx.x == 0)
+        {
+            statistics[row] = makeStatistics(mean, sums, hidden, epsilon);
+        }
+        __syncthreads(); // scratch is written again for the next row
+    }
+}
+
+// One block for each row; no thread needs another.
+template <typename T, typename W>
+__global__ void layerNormNormalizeKernel(T const* x, W const* gamma, W const* beta,
+    RowStatistics const* statistics, T* y, int64_t rows, uint32_t hidden)
+{
+    for (int64_t row = blockIdx.x; row < rows; row += gridDim.x)
+    {
+        RowStatistics const ofRow = statistics[row];
+        for (uint32_t i = threadIdx.x; i < hidden; i += kBLOCK)
+        {
+            y[row * hidden + i] = normalize<T>(toFloat(x[row * hidden + i]), ofRow, gamma[i], beta[i]);
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Launcher
+// ---------------------------------------------------------------------------------------------------------------
+
+template <typename T, typename W>
+cudaError_t launchTyped(LayerNormArguments const& a, cudaStream_t stream)
+{
+    auto const* x = static_cast<T const*>(a.x);
+    auto* statistics = reinterpret_cast<RowStatistics*>(a.workspace);
+    unsigned int const grid = rowBlocks(a.rows);
+
+    layerNormMeanKernel<<<grid, kBLOCK, 0, stream>>>(x, statistics, a.rows, a.hidden);
+    cudaError_t status = cudaGetLastError();
+    if (status != cudaSuccess)
+    {
+        return status;
+    }
+    layerNormVarianceKernel<<<grid, kBLOCK, 0, stream>>>(x, statistics, a.rows, a.hidden, a.epsilon);
+    status = cudaGetLastError();
+    if (status != cudaSuccess)
+    {
+        return status;
+    }
+    layerNormNormalizeKernel<<<grid, kBLOCK, 0, stream>>>(x, static_cast<W const*>(a.gamma),
+        static_cast<W const*>(a.beta), statistics, static_cast<T*>(a.y), a.rows, a.hidden);
+    return cudaGetLastError();
+}
+
+} // namespace
+
+size_t layerNormBasicWorkspace(int64_t rows)
+{
+    return static_cast<size_t>(rows) * sizeof(RowStatistics);
+}
+
+cudaError_t launchLayerNormBasic(LayerNormArguments const& arguments, cudaStream_t stream)
+{
+    if (arguments.rows == 0)
+    {
+        return cudaSuccess; // a grid of no blocks is an error to CUDA
+    }
+    return dispatchTypes(arguments,
+        [&](auto x, auto weight) { return launchTyped<decltype(x), decltype(weight)>(arguments, stream); });
+}
+
+} // namespace bert

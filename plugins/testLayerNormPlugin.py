@@ -1,0 +1,481 @@
+"""Tests and times the LayerNorm plugin alone.
+
+    python plugins/testLayerNormPlugin.py                         everything that this machine can do
+    python plugins/testLayerNormPlugin.py --kernel basic          one of the three kernels: basic, fused, fast
+    python plugins/testLayerNormPlugin.py --json FILE --plot FILE the table as JSON and as a picture
+
+1. Loads the library into TensorRT's plugin registry and builds engines of one layer (for TensorRT for RTX
+   without a GPU).
+2. On a CUDA GPU, runs every kernel and type over a grid of widths, rows and hard inputs, against float64.
+3. On a CUDA GPU, prints a table of times beside PyTorch's and that of a plain copy.
+
+Exit status: 0 all that could be checked is right, 1 something is wrong, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch.nn import functional
+
+from plugins import build, reference
+from plugins.plugin_host import Plugin, PluginHost, TensorSpec
+
+KERNELS = ("basic", "fused", "fast")
+TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+EPSILON = 1e-12  # BERT's
+
+# ----------------------------------------------------------------------------------------------------------
+# 1. TensorRT's own registry
+# ----------------------------------------------------------------------------------------------------------
+
+
+def layer_norm_model(kernel: str, type_name: str, hidden: int = 768) -> bytes:
+    """An ONNX model with one LayerNorm node, whose op type is the plugin's name."""
+    import ml_dtypes  # noqa: PLC0415 (this and onnx are needed for this step only)
+    import numpy as np  # noqa: PLC0415
+    import onnx  # noqa: PLC0415
+
+    numpy_type = np.dtype({"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}[type_name])
+    onnx_type = onnx.helper.np_dtype_to_tensor_dtype(numpy_type)
+    node = onnx.helper.make_node(
+        "LayerNorm", ["x", "gamma", "beta"], ["y"], name="layer_norm",
+        epsilon=EPSILON, kernel=kernel, plugin_version="1", plugin_namespace="",
+    )  # fmt: skip
+    weights = {"gamma": np.ones(hidden, numpy_type), "beta": np.zeros(hidden, numpy_type)}
+    graph = onnx.helper.make_graph(
+        [node],
+        "layer_norm",
+        [onnx.helper.make_tensor_value_info("x", onnx_type, ["B", "S", hidden])],
+        [onnx.helper.make_tensor_value_info("y", onnx_type, ["B", "S", hidden])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    return model.SerializeToString()
+
+
+@functools.cache
+def register(library: Path) -> None:
+    """Loads the library into TensorRT's registry. It stays: networks with plugins need it to the end."""
+    from tensorrt_product import trt  # noqa: PLC0415
+
+    trt.get_plugin_registry().load_library(str(library))
+
+
+def build_engine(model: bytes, library: Path, hidden: int = 768) -> tuple[bytes | None, list[str]]:
+    """A plan of a model with plugins, or None; and the errors that TensorRT and the plugin logged."""
+    from tensorrt_product import IS_RTX, trt  # noqa: PLC0415
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.errors.append(msg)
+
+    logger = Logger()
+    if IS_RTX:
+        from plugins import rtx_parser_shim  # noqa: PLC0415
+
+        rtx_parser_shim.load()
+    register(library)
+    builder = trt.Builder(logger)
+    flags = 0 if IS_RTX else 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flags)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(model):
+        return None, logger.errors
+    config = builder.create_builder_config()
+    profile = builder.create_optimization_profile()
+    shortest, usual, longest = ([1, 1, hidden], [1, 128, hidden], [8, 512, hidden])
+    profile.set_shape("x", trt.Dims(shortest), trt.Dims(usual), trt.Dims(longest))
+    config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    return (None if plan is None else bytes(plan)), logger.errors
+
+
+def check_registry(library: Path, kernels: tuple[str, ...]) -> list[str]:
+    """Builds one-layer engines in the real TensorRT. Returns what went wrong."""
+    try:
+        from tensorrt_product import IS_RTX, describe  # noqa: PLC0415
+    except ImportError as error:
+        print(f"TensorRT: not checked: {error}")
+        return []
+    if not IS_RTX and not torch.cuda.is_available():
+        print(f"TensorRT: not checked: {describe()} builds engines on a machine with a GPU only")
+        return []
+    problems = []
+    for kernel in kernels:
+        for type_name in TYPES:
+            plan, errors = build_engine(layer_norm_model(kernel, type_name), library)
+            if plan is None:
+                problems.append(f"TensorRT built no engine for {kernel} {type_name}: {'; '.join(errors)}")
+    if not problems:
+        print(f"TensorRT: {describe()} loads the library and builds {len(kernels) * len(TYPES)} engines")
+    return problems
+
+
+# ----------------------------------------------------------------------------------------------------------
+# 2. Results against float64
+# ----------------------------------------------------------------------------------------------------------
+
+WIDTHS = (1, 5, 33, 384, 768, 769, 1023, 1024, 4096)  # odd ones cannot be read in vectors
+ROWS = (0, 1, 7, 128, 4096)
+# An error of this many roundings is accepted whatever PyTorch's is: a row of five numbers may come out exact
+# by luck, on either side.
+ROUNDINGS_BY_LUCK = 2
+TIMES_PYTORCH = 1.5
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of one kernel."""
+
+    kernel: str
+    dtype: torch.dtype
+    weight_dtype: torch.dtype
+    rows: int
+    width: int
+    content: str
+    shift: int = 0  # bytes that the tensors lie off an aligned address
+
+    def __str__(self) -> str:
+        """As it is printed where it fails."""
+        types = f"{self.dtype}, weights {self.weight_dtype}".replace("torch.", "")
+        return f"{self.kernel} [{self.rows}, {self.width}] {types}, {self.content}, shift {self.shift}"
+
+
+def make_input(content: str, rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    """Rows that are hard in one way each."""
+    x = torch.randn(rows, width, device="cuda")
+    if content == "outliers":  # what a few features of trained BERTs do
+        x[:, :: max(width // 3, 1)] *= 100.0
+    elif content == "constant rows":  # variance 0: epsilon alone decides
+        x = x[:, :1].expand(rows, width)
+    elif content == "large mean":  # E[x²] − mean² has no digit left here
+        x = 1e4 + 1e-2 * x
+    elif content == "fp16 limits":  # squares and sums overflow in half precision
+        x = 3e4 * x.clamp(-2.0, 2.0)
+    return x.to(dtype).contiguous()
+
+
+CONTENTS = ("normal", "outliers", "constant rows", "large mean", "fp16 limits")
+
+
+def type_pairs(types: tuple[str, ...]) -> Iterator[tuple[torch.dtype, torch.dtype]]:
+    """Types of x and of gamma and beta."""
+    for dtype in (TYPES[name] for name in types):
+        yield dtype, dtype
+        if dtype != torch.float32:
+            yield dtype, torch.float32
+
+
+def cases(kernels: tuple[str, ...], types: tuple[str, ...], quick: bool) -> Iterator[Case]:
+    """The grid. The quick one, for sanitizers, has small shapes only."""
+    rows_list = (0, 1, 7) if quick else ROWS
+    contents = CONTENTS[:1] if quick else CONTENTS
+    for dtype, weight_dtype in type_pairs(types):
+        for width in WIDTHS:
+            for rows in rows_list:
+                for content in contents:
+                    for kernel in kernels:
+                        yield Case(kernel, dtype, weight_dtype, rows, width, content)
+        for kernel in kernels:  # an address that vectors cannot be read from
+            yield Case(kernel, dtype, weight_dtype, 7, 768, "normal", shift=dtype.itemsize)
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """‖found − expected‖ / ‖expected‖ in float64; NaN where anything is NaN."""
+    norm = expected.norm().item()
+    return (found.double() - expected).norm().item() / norm if norm else found.double().norm().item()
+
+
+def pytorch_layer_norm(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+    """PyTorch's kernel, which wants one type for all."""
+    if gamma.dtype == x.dtype:
+        return functional.layer_norm(x, (x.shape[-1],), gamma, beta, EPSILON)
+    return functional.layer_norm(x.to(gamma.dtype), (x.shape[-1],), gamma, beta, EPSILON).to(x.dtype)
+
+
+def run_plugin(
+    plugin: Plugin, device: Any, tensors: list[torch.Tensor], shift: int
+) -> tuple[torch.Tensor, bool]:
+    """Runs the plugin on buffers of ``device``. Returns (output, whether all guards are intact)."""
+    from plugins.device_buffers import Buffer  # noqa: PLC0415
+
+    specs = [TensorSpec.of_torch(tensor) for tensor in tensors]
+    _, workspace_size = plugin.prepare(specs)
+    inputs = [Buffer.of(device, tensor, shift) for tensor in tensors]
+    x = tensors[0]
+    output = Buffer(device, x.numel() * x.element_size(), shift=shift)
+    workspace = Buffer(device, workspace_size)
+    plugin.enqueue(
+        specs, [buffer.address for buffer in inputs], [output.address], workspace.address, device.stream
+    )
+    device.synchronize()
+    intact = all(buffer.guards_intact() for buffer in [*inputs, output, workspace])
+    return output.tensor(tuple(x.shape), x.dtype), intact
+
+
+@dataclass
+class Errors:
+    """The largest errors of one kernel and type."""
+
+    ours: float = 0.0
+    pytorch: float = 0.0
+    worst_ratio: float = 0.0
+
+
+def check_case(case: Case, plugin: Plugin, device: Any, errors: Errors) -> str | None:
+    """Runs one case. Returns what is wrong."""
+    x = make_input(case.content, case.rows, case.width, case.dtype)
+    gamma = torch.randn(case.width, device="cuda").to(case.weight_dtype)
+    beta = torch.randn(case.width, device="cuda").to(case.weight_dtype)
+    expected = reference.layer_norm(x, gamma, beta, EPSILON, torch.float64)
+    found, intact = run_plugin(plugin, device, [x, gamma, beta], case.shift)
+    if not intact:
+        return f"{case}: wrote beside a tensor"
+    if case.rows == 0:
+        return None
+    ours = relative_error(found, expected)
+    pytorch = relative_error(pytorch_layer_norm(x, gamma, beta), expected)
+    rounding = torch.finfo(case.dtype).eps / 2
+    limit = max(TIMES_PYTORCH * pytorch, ROUNDINGS_BY_LUCK * rounding)
+    errors.ours, errors.pytorch = max(errors.ours, ours), max(errors.pytorch, pytorch)
+    if case.rows >= 128 and pytorch > 0:
+        errors.worst_ratio = max(errors.worst_ratio, ours / pytorch)
+    if not ours <= limit:
+        return f"{case}: error {ours:.2e}, PyTorch's {pytorch:.2e}, limit {limit:.2e}"
+    return None
+
+
+def check_results(
+    host: PluginHost, kernels: tuple[str, ...], types: tuple[str, ...], quick: bool
+) -> list[str]:
+    """Runs the grid. Returns what went wrong."""
+    from plugins.device_buffers import open_device  # noqa: PLC0415
+
+    device, about = open_device()
+    torch.manual_seed(0)
+    plugins = {
+        kernel: host.create("LayerNorm", fields={"epsilon": EPSILON, "kernel": kernel}) for kernel in kernels
+    }
+    problems, count = [], 0
+    errors: dict[tuple[str, str], Errors] = {}
+    for case in cases(kernels, types, quick):
+        key = (case.kernel, str(case.dtype).removeprefix("torch."))
+        problem = check_case(case, plugins[case.kernel], device, errors.setdefault(key, Errors()))
+        problems += [problem] if problem else []
+        count += 1
+    print(f"Results: {count} runs against float64 ({about}), {len(problems)} wrong")
+    print("  largest relative error, PyTorch's, largest ratio on one input (128 rows or more):")
+    for (kernel, dtype), found in errors.items():
+        print(f"  {kernel:6} {dtype:9} {found.ours:9.2e} {found.pytorch:9.2e} {found.worst_ratio:6.2f}")
+    return problems
+
+
+# ----------------------------------------------------------------------------------------------------------
+# 3. Times
+# ----------------------------------------------------------------------------------------------------------
+
+TIMED_ROWS = (16, 128, 512, 2048, 4096, 8192, 32768, 131072)
+COPY = "copy"  # cudaMemcpyAsync from device to device: the memory's speed
+
+
+@dataclass
+class Timing:
+    """One line of the table."""
+
+    type: str
+    rows: int
+    hidden: int
+    contender: str
+    microseconds: float
+    gigabytes_per_second: float
+    share_of_copy: float
+
+
+def launches_for(rows: int, hidden: int) -> int:
+    """Launches in one graph: many of the short ones."""
+    return 100 if rows * hidden <= 8192 * 768 else 20
+
+
+def time_one(host: PluginHost, arguments: argparse.Namespace, type_name: str, rows: int) -> list[Timing]:
+    """All contenders on one shape."""
+    from plugins.measure import graph_times  # noqa: PLC0415
+
+    dtype, hidden = TYPES[type_name], arguments.hidden
+    x = torch.randn(rows, hidden, device="cuda").to(dtype)
+    gamma, beta = (torch.randn(hidden, device="cuda").to(dtype) for _ in range(2))
+    y = torch.empty_like(x)
+    contenders: dict[str, Callable[[], object]] = {COPY: lambda: y.copy_(x)}
+    for kernel in arguments.kernels:
+        plugin = host.create("LayerNorm", fields={"epsilon": EPSILON, "kernel": kernel})
+        contenders[kernel] = lambda plugin=plugin: plugin.run_torch([x, gamma, beta], [y])
+    contenders["eager"] = lambda: functional.layer_norm(x, (hidden,), gamma, beta, EPSILON)
+    if arguments.compile:
+        peer = torch.compile(functional.layer_norm, dynamic=False)
+        contenders["torch.compile"] = lambda: peer(x, (hidden,), gamma, beta, EPSILON)
+    with torch.no_grad():
+        times = graph_times(contenders, launches_for(rows, hidden))
+    moved = 2 * x.numel() * x.element_size()  # read once, written once
+    return [
+        Timing(
+            type_name,
+            rows,
+            hidden,
+            name,
+            round(time, 3),
+            round(moved / time / 1e3, 1),
+            round(times[COPY] / time, 3),
+        )
+        for name, time in times.items()
+    ]
+
+
+def print_table(timings: list[Timing]) -> None:
+    """Microseconds, GB/s and the share of a copy's bandwidth, one line for each shape."""
+    names = list(dict.fromkeys(timing.contender for timing in timings))
+    print("microseconds (GB/s, share of the copy's bandwidth)")
+    print(f"{'type':5}{'rows':>8}" + "".join(f"{name:>24}" for name in names))
+    for key in dict.fromkeys((timing.type, timing.rows) for timing in timings):
+        line = [timing for timing in timings if (timing.type, timing.rows) == key]
+        cells = [f"{t.microseconds:.2f} ({t.gigabytes_per_second:.0f}, {t.share_of_copy:.0%})" for t in line]
+        print(f"{key[0]:5}{key[1]:>8}" + "".join(f"{cell:>24}" for cell in cells))
+
+
+def environment() -> dict[str, str]:
+    """What the figures depend on."""
+    import subprocess  # noqa: PLC0415
+
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "driver": driver.splitlines()[0] if driver else "unknown",
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+        "python": platform.python_version(),
+        "method": "CUDA graphs of 20 or 100 launches on the same buffers, median of 30 replays, in turn",
+    }
+
+
+def plot(timings: list[Timing], path: Path) -> None:
+    """Bandwidth over rows, one panel for each type."""
+    import matplotlib  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+
+    types = list(dict.fromkeys(timing.type for timing in timings))
+    figure, panels = pyplot.subplots(1, len(types), figsize=(6 * len(types), 4.5), sharey=True, squeeze=False)
+    for panel, type_name in zip(panels[0], types, strict=True):
+        for name in dict.fromkeys(timing.contender for timing in timings):
+            line = [t for t in timings if (t.type, t.contender) == (type_name, name)]
+            panel.plot(
+                [t.rows for t in line], [t.gigabytes_per_second for t in line], marker="o", label=name,
+                linestyle="--" if name == COPY else "-",
+            )  # fmt: skip
+        panel.set(
+            xscale="log",
+            yscale="log",
+            xlabel="rows",
+            title=f"layer norm, hidden {timings[0].hidden}, {type_name}",
+        )
+        panel.grid(alpha=0.3)
+    panels[0][0].set_ylabel("GB/s, bytes read and written")
+    panels[0][0].legend()
+    figure.suptitle(torch.cuda.get_device_name())
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def benchmark(host: PluginHost, arguments: argparse.Namespace, types: tuple[str, ...]) -> None:
+    """Times all shapes, prints them and writes what was asked for."""
+    timings: list[Timing] = []
+    for type_name in types:
+        for rows in arguments.rows:
+            timings += time_one(host, arguments, type_name, rows)
+    about = environment()
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    print_table(timings)
+    if arguments.json:
+        document = {"environment": about, "timings": [asdict(timing) for timing in timings]}
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+    if arguments.plot:
+        plot(timings, arguments.plot)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Command line
+# ----------------------------------------------------------------------------------------------------------
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Ends the process with status 2 where the usage is wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kernel", choices=[*KERNELS, "all"], default="all")
+    parser.add_argument("--type", choices=[*TYPES, "all"], default="all")
+    parser.add_argument("--hidden", type=positive, default=768, help="width of the timed rows")
+    parser.add_argument(
+        "--rows", type=positive, nargs="+", default=TIMED_ROWS, help="numbers of rows to time"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="small shapes only, for sanitizers; times nothing"
+    )
+    parser.add_argument("--no-benchmark", dest="benchmark", action="store_false", help="time nothing")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
+    parser.add_argument("--json", type=Path, help="write the table there")
+    parser.add_argument("--plot", type=Path, help="draw the table there (needs matplotlib)")
+    arguments = parser.parse_args()
+    arguments.kernels = KERNELS if arguments.kernel == "all" else (arguments.kernel,)
+    return arguments
+
+
+def positive(text: str) -> int:
+    """An argument that counts something."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def main() -> int:
+    """Runs what this machine can."""
+    arguments = parse_arguments()
+    types = tuple(TYPES) if arguments.type == "all" else (arguments.type,)
+    try:
+        library = build.library_path()
+        host = PluginHost(library)
+    except build.BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    problems = check_registry(library, arguments.kernels)
+    if torch.cuda.is_available():
+        problems += check_results(host, arguments.kernels, types, arguments.quick)
+        if arguments.benchmark and not arguments.quick:
+            benchmark(host, arguments, types)
+    else:
+        print("Results and times: not checked, because PyTorch finds no CUDA GPU on this machine")
+    for problem in problems:
+        print(f"wrong: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
