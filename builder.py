@@ -18,12 +18,11 @@ import math
 import time
 from dataclasses import dataclass
 
-import numpy as np
-
 from common import run_script
 from fusion_log import print_fusions
 from model_files import INPUT_NAMES, BertConfig, ModelFolder, WeightFile
 from pipeline import Job, add_common_arguments, finish, print_report
+from plugin_layers import Known, PluginLayers, layer_norm_layer
 from tensorrt_product import trt
 from trt_helper import DTYPES, GELU_KINDS, TrtLog, TrtNetworkHelper, create_builder
 
@@ -37,37 +36,29 @@ class BertBuilder:
         config: the model's sizes.
         weights: the checkpoint's parameters by name. A ``Linear`` weight is (in, out), see model2onnx.py.
         gelu: which GELU (``GELU_KINDS``); None takes the checkpoint's.
+        layer_norm_kernel: ``native``, or a kernel of the LayerNorm plugin.
     """
 
     helper: TrtNetworkHelper
     config: BertConfig
     weights: WeightFile
     gelu: str | None = None
+    layer_norm_kernel: str = "native"
 
     def build(self) -> None:
         """The whole network: three inputs int32 (1, S) to one fp32 output (1, S, vocabulary or H)."""
         ids = [self.helper.addInput(name, trt.DataType.INT32, (1, -1)) for name in INPUT_NAMES]
         x = self.embeddings(ids[0], ids[1], ids[2])  # (1, S, H)
         for index in range(self.config.num_layers):
-            x = self.encoder_layer(x, f"{self.prefix}encoder.layer.{index}")  # (1, S, H)
+            x = self.encoder_layer(x, f"{self.config.prefix}encoder.layer.{index}")  # (1, S, H)
         output = self.head(x) if self.config.has_head else x
         self.helper.markOutput(output, self.config.output_name)
-
-    @property
-    def prefix(self) -> str:
-        """A masked language model calls its encoder ``bert``."""
-        return "bert." if self.config.has_head else ""
-
-    def hidden_state_names(self) -> list[str]:
-        """Tensors that correspond to PyTorch's hidden states: after the embeddings, after each layer."""
-        layers = (f"{self.prefix}encoder.layer.{index}.output.LayerNorm" for index in range(self.config.num_layers))
-        return [f"{self.prefix}embeddings.LayerNorm", *layers]
 
     def embeddings(
         self, input_ids: trt.ITensor, token_type_ids: trt.ITensor, position_ids: trt.ITensor
     ) -> trt.ITensor:
         """LN(word + type + position): three (1, S) -> (1, S, H)."""
-        name = f"{self.prefix}embeddings"
+        name = f"{self.config.prefix}embeddings"
         word = self.embedding(input_ids, f"{name}.word_embeddings", self.config.vocab_size)
         kind = self.embedding(token_type_ids, f"{name}.token_type_embeddings", self.config.type_vocab_size)
         position = self.embedding(position_ids, f"{name}.position_embeddings", self.config.max_positions)
@@ -114,7 +105,7 @@ class BertBuilder:
         x = self.layer_norm(x, f"{name}.transform.LayerNorm")
         if not self.config.tied_decoder:
             return self.linear(x, f"{name}.decoder", hidden, words)
-        table_name = f"{self.prefix}embeddings.word_embeddings.weight"
+        table_name = f"{self.config.prefix}embeddings.word_embeddings.weight"
         table = self.weights.get(table_name, (words, hidden))
         words_by_hidden = self.helper.addConstant(table, f"{name}.decoder.weight", shape=(1, words, hidden))
         scores = self.helper.addMatMul(x, words_by_hidden, f"{name}.decoder", transpose_b=True)
@@ -136,7 +127,7 @@ class BertBuilder:
     def layer_norm(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """A ``LayerNorm`` with its parameters: (1, S, H) -> (1, S, H)."""
         gamma, beta = (self.weights.get(f"{name}.{part}", (self.config.hidden_size,)) for part in ("weight", "bias"))
-        return self.helper.addLayerNorm(x, gamma, beta, self.config.layer_norm_eps, name)
+        return self.helper.addLayerNorm(x, gamma, beta, self.config.layer_norm_eps, name, self.layer_norm_kernel)
 
     def activation(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """The activation that the checkpoint was trained with, unless another GELU was asked for."""
@@ -150,7 +141,10 @@ class BertBuilder:
 
     def wide_sum(self, a: trt.ITensor, b: trt.ITensor, name: str) -> trt.ITensor:
         """a + b in fp32. The layer norm that follows computes in fp32 anyway, and the residual sum is where the
-        values of a trained BERT are largest: in fp16 it would be the first to overflow."""
+        values of a trained BERT are largest: in fp16 it would be the first to overflow. The LayerNorm plugin reads
+        the network's own type, so before it the sum stays in that type."""
+        if self.layer_norm_kernel != "native":
+            return self.helper.addAdd(a, b, name)
         wide = [
             self.helper.addCast(x, trt.DataType.FLOAT, f"{name}.{side}") for x, side in ((a, "left"), (b, "right"))
         ]
@@ -163,15 +157,14 @@ def run(args: argparse.Namespace) -> Job:
     job = Job.prepare("builder.py", folder, args)
     with job.logging() as log:
         start = time.perf_counter()
-        bert = assemble(folder, log, args.precision, args.gelu)
+        bert = assemble(folder, log, args.precision, args.gelu, args.layer_norm)
         seconds = time.perf_counter() - start
-        finish(job, log, bert.builder, bert.network, bert.known_weights, seconds, bert.weights.pages_released())
+        finish(job, log, bert.builder, bert.network, bert.known, seconds, bert.weights.pages_released())
         if args.compare_layers:
             from layer_comparison import print_layer_comparison  # brings PyTorch, which a build does not need
 
-            job.layers_agree = print_layer_comparison(
-                bert.network, bert.hidden_state_names, folder, job.tolerance, bert.known_weights
-            )
+            names = bert.hidden_state_names
+            job.layers_agree = print_layer_comparison(bert.network, names, folder, job.tolerance, bert.known)
     if args.gelu == "decomposed" and job.verbose_log is not None:
         print_fusions(job.verbose_log, bert.gelu_parts, job.plan_path)
     return job
@@ -184,23 +177,43 @@ class AssembledBert:
     builder: trt.Builder
     network: trt.INetworkDefinition
     weights: WeightFile
-    known_weights: dict[str, np.ndarray]  # what TensorRT points to
+    known: Known  # among it the arrays that TensorRT points to
     gelu_parts: list[str]
     hidden_state_names: list[str]
 
 
-def assemble(folder: ModelFolder, log: TrtLog, precision: str = "fp32", gelu: str | None = None) -> AssembledBert:
+def assemble(
+    folder: ModelFolder, log: TrtLog, precision: str = "fp32", gelu: str | None = None, layer_norm: str = "native"
+) -> AssembledBert:
     """Makes the network of the model in ``folder``.
 
     Raises:
-        UserError: a weight is missing, has another shape, or does not fit the precision.
+        UserError: a weight is missing, has another shape, or does not fit the precision; the plugins are not built.
     """
-    weights = folder.weights()
+    weights, config, dtype = folder.weights(), folder.config, DTYPES[precision]
     builder, network = create_builder(log)
-    helper = TrtNetworkHelper(network, log, DTYPES[precision])
-    bert = BertBuilder(helper, folder.config, weights, gelu)
-    bert.build()
-    return AssembledBert(builder, network, weights, helper.weights, helper.gelu_parts, bert.hidden_state_names())
+    planned = []
+    if layer_norm != "native":
+        hidden, epsilon = config.hidden_size, config.layer_norm_eps
+        planned = [layer_norm_layer(name, hidden, dtype, epsilon, layer_norm) for name in layer_norm_names(config)]
+    plugins = PluginLayers(network, log, planned) if planned else None
+    helper = TrtNetworkHelper(network, log, dtype, plugins)
+    BertBuilder(helper, config, weights, gelu, layer_norm).build()
+    known = Known(helper.weights, {layer.name: layer for layer in planned})
+    return AssembledBert(builder, network, weights, known, helper.gelu_parts, hidden_state_names(config))
+
+
+def hidden_state_names(config: BertConfig) -> list[str]:
+    """Tensors that correspond to PyTorch's hidden states: after the embeddings, after each encoder layer."""
+    layers = (f"{config.prefix}encoder.layer.{index}.output.LayerNorm" for index in range(config.num_layers))
+    return [f"{config.prefix}embeddings.LayerNorm", *layers]
+
+
+def layer_norm_names(config: BertConfig) -> list[str]:
+    """All layer norms: one after the embeddings, two in each encoder layer, one in the head."""
+    inner = (f"{config.prefix}encoder.layer.{index}.attention.output.LayerNorm" for index in range(config.num_layers))
+    head = ["cls.predictions.transform.LayerNorm"] if config.has_head else []
+    return [*hidden_state_names(config), *inner, *head]
 
 
 def parse_arguments() -> argparse.Namespace:

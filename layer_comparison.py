@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from rich.table import Table
@@ -11,6 +11,7 @@ from common import console
 from model_files import ModelFolder
 from network_runner import NetworkRunner
 from pipeline import relative_l2
+from plugin_layers import Known
 from tensorrt_product import trt
 
 
@@ -19,7 +20,7 @@ def print_layer_comparison(
     names: Sequence[str],
     folder: ModelFolder,
     tolerance: float,
-    known_weights: Mapping[str, np.ndarray],
+    known: Known,
 ) -> bool:
     """Prints the difference to PyTorch's hidden states, layer by layer, and names the first one out of tolerance.
 
@@ -28,13 +29,13 @@ def print_layer_comparison(
         names: its tensors that correspond to PyTorch's hidden states, L + 1 of them, each (1, S, H).
         folder: where PyTorch's hidden states lie.
         tolerance: largest relative L2 error that is accepted.
-        known_weights: see NetworkRunner.
+        known: for the runner.
 
     Returns:
         Whether all layers are within tolerance.
     """
     demo = folder.demo()
-    answers = NetworkRunner(network, outputs=names, known_weights=known_weights).run(demo.inputs)
+    answers = NetworkRunner(network, outputs=names, known=known).run(demo.inputs)
     table = Table(title="Difference to PyTorch's hidden states", title_justify="left")
     for heading in ("after", "relative L2 error", "largest difference", "largest value", ""):
         table.add_column(heading, justify="left" if heading in ("after", "") else "right")

@@ -65,6 +65,11 @@ class BertConfig:
         return self.hidden_size // self.num_heads
 
     @property
+    def prefix(self) -> str:
+        """What the encoder's parameter names begin with: a masked language model calls its encoder ``bert``."""
+        return "bert." if self.has_head else ""
+
+    @property
     def output_name(self) -> str:
         """Name of the network's output: ``logit`` (1, S, vocabulary) or ``last_hidden_state`` (1, S, H)."""
         return "logit" if self.has_head else "last_hidden_state"

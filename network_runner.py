@@ -11,6 +11,7 @@ optimiser saves when it fuses layers. It is not TensorRT that executes here.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,10 @@ import ml_dtypes
 import numpy as np
 import torch
 
+import plugin_layers
 from common import UserError
+from plugin_layers import Known, PluginLayer
+from plugins import reference
 from tensorrt_product import trt
 from trt_helper import as_tuple
 
@@ -179,6 +183,36 @@ ELEMENTWISE: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 }
 
 
+class PluginModule(torch.nn.Module):
+    """Runs one plugin layer: on CUDA the plugin's own kernels, through the plugin host; on a CPU its reference."""
+
+    def __init__(self, layer: PluginLayer, device: torch.device) -> None:
+        super().__init__()
+        self.layer = layer
+        self._plugin: Any = None
+        if device.type == "cuda":
+            version, namespace = plugin_layers.VERSION, plugin_layers.NAMESPACE
+            self._plugin = _plugin_host().create(layer.plugin, version, namespace, layer.fields)
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """The layer's inputs to its output."""
+        if self._plugin is None:
+            return reference.REFERENCES[self.layer.plugin](*inputs, **self.layer.fields)
+        (output,) = self._plugin.run_torch([tensor.contiguous() for tensor in inputs])
+        return output
+
+    def extra_repr(self) -> str:
+        """For printing the module."""
+        return f"{self.layer.plugin}, {dict(self.layer.fields)}"
+
+
+@functools.cache
+def _plugin_host() -> Any:
+    from plugins.plugin_host import PluginHost
+
+    return PluginHost(plugin_layers.library_path())
+
+
 # --- reading a network back -------------------------------------------------------------------------------
 
 LAYER_CLASSES = {
@@ -262,13 +296,16 @@ class _Lowering:
     """Turns a network into a torch.fx graph, one TensorRT layer after another."""
 
     def __init__(
-        self, network: trt.INetworkDefinition, device: torch.device, known_weights: Mapping[str, np.ndarray]
+        self,
+        network: trt.INetworkDefinition,
+        device: torch.device,
+        known: Known,
     ) -> None:
         self.network = network
         self.device = device
-        self.known_weights = known_weights
+        self.known = known
         self.graph = torch.fx.Graph()
-        self.buffers: dict[str, torch.Tensor] = {}
+        self.attributes: dict[str, torch.Tensor | torch.nn.Module] = {}
         self.values: dict[str, _Value] = {}
         self.constants: dict[str, torch.Tensor] = {}
         self.placed: dict[tuple[str, bool], torch.fx.Node] = {}  # constants and moved tensors, by (name, on_host)
@@ -284,14 +321,19 @@ class _Lowering:
         if unknown:
             raise UserError(f"the network has no tensor {unknown[0]!r}")
         self.graph.output(tuple(self.node(name, on_host=False) for name in wanted))
-        self.graph.eliminate_dead_code()
-        return torch.fx.GraphModule(self.buffers, self.graph, "TensorRTNetwork")
+        module = torch.fx.GraphModule(self.attributes, self.graph, "TensorRTNetwork")
+        module.graph.eliminate_dead_code()  # layers that no wanted tensor needs
+        module.recompile()
+        return module
 
     def lower(self, kind: str, layer: Any) -> None:
         """Adds one layer."""
         name = layer.get_output(0).name
         if kind == "CONSTANT":
             self.constants[name] = self.constant(layer)
+            return
+        if kind == "PLUGIN_V3":
+            self.values[name] = _Value(self.plugin(layer), on_host=False)
             return
         rule = RULES.get(kind)
         if rule is None:
@@ -309,16 +351,27 @@ class _Lowering:
         )
         self.values[name] = _Value(self.graph.call_function(function, resolved), on_host)
 
+    def plugin(self, layer: Any) -> torch.fx.Node:
+        """The node of a plugin layer."""
+        if layer.name not in self.known.plugins:
+            raise UnsupportedLayerError(
+                f"network_runner cannot run layer {layer.name!r}: TensorRT's Python API does not give a plugin's "
+                "fields; pass the layer in known.plugins"
+            )
+        attribute = f"plugin_{len(self.attributes)}"
+        self.attributes[attribute] = PluginModule(self.known.plugins[layer.name], self.device)
+        return self.graph.call_module(attribute, tuple(self.node(name, on_host=False) for name in input_names(layer)))
+
     def constant(self, layer: Any) -> torch.Tensor:
         """The values of a constant layer, in their own type and shape."""
         values = layer.weights
         if not isinstance(values, np.ndarray):  # NumPy has no bf16, and the API gives no way to the bytes
-            if layer.name not in self.known_weights:
+            if layer.name not in self.known.weights:
                 raise UnsupportedLayerError(
                     f"network_runner cannot read the {values.dtype.name} constant {layer.name!r}: TensorRT's Python "
-                    "API does not give its values; pass them as known_weights"
+                    "API does not give its values; pass them in known.weights"
                 )
-            values = self.known_weights[layer.name]
+            values = self.known.weights[layer.name]
         return as_torch(values).reshape(as_tuple(layer.shape))
 
     def node(self, name: str, on_host: bool) -> torch.fx.Node:
@@ -327,8 +380,8 @@ class _Lowering:
         if key in self.placed:
             return self.placed[key]
         if name in self.constants:
-            attribute = f"weight_{len(self.buffers)}"
-            self.buffers[attribute] = self.constants[name] if on_host else self.constants[name].to(self.device)
+            attribute = f"weight_{len(self.attributes)}"
+            self.attributes[attribute] = self.constants[name] if on_host else self.constants[name].to(self.device)
             self.placed[key] = self.graph.get_attr(attribute)
             return self.placed[key]
         value = self.values[name]
@@ -458,7 +511,7 @@ class NetworkRunner:
         network: a strongly typed network, ours or a parsed one; must live as long as the runner.
         device: "cpu" or "cuda".
         outputs: names of the tensors to return; default: the network's outputs.
-        known_weights: values of constants that the API cannot read back (bf16), by layer name.
+        known: what the API cannot read back.
 
     Attributes:
         module: the lowered graph (``print(runner.module.code)``), callable with the inputs in order.
@@ -475,14 +528,14 @@ class NetworkRunner:
         network: trt.INetworkDefinition,
         device: str = "cpu",
         outputs: Sequence[str] | None = None,
-        known_weights: Mapping[str, np.ndarray] | None = None,
+        known: Known | None = None,
     ) -> None:
         self.device = torch.device(device)
         inputs = [network.get_input(index) for index in range(network.num_inputs)]
         self.input_names = [tensor.name for tensor in inputs]
         self._input_types = {tensor.name: TORCH_TYPES[tensor.dtype] for tensor in inputs}
         self.output_names = list(outputs or (network.get_output(index).name for index in range(network.num_outputs)))
-        self.module = _Lowering(network, self.device, known_weights or {}).run(self.output_names)
+        self.module = _Lowering(network, self.device, known or Known()).run(self.output_names)
 
     def run(self, inputs: Mapping[str, np.ndarray | torch.Tensor]) -> dict[str, torch.Tensor]:
         """Runs once.

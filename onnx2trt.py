@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -22,26 +22,32 @@ from onnx import helper as onnx_helper
 from onnx import numpy_helper
 
 from common import UserError, run_script
-from model_files import ModelFolder, WeightFile, load_onnx
+from model_files import BertConfig, ModelFolder, WeightFile, load_onnx
 from pipeline import Job, add_common_arguments, finish, print_report
+from plugin_layers import Known, PluginLayer, layer_norm_layer, load_library, plugin_node
 from tensorrt_product import trt
 from trt_helper import DTYPES, TrtLog, convert_weight, create_builder
 
 ONNX_TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
-WIDE_OPERATORS = ("LayerNormalization", "Softmax")  # compute in fp32 whatever the type around them
+LAYER_NORM = "LayerNormalization"
+WIDE_OPERATORS = (LAYER_NORM, "Softmax")  # compute in fp32 whatever the type around them
 LARGEST_MODEL = 2**31 - 1  # bytes; protobuf's limit for one message
 
 
-def convert_precision(model: onnx.ModelProto, weights: WeightFile, precision: str) -> dict[str, np.ndarray]:
+def convert_precision(
+    model: onnx.ModelProto, weights: WeightFile, precision: str, layer_norm: str
+) -> dict[str, np.ndarray]:
     """Turns an fp32 graph into an fp16 or bf16 one, in place.
 
     Every fp32 tensor becomes narrow, except around ``WIDE_OPERATORS``, whose inputs are cast to fp32 and whose
-    outputs are cast back, and the graph's outputs, which stay fp32.
+    outputs are cast back, and the graph's outputs, which stay fp32. A LayerNorm plugin takes narrow inputs itself;
+    its gamma and beta stay fp32.
 
     Args:
         model: the graph; its weights may lie in a data file.
         weights: that data file.
         precision: "fp16" or "bf16".
+        layer_norm: "native", or a kernel of the plugin.
 
     Returns:
         The converted weights by name.
@@ -61,22 +67,48 @@ def convert_precision(model: onnx.ModelProto, weights: WeightFile, precision: st
         elif tensor.data_location == onnx.TensorProto.EXTERNAL:
             values = weights.get(tensor.name, tuple(tensor.dims))
             graph.initializer[index].CopyFrom(numpy_helper.from_array(values, tensor.name))
-    nodes = [converted_node for node in graph.node for converted_node in _convert_node(node, narrow)]
+    wide = [name for name in WIDE_OPERATORS if layer_norm == "native" or name != LAYER_NORM]
+    nodes = [new for node in graph.node for new in ([node] if node.op_type not in wide else _widen(node, narrow))]
     outputs = {value.name for value in graph.output}
     for node in nodes:  # the graph's outputs stay fp32: what made them makes NAME_narrow, and a cast follows
         for place, name in enumerate(node.output):
-            if name in outputs and node.op_type != "Cast":
+            if name in outputs:
                 node.output[place] = f"{name}_narrow"
     nodes += [_cast(f"{name}_narrow", name, onnx.TensorProto.FLOAT) for name in sorted(outputs)]
-    del graph.node[:], graph.value_info[:]
-    graph.node.extend(nodes)
+    _replace_nodes(graph, nodes)
     return converted
 
 
-def _convert_node(node: onnx.NodeProto, narrow: int) -> list[onnx.NodeProto]:
-    """The node itself, or for a wide operator: cast to fp32, the node, cast back."""
-    if node.op_type not in WIDE_OPERATORS:
-        return [node]
+def use_plugin(
+    model: onnx.ModelProto, config: BertConfig, dtype: trt.DataType, kernel: str
+) -> dict[str, PluginLayer]:
+    """Replaces every LayerNormalization by a LayerNorm plugin node, in place.
+
+    Returns:
+        The plugin layers by name.
+    """
+    layers: dict[str, PluginLayer] = {}
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type == LAYER_NORM:
+            epsilon = next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), 1e-5)
+            layer = layer_norm_layer(node.name, config.hidden_size, dtype, epsilon, kernel)
+            layers[layer.name] = layer
+            nodes.append(plugin_node(layer, list(node.input), list(node.output)))
+        else:
+            nodes.append(node)
+    _replace_nodes(model.graph, nodes)
+    return layers
+
+
+def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # clearing frees the originals
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(copies)
+
+
+def _widen(node: onnx.NodeProto, narrow: int) -> list[onnx.NodeProto]:
+    """Cast to fp32, the node, cast back."""
     wide_in, wide_out = f"{node.input[0]}_wide_for_{node.name}", f"{node.output[0]}_wide"
     before = _cast(node.input[0], wide_in, onnx.TensorProto.FLOAT)
     after = _cast(wide_out, node.output[0], narrow)
@@ -92,48 +124,42 @@ def _tensor(name: str, values: np.ndarray, onnx_type: int) -> onnx.TensorProto:
     return onnx_helper.make_tensor(name, onnx_type, values.shape, values.tobytes(), raw=True)
 
 
-def parse(model_path: Path, precision: str, log: TrtLog) -> ParsedNetwork:
-    """Parses the ONNX file, converted to the precision.
+def parse(folder: ModelFolder, precision: str, log: TrtLog, layer_norm: str = "native") -> ParsedNetwork:
+    """Parses the folder's ONNX file, converted to the precision.
 
     Raises:
         UserError: the file is missing or corrupt, a weight does not fit, or the parser refuses a node; the
             message carries the parser's own words.
     """
-    weights = WeightFile(model_path)
+    path = folder.onnx_path
+    weights, model = WeightFile(path), load_onnx(path)
     builder, network = create_builder(log)
-    parser = trt.OnnxParser(network, log)
     known_weights: Mapping[str, np.ndarray] = {}
-    if precision == "fp32":
-        parsed = parser.parse_from_file(str(model_path))
-    else:
-        model = load_onnx(model_path)
-        known_weights = convert_precision(model, weights, precision)
-        if model.ByteSize() > LARGEST_MODEL:
-            raise UserError(f"{model_path} is larger than 2 GiB in {precision}; use builder.py, which has no limit")
-        parsed = parser.parse(model.SerializeToString())
-    if not parsed:
+    known_plugins: Mapping[str, PluginLayer] = {}
+    if precision != "fp32":
+        known_weights = convert_precision(model, weights, precision, layer_norm)
+    if layer_norm != "native":
+        load_library()
+        known_plugins = use_plugin(model, folder.config, DTYPES[precision], layer_norm)
+    if model.ByteSize() > LARGEST_MODEL:
+        raise UserError(f"{path} is larger than 2 GiB in {precision}; use builder.py, which has no limit")
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(model.SerializeToString(), str(path)):  # the path says where the data file lies
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         told = "; ".join(f"node {error.node_name()!r} ({error.node_operator()}): {error.desc()}" for error in errors)
-        raise UserError(f"the ONNX parser refuses {model_path}: {told or log.take_errors()}")
-    return ParsedNetwork(builder, network, parser, known_weights, weights)
+        raise UserError(f"the ONNX parser refuses {path}: {told or log.take_errors()}")
+    return ParsedNetwork(builder, network, parser, Known(known_weights, known_plugins), weights)
 
 
+@dataclass
 class ParsedNetwork:
     """A network that the parser made, and what must live as long as it."""
 
-    def __init__(
-        self,
-        builder: trt.Builder,
-        network: trt.INetworkDefinition,
-        parser: trt.OnnxParser,
-        known_weights: Mapping[str, np.ndarray],
-        weights: WeightFile,
-    ) -> None:
-        self.builder = builder
-        self.network = network
-        self.parser = parser  # owns the weights that it read
-        self.known_weights = known_weights
-        self.weights = weights
+    builder: trt.Builder
+    network: trt.INetworkDefinition
+    parser: trt.OnnxParser  # owns the weights that it read
+    known: Known
+    weights: WeightFile
 
 
 def run(args: argparse.Namespace) -> Job:
@@ -142,9 +168,9 @@ def run(args: argparse.Namespace) -> Job:
     job = Job.prepare("onnx2trt.py", folder, args)
     with job.logging() as log:
         start = time.perf_counter()
-        parsed = parse(folder.onnx_path, args.precision, log)
+        parsed = parse(folder, args.precision, log, args.layer_norm)
         seconds = time.perf_counter() - start
-        finish(job, log, parsed.builder, parsed.network, parsed.known_weights, seconds)
+        finish(job, log, parsed.builder, parsed.network, parsed.known, seconds)
     return job
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from rich.table import Table
 import tensorrt_product
 from common import console, log_console, make_folder, write_whole
 from model_files import DemoIO, ModelFolder
+from plugin_layers import LAYER_NORM_KERNELS, Known, library_path
 from tensorrt_product import IS_RTX, trt
 from trt_helper import (
     DTYPES,
@@ -58,6 +59,17 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="LIST",
         help="GPUs to build for, e.g. 8.6,8.9 (tensorrt_rtx only; default: all that it supports)",
+    )
+    parser.add_argument(
+        "--layer-norm",
+        choices=("native", *LAYER_NORM_KERNELS),
+        default="native",
+        help="layer norm by TensorRT's own layer or by a kernel of the LayerNorm plugin (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-embed-plugins",
+        action="store_true",
+        help="leave the plugin library out of the plan; whoever loads the plan then needs the library",
     )
     parser.add_argument("--verbose", action="store_true", help="write TensorRT's verbose log beside the plan")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
@@ -156,6 +168,7 @@ class Job:
     folder: ModelFolder
     demo: DemoIO
     precision: str
+    layer_norm: str  # "native" or a kernel of the plugin
     options: BuildOptions
     plan_path: Path
     json_path: Path | None
@@ -173,7 +186,7 @@ class Job:
     @classmethod
     def prepare(cls, way: str, folder: ModelFolder, args: argparse.Namespace) -> Job:
         """Checks everything that can be checked before the long work."""
-        stem = f"{Path(way).stem}.{args.precision}"
+        stem = f"{Path(way).stem}.{args.precision}" + ("" if args.layer_norm == "native" else f".{args.layer_norm}")
         plan = args.plan or folder.path / f"{stem}.plan"
         for path in (plan, args.json):
             if path is not None:
@@ -188,9 +201,11 @@ class Job:
             seq_len=seq_len,
             compute_capabilities=args.compute_capability,
             timing_cache=folder.path / "timing.cache",
+            plugin_library=None if args.layer_norm == "native" else library_path(),
+            embed_plugins=not args.no_embed_plugins,
         )
         log = plan.with_suffix(".log") if args.verbose else None
-        return cls(way, folder, demo, args.precision, options, plan, args.json, log)
+        return cls(way, folder, demo, args.precision, args.layer_norm, options, plan, args.json, log)
 
     @property
     def tolerance(self) -> float:
@@ -220,6 +235,7 @@ class Job:
             "model": str(self.folder.path),
             "text": self.demo.text,
             "precision": self.precision,
+            "layer_norm": self.layer_norm,
             "executed_by": self.executed_by,
             "not_executed_because": self.not_executed_because,
             "num_layers": self.num_layers,
@@ -239,7 +255,7 @@ def finish(
     log: TrtLog,
     builder: trt.Builder,
     network: trt.INetworkDefinition,
-    known_weights: Mapping[str, np.ndarray],
+    known: Known,
     seconds_network: float,
     weights_read: AbstractContextManager[None] | None = None,
 ) -> None:
@@ -250,7 +266,7 @@ def finish(
         log: the builder's logger.
         builder: the network's builder.
         network: the network, outputs marked.
-        known_weights: for the runner, see NetworkRunner.
+        known: for the runner.
         seconds_network: what making the network took.
         weights_read: see ``build_plan``.
 
@@ -267,7 +283,7 @@ def finish(
         output = _execute_plan(job)
     else:
         job.executed_by = "pytorch"
-        output = _run_with_pytorch(job, network, known_weights)
+        output = _run_with_pytorch(job, network, known)
     job.comparison = Comparison.of(output, job.demo, job.folder.tokens() if job.demo.mask_positions else [])
     if job.json_path is not None:
         with write_whole(job.json_path) as file:
@@ -292,9 +308,7 @@ def _execute_plan(job: Job) -> np.ndarray:
     return outputs[job.folder.config.output_name]
 
 
-def _run_with_pytorch(
-    job: Job, network: trt.INetworkDefinition, known_weights: Mapping[str, np.ndarray]
-) -> np.ndarray:
+def _run_with_pytorch(job: Job, network: trt.INetworkDefinition, known: Known) -> np.ndarray:
     # Imported here: while a plan is built, PyTorch would only take memory.
     import torch
 
@@ -302,7 +316,7 @@ def _run_with_pytorch(
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with log_console.status(f"running the network with PyTorch on {device}"):
-        runner = NetworkRunner(network, device, known_weights=known_weights)
+        runner = NetworkRunner(network, device, known=known)
         outputs = runner.run(job.demo.inputs)
     return outputs[job.folder.config.output_name].cpu().numpy()
 

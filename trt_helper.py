@@ -34,6 +34,8 @@ from tensorrt_product import IS_RTX, trt
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from plugin_layers import PluginLayers
+
 DTYPES = {"fp32": trt.DataType.FLOAT, "fp16": trt.DataType.HALF, "bf16": trt.DataType.BF16}
 NUMPY_TYPES: dict[trt.DataType, Any] = {
     trt.DataType.FLOAT: np.float32,
@@ -117,14 +119,20 @@ class TrtNetworkHelper:
         network: the network to add to.
         log: the logger that the network's builder uses.
         dtype: type of weights and tensors (``DTYPES``); layer norm and softmax compute in fp32 regardless.
+        plugins: the plugin layers that the network will hold, if any.
     """
 
     def __init__(
-        self, network: trt.INetworkDefinition, log: TrtLog, dtype: trt.DataType = trt.DataType.FLOAT
+        self,
+        network: trt.INetworkDefinition,
+        log: TrtLog,
+        dtype: trt.DataType = trt.DataType.FLOAT,
+        plugins: PluginLayers | None = None,
     ) -> None:
         self.network = network
         self.log = log
         self.dtype = dtype
+        self.plugins = plugins
         self.gelu_parts: list[str] = []  # names of the layers that addGELU("decomposed") made
         self.weights: dict[str, np.ndarray] = {}  # TensorRT reads them when it builds: they must live until then
         self._converted: dict[Any, tuple[np.ndarray, np.ndarray]] = {}  # so that tied weights are stored once
@@ -262,11 +270,17 @@ class TrtNetworkHelper:
     # normalisation
 
     def addLayerNorm(
-        self, x: trt.ITensor, gamma: np.ndarray, beta: np.ndarray, epsilon: float, name: str
+        self,
+        x: trt.ITensor,
+        gamma: np.ndarray,
+        beta: np.ndarray,
+        epsilon: float,
+        name: str,
+        kernel: str = "native",
     ) -> trt.ITensor:
         """(x − mean) / √(variance + epsilon) · gamma + beta over the last axis (Ba et al., arXiv:1607.06450).
 
-        Computed in fp32 and returned in the helper's type: squares of fp16 values overflow from 256 on.
+        Statistics are computed in fp32 whatever the type: squares of fp16 values overflow from 256 on.
 
         Args:
             x: (B, S, H), the helper's type or fp32.
@@ -274,7 +288,14 @@ class TrtNetworkHelper:
             beta: (H,).
             epsilon: BERT: 1e-12.
             name: the module's name.
+            kernel: ``native``: TensorRT's own layer; ``basic``, ``fused`` or ``fast``: that kernel of the LayerNorm
+                plugin, which must have been planned under this name.
+
+        Returns:
+            (B, S, H) in the helper's type.
         """
+        if kernel != "native":
+            return self._addLayerNormPlugin(x, gamma, beta, name)
         wide = self.addCast(x, trt.DataType.FLOAT, f"{name}.wide")
         scale = self.addConstant(gamma, f"{name}.weight", trt.DataType.FLOAT, (1, 1, gamma.size))
         shift = self.addConstant(beta, f"{name}.bias", trt.DataType.FLOAT, (1, 1, beta.size))
@@ -284,6 +305,19 @@ class TrtNetworkHelper:
         narrow = self.dtype != trt.DataType.FLOAT
         y = self._finish(layer, f"{name}.fp32" if narrow else name, [wide, scale, shift])
         return self.addCast(y, self.dtype, name)
+
+    def _addLayerNormPlugin(self, x: trt.ITensor, gamma: np.ndarray, beta: np.ndarray, name: str) -> trt.ITensor:
+        """The plugin reads and writes the helper's type; gamma and beta stay fp32."""
+        narrow = self.addCast(x, self.dtype, f"{name}.narrow")
+        scale = self.addConstant(gamma, f"{name}.weight", trt.DataType.FLOAT)
+        shift = self.addConstant(beta, f"{name}.bias", trt.DataType.FLOAT)
+        return self.addPlugin(name, [narrow, scale, shift])
+
+    def addPlugin(self, name: str, inputs: Sequence[trt.ITensor]) -> trt.ITensor:
+        """The planned plugin layer ``name`` (see plugin_layers.py)."""
+        if self.plugins is None or name not in self.plugins.planned:
+            raise ValueError(f"no plugin layer {name!r} was planned for this network")
+        return self._finish(self.plugins.place(name, inputs), name, inputs)
 
     # arithmetic
 
@@ -421,6 +455,8 @@ class PlanInfo:
     profile: dict[str, list[list[int]]]  # input name -> [minimum, optimum, maximum] shape
     num_layers: int
     seconds_build: float
+    plugin_library: str  # file name of the library whose plugins the plan uses; "" without plugins
+    plugins_embedded: bool  # the plan holds that library
 
 
 @dataclass
@@ -431,6 +467,8 @@ class BuildOptions:
     allow_tf32: bool = False  # fp32 products on tensor cores, with 10 bits of mantissa
     compute_capabilities: list[str] = field(default_factory=list)  # "8.6", rtx only
     timing_cache: Path | None = None  # full product only
+    plugin_library: Path | None = None  # where the network's plugins come from
+    embed_plugins: bool = True  # put that library into the plan, which then loads where it is not installed
 
 
 def create_builder(log: TrtLog) -> tuple[trt.Builder, trt.INetworkDefinition]:
@@ -476,6 +514,8 @@ def build_plan(
     if not options.allow_tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
     set_compute_capabilities(config, options.compute_capabilities)
+    if options.plugin_library is not None and options.embed_plugins:
+        config.plugins_to_serialize = [str(options.plugin_library)]
     start = time.perf_counter()
     with timing_cache(config, options.timing_cache), build_progress(config), weights_read or nullcontext():
         checksum, size = _build_to_file(builder, network, config, log, path)
@@ -488,6 +528,8 @@ def build_plan(
         profile=profile,
         num_layers=network.num_layers,
         seconds_build=time.perf_counter() - start,
+        plugin_library=options.plugin_library.name if options.plugin_library else "",
+        plugins_embedded=options.plugin_library is not None and options.embed_plugins,
     )
     with write_whole(info_path(path)) as file:
         file.write(json.dumps(asdict(info), indent=2).encode())
@@ -673,12 +715,9 @@ def check_plan(path: Path) -> bytes:
         raise PlanError(f"cannot read the plan {path}: {error.strerror}; build it with builder.py") from error
     if not plan:
         raise PlanError(f"the plan {path} is empty; build it again")
-    if not info_path(path).is_file():
+    info = read_info(path)
+    if info is None:
         return plan  # a plan from elsewhere: TensorRT itself judges it
-    try:
-        info = PlanInfo(**json.loads(info_path(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise PlanError(f"{info_path(path)} is not readable ({error}); build the plan again") from error
     if len(plan) != info.num_bytes or zlib.crc32(plan) != info.crc32:
         raise PlanError(
             f"the plan {path} ({len(plan)} bytes) is not the one that {info_path(path).name} describes "
@@ -691,6 +730,21 @@ def check_plan(path: Path) -> bytes:
             "product and version: build it again"
         )
     return plan
+
+
+def read_info(plan: Path) -> PlanInfo | None:
+    """What stands beside a plan; None if nothing does.
+
+    Raises:
+        PlanError: it is not readable.
+    """
+    path = info_path(plan)
+    if not path.is_file():
+        return None
+    try:
+        return PlanInfo(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise PlanError(f"{path} is not readable ({error}); build the plan again") from error
 
 
 def execution_obstacle() -> str | None:
@@ -779,6 +833,11 @@ class InferHelper:
             raise
 
     def _load(self, plan: bytes, path: Path) -> None:
+        info = read_info(path)
+        if info is not None and info.plugin_library and not info.plugins_embedded:
+            import plugin_layers
+
+            plugin_layers.load_library()
         self._runtime = trt.Runtime(self.log)
         self.engine = self._runtime.deserialize_cuda_engine(plan)
         if self.engine is None:

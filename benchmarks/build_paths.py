@@ -49,7 +49,7 @@ def build_once(way: str, folder: Path, precision: str) -> dict[str, float]:
         network_done = time.perf_counter()
         info = build_plan(bert.builder, bert.network, log, options, plan, bert.weights.pages_released())
     else:
-        parsed = onnx2trt.parse(ModelFolder(folder).onnx_path, precision, log)
+        parsed = onnx2trt.parse(ModelFolder(folder), precision, log)
         network_done = time.perf_counter()
         info = build_plan(parsed.builder, parsed.network, log, options, plan)
     end = time.perf_counter()

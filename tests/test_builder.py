@@ -23,12 +23,12 @@ from trt_helper import TrtLog, check_plan
 
 def api_runner(folder, precision="fp32", gelu=None, **options):
     bert = builder.assemble(ModelFolder(folder), TrtLog(), precision, gelu)
-    return NetworkRunner(bert.network, known_weights=bert.known_weights, **options), bert
+    return NetworkRunner(bert.network, known=bert.known, **options), bert
 
 
 def parser_runner(folder, precision="fp32"):
-    parsed = onnx2trt.parse(folder / "model.onnx", precision, TrtLog())
-    return NetworkRunner(parsed.network, known_weights=parsed.known_weights), parsed
+    parsed = onnx2trt.parse(ModelFolder(folder), precision, TrtLog())
+    return NetworkRunner(parsed.network, known=parsed.known), parsed
 
 
 RUNNERS = {"api": api_runner, "parser": parser_runner}

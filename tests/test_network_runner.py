@@ -12,6 +12,7 @@ import network_runner
 from common import UserError
 from model_files import ModelFolder
 from network_runner import NetworkRunner, UnsupportedLayerError
+from plugin_layers import Known
 from tensorrt_product import trt
 from trt_helper import TrtLog
 
@@ -71,7 +72,7 @@ def test_layers_may_stand_in_any_order():
 
 
 def net_output(net, **options) -> np.ndarray:
-    return NetworkRunner(net.network, known_weights=net.helper.weights, **options).run(net.inputs)["y"].numpy()
+    return NetworkRunner(net.network, known=Known(net.helper.weights), **options).run(net.inputs)["y"].numpy()
 
 
 def test_fp16_tensors_are_fp16():
@@ -154,7 +155,7 @@ def test_bf16_constants_need_known_weights():
     net = OneLayer("bf16")
     weight = random(4, 4)
     net.helper.markOutput(net.helper.addLinear(net.input(random(1, 2, 4)), weight, np.zeros(4, np.float32), "d"), "y")
-    with pytest.raises(UnsupportedLayerError, match=r"cannot read the BF16 constant 'd\..*known_weights"):
+    with pytest.raises(UnsupportedLayerError, match=r"cannot read the BF16 constant 'd\..*known.weights"):
         NetworkRunner(net.network)
     reference = torch.from_numpy(net.inputs["x0"]).bfloat16().float() @ torch.from_numpy(weight).bfloat16().float()
     np.testing.assert_allclose(net_output(net), reference.bfloat16().float().numpy(), rtol=1e-2, atol=1e-2)
@@ -190,7 +191,7 @@ def test_cuda_equals_cpu(model_dir, precision):
     bert = builder.assemble(folder, TrtLog(), precision)
     inputs = folder.demo().inputs
     outputs = [
-        NetworkRunner(bert.network, device, known_weights=bert.known_weights).run(inputs)["logit"].cpu().double()
+        NetworkRunner(bert.network, device, known=bert.known).run(inputs)["logit"].cpu().double()
         for device in ("cpu", "cuda")
     ]
     tolerance = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2}[precision]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import tensorrt_product
 from common import UserError
 from network_runner import NetworkRunner
+from plugin_layers import Known
 from tensorrt_product import trt
 from trt_helper import (
     DTYPES,
@@ -56,7 +57,7 @@ class OneLayer:
 
     def run(self, output) -> np.ndarray:
         self.helper.markOutput(output, "result")
-        runner = NetworkRunner(self.network, known_weights=self.helper.weights)
+        runner = NetworkRunner(self.network, known=Known(self.helper.weights))
         return runner.run(self.inputs)["result"].numpy().astype(np.float64)
 
 

@@ -1,0 +1,184 @@
+"""Our CUDA plugins as layers of a network, in both products of TensorRT.
+
+The full ``tensorrt`` has ``INetworkDefinition.add_plugin_v3``. ``tensorrt_rtx`` has not, but its ONNX parser makes
+plugin layers: so a small ONNX model that holds just the plugin nodes is parsed into the network while it is still
+empty, and each layer is connected to its real inputs later, with ``ILayer.set_input``. Both ways stand behind
+``PluginLayers.place``; the network must say beforehand which plugin layers it will hold.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper as onnx_helper
+
+from common import UserError
+from plugins import build, rtx_parser_shim
+from tensorrt_product import IS_RTX, trt
+
+LAYER_NORM_KERNELS = ("basic", "fused", "fast")
+VERSION, NAMESPACE = "1", ""
+ONNX_TYPES = {
+    trt.DataType.FLOAT: onnx.TensorProto.FLOAT,
+    trt.DataType.HALF: onnx.TensorProto.FLOAT16,
+    trt.DataType.BF16: onnx.TensorProto.BFLOAT16,
+    trt.DataType.INT32: onnx.TensorProto.INT32,
+}
+
+
+@dataclass(frozen=True)
+class PluginLayer:
+    """One plugin layer.
+
+    Attributes:
+        name: of the layer and of its output.
+        plugin: the creator's name, e.g. ``LayerNorm``.
+        fields: the plugin's fields; a float becomes fp32, an int int32, a str chars.
+        inputs: type and shape of each input, -1 where dynamic.
+    """
+
+    name: str
+    plugin: str
+    fields: Mapping[str, float | int | str]
+    inputs: tuple[tuple[trt.DataType, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What TensorRT's Python API cannot read back from a network, by layer name; network_runner.py needs it.
+
+    Attributes:
+        weights: values of constants, bf16 ones above all.
+        plugins: plugin layers with their fields.
+    """
+
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    plugins: Mapping[str, PluginLayer] = field(default_factory=dict)
+
+
+def layer_norm_layer(name: str, hidden: int, dtype: trt.DataType, epsilon: float, kernel: str) -> PluginLayer:
+    """The LayerNorm plugin on x (1, S, H) of ``dtype`` with gamma and beta (H,) in fp32."""
+    weight = (trt.DataType.FLOAT, (hidden,))
+    fields = {"epsilon": epsilon, "kernel": kernel}
+    return PluginLayer(name, "LayerNorm", fields, ((dtype, (1, -1, hidden)), weight, weight))
+
+
+def library_path() -> Path:
+    """The built plugin library.
+
+    Raises:
+        UserError: it is not built; the message has the command.
+    """
+    try:
+        return build.library_path()
+    except build.BuildError as error:
+        raise UserError(str(error)) from error
+
+
+@functools.cache
+def load_library() -> Path:
+    """Makes the plugins known to TensorRT, for the rest of the process. Returns the library's path.
+
+    Raises:
+        UserError: it is not built or cannot be loaded.
+    """
+    path = library_path()
+    if IS_RTX:
+        rtx_parser_shim.load()
+    if trt.get_plugin_registry().load_library(str(path)) is None:
+        raise UserError(f"TensorRT cannot load the plugin library {path}; build it again: {build.BUILD_COMMAND}")
+    return path
+
+
+class PluginLayers:
+    """Places plugin layers in a network.
+
+    Args:
+        network: a network without any layer.
+        log: its builder's logger.
+        planned: every plugin layer that the network will hold.
+
+    Raises:
+        UserError: the library is not built, or TensorRT refuses a layer.
+    """
+
+    def __init__(self, network: trt.INetworkDefinition, log: Any, planned: Sequence[PluginLayer]) -> None:
+        self._network = network
+        self._log = log
+        self.library = load_library()
+        self.planned = {layer.name: layer for layer in planned}
+        self._reserved = self._reserve(planned) if IS_RTX else {}
+
+    def place(self, name: str, inputs: Sequence[trt.ITensor]) -> trt.ILayer | None:
+        """Adds the planned layer ``name`` with these inputs; None if TensorRT refuses it."""
+        layer = self.planned[name]
+        if not IS_RTX:
+            return self._network.add_plugin_v3(list(inputs), [], _create(layer))
+        reserved = self._reserved[name]
+        for index, tensor in enumerate(inputs):
+            reserved.set_input(index, tensor)
+        return reserved
+
+    def _reserve(self, planned: Sequence[PluginLayer]) -> dict[str, trt.ILayer]:
+        """Lets the ONNX parser make the layers, with constants for inputs. Returns them by name."""
+        parser = trt.OnnxParser(self._network, self._log)
+        if not parser.parse(placeholder_model(planned)):
+            raise UserError(f"TensorRT refuses the plugin layers: {self._log.take_errors()}")
+        for index in reversed(range(self._network.num_outputs)):
+            self._network.unmark_output(self._network.get_output(index))
+        layers = (self._network.get_layer(index) for index in range(self._network.num_layers))
+        return {layer.name: layer for layer in layers if layer.type == trt.LayerType.PLUGIN_V3}
+
+
+def _create(layer: PluginLayer) -> Any:
+    """A plugin object from TensorRT's registry, as the full product wants it."""
+    creator: Any = trt.get_plugin_registry().get_creator(layer.plugin, VERSION, NAMESPACE)
+    if creator is None:
+        raise UserError(f"plugin {layer.plugin!r} version {VERSION} is not in TensorRT's registry")
+    fields = [_field(name, value) for name, value in layer.fields.items()]
+    plugin = creator.create_plugin(layer.name, trt.PluginFieldCollection(fields), trt.TensorRTPhase.BUILD)
+    if plugin is None:
+        raise UserError(f"plugin {layer.plugin!r} refuses the fields {dict(layer.fields)} of layer {layer.name!r}")
+    return plugin
+
+
+def _field(name: str, value: float | int | str) -> trt.PluginField:
+    if isinstance(value, str):
+        array, kind = np.frombuffer(value.encode(), np.int8), trt.PluginFieldType.CHAR
+    elif isinstance(value, int):
+        array, kind = np.array([value], np.int32), trt.PluginFieldType.INT32
+    else:
+        array, kind = np.array([value], np.float32), trt.PluginFieldType.FLOAT32
+    any_name: Any = name  # the stubs have a class of TensorRT's own here, which a str becomes by itself
+    return trt.PluginField(any_name, array, kind)
+
+
+def plugin_node(layer: PluginLayer, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.NodeProto:
+    """An ONNX node from which TensorRT's parser makes the plugin layer."""
+    node = onnx_helper.make_node(layer.plugin, inputs, outputs, name=layer.name)
+    attributes = {"plugin_version": VERSION, "plugin_namespace": NAMESPACE, **layer.fields}
+    node.attribute.extend(onnx_helper.make_attribute(key, value) for key, value in attributes.items())
+    return node
+
+
+def placeholder_model(planned: Sequence[PluginLayer]) -> bytes:
+    """A small ONNX model: each plugin layer once, its inputs constants of the right types and ranks."""
+    nodes, constants, outputs = [], [], []
+    for layer in planned:
+        names = [f"{layer.name}.placeholder{index}" for index in range(len(layer.inputs))]
+        for name, (dtype, shape) in zip(names, layer.inputs, strict=True):
+            fixed = [1 if axis == -1 else axis for axis in shape]
+            size = onnx_helper.tensor_dtype_to_np_dtype(ONNX_TYPES[dtype]).itemsize * int(np.prod(fixed))
+            constants.append(onnx_helper.make_tensor(name, ONNX_TYPES[dtype], fixed, bytes(size), raw=True))
+        output = f"{layer.name}.reserved"
+        nodes.append(plugin_node(layer, names, [output]))
+        outputs.append(onnx_helper.make_tensor_value_info(output, ONNX_TYPES[layer.inputs[0][0]], None))
+    graph = onnx_helper.make_graph(nodes, "plugins", [], outputs, constants)
+    model = onnx_helper.make_model(graph, opset_imports=[onnx_helper.make_opsetid("", 20)], ir_version=10)
+    return model.SerializeToString()
