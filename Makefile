@@ -1,5 +1,6 @@
 # make demo    environment, dependencies, then the whole job on the bundled checkpoint
 # make test    environment, dependencies, lint and tests
+# make plugins the CUDA plugins alone
 # make lint    ruff, basedpyright (against the types of the full tensorrt), clang-format
 # make clean   removes what was built; `rm -r .venv` removes the environment
 #
@@ -9,26 +10,35 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
+CPP_FILES = $(wildcard plugins/*/*.cpp plugins/*/*.cu plugins/*/*.h plugins/*/*.cuh)
 # Answered by the driver: on a machine with a GPU, plans can be executed as well as built.
 GPU    ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 0)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format plugins clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/.installed
+demo: plugins
 	$(PY) demo.py
 
-test: lint
+test: lint plugins
 	$(PY) -m pytest tests
+
+# The plugin library and its host. CMake decides what is out of date; where no CUDA compiler or no CMake is
+# installed, the ones from NVIDIA's and Kitware's pip packages are.
+plugins: $(VENV)/.installed
+	@$(PY) plugins/build.py --check-tools || $(PIP) -r plugins/requirements-cuda.txt
+	@$(PY) plugins/build.py
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/basedpyright
+	$(VENV)/bin/clang-format --dry-run --Werror $(CPP_FILES)
 
 format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(CPP_FILES)
 
 # The stamps are newer than the requirement files once everything is installed: a second run installs nothing.
 $(PY):

@@ -307,7 +307,7 @@ class _Lowering:
         self.graph = torch.fx.Graph()
         self.attributes: dict[str, torch.Tensor | torch.nn.Module] = {}
         self.values: dict[str, _Value] = {}
-        self.constants: dict[str, torch.Tensor] = {}
+        self.constants: dict[str, Any] = {}  # constant layers
         self.placed: dict[tuple[str, bool], torch.fx.Node] = {}  # constants and moved tensors, by (name, on_host)
 
     def run(self, wanted: Sequence[str]) -> torch.fx.GraphModule:
@@ -330,7 +330,7 @@ class _Lowering:
         """Adds one layer."""
         name = layer.get_output(0).name
         if kind == "CONSTANT":
-            self.constants[name] = self.constant(layer)
+            self.constants[name] = layer  # read when it is needed: plugin placement leaves some that nobody reads
             return
         if kind == "PLUGIN_V3":
             self.values[name] = _Value(self.plugin(layer), on_host=False)
@@ -381,7 +381,8 @@ class _Lowering:
             return self.placed[key]
         if name in self.constants:
             attribute = f"weight_{len(self.attributes)}"
-            self.attributes[attribute] = self.constants[name] if on_host else self.constants[name].to(self.device)
+            weight = self.constant(self.constants[name])
+            self.attributes[attribute] = weight if on_host else weight.to(self.device)
             self.placed[key] = self.graph.get_attr(attribute)
             return self.placed[key]
         value = self.values[name]

@@ -1,0 +1,142 @@
+"""How far is the whole network from PyTorch, for each precision and each kind of layer norm?
+
+    python benchmarks/network_accuracy.py out                     the model in out/, on the GPU if there is one
+    python benchmarks/network_accuracy.py out out/base/model --json FILE --markdown FILE
+
+The network definition is run by network_runner.py, with the plugins' own kernels on CUDA and their plain PyTorch
+reference on a CPU. It is not TensorRT that executes it. The reference is PyTorch in fp32 on the CPU, as exported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from rich.table import Table
+
+import builder
+import onnx2trt
+import tensorrt_product
+from common import console, log_console, run_script, write_whole
+from model_files import ModelFolder
+from network_runner import NetworkRunner
+from pipeline import TOLERANCES, Comparison
+from plugin_layers import LAYER_NORM_KERNELS
+from trt_helper import TrtLog
+
+WAYS = {"builder.py": ("native", *LAYER_NORM_KERNELS), "onnx2trt.py": ("native", "fast")}
+HEADINGS = ("model", "way", "precision", "layer norm", "relative L2", "at most", "largest difference", "first word")
+
+
+def measure(folder: ModelFolder, way: str, precision: str, layer_norm: str, device: str) -> dict[str, Any]:
+    """Runs one network and compares it."""
+    demo, log = folder.demo(), TrtLog()
+    if way == "builder.py":
+        made = builder.assemble(folder, log, precision, layer_norm=layer_norm)
+    else:
+        made = onnx2trt.parse(folder, precision, log, layer_norm)
+    output = NetworkRunner(made.network, device, known=made.known).run(demo.inputs)[folder.config.output_name]
+    compared = Comparison.of(output.cpu().numpy(), demo, folder.tokens())
+    config = folder.config
+    return {
+        "model": f"{config.num_layers} layers, H {config.hidden_size}",
+        "way": way,
+        "precision": precision,
+        "layer_norm": layer_norm,
+        "rel_l2": compared.rel_l2,
+        "tolerance": TOLERANCES[precision],
+        "max_abs": compared.max_abs,
+        "top1_same": compared.top1_same,
+        "top10_same": compared.top10_same,
+        "agrees": compared.agrees(precision),
+    }
+
+
+def versions(device: str) -> dict[str, str]:
+    """What the figures depend on."""
+    found = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+        "torch": torch.__version__,
+        "tensorrt": tensorrt_product.describe(),
+        "python": platform.python_version(),
+    }
+    if device == "cuda":
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        found["driver"] = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    return found
+
+
+def rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """The table's rows."""
+    return [
+        (
+            one["model"],
+            one["way"],
+            one["precision"],
+            one["layer_norm"],
+            f"{one['rel_l2']:.2e}",
+            f"{one['tolerance']:.0e}",
+            f"{one['max_abs']:.2e}",
+            "same" if one["top1_same"] else "differs",
+        )
+        for one in results
+    ]
+
+
+def markdown(results: list[dict[str, Any]], about: dict[str, str], command: str) -> str:
+    """The table for people who read it in the repository."""
+    lines = [
+        "# The whole network against PyTorch",
+        "",
+        "Run by `network_runner.py` from the TensorRT network definition, not by TensorRT. "
+        + ", ".join(f"{key} {value}" for key, value in about.items())
+        + f". Command: `{command}`",
+        "",
+        "| " + " | ".join(HEADINGS) + " |",
+        "|" + " --- |" * len(HEADINGS),
+        *("| " + " | ".join(row) + " |" for row in rows(results)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """The script."""
+    parser = argparse.ArgumentParser(description="Accuracy of the whole network by precision and layer norm.")
+    parser.add_argument("model_dirs", nargs="+", type=Path, metavar="MODEL_DIR")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    results = []
+    for path, precision, way in itertools.product(args.model_dirs, TOLERANCES, WAYS):
+        for layer_norm in WAYS[way]:
+            with log_console.status(f"{path} {way} {precision} {layer_norm}"):
+                results.append(measure(ModelFolder(path), way, precision, layer_norm, args.device))
+    about = versions(args.device)
+    table = Table(*HEADINGS)
+    for row in rows(results):
+        table.add_row(*row)
+    console.print(table)
+    command = "python benchmarks/network_accuracy.py " + " ".join(map(str, args.model_dirs))
+    texts = (
+        (args.json, json.dumps({**about, "command": command, "results": results}, indent=2) + "\n"),
+        (args.markdown, markdown(results, about, command)),
+    )
+    for path, text in texts:
+        if path is not None:
+            with write_whole(path) as file:
+                file.write(text.encode())
+    return 0 if all(one["agrees"] for one in results) else 1
+
+
+if __name__ == "__main__":
+    run_script(main)
