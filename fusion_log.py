@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.table import Table
 
 from common import UserError, console
-from trt_helper import TrtLog, check_plan, execution_obstacle, trt
+from trt_helper import LOGGER, check_plan, execution_obstacle, trt
 
 ENGINE_SECTION = "Engine Layer Information"
 LAYER_LINE = re.compile(r"^Layer\((?P<kind>[^)]*)\): (?P<name>.*?), Tactic: ")
@@ -114,7 +114,7 @@ def inspect_engine(plan: Path) -> list[str] | str:
     obstacle = execution_obstacle()
     if obstacle is not None:
         return f"not asked: {obstacle}"
-    engine = trt.Runtime(TrtLog()).deserialize_cuda_engine(check_plan(plan))
+    engine = trt.Runtime(LOGGER).deserialize_cuda_engine(check_plan(plan))
     if engine is None:
         return "not asked: the engine cannot be loaded here"
     description = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)

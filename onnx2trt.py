@@ -26,7 +26,7 @@ from model_files import BertConfig, ModelFolder, WeightFile, load_onnx
 from pipeline import Job, add_common_arguments, finish, print_report
 from plugin_layers import Known, PluginLayer, layer_norm_layer, load_library, plugin_node
 from tensorrt_product import trt
-from trt_helper import DTYPES, TrtLog, convert_weight, create_builder
+from trt_helper import DTYPES, LOGGER, TrtLog, convert_weight, create_builder
 
 ONNX_TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 LAYER_NORM = "LayerNormalization"
@@ -143,7 +143,7 @@ def parse(folder: ModelFolder, precision: str, log: TrtLog, layer_norm: str = "n
         known_plugins = use_plugin(model, folder.config, DTYPES[precision], layer_norm)
     if model.ByteSize() > LARGEST_MODEL:
         raise UserError(f"{path} is larger than 2 GiB in {precision}; use builder.py, which has no limit")
-    parser = trt.OnnxParser(network, log)
+    parser = trt.OnnxParser(network, LOGGER)
     if not parser.parse(model.SerializeToString(), str(path)):  # the path says where the data file lies
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         told = "; ".join(f"node {error.node_name()!r} ({error.node_operator()}): {error.desc()}" for error in errors)

@@ -21,6 +21,7 @@ from onnx import helper as onnx_helper
 from common import UserError
 from plugins import build, rtx_parser_shim
 from tensorrt_product import IS_RTX, trt
+from trt_helper import LOGGER, TrtLog
 
 LAYER_NORM_KERNELS = ("basic", "fused", "fast")
 VERSION, NAMESPACE = "1", ""
@@ -108,7 +109,7 @@ class PluginLayers:
         UserError: the library is not built, or TensorRT refuses a layer.
     """
 
-    def __init__(self, network: trt.INetworkDefinition, log: Any, planned: Sequence[PluginLayer]) -> None:
+    def __init__(self, network: trt.INetworkDefinition, log: TrtLog, planned: Sequence[PluginLayer]) -> None:
         self._network = network
         self._log = log
         self.library = load_library()
@@ -127,7 +128,7 @@ class PluginLayers:
 
     def _reserve(self, planned: Sequence[PluginLayer]) -> dict[str, trt.ILayer]:
         """Lets the ONNX parser make the layers, with constants for inputs. Returns them by name."""
-        parser = trt.OnnxParser(self._network, self._log)
+        parser = trt.OnnxParser(self._network, LOGGER)
         if not parser.parse(placeholder_model(planned)):
             raise UserError(f"TensorRT refuses the plugin layers: {self._log.take_errors()}")
         for index in reversed(range(self._network.num_outputs)):

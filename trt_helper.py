@@ -56,8 +56,29 @@ GELU_KINDS = ("erf", "tanh", "decomposed")
 # --- what TensorRT says -----------------------------------------------------------------------------------
 
 
-class TrtLog(trt.ILogger):
-    """TensorRT's logger. Keeps errors, so that an exception can carry TensorRT's own message.
+class _ProcessLogger(trt.ILogger):
+    """The one logger that TensorRT is ever given.
+
+    TensorRT keeps the first logger of a process for good, for itself and for plugins, and calls it after the
+    builder that it came with is gone: a logger of its own for every build ends in a crash.
+    """
+
+    def __init__(self) -> None:
+        trt.ILogger.__init__(self)
+        self.listener: TrtLog | None = None
+
+    def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+        """Called by TensorRT."""
+        if self.listener is not None:
+            self.listener.hear(severity, msg)
+
+
+LOGGER = _ProcessLogger()
+
+
+class TrtLog:
+    """What TensorRT says from now on, until another TrtLog is made. Keeps errors, so that an exception can carry
+    TensorRT's own message.
 
     Args:
         verbose_file: where every message is written as a line; None keeps errors only.
@@ -66,15 +87,15 @@ class TrtLog(trt.ILogger):
     NO_GPU_NOISE = "CUDA driver version is insufficient"  # said beside other errors where there is no GPU
 
     def __init__(self, verbose_file: IO[bytes] | None = None) -> None:
-        trt.ILogger.__init__(self)
         self.verbose_file = verbose_file
         self.errors: list[str] = []
+        LOGGER.listener = self
 
-    def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-        """Called by TensorRT."""
+    def hear(self, severity: trt.ILogger.Severity, msg: str) -> None:
+        """Takes one message."""
         if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
             self.errors.append(msg.strip())
-        if self.verbose_file is not None:
+        if self.verbose_file is not None and not self.verbose_file.closed:
             self.verbose_file.write(f"[{str(severity).rpartition('.')[2]}] {msg}\n".encode())
 
     def take_errors(self) -> str:
@@ -478,7 +499,7 @@ def create_builder(log: TrtLog) -> tuple[trt.Builder, trt.INetworkDefinition]:
         UserError: TensorRT cannot start, as the full product on a machine without a GPU.
     """
     try:
-        builder = trt.Builder(log)
+        builder = trt.Builder(LOGGER)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     except (RuntimeError, TypeError) as error:  # pybind's answer to a null pointer is a TypeError
         raise UserError(
@@ -838,7 +859,7 @@ class InferHelper:
             import plugin_layers
 
             plugin_layers.load_library()
-        self._runtime = trt.Runtime(self.log)
+        self._runtime = trt.Runtime(LOGGER)
         self.engine = self._runtime.deserialize_cuda_engine(plan)
         if self.engine is None:
             raise PlanError(

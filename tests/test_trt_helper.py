@@ -1,5 +1,6 @@
 """TrtNetworkHelper's layers against NumPy and PyTorch in fp64, its errors, and what is checked before a plan runs."""
 
+import gc
 import math
 import shutil
 from typing import Any
@@ -455,3 +456,14 @@ def test_latency_percentiles():
 def test_sequence_range_beyond_the_position_table():
     with pytest.raises(UserError, match="maximum 600 is more than the 512 positions of the model; name at most 512"):
         SequenceRange(1, 8, 600).check(512)
+
+
+def test_messages_reach_the_newest_log_after_older_ones_are_gone():
+    """TensorRT keeps the first logger of the process for good; it must never be a thing that dies."""
+    for _ in range(3):
+        net = OneLayer()
+        x, y = net.input(random(1, 4), FLOAT), net.input(random(1, 4), HALF)
+        with pytest.raises(LayerError, match="TensorRT: .*[Tt]ype"):
+            net.helper.addAdd(x, y, "sum")
+        del net, x, y
+        gc.collect()

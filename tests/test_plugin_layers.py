@@ -1,0 +1,192 @@
+"""The LayerNorm plugin inside networks of the real TensorRT: built through the API and through the parser."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Script
+
+import builder
+import onnx2trt
+import plugin_layers
+from common import UserError
+from model_files import ModelFolder
+from network_runner import NetworkRunner, UnsupportedLayerError
+from pipeline import TOLERANCES, relative_l2
+from plugin_layers import LAYER_NORM_KERNELS, Known, PluginLayers, layer_norm_layer
+from plugins import build
+from tensorrt_product import trt
+from trt_helper import (
+    DTYPES,
+    BuildOptions,
+    LayerError,
+    SequenceRange,
+    TrtLog,
+    TrtNetworkHelper,
+    build_plan,
+    create_builder,
+    read_info,
+)
+
+pytestmark = pytest.mark.skipif(
+    not (build.build_dir() / build.LIBRARY).is_file(), reason=f"needs the plugins: {build.BUILD_COMMAND}"
+)
+
+
+def assemble(way: str, folder: ModelFolder, precision: str, kernel: str) -> Any:
+    if way == "api":
+        return builder.assemble(folder, TrtLog(), precision, layer_norm=kernel)
+    return onnx2trt.parse(folder, precision, TrtLog(), kernel)
+
+
+def plugin_names(network: trt.INetworkDefinition) -> list[str]:
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    return [layer.name for layer in layers if layer.type == trt.LayerType.PLUGIN_V3]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("kernel", LAYER_NORM_KERNELS)
+@pytest.mark.parametrize("way", ["api", "parser"])
+def test_every_layer_norm_is_a_plugin_and_the_answer_the_same(model_dir, way, kernel, precision):
+    folder = ModelFolder(model_dir)
+    made = assemble(way, folder, precision, kernel)
+    assert len(plugin_names(made.network)) == 2 * 2 + 2
+    assert set(plugin_names(made.network)) == set(made.known.plugins)
+    demo = folder.demo()
+    output = NetworkRunner(made.network, known=made.known).run(demo.inputs)["logit"].numpy()
+    assert relative_l2(output, demo.output) <= TOLERANCES[precision]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and PyTorch for CUDA")
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("kernel", LAYER_NORM_KERNELS)
+def test_the_plugins_kernels_in_the_whole_network(model_dir, kernel, precision):
+    folder = ModelFolder(model_dir)
+    made = assemble("api", folder, precision, kernel)
+    demo = folder.demo()
+    output = NetworkRunner(made.network, "cuda", known=made.known).run(demo.inputs)["logit"].cpu().numpy()
+    assert relative_l2(output, demo.output) <= TOLERANCES[precision]
+
+
+def test_layer_names_are_those_of_the_modules(model_dir):
+    made = assemble("api", ModelFolder(model_dir), "fp16", "fast")
+    assert sorted(plugin_names(made.network)) == [
+        "bert.embeddings.LayerNorm",
+        "bert.encoder.layer.0.attention.output.LayerNorm",
+        "bert.encoder.layer.0.output.LayerNorm",
+        "bert.encoder.layer.1.attention.output.LayerNorm",
+        "bert.encoder.layer.1.output.LayerNorm",
+        "cls.predictions.transform.LayerNorm",
+    ]
+
+
+@pytest.mark.parametrize("name", ["builder.py", "onnx2trt.py"])
+def test_tensorrt_builds_the_plan_and_embeds_the_library(script: Script, model_dir, tmp_path, name):
+    sizes = {}
+    for option in ((), ("--no-embed-plugins",)):
+        plan, result = tmp_path / f"{len(option)}.plan", tmp_path / "result.json"
+        done = script(
+            name, "--model-dir", model_dir, "--plan", plan, "--json", result, "--layer-norm", "fast", *option
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(result.read_text())["layer_norm"] == "fast"
+        info = read_info(plan)
+        assert info is not None
+        assert info.plugin_library == build.LIBRARY
+        assert info.plugins_embedded is (option == ())
+        sizes[option] = plan.stat().st_size
+    library = build.library_path().stat().st_size
+    assert sizes[()] - sizes[("--no-embed-plugins",)] == pytest.approx(library, rel=0.1)
+
+
+def test_a_library_that_is_not_built_is_an_error_with_the_command(script: Script, model_dir, tmp_path):
+    done = script(
+        "builder.py", "--model-dir", model_dir, "--layer-norm", "fast", BERT_PLUGINS_BUILD_DIR=str(tmp_path)
+    )
+    assert done.returncode == 1
+    assert "libbert_plugins.so is missing: the plugins are not built" in " ".join(done.stderr.split())
+    assert build.BUILD_COMMAND in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_kernel_is_wrong_usage(script: Script, model_dir):
+    done = script("builder.py", "--model-dir", model_dir, "--layer-norm", "fastest")
+    assert done.returncode == 2
+    assert "invalid choice: 'fastest'" in done.stderr
+
+
+# --- what the plugin refuses, told by TensorRT ------------------------------------------------------------
+
+
+def one_layer(dtype=trt.DataType.HALF, hidden=8, epsilon=1e-12, kernel="fast"):
+    log = TrtLog()
+    parts = create_builder(log)
+    planned = [layer_norm_layer("norm", hidden, dtype, epsilon, kernel)]
+    helper = TrtNetworkHelper(parts[1], log, dtype, PluginLayers(parts[1], log, planned))
+    return parts, helper
+
+
+def test_one_layer_engine(tmp_path):
+    (made_builder, network), helper = one_layer()
+    x = helper.addInput("x", trt.DataType.HALF, (1, -1, 8))
+    ones = np.ones(8, np.float32)
+    helper.markOutput(helper.addLayerNorm(x, ones, ones, 1e-12, "norm", "fast"), "y")
+    options = BuildOptions(SequenceRange(1, 4, 8), plugin_library=build.library_path())
+    assert build_plan(made_builder, network, helper.log, options, tmp_path / "p.plan").num_bytes > 0
+
+
+def test_gamma_of_the_wrong_length_is_named():
+    _owner, helper = one_layer()
+    x = helper.addInput("x", trt.DataType.HALF, (1, -1, 8))
+    with pytest.raises(LayerError) as error:
+        helper.addLayerNorm(x, np.ones(9, np.float32), np.ones(8, np.float32), 1e-12, "norm", "fast")
+    message = str(error.value)
+    assert "'norm'" in message
+    assert "norm.weight FLOAT [9]" in message
+    assert "gamma has the shape [9]" in message
+    assert "expected both [8]" in message
+
+
+def test_integers_are_refused():
+    _owner, helper = one_layer()
+    x = helper.addInput("x", trt.DataType.INT32, (1, -1, 8))
+    constants = [helper.addConstant(np.ones(8, np.float32), name, trt.DataType.FLOAT) for name in ("g", "b")]
+    with pytest.raises(LayerError, match=r"'norm'.*x INT32.*x is int32; expected fp32, fp16 or bf16"):
+        helper.addPlugin("norm", [x, *constants])
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -1e-12, float("nan"), float("inf")])
+def test_a_wrong_epsilon_is_refused(epsilon):
+    with pytest.raises(UserError, match=r"epsilon is .*expected a finite number greater than 0"):
+        one_layer(epsilon=epsilon)
+
+
+def test_an_unknown_kernel_field_is_refused():
+    with pytest.raises(UserError, match=r'field kernel is "slow"; expected basic, fused or fast'):
+        one_layer(kernel="slow")
+
+
+def test_a_layer_that_was_not_planned():
+    _owner, helper = one_layer()
+    with pytest.raises(ValueError, match="no plugin layer 'other' was planned"):
+        helper.addPlugin("other", [])
+
+
+def test_the_runner_needs_the_fields(model_dir):
+    made = assemble("api", ModelFolder(model_dir), "fp32", "fast")
+    with pytest.raises(UnsupportedLayerError, match=r"'bert\.embeddings\.LayerNorm'.*known\.plugins"):
+        NetworkRunner(made.network, known=Known(made.known.weights))
+
+
+def test_placeholders_have_the_planned_types():
+    model = plugin_layers.placeholder_model([layer_norm_layer("norm", 8, DTYPES["bf16"], 1e-12, "fast")])
+    import onnx
+
+    graph = onnx.load_from_string(model).graph
+    assert [(list(tensor.dims), tensor.data_type) for tensor in graph.initializer] == [
+        ([1, 1, 8], onnx.TensorProto.BFLOAT16),
+        ([8], onnx.TensorProto.FLOAT),
+        ([8], onnx.TensorProto.FLOAT),
+    ]
