@@ -312,3 +312,46 @@ def test_plan_execution(model_dir, tmp_path, precision):
         times = [helper.benchmark(demo.inputs, 20, cuda_graph=graph) for graph in (False, True)]
     assert relative_l2(output, demo.output) <= TOLERANCES[precision]
     assert all(latency.median > 0 for latency in times)
+
+
+def has_pycuda() -> bool:
+    try:
+        from pycuda import driver  # pyright: ignore[reportMissingImports]
+
+        driver.init()
+        return driver.Device.count() > 0
+    except Exception:  # no pycuda, no driver, no GPU: whatever it is, there is nothing to test on
+        return False
+
+
+@pytest.mark.skipif(not has_pycuda(), reason="needs an NVIDIA GPU and pycuda")
+def test_a_captured_graph_is_replayed_and_timed_on_a_real_gpu():
+    from pycuda import driver  # pyright: ignore[reportMissingImports]
+
+    context = driver.Device(0).retain_primary_context()
+    context.push()
+    try:
+        stream = driver.Stream()
+        host = driver.pagelocked_empty(1 << 20, np.float32)
+        host[:] = np.arange(1 << 20)
+        source, target = driver.mem_alloc(host.nbytes), driver.mem_alloc(host.nbytes)
+        driver.memcpy_htod_async(source, host, stream)
+        launches = []
+
+        def launch():
+            launches.append(1)
+            driver.memcpy_dtod_async(target, source, host.nbytes, stream)
+
+        with trt_helper.captured_graph(stream.handle, launch) as replay:
+            assert len(launches) == 1  # recorded, and not again at every replay
+            driver.memset_d8_async(target, 0xCD, host.nbytes, stream)
+            times = trt_helper.time_on_stream(driver, stream, replay, runs=20, warm_up=3)
+        result = driver.pagelocked_empty(1 << 20, np.float32)
+        driver.memcpy_dtoh_async(result, target, stream)
+        stream.synchronize()
+    finally:
+        context.pop()
+    assert len(launches) == 1
+    assert len(times) == 20
+    assert all(0 < time < 100 for time in times)
+    np.testing.assert_array_equal(result, host)

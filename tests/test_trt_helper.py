@@ -463,7 +463,7 @@ def test_messages_reach_the_newest_log_after_older_ones_are_gone():
     for _ in range(3):
         net = OneLayer()
         x, y = net.input(random(1, 4), FLOAT), net.input(random(1, 4), HALF)
-        with pytest.raises(LayerError, match="TensorRT: .*[Tt]ype"):
+        with pytest.raises(LayerError, match=r"TensorRT: .*[Tt]ype"):
             net.helper.addAdd(x, y, "sum")
         del net, x, y
         gc.collect()
