@@ -42,6 +42,7 @@ ACTIVATIONS = {  # Hugging Face's name for the activation -> what addGELU / addR
     "relu": "relu",
 }
 KINDS = {"i": "whole numbers", "U": "text", "f": "floating point"}  # numpy's letters for dtypes
+NOT_TOGETHER = "the files in this folder do not belong together: write them again with model2onnx.py"
 
 
 @dataclass(frozen=True)
@@ -273,8 +274,10 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         model = onnx.load(str(path), load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable ONNX file ({error}); write it again with model2onnx.py") from error
-    if not model.graph.node:
-        raise UserError(f"{path} holds no graph: it is empty or truncated; write it again with model2onnx.py")
+    if not model.graph.node or not model.opset_import:
+        raise UserError(
+            f"{path} holds no complete graph: it is empty or truncated; write it again with model2onnx.py"
+        )
     return model
 
 
@@ -323,7 +326,10 @@ class ModelFolder:
                     f"{path}: {key} is {values[key].dtype}, expected {KINDS[kind]}; write it again with model2onnx.py"
                 )
         inputs = {name: values[name].astype(np.int64, copy=False) for name in INPUT_NAMES}
-        check_inputs(inputs, self.config, str(path))
+        try:
+            check_inputs(inputs, self.config, str(path))
+        except UserError as error:
+            raise UserError(f"{error}; {NOT_TOGETHER}") from error
         self._check_answers(values, inputs["input_ids"].shape[1], path)
         return DemoIO(
             text=str(values["text"]),
@@ -343,10 +349,7 @@ class ModelFolder:
         }
         for key, shape in shapes.items():
             if values[key].shape != shape:
-                raise UserError(
-                    f"{path}: {key} is {list(values[key].shape)}, expected {list(shape)}; "
-                    "the files in this folder do not belong together: write them again with model2onnx.py"
-                )
+                raise UserError(f"{path}: {key} is {list(values[key].shape)}, expected {list(shape)}; {NOT_TOGETHER}")
         positions = values["mask_positions"]
         if (positions.size > 0) != config.has_head or ((positions < 0) | (positions >= length)).any():
             wanted = f"positions from 0 to {length - 1}" if config.has_head else "none, since the model has no head"
