@@ -219,8 +219,8 @@ class WeightFile:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         count = math.prod(tensor.dims)
         data = self._open_data(place.get("location", ""))
-        if offset < 0 or min(tensor.dims, default=0) < 0:
-            raise ValueError(f"shape {list(tensor.dims)} at byte {offset}")
+        if min(tensor.dims, default=0) < 0:
+            raise ValueError(f"shape {list(tensor.dims)}")
         if offset + count * dtype.itemsize > len(data):
             raise UserError(
                 f"{self.path.with_name(place['location'])} has {len(data)} bytes, but weight {tensor.name!r} ends "

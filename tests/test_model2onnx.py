@@ -600,12 +600,12 @@ def fails(answer: Any, *told: str) -> None:
 
 def test_the_script_exports_and_shows_ten_words(script: Script, checkpoint, model_dir, tmp_path):
     text = "The capital of France, [MASK], contains the Eiffel Tower."
-    answer = script("model2onnx.py", "--model", checkpoint, "--out-dir", tmp_path / "a" / "[b]", "--text", text)
+    answer = script("model2onnx.py", "--model", checkpoint, "--out-dir", tmp_path / "a" / "[b]:b:", "--text", text)
     assert answer.returncode == 0, answer.stderr
-    assert f"1.1 MiB of weights -> {tmp_path / 'a' / '[b]'}" in answer.stdout
+    assert f"1.1 MiB of weights -> {tmp_path / 'a' / '[b]:b:'}" in answer.stdout
     assert len(re.findall(r"│ +\d+ │ \S+ +│ +0\.\d{4} │", answer.stdout)) == 10
     for name in (ONNX_NAME, DATA_NAME, CONFIG_NAME, TOKENIZER_NAME):  # from run to run the same
-        assert (tmp_path / "a" / "[b]" / name).read_bytes() == (model_dir / name).read_bytes(), name
+        assert (tmp_path / "a" / "[b]:b:" / name).read_bytes() == (model_dir / name).read_bytes(), name
 
 
 def test_a_hub_name_without_network_fails_quickly_with_the_remedy(script: Script):
