@@ -34,7 +34,7 @@ from safetensors import SafetensorError
 from transformers import AttentionInterface, AutoConfig, AutoTokenizer, BertForMaskedLM, BertModel
 from transformers.models.bert import modeling_bert
 
-from common import UserError, console, log_console, run_script, write_together
+from common import UserError, console, log_console, make_folder, run_script, write_together
 from model_files import (
     CONFIG_NAME,
     DATA_NAME,
@@ -398,6 +398,7 @@ def export(model_name: str, text: str, folder: Path) -> None:
     with log_console.status(f"loading {model_name}"):
         model, tokenizer, config = load_checkpoint(model_name)
     inputs, positions = tokenize(text, tokenizer, config)
+    make_folder(folder)  # a place that cannot be written to is told before the long work
     output, hidden_states = run_pytorch(model, inputs, config.has_head)
     with log_console.status("exporting to ONNX"):
         onnx_model = export_onnx(model, inputs, config)
