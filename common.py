@@ -6,15 +6,17 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO
 
 from rich.console import Console
+from rich.text import Text
 
 # A table that is read from a file or a pipe need not fit a narrow terminal.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # results
-log_console = Console(stderr=True, highlight=False)  # progress, warnings, errors
+console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 120)  # results
+log_console = Console(stderr=True, highlight=False, emoji=False)  # progress, warnings, errors
 
 
 class UserError(Exception):
@@ -26,7 +28,7 @@ def run_script(main: Callable[[], int]) -> None:
     try:
         code = main()
     except UserError as error:
-        log_console.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        _print_literally("error:", "bold red", str(error))
         code = 1
     except KeyboardInterrupt:
         log_console.print("interrupted")
@@ -36,12 +38,12 @@ def run_script(main: Callable[[], int]) -> None:
 
 def warn(message: str) -> None:
     """Prints a warning to standard error."""
-    log_console.print(f"[yellow]warning:[/] {_escape(message)}", soft_wrap=True)
+    _print_literally("warning:", "yellow", message)
 
 
-def _escape(text: str) -> str:
-    """Keeps rich from reading ``[MASK]`` or ``[1, S]`` as markup."""
-    return text.replace("[", "\\[")
+def _print_literally(label: str, style: str, message: str) -> None:
+    """Prints to standard error; brackets in the message, as in ``[unused1]``, are not read as markup."""
+    log_console.print(Text.assemble((label, style), " ", message), soft_wrap=True)
 
 
 @contextmanager
@@ -49,27 +51,40 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
     """Opens ``path`` for binary writing so that it appears whole or not at all.
 
     The data goes to a file beside it, which is renamed at the end; after a failure the old file, if there
-    was one, is untouched.
+    was one, is untouched. A link stays a link: the file that it points to is replaced. A device or a pipe
+    (``/dev/stdout``) is written to as it is, since a rename would put a file in its place.
 
     Raises:
         UserError: the file cannot be written (full disk, no such folder, no permission).
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = Path(os.path.realpath(path))
+    beside: Path | None = None
     try:
-        with beside.open("wb") as file:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if path.is_file() or not path.exists():
+            beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        with (beside or path).open("wb") as file:
             yield file
-        beside.replace(path)
+        if beside is not None:
+            beside.replace(target)
     except OSError as error:
+        if error.filename not in (None, str(path), str(target), str(beside)):
+            raise  # the caller's own, about another file
         raise UserError(_explain_write_error(path, error)) from error
     finally:
-        beside.unlink(missing_ok=True)
+        if beside is not None:
+            with suppress(OSError):  # the same reason for which it was never made, and that was told above
+                beside.unlink(missing_ok=True)
 
 
 def _explain_write_error(path: Path, error: OSError) -> str:
     remedy = {
         errno.ENOSPC: "free some space or name a file on another disk",
         errno.EDQUOT: "free some of the quota or name a file on another disk",
+        errno.EFBIG: "raise the limit on file sizes (ulimit -f) or name a file on another disk",
         errno.ENOENT: f"create the folder {path.parent} first",
+        errno.ENOTDIR: f"{path.parent} is not a folder: name another",
         errno.EACCES: "choose a place that you may write to",
         errno.EROFS: "choose a place that you may write to",
     }.get(error.errno or 0, "name another file")
@@ -85,4 +100,21 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot create the folder {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot create the folder {path}: {error.strerror or error}; name another") from error
+
+
+@contextmanager
+def write_together(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder whose files go to ``folder`` at the end: all of them, or none after a failure.
+
+    Raises:
+        UserError: ``folder`` cannot be made or written to.
+    """
+    make_folder(folder)
+    try:
+        with TemporaryDirectory(prefix=".new-", dir=folder) as name:
+            yield Path(name)
+            for new in sorted(Path(name).iterdir()):
+                new.replace(folder / new.name)
+    except OSError as error:
+        raise UserError(_explain_write_error(folder, error)) from error

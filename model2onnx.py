@@ -25,20 +25,22 @@ import numpy as np
 import onnx_ir as ir
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from onnx_ir.passes import common as ir_passes
 from onnxscript import optimizer, rewriter
 from rich.table import Table
+from rich.text import Text
+from safetensors import SafetensorError
 from transformers import AttentionInterface, AutoConfig, AutoTokenizer, BertForMaskedLM, BertModel
 from transformers.models.bert import modeling_bert
 
-from common import UserError, console, log_console, make_folder, run_script, write_whole
+from common import UserError, console, log_console, make_folder, run_script, write_together
 from model_files import (
     CONFIG_NAME,
     DATA_NAME,
     DEMO_NAME,
     INPUT_NAMES,
     ONNX_NAME,
-    TOKENIZER_NAME,
     BertConfig,
     check_inputs,
 )
@@ -86,23 +88,42 @@ def load_checkpoint(name: str) -> tuple[transformers.PreTrainedModel, Any, BertC
     Raises:
         UserError: it cannot be found or read, is not a BERT, or lacks weights.
     """
-    is_local = Path(name).is_dir()
-    if not is_local and (name.startswith((".", "/", "~")) or Path(name).exists()):
-        raise UserError(f"--model {name}: no such folder; expected a checkpoint folder with config.json")
+    if not name:
+        raise UserError("--model is empty; give a checkpoint folder or a hub name such as bert-base-uncased")
     try:
-        hf_config = AutoConfig.from_pretrained(name, local_files_only=is_local)
+        is_local, exists = Path(name).is_dir(), Path(name).exists()
+    except OSError as error:
+        raise UserError(f"--model {name}: {error.strerror}; give a checkpoint folder or a hub name") from error
+    if not is_local and (exists or name.startswith((".", "/", "~"))):
+        raise UserError(f"--model {name}: no such folder; expected a checkpoint folder with config.json")
+    options = {"local_files_only": is_local, "trust_remote_code": False}  # never code that comes with a checkpoint
+    try:
+        hf_config = AutoConfig.from_pretrained(name, **options)
+    except StrictDataclassError as error:
+        told = " ".join(str(error).split())
+        raise UserError(f"--model {name}: config.json: {told}; correct the value") from error
     except (OSError, ValueError, KeyError) as error:
         raise UserError(_explain_loading(name, is_local, error)) from error
     BertConfig.from_dict(hf_config.to_dict(), f"--model {name}: config.json")  # before a large download
     model, has_head = _load_weights(name, is_local, hf_config)
     hf_config.architectures = [type(model).__name__]
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=is_local)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--model {name}: the tokenizer cannot be loaded ({_first_line(error)})") from error
+    tokenizer = _load_tokenizer(name, options)
     config = BertConfig.from_dict(hf_config.to_dict(), f"--model {name}: config.json")
     assert config.has_head == has_head
     return model.eval(), tokenizer, config
+
+
+def _load_tokenizer(name: str, options: dict[str, Any]) -> Any:
+    remedy = "expected tokenizer.json or vocab.txt in Hugging Face layout beside the weights"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise UserError(f"--model {name}: the tokenizer cannot be loaded ({_first_line(error)}); {remedy}") from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes of no files
+        raise UserError(f"--model {name}: the tokenizer has no words; {remedy}")
+    if not tokenizer.is_fast:
+        raise UserError(f"--model {name}: {type(tokenizer).__name__} has no tokenizer.json; only such can be used")
+    return tokenizer
 
 
 def _load_weights(name: str, is_local: bool, hf_config: Any) -> tuple[transformers.PreTrainedModel, bool]:
@@ -114,31 +135,52 @@ def _load_weights(name: str, is_local: bool, hf_config: Any) -> tuple[transforme
         "attn_implementation": ATTENTION,
         "dtype": torch.float32,
         "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # reported below, by name
     }
     try:
         model, info = BertForMaskedLM.from_pretrained(name, **options)  # pyright: ignore[reportGeneralTypeIssues]
-        missing = set(info["missing_keys"])
-        head = {key for key in model.state_dict() if key.startswith("cls.")}
-        has_head = not any(key.startswith("cls.predictions.transform") for key in missing)
+        transform = {key for key in model.state_dict() if key.startswith("cls.predictions.transform.")}
+        # One lost weight of the head does not make a BertModel of it.
+        has_head = not transform <= set(info["missing_keys"])
         if not has_head:
             model, info = BertModel.from_pretrained(name, add_pooling_layer=False, **options)  # pyright: ignore[reportGeneralTypeIssues]
-            missing = set(info["missing_keys"]) - head
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # safetensors' own error is an OSError or a RuntimeError
+    except SafetensorError as error:
+        raise UserError(
+            f"--model {name}: model.safetensors is corrupt ({_first_line(error)}); copy or download it again"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(_explain_loading(name, is_local, error)) from error
-    except Exception as error:
-        if type(error).__module__.startswith("safetensors"):
-            raise UserError(f"--model {name}: model.safetensors is corrupt ({_first_line(error)})") from error
-        raise
+    for weight, found, expected in sorted(info["mismatched_keys"]):
+        raise UserError(
+            f"--model {name}: weight {weight!r} is {list(found)}, expected {list(expected)}; "
+            "config.json and the weights do not belong together"
+        )
+    missing = set(info["missing_keys"])
+    if has_head and not hf_config.tie_word_embeddings:
+        missing -= _join_head_biases(model.cls.predictions, missing)
     if missing:
         raise UserError(
             f"--model {name}: the checkpoint lacks {len(missing)} weights of a BERT, first {sorted(missing)[0]!r}; "
             "it is incomplete or not a BERT checkpoint"
         )
     return model, has_head
+
+
+def _join_head_biases(head: Any, missing: set[str]) -> set[str]:
+    """Leaves one bias in an untied head, ``cls.predictions.decoder.bias``, the one that PyTorch adds.
+
+    ``cls.predictions.bias`` is the same parameter in older checkpoints, which may hold either name; in an untied
+    head of today's transformers it is a second one that nothing reads.
+
+    Returns:
+        The names that need not be in the checkpoint.
+    """
+    used, other = "cls.predictions.decoder.bias", "cls.predictions.bias"
+    if used in missing and other not in missing:
+        head.decoder.bias = head.bias
+    replaced = {used, other} if not {used, other} <= missing else set()
+    del head.bias
+    return replaced
 
 
 def _explain_loading(name: str, is_local: bool, error: Exception) -> str:
@@ -172,7 +214,19 @@ def tokenize(text: str, tokenizer: Any, config: BertConfig) -> tuple[dict[str, n
         UserError: the text has no [MASK] though the model fills masks, is longer than the position table,
             or has ids outside the vocabulary.
     """
-    encoded = tokenizer(text, return_tensors="np", return_token_type_ids=True)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # bytes of the command line that are no UTF-8
+        raise UserError(f"--text {text!a} is not valid text ({error.reason}); write it in UTF-8") from error
+    if config.has_head and tokenizer.mask_token is None:
+        raise UserError("the checkpoint's tokenizer has no mask token; expected one, such as [MASK]")
+    try:
+        encoded = tokenizer(text, return_tensors="np", return_token_type_ids=True)
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise UserError(
+            f"the checkpoint's tokenizer cannot read --text {text!r} ({_first_line(error)}); "
+            "its vocabulary is incomplete or damaged"
+        ) from error
     ids = encoded["input_ids"].astype(np.int64)  # (1, S)
     inputs = {
         "input_ids": ids,
@@ -234,7 +288,7 @@ def simplify(onnx_model: ir.Model) -> None:
     after which their names are lost.
     """
     ir_passes.InlinePass()(onnx_model)
-    optimizer.fold_constants(onnx_model)
+    optimizer.fold_constants(onnx_model, should_fold=_should_fold)
     rewriter.rewrite(onnx_model)
     for clean in (
         ir_passes.RemoveUnusedNodesPass(),
@@ -245,6 +299,15 @@ def simplify(onnx_model: ir.Model) -> None:
         ir_passes.ClearMetadataAndDocStringPass(),  # stack traces with the exporting machine's paths
     ):
         clean(onnx_model)
+
+
+def _should_fold(node: ir.Node) -> bool | None:
+    """Of a weight that is read elsewhere too, such as a tied decoder's, no second, transposed copy is made.
+
+    The optimiser makes one where the weight is small.
+    """
+    shared = node.op_type == "Transpose" and node.inputs[0] is not None and len(node.inputs[0].uses()) > 1
+    return False if shared else None
 
 
 def restore_names(onnx_model: ir.Model, model: torch.nn.Module) -> None:
@@ -304,7 +367,7 @@ def _bits(array: np.ndarray) -> str:
 
 
 def write_onnx(onnx_model: ir.Model, folder: Path) -> None:
-    """Writes ``model.onnx`` and ``model.onnx.data``, each whole or not at all."""
+    """Writes ``model.onnx`` and ``model.onnx.data``."""
     offset = 0
     arrays = []
     for value in onnx_model.graph.initializers.values():
@@ -321,11 +384,10 @@ def write_onnx(onnx_model: ir.Model, folder: Path) -> None:
             )
             arrays.append(np.ascontiguousarray(array))
             offset += array.nbytes
-    with write_whole(folder / DATA_NAME) as file:
+    with (folder / DATA_NAME).open("wb") as file:
         for array in arrays:
             file.write(array.data)
-    with write_whole(folder / ONNX_NAME) as file:
-        file.write(ir.to_proto(onnx_model).SerializeToString())
+    (folder / ONNX_NAME).write_bytes(ir.to_proto(onnx_model).SerializeToString())
 
 
 # --- the script -------------------------------------------------------------------------------------------
@@ -336,25 +398,23 @@ def export(model_name: str, text: str, folder: Path) -> None:
     with log_console.status(f"loading {model_name}"):
         model, tokenizer, config = load_checkpoint(model_name)
     inputs, positions = tokenize(text, tokenizer, config)
+    make_folder(folder)  # a place that cannot be written to is told before the long work
     output, hidden_states = run_pytorch(model, inputs, config.has_head)
     with log_console.status("exporting to ONNX"):
         onnx_model = export_onnx(model, inputs, config)
-    make_folder(folder)
-    write_onnx(onnx_model, folder)
-    with write_whole(folder / CONFIG_NAME) as file:
-        file.write(json.dumps(model.config.to_diff_dict() | _sizes(model.config), indent=2, sort_keys=True).encode())
-    try:
-        tokenizer.save_pretrained(folder)
-    except OSError as error:
-        raise UserError(f"cannot write the tokenizer to {folder}: {error.strerror or error}") from error
-    assert (folder / TOKENIZER_NAME).is_file()
-    with write_whole(folder / DEMO_NAME) as file:
-        answers = {"output": output, "hidden_states": hidden_states, "mask_positions": np.array(positions, np.int64)}
-        np.savez(file, allow_pickle=False, text=np.array(text), **inputs, **answers)
+    answers = {"output": output, "hidden_states": hidden_states, "mask_positions": np.array(positions, np.int64)}
+    sizes = model.config.to_diff_dict() | _sizes(model.config)
+    with write_together(folder) as new:  # after a failure the model that was there before is still whole
+        write_onnx(onnx_model, new)
+        (new / CONFIG_NAME).write_text(json.dumps(sizes, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        tokenizer.save_pretrained(new)
+        np.savez(new / DEMO_NAME, allow_pickle=False, text=np.array(text), **inputs, **answers)
     size = (folder / DATA_NAME).stat().st_size / 2**20
     console.print(
         f"{model_name}: {config.num_layers} layers, hidden size {config.hidden_size}, {config.num_heads} heads, "
-        f"vocabulary {config.vocab_size}, {size:.1f} MiB of weights -> {folder}"
+        f"vocabulary {config.vocab_size}, {size:.1f} MiB of weights -> {folder}",
+        markup=False,
+        soft_wrap=True,
     )
     if config.has_head:
         console.print(answer_table(text, output[0], positions[0], tokenizer))
@@ -373,12 +433,13 @@ def answer_table(text: str, logits: np.ndarray, position: int, tokenizer: Any) -
     """The ten best fillings of the first mask. ``logits`` is (S, vocabulary)."""
     probabilities = torch.from_numpy(logits[position]).softmax(-1)
     best = probabilities.topk(10)
-    table = Table(title=f"PyTorch fp32: {text}".replace("[", "\\["), title_justify="left")
+    table = Table(title=Text(f"PyTorch fp32: {text}"), title_justify="left")
     table.add_column("rank", justify="right")
     table.add_column("word")
     table.add_column("probability", justify="right")
     for rank, (probability, number) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True), 1):
-        table.add_row(str(rank), tokenizer.convert_ids_to_tokens(number), f"{probability:.4f}")
+        word = tokenizer.convert_ids_to_tokens(number) or f"[unknown id {number}]"
+        table.add_row(str(rank), Text(word), f"{probability:.4f}")  # Text: [unused1] is no markup
     return table
 
 

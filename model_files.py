@@ -12,9 +12,9 @@
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import threading
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +41,8 @@ ACTIVATIONS = {  # Hugging Face's name for the activation -> what addGELU / addR
     "gelu_pytorch_tanh": "tanh",
     "relu": "relu",
 }
+KINDS = {"i": "whole numbers", "U": "text", "f": "floating point"}  # numpy's letters for dtypes
+NOT_TOGETHER = "the files in this folder do not belong together: write them again with model2onnx.py"
 
 
 @dataclass(frozen=True)
@@ -93,14 +95,25 @@ class BertConfig:
             )
         for option in ("is_decoder", "add_cross_attention"):
             if values.get(option):
-                raise UserError(f"{source}: {option} is set; only BERT encoders can be used")
+                raise UserError(
+                    f"{source}: {option} is {values[option]!r}, expected false; only BERT encoders can be used"
+                )
         if values.get("position_embedding_type", "absolute") != "absolute":
             raise UserError(
-                f"{source}: position_embedding_type is {values['position_embedding_type']!r}; expected 'absolute'"
+                f"{source}: position_embedding_type is {values['position_embedding_type']!r}, expected 'absolute'"
             )
         activation = values.get("hidden_act", "gelu")
-        if activation not in ACTIVATIONS:
-            raise UserError(f"{source}: hidden_act is {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+        if not isinstance(activation, str) or activation not in ACTIVATIONS:
+            raise UserError(f"{source}: hidden_act is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+        epsilon = values.get("layer_norm_eps", 1e-12)
+        if not isinstance(epsilon, int | float) or isinstance(epsilon, bool) or not 0 < epsilon < 1:
+            raise UserError(f"{source}: layer_norm_eps is {epsilon!r}, expected a number between 0 and 1")
+        tied = values.get("tie_word_embeddings", True)
+        if not isinstance(tied, bool):
+            raise UserError(f"{source}: tie_word_embeddings is {tied!r}, expected true or false")
+        architectures = values.get("architectures") or []
+        if not isinstance(architectures, list):
+            raise UserError(f"{source}: architectures is {architectures!r}, expected a list of names")
 
         def size(key: str) -> int:
             value = values.get(key)
@@ -116,15 +129,15 @@ class BertConfig:
             intermediate_size=size("intermediate_size"),
             max_positions=size("max_position_embeddings"),
             type_vocab_size=size("type_vocab_size"),
-            layer_norm_eps=float(values.get("layer_norm_eps", 1e-12)),
+            layer_norm_eps=float(epsilon),
             activation=ACTIVATIONS[activation],
-            tied_decoder=bool(values.get("tie_word_embeddings", True)),
-            has_head="BertForMaskedLM" in (values.get("architectures") or []),
+            tied_decoder=tied,
+            has_head="BertForMaskedLM" in architectures,
         )
         if config.hidden_size % config.num_heads:
             raise UserError(
-                f"{source}: hidden_size {config.hidden_size} is not a multiple of "
-                f"num_attention_heads {config.num_heads}"
+                f"{source}: hidden_size is {config.hidden_size}, expected a multiple of "
+                f"num_attention_heads, {config.num_heads}"
             )
         return config
 
@@ -163,7 +176,14 @@ class WeightFile:
         self.path = onnx_path
         self._map: mmap.mmap | None = None
         model = load_onnx(onnx_path)
-        self._arrays = {tensor.name: self._view(tensor) for tensor in model.graph.initializer}
+        self._arrays: dict[str, np.ndarray] = {}
+        for index, tensor in enumerate(model.graph.initializer):
+            try:
+                self._arrays[tensor.name] = self._view(tensor)
+            except (ValueError, LookupError, TypeError, OverflowError) as error:  # what numpy and onnx raise
+                raise UserError(
+                    f"{onnx_path}: initializer {index} is damaged ({error}); write it again with model2onnx.py"
+                ) from error
 
     def __contains__(self, name: str) -> bool:
         return name in self._arrays
@@ -197,8 +217,10 @@ class WeightFile:
         place = {entry.key: entry.value for entry in tensor.external_data}
         offset = int(place.get("offset", 0))
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        count = int(np.prod(tensor.dims, dtype=np.int64))
+        count = math.prod(tensor.dims)
         data = self._open_data(place.get("location", ""))
+        if min(tensor.dims, default=0) < 0:
+            raise ValueError(f"shape {list(tensor.dims)}")
         if offset + count * dtype.itemsize > len(data):
             raise UserError(
                 f"{self.path.with_name(place['location'])} has {len(data)} bytes, but weight {tensor.name!r} ends "
@@ -252,8 +274,10 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         model = onnx.load(str(path), load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable ONNX file ({error}); write it again with model2onnx.py") from error
-    if not model.graph.node:
-        raise UserError(f"{path} holds no graph: it is empty or truncated; write it again with model2onnx.py")
+    if not model.graph.node or not model.opset_import:
+        raise UserError(
+            f"{path} holds no complete graph: it is empty or truncated; write it again with model2onnx.py"
+        )
     return model
 
 
@@ -287,47 +311,74 @@ class ModelFolder:
             UserError: it is missing, corrupt, or does not belong to this model.
         """
         path = self.path / DEMO_NAME
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                values = {key: file[key] for key in file.files}
-        except FileNotFoundError as error:
-            raise UserError(f"no {path}; write it with model2onnx.py --out-dir {self.path}") from error
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} is corrupt ({error}); write it again with model2onnx.py") from error
-        expected = (*INPUT_NAMES, "text", "output", "hidden_states", "mask_positions")
-        missing = [key for key in expected if key not in values]
+        values = _read_npz(path)
+        kinds = dict.fromkeys((*INPUT_NAMES, "mask_positions"), "i") | {
+            "text": "U",
+            "output": "f",
+            "hidden_states": "f",
+        }
+        missing = [key for key in kinds if key not in values]
         if missing:
             raise UserError(f"{path} lacks {', '.join(missing)}; write it again with model2onnx.py")
-        demo = DemoIO(
+        for key, kind in kinds.items():
+            if values[key].dtype.kind != kind:
+                raise UserError(
+                    f"{path}: {key} is {values[key].dtype}, expected {KINDS[kind]}; write it again with model2onnx.py"
+                )
+        inputs = {name: values[name].astype(np.int64, copy=False) for name in INPUT_NAMES}
+        try:
+            check_inputs(inputs, self.config, str(path))
+        except UserError as error:
+            raise UserError(f"{error}; {NOT_TOGETHER}") from error
+        self._check_answers(values, inputs["input_ids"].shape[1], path)
+        return DemoIO(
             text=str(values["text"]),
-            inputs={name: values[name].astype(np.int64, copy=False) for name in INPUT_NAMES},
+            inputs=inputs,
             output=values["output"],
             hidden_states=values["hidden_states"],
-            mask_positions=[int(position) for position in values["mask_positions"]],
+            mask_positions=values["mask_positions"].tolist(),
         )
-        self._check(demo, path)
-        return demo
 
-    def _check(self, demo: DemoIO, path: Path) -> None:
-        check_inputs(demo.inputs, self.config, str(path))
-        length = demo.inputs["input_ids"].shape[1]
-        if demo.output.shape != (1, length, self.config.output_width):
+    def _check_answers(self, values: Mapping[str, np.ndarray], length: int, path: Path) -> None:
+        config = self.config
+        shapes = {
+            "input_ids": (1, length),
+            "output": (1, length, config.output_width),
+            "hidden_states": (config.num_layers + 1, length, config.hidden_size),
+            "mask_positions": (values["mask_positions"].size,),
+        }
+        for key, shape in shapes.items():
+            if values[key].shape != shape:
+                raise UserError(f"{path}: {key} is {list(values[key].shape)}, expected {list(shape)}; {NOT_TOGETHER}")
+        positions = values["mask_positions"]
+        if (positions.size > 0) != config.has_head or ((positions < 0) | (positions >= length)).any():
+            wanted = f"positions from 0 to {length - 1}" if config.has_head else "none, since the model has no head"
             raise UserError(
-                f"{path}: output is {list(demo.output.shape)}, expected {[1, length, self.config.output_width]}; "
-                "the files in this folder do not belong together: write them again with model2onnx.py"
+                f"{path}: mask_positions is {positions.tolist()}, expected {wanted}; "
+                "write it again with model2onnx.py"
             )
 
     def tokens(self) -> list[str]:
         """The word pieces, by id."""
         path = self.path / TOKENIZER_NAME
-        vocabulary = read_json(path).get("model", {}).get("vocab")
-        if not isinstance(vocabulary, dict):
-            raise UserError(f"{path} holds no word piece vocabulary; write it again with model2onnx.py")
-        pieces = [f"[unknown id {number}]" for number in range(self.config.vocab_size)]
-        for piece, number in vocabulary.items():
-            if number < len(pieces):
-                pieces[number] = piece
-        return pieces
+        values = read_json(path)
+        try:
+            ids = dict(values["model"]["vocab"])
+            ids |= {token["content"]: token["id"] for token in values.get("added_tokens") or []}
+            by_id = {int(number): str(piece) for piece, number in ids.items()}
+        except (LookupError, TypeError, ValueError) as error:
+            raise UserError(f"{path} holds no word piece vocabulary; write it again with model2onnx.py") from error
+        return [by_id.get(number, f"[unknown id {number}]") for number in range(self.config.vocab_size)]
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except FileNotFoundError as error:
+        raise UserError(f"no {path}; write it with model2onnx.py --out-dir {path.parent}") from error
+    except Exception as error:  # damaged bytes: zipfile, zlib, tokenize and numpy each raise errors of their own
+        raise UserError(f"{path} is corrupt ({error!r}); write it again with model2onnx.py") from error
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], config: BertConfig, source: str) -> None:
@@ -376,8 +427,10 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; write it with model2onnx.py") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); write it again with model2onnx.py") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds a JSON {type(values).__name__}, expected an object")
+        raise UserError(
+            f"{path} holds a JSON {type(values).__name__}, expected an object; write it again with model2onnx.py"
+        )
     return values

@@ -1,0 +1,206 @@
+"""What make says where Python does not suffice, and that a second run installs nothing.
+
+The interpreter is a script that answers as told and writes down what it is asked; nothing is really installed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+INTERPRETER = """#!/bin/sh
+# Stands in for Python, inside and outside of the environment.
+echo "$@" >> "{log}"
+case "$*" in
+  "-c "*version_info*) exec "{python}" -c "import sys; sys.version_info = {version}
+$2" ;;
+  "-c "*venv*) {venv} ;;
+  "-m venv "*) {make_venv} ;;
+  *"-r requirements-gpu.txt"*) {install_gpu} ;;
+  "-m pip install"*) {install} ;;
+esac
+"""
+COPY_ITSELF = (
+    'mkdir -p "$3/bin" && for name in python ruff basedpyright clang-format; do cp "$0" "$3/bin/$name"; done'
+)
+
+
+class Project:
+    """A copy of the files that make reads, and an interpreter that behaves as told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log = folder / "asked.log"
+        for path in [ROOT / "Makefile", *ROOT.glob("requirements*.txt")]:
+            shutil.copy(path, folder)
+
+    def interpreter(self, **changes: str) -> Path:
+        behaviour = {
+            "log": str(self.log),
+            "python": sys.executable,
+            "version": "(3, 10, 0)",
+            "venv": "exit 0",
+            "make_venv": COPY_ITSELF,
+            "install": "exit 0",
+            "install_gpu": "exit 0",
+        }
+        path = self.folder / "fake-python"
+        path.write_text(INTERPRETER.format(**behaviour | changes))
+        path.chmod(0o755)
+        return path
+
+    def make(self, target: str, python: Path | str | None = None, gpu: int = 0) -> subprocess.CompletedProcess[str]:
+        self.log.write_text("")
+        command = ["make", target, f"PYTHON={python or self.interpreter()}", f"GPU={gpu}"]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        return subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False, timeout=60
+        )
+
+    def asked(self, word: str) -> list[str]:
+        return [line for line in self.log.read_text().splitlines() if word in line]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "lint"])
+def test_a_python_without_venv_is_told_what_to_install(project, target):
+    python = project.interpreter(venv="echo 'No module named venv' >&2; exit 1")
+    answer = project.make(target, python)
+    assert answer.returncode != 0
+    assert f"error: {python} has no venv module" in answer.stderr
+    assert "apt install python3-venv" in answer.stderr
+    assert "make PYTHON=" in answer.stderr
+    assert not (project.folder / ".venv").exists()
+    assert project.asked("-m pip") == []
+
+
+def test_the_question_for_venv_asks_for_what_venv_needs(project):
+    """Debian splits off ensurepip: there venv can be imported, but not used."""
+    project.make("demo")
+    assert project.asked("-c import venv, ensurepip")
+
+
+@pytest.mark.parametrize("version", ["(3, 9, 18)", "(2, 7, 18)"])
+def test_a_python_that_is_too_old_is_told_which_is_needed(project, version):
+    python = project.interpreter(version=version)
+    answer = project.make("demo", python)
+    assert answer.returncode != 0
+    assert f"error: {python} is missing or older than Python 3.10; install Python 3.10 or newer" in answer.stderr
+    assert "make PYTHON=" in answer.stderr
+    assert project.asked("venv") == []
+
+
+def test_a_python_that_does_not_exist_is_told_which_is_needed(project):
+    answer = project.make("demo", "no-such-python")
+    assert answer.returncode != 0
+    assert "error: no-such-python is missing or older than Python 3.10" in answer.stderr
+
+
+def test_the_first_run_makes_the_environment_installs_and_runs_the_demo(project):
+    answer = project.make("demo")
+    assert answer.returncode == 0, answer.stderr
+    assert len(project.asked("-m venv .venv")) == 1
+    assert [line.split("-r ")[-1] for line in project.asked("pip install")] == ["requirements.txt"]
+    assert project.log.read_text().splitlines()[-1] == "demo.py"
+
+
+def test_a_second_run_installs_nothing_again(project):
+    assert project.make("demo").returncode == 0
+    assert project.make("demo").returncode == 0
+    assert project.asked("-m ") == []  # neither pip nor venv
+    assert project.log.read_text().splitlines()[-1] == "demo.py"
+
+
+def test_a_second_test_run_installs_nothing_again(project):
+    assert project.make("test").returncode == 0
+    installed = [line for line in project.asked("pip install") if "-r " in line]
+    assert [line.split("-r ")[-1] for line in installed] == ["requirements.txt", "requirements-dev.txt"]
+    assert project.make("test").returncode == 0
+    assert project.asked("-m pip") == project.asked("venv") == []
+    assert project.asked("-m pytest tests")
+
+
+def test_demo_after_test_installs_nothing(project):
+    project.make("test")
+    assert project.make("demo").returncode == 0
+    assert project.asked("-m pip") == []
+
+
+def test_a_changed_requirement_is_installed(project):
+    project.make("demo")
+    later = time.time() + 10
+    os.utime(project.folder / "requirements.txt", (later, later))
+    project.make("demo")
+    assert len(project.asked("pip install")) == 1
+    assert project.asked("-m venv") == []
+
+
+def test_a_failed_installation_stops_and_is_tried_again(project):
+    python = project.interpreter(install="exit 7")
+    answer = project.make("demo", python)
+    assert answer.returncode != 0
+    assert project.asked("demo.py") == []
+    fake = (project.folder / ".venv" / "bin" / "python").read_text()
+    (project.folder / ".venv" / "bin" / "python").write_text(fake.replace("exit 7", "exit 0"))
+    assert project.make("demo", python).returncode == 0
+    assert len(project.asked("pip install")) == 1
+
+
+def test_an_environment_that_could_not_be_made_is_made_anew(project):
+    python = project.interpreter(make_venv=f"{COPY_ITSELF}; exit 1")
+    assert project.make("demo", python).returncode != 0
+    assert project.asked("-m pip") == []
+    assert project.make("demo").returncode == 0
+    assert project.asked("-m venv .venv")
+
+
+def test_a_gpu_adds_its_requirements(project):
+    assert project.make("demo", gpu=1).returncode == 0
+    assert [line.split("-r ")[-1] for line in project.asked("pip install")] == [
+        "requirements.txt",
+        "requirements-gpu.txt",
+    ]
+
+
+def test_gpu_requirements_that_cannot_be_installed_are_a_warning(project):
+    answer = project.make("demo", project.interpreter(install_gpu="exit 1"), gpu=1)
+    assert answer.returncode == 0
+    assert "warning: requirements-gpu.txt could not be installed" in answer.stderr
+    assert "plans will be built but not executed" in answer.stderr
+    assert project.asked("demo.py")
+
+
+def test_a_failed_demo_is_a_failed_make(project):
+    assert project.make("demo").returncode == 0
+    (project.folder / ".venv" / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
+    assert project.make("demo").returncode != 0
+
+
+def test_clean_leaves_the_environment(project):
+    project.make("demo")
+    (project.folder / "out").mkdir()
+    assert project.make("clean").returncode == 0
+    assert not (project.folder / "out").exists()
+    assert (project.folder / ".venv" / "bin" / "python").exists()
+
+
+def test_every_target_that_the_makefile_explains_exists(project):
+    told = [line.split()[2] for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("# make ")]
+    assert {"demo", "test"} <= set(told)
+    for target in told:
+        command: list[str] = ["make", "-n", target, "GPU=0"]
+        answer = subprocess.run(command, cwd=project.folder, capture_output=True, text=True, check=False)
+        assert answer.returncode == 0, answer.stderr

@@ -1,0 +1,662 @@
+"""The exported graph is the checkpoint: its weights bit for bit under their own names, its answers, its lengths."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from conftest import Script, make_checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+from safetensors.torch import load_file, save_file
+from transformers import BertForMaskedLM
+
+import model2onnx
+from common import UserError
+from model_files import CONFIG_NAME, DATA_NAME, DEMO_NAME, INPUT_NAMES, ONNX_NAME, TOKENIZER_NAME, ModelFolder
+
+TEXT = "the capital of france is [MASK]"
+
+
+# --- the graph --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Export:
+    """A checkpoint, the model that it is, and what was made of it."""
+
+    checkpoint: dict[str, torch.Tensor]
+    model: Any
+    config: Any
+    folder: Path
+    graph: onnx.ModelProto
+
+
+def zero_and_one(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As a fresh BERT is: every bias zero, every layer norm's weight one, so that many weights are equal."""
+    for name, weight in weights.items():
+        if name.endswith("bias"):
+            weight.zero_()
+        elif name.endswith("LayerNorm.weight"):
+            weight.fill_(1)
+    return weights
+
+
+def one_matrix(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Query, key and value of all layers share their bits, symmetric, so that the transposed is equal too."""
+    for name, weight in weights.items():
+        if re.search(r"self\.(query|key|value)\.weight", name):
+            weight.copy_(torch.eye(len(weight)))
+    return weights
+
+
+def half(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A checkpoint stored in fp16."""
+    return {name: weight.half() for name, weight in weights.items()}
+
+
+def old_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """An untied checkpoint of older transformers holds the head's bias under its other name alone."""
+    return {name: weight for name, weight in weights.items() if name != "cls.predictions.decoder.bias"}
+
+
+Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+
+def change_weights(folder: Path, change: Change) -> None:
+    weights = change(load_file(folder / "model.safetensors"))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+KINDS: dict[str, tuple[dict[str, Any], Change | None]] = {
+    "random": ({}, None),
+    "equal weights": ({}, zero_and_one),
+    "equal symmetric matrices": ({"num_hidden_layers": 1}, one_matrix),
+    "untied": ({"tie_word_embeddings": False}, zero_and_one),
+    "untied, old names": ({"tie_word_embeddings": False, "num_hidden_layers": 1}, old_names),
+    "no head": ({"head": False}, None),
+    "gelu_new": ({"hidden_act": "gelu_new", "num_hidden_layers": 1}, None),
+    "relu, fp16": ({"hidden_act": "relu", "num_hidden_layers": 1}, half),
+    # Around the sizes at which the exporter's constant folding changes its mind: 8192 and 512 × 512 elements.
+    "tiny": ({"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 24, "type_vocab_size": 1}, None),
+    "wide, square table": ({"num_hidden_layers": 1, "intermediate_size": 2100, "vocab_size": 128}, None),
+}
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def export(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    sizes, change = KINDS[request.param]
+    source = make_checkpoint(tmp_path_factory.mktemp("checkpoint"), **sizes)
+    if change is not None:
+        change_weights(source, change)
+    folder = tmp_path_factory.mktemp("model")
+    model2onnx.quiet_libraries()
+    model2onnx.export(str(source), TEXT, folder)
+    model, _, config = model2onnx.load_checkpoint(str(source))
+    return Export(load_file(source / "model.safetensors"), model, config, folder, onnx.load(folder / ONNX_NAME))
+
+
+def expected_weights(export: Export) -> dict[str, np.ndarray]:
+    """What the checkpoint's file holds, in fp32, weights of ``Linear`` as (in, out)."""
+    weights = {name: weight.float().numpy() for name, weight in export.checkpoint.items()}
+    if "cls.predictions.decoder.weight" in weights:  # untied: one bias, under the name of the module that adds it
+        bias = weights.pop("cls.predictions.bias")
+        weights.setdefault("cls.predictions.decoder.bias", bias)
+    is_linear = re.compile(r"(query|key|value|dense|decoder)\.weight$")
+    return {name: weight.T if is_linear.search(name) else weight for name, weight in weights.items()}
+
+
+def test_initializers_are_the_checkpoints_weights_by_name_and_bit_for_bit(export):
+    expected = expected_weights(export)
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in export.graph.graph.initializer}
+    floats = {name: array for name, array in found.items() if array.dtype.kind == "f" and array.ndim > 0}
+    assert sorted(floats) == sorted(expected)
+    for name, array in floats.items():
+        assert array.dtype == np.float32, name
+        assert array.shape == expected[name].shape, name
+        assert array.tobytes() == expected[name].tobytes(), name
+
+
+def test_each_module_reads_its_own_weight(export):
+    """Names are right even where bits are equal: MatMul and Add of one Linear carry the same module's name."""
+    names = set(expected_weights(export))
+    readers = {name: node for node in export.graph.graph.node for name in node.input if name in names}
+    assert set(readers) == names
+    made_by = {output: node for node in export.graph.graph.node for output in node.output}
+    for name, node in readers.items():
+        if name.endswith("dense.bias") or re.search(r"(query|key|value)\.bias$", name):
+            products = [made_by[value] for value in node.input if value in made_by]
+            assert [product.input[1] for product in products] == [name.replace(".bias", ".weight")]
+        if name.endswith("LayerNorm.weight"):
+            assert node.op_type == "LayerNormalization"
+            assert list(node.input[1:]) == [name, name.replace(".weight", ".bias")]
+        if name.endswith("_embeddings.weight"):
+            kind = name.split(".")[-2].removesuffix("_embeddings")
+            gathers = [n for n in export.graph.graph.node if n.op_type == "Gather" and n.input[0] == name]
+            source = {"word": "input_ids", "token_type": "token_type_ids", "position": "position_ids"}[kind]
+            assert [gather.input[1] for gather in gathers] == [source]
+
+
+def test_inputs_and_output_have_the_names_shapes_and_types_that_are_promised(export):
+    described = {}
+    for value in (*export.graph.graph.input, *export.graph.graph.output):
+        tensor = value.type.tensor_type
+        described[value.name] = (tensor.elem_type, [dim.dim_param or dim.dim_value for dim in tensor.shape.dim])
+    output = "logit" if export.config.has_head else "last_hidden_state"
+    assert [value.name for value in export.graph.graph.input] == list(INPUT_NAMES)
+    for name in INPUT_NAMES:
+        assert described[name] == (onnx.TensorProto.INT64, [1, "sequence"])
+    width = export.config.vocab_size if export.config.has_head else export.config.hidden_size
+    assert list(described)[3:] == [output]
+    assert described[output] == (onnx.TensorProto.FLOAT, [1, "sequence", width])
+
+
+def random_inputs(config: Any, length: int, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "input_ids": rng.integers(config.vocab_size, size=(1, length)),
+        "token_type_ids": rng.integers(config.type_vocab_size, size=(1, length)),
+        "position_ids": rng.permutation(config.max_positions)[None, :length],  # not 0, 1, 2: they must be read
+    }
+
+
+def relative_error(values: np.ndarray, reference: np.ndarray) -> float:
+    assert values.shape == reference.shape
+    return float(np.linalg.norm(values - reference.astype(np.float64)) / np.linalg.norm(reference))
+
+
+def test_the_graph_answers_as_pytorch_does_at_every_length(export):
+    evaluator = ReferenceEvaluator(export.graph)
+    for length in (1, 2, 17, export.config.max_positions):
+        inputs = random_inputs(export.config, length, seed=length)
+        answers: Any = evaluator.run(None, inputs)
+        reference, _ = model2onnx.run_pytorch(export.model, inputs, export.config.has_head)
+        error = relative_error(answers[0], reference)
+        # Both round to fp32 after every operation; measured: at most 1.3e-6.
+        assert error <= 4e-6, (length, error)
+
+
+def test_nothing_of_the_exporting_machine_is_in_the_files(export):
+    for path in export.folder.iterdir():
+        if path.name not in (DATA_NAME, DEMO_NAME):
+            content = path.read_bytes()
+            for trace in (b"site-packages", b".py", str(Path.home()).encode() + b"/", str(export.folder).encode()):
+                assert trace not in content, (path.name, trace)
+
+
+def test_the_folder_holds_what_the_other_scripts_read_and_nothing_else(export):
+    names = {path.name for path in export.folder.iterdir()}
+    assert names == {ONNX_NAME, DATA_NAME, CONFIG_NAME, TOKENIZER_NAME, "tokenizer_config.json", DEMO_NAME}
+    folder = ModelFolder(export.folder)
+    assert folder.config == export.config
+    assert folder.weights().names() == [tensor.name for tensor in export.graph.graph.initializer]
+
+
+def test_the_example_is_the_sentence_and_pytorchs_answer(export):
+    demo = ModelFolder(export.folder).demo()
+    assert demo.text == TEXT
+    tokens = ModelFolder(export.folder).tokens()
+    pieces = [tokens[number] for number in demo.inputs["input_ids"][0]]
+    assert pieces == ["[CLS]", "the", "capital", "of", "france", "i", "##s", "[MASK]", "[SEP]"]
+    assert demo.inputs["position_ids"].tolist() == [list(range(9))]
+    assert demo.inputs["token_type_ids"].tolist() == [[0] * 9]
+    assert demo.mask_positions == ([7] if export.config.has_head else [])
+    with torch.no_grad():
+        answer = export.model(
+            input_ids=torch.from_numpy(demo.inputs["input_ids"]), output_hidden_states=True
+        )  # token types and positions are these by default
+    reference = answer.logits if export.config.has_head else answer.last_hidden_state
+    assert demo.output.dtype == demo.hidden_states.dtype == np.float32
+    assert relative_error(demo.output, reference.numpy()) <= 1e-6
+    assert relative_error(demo.hidden_states, torch.cat(answer.hidden_states).numpy()) <= 1e-6
+
+
+@given(
+    heads=st.integers(1, 3),
+    head_size=st.integers(1, 20),
+    inner=st.integers(1, 300),
+    types=st.integers(1, 3),
+    extra_words=st.integers(0, 100),
+    positions=st.integers(3, 70),
+    tied=st.booleans(),
+    head=st.booleans(),
+)
+@settings(max_examples=3, deadline=None)
+def test_checkpoints_of_any_size_keep_their_weights(
+    tmp_path_factory: Any, heads: int, head_size: int, inner: int, types: int, extra_words: int, **options: Any
+):
+    source = make_checkpoint(
+        tmp_path_factory.mktemp("any"),
+        head=options["head"],
+        tie_word_embeddings=options["tied"],
+        max_position_embeddings=options["positions"],
+        num_hidden_layers=1,
+        num_attention_heads=heads,
+        hidden_size=heads * head_size,
+        intermediate_size=inner,
+        type_vocab_size=types,
+        vocab_size=71 + extra_words,
+    )
+    folder = tmp_path_factory.mktemp("any_model")
+    model2onnx.export(str(source), "[MASK]", folder)
+    model, _, config = model2onnx.load_checkpoint(str(source))
+    made = Export(load_file(source / "model.safetensors"), model, config, folder, onnx.load(folder / ONNX_NAME))
+    test_initializers_are_the_checkpoints_weights_by_name_and_bit_for_bit(made)
+
+
+# --- names that cannot be restored ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exported_again(checkpoint: Path) -> tuple[Any, Callable[[], ir.Model]]:
+    """The model, and a maker of fresh copies of its graph in memory."""
+    model2onnx.quiet_libraries()
+    model, tokenizer, config = model2onnx.load_checkpoint(str(checkpoint))
+    inputs, _ = model2onnx.tokenize(TEXT, tokenizer, config)
+    proto = ir.to_proto(model2onnx.export_onnx(model, inputs, config))
+    return model, lambda: ir.from_proto(proto)
+
+
+QUERY = "bert.encoder.layer.1.attention.self.query"
+
+
+def test_restoring_names_again_changes_nothing(exported_again):
+    model, fresh = exported_again
+    onnx_model = fresh()
+    before = list(onnx_model.graph.initializers)
+    model2onnx.restore_names(onnx_model, model)
+    assert list(onnx_model.graph.initializers) == before
+
+
+@pytest.mark.parametrize("name", [f"{QUERY}.weight", f"{QUERY}.bias", "bert.embeddings.word_embeddings.weight"])
+def test_one_changed_bit_of_a_weight_is_an_error_that_names_it(exported_again, name):
+    model, fresh = exported_again
+    onnx_model = fresh()
+    value = onnx_model.graph.initializers[name]
+    changed = value.const_value.numpy().copy()
+    changed.reshape(-1).view(np.uint32)[-1] ^= 1
+    value.const_value = ir.tensor(changed, name=name)
+    with pytest.raises(UserError) as raised:
+        model2onnx.restore_names(onnx_model, model)
+    assert f"weight '{name}' {list(changed.shape)} equals no parameter of the checkpoint" in str(raised.value)
+    assert "the exporter changed it" in str(raised.value)
+
+
+def test_a_reshaped_weight_is_an_error_that_names_it(exported_again):
+    model, fresh = exported_again
+    onnx_model = fresh()
+    value = onnx_model.graph.initializers[f"{QUERY}.bias"]
+    value.const_value = ir.tensor(value.const_value.numpy().reshape(2, 64), name=value.name)
+    with pytest.raises(UserError, match=re.escape(f"weight '{QUERY}.bias' [2, 64] equals no parameter")):
+        model2onnx.restore_names(onnx_model, model)
+
+
+def test_a_parameter_that_the_graph_lacks_is_named(exported_again):
+    model, fresh = exported_again
+    onnx_model = fresh()
+    del onnx_model.graph.initializers[f"{QUERY}.bias"]
+    with pytest.raises(UserError) as raised:
+        model2onnx.restore_names(onnx_model, model)
+    assert f"parameter '{QUERY}.bias' of the checkpoint is not in the ONNX graph" in str(raised.value)
+
+
+def test_equal_weights_that_were_merged_are_an_error_that_names_the_lost_one(exported_again):
+    model, fresh = exported_again
+    onnx_model = fresh()
+    kept, merged = (onnx_model.graph.initializers[f"{QUERY}.{part}"] for part in ("bias", "weight"))
+    merged.const_value = kept.const_value
+    with pytest.raises(UserError, match="equals no parameter"):
+        model2onnx.restore_names(onnx_model, model)
+
+
+# --- bad checkpoints --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint that a test may damage."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "damaged"))
+
+
+def refusal(folder: Path | str) -> str:
+    model2onnx.quiet_libraries()
+    with pytest.raises(UserError) as raised:
+        model2onnx.load_checkpoint(str(folder))
+    assert str(raised.value).startswith(f"--model {folder}: ")
+    return str(raised.value)
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_another_kind_of_model_is_refused(damaged):
+    change_config(damaged, model_type="roberta")
+    assert "model_type is 'roberta', expected 'bert'; only BERT checkpoints can be used" in refusal(damaged)
+
+
+@pytest.mark.parametrize(("key", "value"), [("hidden_size", "abc"), ("vocab_size", None), ("layer_norm_eps", "x")])
+def test_a_wrong_type_in_the_configuration_is_named(damaged, key, value):
+    change_config(damaged, **{key: value})
+    told = refusal(damaged)
+    assert f"'{key}' expected" in told
+    assert "correct the value" in told
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", "\0"])
+def test_an_unreadable_configuration_is_refused_with_what_was_expected(damaged, content):
+    (damaged / "config.json").unlink()
+    if content is not None:
+        (damaged / "config.json").write_text(content)
+    assert "expected config.json, model.safetensors and tokenizer files in Hugging Face layout" in refusal(damaged)
+
+
+def test_code_that_comes_with_a_checkpoint_is_never_run(damaged):
+    (damaged / "evil.py").write_text("raise SystemExit('run')\nclass Config: pass\n")
+    change_config(damaged, model_type="new_bert", auto_map={"AutoConfig": "evil.Config"})
+    start = time.perf_counter()
+    refusal(damaged)
+    assert time.perf_counter() - start < 5  # without asking, which would wait for an answer
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "../x"])
+def test_a_path_that_is_no_folder_is_refused(name):
+    assert "no such folder; expected a checkpoint folder with config.json" in refusal(name)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(damaged):
+    assert "no such folder" in refusal(damaged / "config.json")
+
+
+@pytest.mark.parametrize("name", ["a b", "a/b/c", "x" * 5000])
+def test_a_name_that_cannot_be_a_model_is_refused_with_the_remedy(name):
+    told = refusal(name)
+    assert "checkpoint folder" in told
+
+
+def test_an_empty_name_is_refused():
+    with pytest.raises(UserError, match="--model is empty; give a checkpoint folder or a hub name"):
+        model2onnx.load_checkpoint("")
+
+
+def test_pickled_weights_are_not_read(damaged):
+    torch.save(load_file(damaged / "model.safetensors"), damaged / "pytorch_model.bin")
+    (damaged / "model.safetensors").unlink()
+    told = refusal(damaged)
+    assert "model.safetensors" in told
+    assert "pickled .bin weights are not read" in told
+
+
+def test_safetensors_truncated_anywhere_are_corrupt(damaged):
+    path = damaged / "model.safetensors"
+    whole = path.read_bytes()
+    for length in (0, 1, 7, 8, 100, 1000, 5000, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        told = refusal(damaged)
+        assert "model.safetensors is corrupt" in told, length
+        assert "copy or download it again" in told, length
+
+
+def test_garbage_in_the_place_of_safetensors_is_corrupt(damaged):
+    (damaged / "model.safetensors").write_bytes(b"garbage " * 1000)
+    assert "model.safetensors is corrupt" in refusal(damaged)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{QUERY}.weight",
+        "bert.embeddings.word_embeddings.weight",
+        "bert.embeddings.LayerNorm.bias",
+        "cls.predictions.bias",
+        "cls.predictions.transform.dense.weight",  # not a reason to drop the whole head
+        "cls.predictions.transform.LayerNorm.bias",
+    ],
+)
+def test_a_missing_weight_is_named(damaged, name):
+    change_weights(damaged, lambda weights: {key: weight for key, weight in weights.items() if key != name})
+    told = refusal(damaged)
+    assert f"first '{name}'" in told
+    assert "incomplete or not a BERT checkpoint" in told
+
+
+def test_a_missing_weight_of_a_model_without_a_head_is_named(tmp_path):
+    make_checkpoint(tmp_path, head=False)
+    name = "encoder.layer.0.output.dense.bias"
+    change_weights(tmp_path, lambda weights: {key: weight for key, weight in weights.items() if key != name})
+    assert f"lacks 1 weights of a BERT, first '{name}'" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cls.predictions.decoder.weight", "both biases"])
+def test_a_missing_weight_of_an_untied_head_is_named(tmp_path, name):
+    make_checkpoint(tmp_path, tie_word_embeddings=False)
+    gone = ["cls.predictions.bias", "cls.predictions.decoder.bias"] if name == "both biases" else [name]
+    change_weights(tmp_path, lambda weights: {key: weight for key, weight in weights.items() if key not in gone})
+    assert f"lacks {len(gone)} weights of a BERT, first '{gone[0]}'" in refusal(tmp_path)
+
+
+def test_a_wrongly_shaped_weight_is_named_with_both_shapes(damaged):
+    change_weights(damaged, lambda weights: weights | {f"{QUERY}.weight": torch.zeros(128, 127)})
+    told = refusal(damaged)
+    assert f"weight '{QUERY}.weight' is [128, 127], expected [128, 128]" in told
+    assert "config.json and the weights do not belong together" in told
+
+
+def test_names_of_the_first_bert_checkpoints_are_read(damaged):
+    def rename(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+        return {re.sub(r"LayerNorm\.\w+", lambda found: old[found[0]], name): w for name, w in weights.items()}
+
+    before, _, _ = model2onnx.load_checkpoint(str(damaged))
+    change_weights(damaged, rename)
+    after, _, _ = model2onnx.load_checkpoint(str(damaged))
+    for name, weight in before.state_dict().items():
+        assert torch.equal(weight, after.state_dict()[name]), name
+
+
+def test_weights_that_bert_does_not_read_are_ignored(damaged):
+    extra = {"bert.pooler.dense.weight": torch.ones(128, 128), "cls.seq_relationship.weight": torch.ones(2, 128)}
+    change_weights(damaged, lambda weights: weights | extra)
+    assert model2onnx.load_checkpoint(str(damaged))[2].has_head
+
+
+def test_a_checkpoint_in_several_files_is_read(damaged):
+    model = BertForMaskedLM.from_pretrained(damaged)
+    (damaged / "model.safetensors").unlink()
+    model.save_pretrained(damaged, max_shard_size="300KB")
+    parts = sorted(damaged.glob("model-*.safetensors"))
+    assert len(parts) > 1
+    model2onnx.load_checkpoint(str(damaged))
+    parts[1].unlink()
+    assert parts[1].name in refusal(damaged)
+
+
+def remove_tokenizer(folder: Path, *kept: str) -> None:
+    for name in {"tokenizer.json", "tokenizer_config.json", "vocab.txt"} - set(kept):
+        (folder / name).unlink()
+
+
+def test_vocab_txt_is_tokenizer_enough(damaged, checkpoint):
+    remove_tokenizer(damaged, "vocab.txt")
+    tokenizers = [model2onnx.load_checkpoint(str(folder))[1] for folder in (damaged, checkpoint)]
+    assert tokenizers[0](TEXT)["input_ids"] == tokenizers[1](TEXT)["input_ids"]
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused(damaged):
+    remove_tokenizer(damaged)
+    told = refusal(damaged)
+    assert "the tokenizer has no words; expected tokenizer.json or vocab.txt" in told
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"added_tokens": []}'])
+def test_a_damaged_tokenizer_is_refused(damaged, content):
+    (damaged / "tokenizer.json").write_text(content)
+    told = refusal(damaged)
+    assert "the tokenizer" in told
+    assert "expected tokenizer.json or vocab.txt" in told
+
+
+def test_a_vocabulary_without_its_special_words_is_refused(damaged):
+    remove_tokenizer(damaged, "vocab.txt")
+    (damaged / "vocab.txt").write_text("the\ncapital\n")
+    _, tokenizer, config = model2onnx.load_checkpoint(str(damaged))
+    with pytest.raises(UserError, match="vocabulary is incomplete or damaged"):
+        model2onnx.tokenize("paris [MASK]", tokenizer, config)
+
+
+# --- the sentence -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint: Path) -> tuple[Any, Any]:
+    model2onnx.quiet_libraries()
+    _, tokenizer, config = model2onnx.load_checkpoint(str(checkpoint))
+    return tokenizer, config
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("the capital", "--text 'the capital' has no [MASK]; write it where a word is to be filled in"),
+        ("", "--text '' has no [MASK]"),
+        ("a " * 62 + "[MASK]", "--text: 65 tokens, but the position table has 64; shorten the text"),
+        ("[MASK] \udcff", "--text '[MASK] \\udcff' is not valid text"),
+    ],
+)
+def test_a_sentence_that_cannot_be_used_is_refused_with_the_remedy(loaded, text, told):
+    with pytest.raises(UserError) as raised:
+        model2onnx.tokenize(text, *loaded)
+    assert told in str(raised.value)
+
+
+def test_a_sentence_may_be_as_long_as_the_position_table_and_no_longer(loaded):
+    inputs, positions = model2onnx.tokenize("a " * 61 + "[MASK]", *loaded)
+    assert inputs["input_ids"].shape == (1, 64)
+    assert positions == [62]
+
+
+def test_all_masks_are_found(loaded):
+    assert model2onnx.tokenize("[MASK] of [MASK]", *loaded)[1] == [1, 3]
+
+
+def test_a_tokenizer_with_more_words_than_the_embedding_table_is_refused(tmp_path):
+    make_checkpoint(tmp_path)
+    with (tmp_path / "vocab.txt").open("a") as file:
+        file.write("berlin\n")
+    remove_tokenizer(tmp_path, "vocab.txt")
+    _, tokenizer, config = model2onnx.load_checkpoint(str(tmp_path))
+    model2onnx.tokenize("paris [MASK]", tokenizer, config)
+    with pytest.raises(UserError) as raised:
+        model2onnx.tokenize("berlin [MASK]", tokenizer, config)
+    assert str(raised.value) == "--text: input_ids[0, 1] is 71, outside the vocabulary (0 to 70)"
+
+
+def test_a_tokenizer_without_a_mask_word_is_refused(loaded, monkeypatch):
+    tokenizer, config = loaded
+    monkeypatch.setattr(type(tokenizer), "mask_token", None, raising=False)
+    with pytest.raises(UserError, match=r"tokenizer has no mask token; expected one, such as \[MASK\]"):
+        model2onnx.tokenize("[MASK]", tokenizer, config)
+
+
+def test_words_with_brackets_and_rows_without_a_word_are_shown(loaded, capsys):
+    class Tokenizer:
+        def convert_ids_to_tokens(self, number: int) -> str | None:
+            return None if number == 11 else f"[unused{number}]"
+
+    logits = np.full((2, 30), -100, np.float32)
+    logits[1, 2:12] = np.arange(10)
+    model2onnx.console.print(model2onnx.answer_table("[red] [MASK]", logits, 1, Tokenizer()))
+    shown = capsys.readouterr().out
+    assert "[red] [MASK]" in shown
+    assert "[unknown id 11]" in shown
+    assert all(f"[unused{number}]" in shown for number in range(2, 11))
+    assert "0.6321" in shown  # softmax of 0 … 9: 1 − 1/e for the largest, to four places
+
+
+# --- the command line -------------------------------------------------------------------------------------
+
+
+def fails(answer: Any, *told: str) -> None:
+    assert answer.returncode == 1, answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert answer.stderr.startswith("error: ")
+    for part in told:
+        assert part in answer.stderr
+
+
+def test_the_script_exports_and_shows_ten_words(script: Script, checkpoint, model_dir, tmp_path):
+    text = "The capital of France, [MASK], contains the Eiffel Tower."
+    answer = script("model2onnx.py", "--model", checkpoint, "--out-dir", tmp_path / "a" / "[b]:b:", "--text", text)
+    assert answer.returncode == 0, answer.stderr
+    assert f"1.1 MiB of weights -> {tmp_path / 'a' / '[b]:b:'}" in answer.stdout
+    assert len(re.findall(r"│ +\d+ │ \S+ +│ +0\.\d{4} │", answer.stdout)) == 10
+    for name in (ONNX_NAME, DATA_NAME, CONFIG_NAME, TOKENIZER_NAME):  # from run to run the same
+        assert (tmp_path / "a" / "[b]:b:" / name).read_bytes() == (model_dir / name).read_bytes(), name
+
+
+def test_a_hub_name_without_network_fails_quickly_with_the_remedy(script: Script):
+    start = time.perf_counter()
+    answer = script("model2onnx.py", "--model", "bert-base-uncased")
+    assert time.perf_counter() - start < 30
+    fails(answer, "bert-base-uncased", "check the name and the network, or give a local checkpoint folder")
+
+
+def test_a_file_in_the_place_of_the_out_dir_is_told_before_the_long_work(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("precious")
+    monkeypatch.setattr(model2onnx, "export_onnx", lambda *_: pytest.fail("exported for nothing"))
+    with pytest.raises(UserError) as raised:
+        model2onnx.export(str(checkpoint), TEXT, tmp_path / "file")
+    assert str(raised.value) == f"cannot create the folder {tmp_path / 'file'}: File exists; name another"
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_text_without_a_mask_fails_before_anything_is_written(script: Script, checkpoint, tmp_path):
+    answer = script(
+        "model2onnx.py", "--model", checkpoint, "--out-dir", tmp_path / "new", "--text", "[unused1] paris"
+    )
+    fails(answer, "--text '[unused1] paris' has no [MASK]; write it where a word is to be filled in")
+    assert not (tmp_path / "new").exists()
+
+
+def test_wrong_usage_ends_with_exit_code_2(script: Script):
+    answer = script("model2onnx.py", "--nonsense")
+    assert answer.returncode == 2
+    assert "usage: model2onnx.py" in answer.stderr
+    assert "--nonsense" in answer.stderr
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_disk_that_fills_up_leaves_the_old_model_whole(checkpoint, model_dir, tmp_path, monkeypatch):
+    """The last file does not fit: of the files before it none may have been replaced either."""
+    folder = Path(shutil.copytree(model_dir, tmp_path / "model"))
+    (folder / "timing.cache").write_bytes(b"cache")
+    before = contents(folder)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError) as raised:
+        patch.setattr(np, "savez", full)
+        model2onnx.export(str(checkpoint), TEXT, folder)
+    assert str(raised.value).startswith(f"cannot write {folder}: No space left on device; free some space")
+    assert contents(folder) == before
+    model2onnx.export(str(checkpoint), TEXT, folder)
+    assert ModelFolder(folder).demo().text == TEXT
+    assert (folder / "timing.cache").read_bytes() == b"cache"
