@@ -48,12 +48,20 @@ $(PY):
 	  { echo "error: $(PYTHON) has no venv module; install it (Debian, Ubuntu: apt install python3-venv), or name another Python: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: requirements.txt requirements-gpu.txt | $(PY)
+$(VENV)/.installed-base: requirements.txt | $(PY)
 	$(PIP) -r requirements.txt
+	@touch $@
+
 ifeq ($(GPU),1)
+$(VENV)/.installed: $(VENV)/.installed-gpu
+else
+$(VENV)/.installed: $(VENV)/.installed-base
+endif
+	@touch $@
+
+$(VENV)/.installed-gpu: requirements-gpu.txt $(VENV)/.installed-base
 	$(PIP) -r requirements-gpu.txt || \
 	  echo "warning: requirements-gpu.txt could not be installed (the reason stands above); plans will be built but not executed" >&2
-endif
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed

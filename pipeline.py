@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 import tensorrt_product
-from common import console, log_console, make_folder, write_whole
+from common import UserError, console, log_console, make_folder, write_whole
 from model_files import DemoIO, ModelFolder
 from plugin_layers import LAYER_NORM_KERNELS, Known, library_path
 from tensorrt_product import IS_RTX, trt
@@ -219,11 +220,15 @@ class Job:
 
     @contextmanager
     def logging(self) -> Iterator[TrtLog]:
-        """TensorRT's logger; with --verbose it also writes a file beside the plan."""
+        """TensorRT's logger; with --verbose it also writes a file beside the plan, which stays if the build fails."""
         if self.verbose_log is None:
             yield TrtLog()
             return
-        with write_whole(self.verbose_log) as file:
+        try:
+            file = self.verbose_log.open("wb")
+        except OSError as error:
+            raise UserError(f"cannot write the log {self.verbose_log}: {error.strerror or error}") from error
+        with file:
             yield TrtLog(file)
 
     def as_dict(self) -> dict[str, Any]:
@@ -327,12 +332,12 @@ def _run_with_pytorch(job: Job, network: trt.INetworkDefinition, known: Known) -
 def print_report(*jobs: Job) -> None:
     """Prints one table with a column for PyTorch and one for each job."""
     demo, folder = jobs[0].demo, jobs[0].folder
-    table = Table(title=demo.text.replace("[", "\\["), title_justify="left")
+    table = Table(title=Text(demo.text), title_justify="left")
     for heading in ("", "PyTorch fp32", *(f"{job.way} {job.precision}" for job in jobs)):
         table.add_column(heading, overflow="fold")
     if demo.mask_positions:
         reference = Comparison.of(demo.output, demo, folder.tokens())
-        for rank in range(10):
+        for rank in range(len(reference.top10)):
             cells = [_word_cell(comparison, rank) for comparison in (reference, *map(_compared, jobs))]
             table.add_row(f"{rank + 1}.", *cells)
         table.add_section()
@@ -357,9 +362,9 @@ def _compared(job: Job) -> Comparison:
     return job.comparison
 
 
-def _word_cell(comparison: Comparison, rank: int) -> str:
+def _word_cell(comparison: Comparison, rank: int) -> Text:  # Text, not markup: there is a word [unused1]
     entry = comparison.top10[rank]
-    return f"{entry['word']} {entry['probability']:.4f}"
+    return Text(f"{entry['word']} {entry['probability']:.4f}")
 
 
 def _latency_cell(job: Job) -> str:

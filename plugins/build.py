@@ -158,9 +158,7 @@ def build(
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architectures", help='GPU architectures, e.g. "8.0,9.0", or "native"')
     parser.add_argument("--tensorrt-include", help='folder of NvInferRuntime.h, or "OFF"')
     parser.add_argument("--build-dir", type=Path, help="default: plugins/build")

@@ -189,9 +189,7 @@ class PluginHost:
             self._check(self._c.pluginHostCreator(self._handle, index, byref(creator)), self.path.name)
             names = tuple(creator.fields[i].name.decode() for i in range(creator.nbFields))
             found.append(
-                CreatorInfo(
-                    creator.name.decode(), creator.version.decode(), creator.namespace.decode(), names
-                )
+                CreatorInfo(creator.name.decode(), creator.version.decode(), creator.namespace.decode(), names)
             )
         return found
 
@@ -205,10 +203,7 @@ class PluginHost:
         """Creates a plugin as TensorRT does for the build phase."""
         arrays = {key: _field_array(key, value) for key, value in (fields or {}).items()}
         c_fields = (_Field * len(arrays))(
-            *(
-                _Field(key.encode(), array.ctypes.data, kind, array.size)
-                for key, (array, kind) in arrays.items()
-            )
+            *(_Field(key.encode(), array.ctypes.data, kind, array.size) for key, (array, kind) in arrays.items())
         )
         handle = self._c.pluginHostCreate(
             self._handle, name.encode(), version.encode(), namespace.encode(), c_fields, len(c_fields)
@@ -288,9 +283,7 @@ class Plugin:
         outputs = self.output_specs(inputs) if outputs is None else outputs
         tensors = (_Tensor * (len(inputs) + len(outputs)))(*(spec.to_c() for spec in [*inputs, *outputs]))
         size = c_size_t()
-        self._check(
-            self._c.hostedPluginConfigure(self._handle, tensors, len(inputs), len(outputs), byref(size))
-        )
+        self._check(self._c.hostedPluginConfigure(self._handle, tensors, len(inputs), len(outputs), byref(size)))
         return size.value
 
     def serialized_fields(self) -> dict[str, FieldValue]:
@@ -332,7 +325,7 @@ class Plugin:
         self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
         """Runs on CUDA tensors in PyTorch's current stream; allocates ``outputs`` if not given."""
-        import torch  # noqa: PLC0415 (only this function needs it)
+        import torch
 
         device = inputs[0].device
         for index, tensor in enumerate(inputs):

@@ -39,9 +39,7 @@ def build_shim(folder: Path) -> Path:
         return shim
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("c++")
     if compiler is None:
-        raise BuildError(
-            "no C compiler found; plugins in tensorrt_rtx need one (Debian, Ubuntu: apt install gcc)"
-        )
+        raise BuildError("no C compiler found; plugins in tensorrt_rtx need one (Debian, Ubuntu: apt install gcc)")
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{SHIM}.{os.getpid()}"  # renamed when whole: another process may be doing the same
     options = ["-shared", "-x", "c", os.devnull, "-x", "none", f"-Wl,-soname,{SHIM}", "-Wl,--no-as-needed"]

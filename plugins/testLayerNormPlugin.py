@@ -43,9 +43,9 @@ EPSILON = 1e-12  # BERT's
 
 def layer_norm_model(kernel: str, type_name: str, hidden: int = 768) -> bytes:
     """An ONNX model with one LayerNorm node, whose op type is the plugin's name."""
-    import ml_dtypes  # noqa: PLC0415 (this and onnx are needed for this step only)
-    import numpy as np  # noqa: PLC0415
-    import onnx  # noqa: PLC0415
+    import ml_dtypes
+    import numpy as np
+    import onnx
 
     numpy_type = np.dtype({"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}[type_name])
     onnx_type = onnx.helper.np_dtype_to_tensor_dtype(numpy_type)
@@ -68,14 +68,14 @@ def layer_norm_model(kernel: str, type_name: str, hidden: int = 768) -> bytes:
 @functools.cache
 def register(library: Path) -> None:
     """Loads the library into TensorRT's registry. It stays: networks with plugins need it to the end."""
-    from tensorrt_product import trt  # noqa: PLC0415
+    from tensorrt_product import trt
 
     trt.get_plugin_registry().load_library(str(library))
 
 
 def build_engine(model: bytes, library: Path, hidden: int = 768) -> tuple[bytes | None, list[str]]:
     """A plan of a model with plugins, or None; and the errors that TensorRT and the plugin logged."""
-    from tensorrt_product import IS_RTX, trt  # noqa: PLC0415
+    from tensorrt_product import IS_RTX, trt
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
@@ -88,7 +88,7 @@ def build_engine(model: bytes, library: Path, hidden: int = 768) -> tuple[bytes 
 
     logger = Logger()
     if IS_RTX:
-        from plugins import rtx_parser_shim  # noqa: PLC0415
+        from plugins import rtx_parser_shim
 
         rtx_parser_shim.load()
     register(library)
@@ -110,7 +110,7 @@ def build_engine(model: bytes, library: Path, hidden: int = 768) -> tuple[bytes 
 def check_registry(library: Path, kernels: tuple[str, ...]) -> list[str]:
     """Builds one-layer engines in the real TensorRT. Returns what went wrong."""
     try:
-        from tensorrt_product import IS_RTX, describe  # noqa: PLC0415
+        from tensorrt_product import IS_RTX, describe
     except ImportError as error:
         print(f"TensorRT: not checked: {error}")
         return []
@@ -210,11 +210,9 @@ def pytorch_layer_norm(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor)
     return functional.layer_norm(x.to(gamma.dtype), (x.shape[-1],), gamma, beta, EPSILON).to(x.dtype)
 
 
-def run_plugin(
-    plugin: Plugin, device: Any, tensors: list[torch.Tensor], shift: int
-) -> tuple[torch.Tensor, bool]:
+def run_plugin(plugin: Plugin, device: Any, tensors: list[torch.Tensor], shift: int) -> tuple[torch.Tensor, bool]:
     """Runs the plugin on buffers of ``device``. Returns (output, whether all guards are intact)."""
-    from plugins.device_buffers import Buffer  # noqa: PLC0415
+    from plugins.device_buffers import Buffer
 
     specs = [TensorSpec.of_torch(tensor) for tensor in tensors]
     _, workspace_size = plugin.prepare(specs)
@@ -222,9 +220,7 @@ def run_plugin(
     x = tensors[0]
     output = Buffer(device, x.numel() * x.element_size(), shift=shift)
     workspace = Buffer(device, workspace_size)
-    plugin.enqueue(
-        specs, [buffer.address for buffer in inputs], [output.address], workspace.address, device.stream
-    )
+    plugin.enqueue(specs, [buffer.address for buffer in inputs], [output.address], workspace.address, device.stream)
     device.synchronize()
     intact = all(buffer.guards_intact() for buffer in [*inputs, output, workspace])
     return output.tensor(tuple(x.shape), x.dtype), intact
@@ -262,17 +258,13 @@ def check_case(case: Case, plugin: Plugin, device: Any, errors: Errors) -> str |
     return None
 
 
-def check_results(
-    host: PluginHost, kernels: tuple[str, ...], types: tuple[str, ...], quick: bool
-) -> list[str]:
+def check_results(host: PluginHost, kernels: tuple[str, ...], types: tuple[str, ...], quick: bool) -> list[str]:
     """Runs the grid. Returns what went wrong."""
-    from plugins.device_buffers import open_device  # noqa: PLC0415
+    from plugins.device_buffers import open_device
 
     device, about = open_device()
     torch.manual_seed(0)
-    plugins = {
-        kernel: host.create("LayerNorm", fields={"epsilon": EPSILON, "kernel": kernel}) for kernel in kernels
-    }
+    plugins = {kernel: host.create("LayerNorm", fields={"epsilon": EPSILON, "kernel": kernel}) for kernel in kernels}
     problems, count = [], 0
     errors: dict[tuple[str, str], Errors] = {}
     for case in cases(kernels, types, quick):
@@ -315,7 +307,7 @@ def launches_for(rows: int, hidden: int) -> int:
 
 def time_one(host: PluginHost, arguments: argparse.Namespace, type_name: str, rows: int) -> list[Timing]:
     """All contenders on one shape."""
-    from plugins.measure import graph_times  # noqa: PLC0415
+    from plugins.measure import graph_times
 
     dtype, hidden = TYPES[type_name], arguments.hidden
     x = torch.randn(rows, hidden, device="cuda").to(dtype)
@@ -359,7 +351,7 @@ def print_table(timings: list[Timing]) -> None:
 
 def environment() -> dict[str, str]:
     """What the figures depend on."""
-    import subprocess  # noqa: PLC0415
+    import subprocess
 
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
@@ -375,10 +367,10 @@ def environment() -> dict[str, str]:
 
 def plot(timings: list[Timing], path: Path) -> None:
     """Bandwidth over rows, one panel for each type."""
-    import matplotlib  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+    import matplotlib  # pyright: ignore[reportMissingImports]
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+    from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
 
     types = list(dict.fromkeys(timing.type for timing in timings))
     figure, panels = pyplot.subplots(1, len(types), figsize=(6 * len(types), 4.5), sharey=True, squeeze=False)
@@ -426,18 +418,12 @@ def benchmark(host: PluginHost, arguments: argparse.Namespace, types: tuple[str,
 
 def parse_arguments() -> argparse.Namespace:
     """Ends the process with status 2 where the usage is wrong."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernel", choices=[*KERNELS, "all"], default="all")
     parser.add_argument("--type", choices=[*TYPES, "all"], default="all")
     parser.add_argument("--hidden", type=positive, default=768, help="width of the timed rows")
-    parser.add_argument(
-        "--rows", type=positive, nargs="+", default=TIMED_ROWS, help="numbers of rows to time"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="small shapes only, for sanitizers; times nothing"
-    )
+    parser.add_argument("--rows", type=positive, nargs="+", default=TIMED_ROWS, help="numbers of rows to time")
+    parser.add_argument("--quick", action="store_true", help="small shapes only, for sanitizers; times nothing")
     parser.add_argument("--no-benchmark", dest="benchmark", action="store_false", help="time nothing")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     parser.add_argument("--json", type=Path, help="write the table there")
