@@ -327,6 +327,7 @@ def time_one(host: PluginHost, arguments: argparse.Namespace, type_name: str, ro
         contenders[kernel] = lambda plugin=plugin: plugin.run_torch([x, gamma, beta], [y])
     contenders["eager"] = lambda: functional.layer_norm(x, (hidden,), gamma, beta, EPSILON)
     if arguments.compile:
+        torch.compiler.reset()  # else it stops to specialise after eight shapes
         peer = torch.compile(functional.layer_norm, dynamic=False)
         contenders["torch.compile"] = lambda: peer(x, (hidden,), gamma, beta, EPSILON)
     with torch.no_grad():

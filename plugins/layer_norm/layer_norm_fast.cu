@@ -1,4 +1,10 @@
-// Layer normalisation, third version: memory is touched once.
+// Layer normalisation, third version: memory is touched once. What changed against the fused kernel:
+//
+//   - x is read in vectors of 16 bytes, and the row stays in registers: one read and one write, no second look.
+//   - A row belongs to as few threads as its width allows, most often to one warp. Sums over a warp need no barrier.
+//   - gamma and beta are fetched together with x where registers allow it, not after the sums have been waited for.
+//
+// Run it with: python plugins/testLayerNormPlugin.py --kernel fast
 #include "common/reduce.cuh"
 #include "layer_norm/layer_norm_common.cuh"
 
@@ -6,138 +12,129 @@ namespace bert
 {
 
 // ---------------------------------------------------------------------------------------------------------------
-// Kernels
+// Kernel
 // ---------------------------------------------------------------------------------------------------------------
 
 namespace
 {
 
 template <typename T>
-constexpr int kPER_VECTOR = 16 / static_cast<int>(sizeof(T));
+constexpr int kPER_VECTOR = 16 / static_cast<int>(sizeof(T)); // 4 or 8 elements
 
-// One row in the registers of kLANES neighbouring threads, kVECTORS vectors in each.
-template <typename T, typename W, int kLANES, int kVECTORS>
-struct RowTile
+// The part of a row that one thread holds: kVECTORS vectors, kTHREADS apart. kEXACT: they fill the row; else some
+// reach behind its end, are never loaded or stored, and count as nothing.
+template <typename Element, int kPER, int kTHREADS, int kVECTORS, bool kEXACT>
+struct RowPart
 {
-    static constexpr int kN = kPER_VECTOR<T>;
-    using VectorT = Vector<T, kN>;
-    using VectorW = Vector<W, kN>;
+    using VectorType = Vector<Element, kPER>;
 
-    float x[kVECTORS][kN];
+    VectorType vectors[kVECTORS];
 
-    __device__ void load(T const* row, uint32_t first, uint32_t vectors)
+    static __device__ bool exists(int v, uint32_t hidden)
     {
-#pragma unroll
-        for (int v = 0; v < kVECTORS; ++v)
-        {
-            uint32_t const index = first + v * kLANES;
-            VectorT loaded{};
-            if (index < vectors)
-            {
-                loaded = reinterpret_cast<VectorT const*>(row)[index];
-            }
-#pragma unroll
-            for (int i = 0; i < kN; ++i)
-            {
-                x[v][i] = toFloat(loaded.values[i]);
-            }
-        }
+        return kEXACT || indexOf(v) < hidden / kPER;
     }
-
-    // Elements behind the end of the row are 0 and add nothing.
-    __device__ float sum() const
+    static __device__ uint32_t indexOf(int v)
     {
-        float total = 0.0F;
-#pragma unroll
-        for (int v = 0; v < kVECTORS; ++v)
-        {
-#pragma unroll
-            for (int i = 0; i < kN; ++i)
-            {
-                total += x[v][i];
-            }
-        }
-        return total;
+        return threadIdx.x % kTHREADS + v * kTHREADS;
     }
-
-    __device__ float2 deviationSums(float mean, uint32_t first, uint32_t vectors) const
-    {
-        float2 sums{};
-#pragma unroll
-        for (int v = 0; v < kVECTORS; ++v)
-        {
-            if (first + v * kLANES < vectors)
-            {
-#pragma unroll
-                for (int i = 0; i < kN; ++i)
-                {
-                    float const deviation = x[v][i] - mean;
-                    sums = sums + make_float2(deviation, deviation * deviation);
-                }
-            }
-        }
-        return sums;
-    }
-
-    __device__ void store(T* row, W const* gamma, W const* beta, RowStatistics statistics, uint32_t first,
-        uint32_t vectors) const
+    __device__ void load(Element const* row, uint32_t hidden)
     {
 #pragma unroll
         for (int v = 0; v < kVECTORS; ++v)
         {
-            uint32_t const index = first + v * kLANES;
-            if (index < vectors)
+            if (exists(v, hidden))
             {
-                VectorW const g = reinterpret_cast<VectorW const*>(gamma)[index];
-                VectorW const b = reinterpret_cast<VectorW const*>(beta)[index];
-                VectorT y;
-#pragma unroll
-                for (int i = 0; i < kN; ++i)
-                {
-                    y.values[i] = normalize<T>(x[v][i], statistics, g.values[i], b.values[i]);
-                }
-                reinterpret_cast<VectorT*>(row)[index] = y;
+                vectors[v] = reinterpret_cast<VectorType const*>(row)[indexOf(v)];
             }
         }
     }
 };
 
-constexpr int kNARROW_BLOCK = 128;
-
-// Narrow rows: a row belongs to kLANES lanes of one warp, so sums need shuffles only, no barrier.
-template <typename T, typename W, int kLANES, int kVECTORS>
-__global__ void __launch_bounds__(kNARROW_BLOCK) layerNormNarrowKernel(
+// kTHREADS threads to a row, kROWS rows to a block.
+template <typename T, typename W, int kTHREADS, int kVECTORS, int kROWS, bool kEXACT>
+__global__ void __launch_bounds__(kTHREADS* kROWS) layerNormFastKernel(
     T const* x, W const* gamma, W const* beta, T* y, int64_t rows, uint32_t hidden, float epsilon)
 {
-    constexpr int kROWS = kNARROW_BLOCK / kLANES; // of a block
-    uint32_t const lane = threadIdx.x % kLANES;
-    int64_t const row = static_cast<int64_t>(blockIdx.x) * kROWS + threadIdx.x / kLANES;
-    bool const exists = row < rows; // the others stay: every lane of a warp takes part in its shuffles
-    uint32_t const vectors = exists ? hidden / kPER_VECTOR<T> : 0;
+    constexpr int kPER = kPER_VECTOR<T>;
+    constexpr int kWARPS = kTHREADS > kWARP ? kTHREADS / kWARP : 1;
+    constexpr bool kFETCH_WEIGHTS_EARLY
+        = kVECTORS == 1; // two more vectors for each of x's would crowd the registers
+    using Part = RowPart<T, kPER, kTHREADS, kVECTORS, kEXACT>;
+    using WeightPart = RowPart<W, kPER, kTHREADS, kVECTORS, kEXACT>;
+    __shared__ float meanScratch[kROWS][kWARPS];
+    __shared__ float2 deviationScratch[kROWS][kWARPS];
 
-    RowTile<T, W, kLANES, kVECTORS> tile;
-    tile.load(x + row * hidden, lane, vectors);
-    float const mean = warpSum<kLANES>(tile.sum()) / hidden;
-    float2 const sums = warpSum<kLANES>(tile.deviationSums(mean, lane, vectors));
-    tile.store(y + row * hidden, gamma, beta, makeStatistics(mean, sums, hidden, epsilon), lane, vectors);
-}
+    // A row behind the last is computed like the last, since all threads take part in sums, and not stored.
+    int const rowOfBlock = threadIdx.x / kTHREADS;
+    int64_t const wanted = static_cast<int64_t>(blockIdx.x) * kROWS + rowOfBlock;
+    int64_t const row = min(wanted, rows - 1);
+    Width const width{hidden};
 
-// Wide rows: a row belongs to a whole block of kTHREADS.
-template <typename T, typename W, int kTHREADS, int kVECTORS>
-__global__ void __launch_bounds__(kTHREADS) layerNormWideKernel(
-    T const* x, W const* gamma, W const* beta, T* y, int64_t rows, uint32_t hidden, float epsilon)
-{
-    __shared__ float meanScratch[kTHREADS / kWARP];
-    __shared__ float2 deviationScratch[kTHREADS / kWARP];
-    uint32_t const vectors = hidden / kPER_VECTOR<T>;
-    for (int64_t row = blockIdx.x; row < rows; row += gridDim.x)
+    Part part;
+    WeightPart gammaPart;
+    WeightPart betaPart;
+    part.load(x + row * hidden, hidden);
+    if constexpr (kFETCH_WEIGHTS_EARLY)
     {
-        RowTile<T, W, kTHREADS, kVECTORS> tile;
-        tile.load(x + row * hidden, threadIdx.x, vectors);
-        float const mean = blockSum(tile.sum(), meanScratch) / hidden;
-        float2 const sums = blockSum(tile.deviationSums(mean, threadIdx.x, vectors), deviationScratch);
-        RowStatistics const statistics = makeStatistics(mean, sums, hidden, epsilon);
-        tile.store(y + row * hidden, gamma, beta, statistics, threadIdx.x, vectors);
+        gammaPart.load(gamma, hidden);
+        betaPart.load(beta, hidden);
+    }
+
+    // Sums of each vector by itself first: short chains of additions, which also round less than one long one.
+    float sum = 0.0F;
+#pragma unroll
+    for (int v = 0; v < kVECTORS; ++v)
+    {
+        float ofVector = 0.0F;
+#pragma unroll
+        for (int i = 0; i < kPER; ++i)
+        {
+            ofVector += toFloat(part.vectors[v].values[i]);
+        }
+        sum += Part::exists(v, hidden) ? ofVector : 0.0F;
+    }
+    float const mean = width.average(groupSum<kTHREADS>(sum, meanScratch[rowOfBlock]));
+
+    float2 sums{};
+#pragma unroll
+    for (int v = 0; v < kVECTORS; ++v)
+    {
+        float2 ofVector{};
+#pragma unroll
+        for (int i = 0; i < kPER; ++i)
+        {
+            float const deviation = toFloat(part.vectors[v].values[i]) - mean;
+            ofVector = ofVector + make_float2(deviation, deviation * deviation);
+        }
+        sums = sums + (Part::exists(v, hidden) ? ofVector : float2{});
+    }
+    sums = groupSum<kTHREADS>(sums, deviationScratch[rowOfBlock]);
+    RowStatistics const statistics = makeStatistics(mean, sums, width, epsilon);
+
+    if (wanted >= rows)
+    {
+        return;
+    }
+    if constexpr (!kFETCH_WEIGHTS_EARLY)
+    {
+        gammaPart.load(gamma, hidden);
+        betaPart.load(beta, hidden);
+    }
+#pragma unroll
+    for (int v = 0; v < kVECTORS; ++v)
+    {
+        if (Part::exists(v, hidden))
+        {
+            typename Part::VectorType normalized;
+#pragma unroll
+            for (int i = 0; i < kPER; ++i)
+            {
+                normalized.values[i] = normalize<T>(toFloat(part.vectors[v].values[i]), statistics,
+                    gammaPart.vectors[v].values[i], betaPart.vectors[v].values[i]);
+            }
+            reinterpret_cast<typename Part::VectorType*>(y + row * hidden)[Part::indexOf(v)] = normalized;
+        }
     }
 }
 
@@ -145,92 +142,112 @@ __global__ void __launch_bounds__(kTHREADS) layerNormWideKernel(
 // Launchers
 // ---------------------------------------------------------------------------------------------------------------
 
-template <typename T, typename W>
-struct Pointers
+template <typename T, typename W, int kTHREADS, int kVECTORS, int kROWS, bool kEXACT>
+cudaError_t launchKernel(LayerNormArguments const& a, cudaStream_t stream)
 {
-    T const* x;
-    W const* gamma;
-    W const* beta;
-    T* y;
-
-    explicit Pointers(LayerNormArguments const& a)
-        : x(static_cast<T const*>(a.x))
-        , gamma(static_cast<W const*>(a.gamma))
-        , beta(static_cast<W const*>(a.beta))
-        , y(static_cast<T*>(a.y))
-    {
-    }
-};
-
-template <int kLANES, int kVECTORS, typename T, typename W>
-cudaError_t launchNarrow(LayerNormArguments const& a, Pointers<T, W> p, cudaStream_t stream)
-{
-    constexpr int kROWS = kNARROW_BLOCK / kLANES;
-    auto const blocks = static_cast<unsigned int>((a.rows + kROWS - 1) / kROWS);
-    layerNormNarrowKernel<T, W, kLANES, kVECTORS>
-        <<<blocks, kNARROW_BLOCK, 0, stream>>>(p.x, p.gamma, p.beta, p.y, a.rows, a.hidden, a.epsilon);
+    int64_t const blocks = (a.rows + kROWS - 1) / kROWS;
+    layerNormFastKernel<T, W, kTHREADS, kVECTORS, kROWS, kEXACT>
+        <<<static_cast<unsigned int>(blocks), kTHREADS * kROWS, 0, stream>>>(static_cast<T const*>(a.x),
+            static_cast<W const*>(a.gamma), static_cast<W const*>(a.beta), static_cast<T*>(a.y), a.rows,
+            a.hidden, a.epsilon);
     return cudaGetLastError();
 }
 
-template <int kTHREADS, int kVECTORS, typename T, typename W>
-cudaError_t launchWide(LayerNormArguments const& a, Pointers<T, W> p, cudaStream_t stream)
+// Launches what fits: kTHREADS * kVECTORS vectors at most.
+template <int kTHREADS, int kVECTORS, int kROWS, typename T, typename W>
+cudaError_t launchShape(LayerNormArguments const& a, T, W, cudaStream_t stream)
 {
-    layerNormWideKernel<T, W, kTHREADS, kVECTORS>
-        <<<rowBlocks(a.rows), kTHREADS, 0, stream>>>(p.x, p.gamma, p.beta, p.y, a.rows, a.hidden, a.epsilon);
-    return cudaGetLastError();
+    bool const exact = a.hidden == kTHREADS * kVECTORS * kPER_VECTOR<T>;
+    return exact ? launchKernel<T, W, kTHREADS, kVECTORS, kROWS, true>(a, stream)
+                 : launchKernel<T, W, kTHREADS, kVECTORS, kROWS, false>(a, stream);
 }
 
-// Chooses by the number of 16-byte vectors in a row.
+// Few rows leave most of the GPU idle; what counts is how soon one row is done: one vector for each thread.
 template <typename T, typename W>
-cudaError_t launchTyped(LayerNormArguments const& a, cudaStream_t stream)
+cudaError_t launchFewRows(LayerNormArguments const& a, int32_t vectors, T x, W weight, cudaStream_t stream)
 {
-    Pointers<T, W> const p{a};
-    int const vectors = a.hidden / kPER_VECTOR<T>;
-    if (vectors <= 8)
-    {
-        return launchNarrow<8, 1>(a, p, stream);
-    }
-    if (vectors <= 32)
-    {
-        return launchNarrow<32, 1>(a, p, stream);
-    }
     if (vectors <= 64)
     {
-        return launchNarrow<32, 2>(a, p, stream);
+        return launchShape<64, 1, 1>(a, x, weight, stream);
     }
     if (vectors <= 96)
     {
-        return launchNarrow<32, 3>(a, p, stream);
+        return launchShape<96, 1, 1>(a, x, weight, stream);
     }
     if (vectors <= 128)
     {
-        return launchNarrow<32, 4>(a, p, stream);
+        return launchShape<128, 1, 1>(a, x, weight, stream);
     }
     if (vectors <= 192)
     {
-        return launchNarrow<32, 6>(a, p, stream);
+        return launchShape<192, 1, 1>(a, x, weight, stream);
+    }
+    return launchShape<256, 1, 1>(a, x, weight, stream);
+}
+
+// Many rows keep the memory busy by themselves; what counts is little work for each: few threads, no barriers.
+template <typename T, typename W>
+cudaError_t launchManyRows(LayerNormArguments const& a, int32_t vectors, T x, W weight, cudaStream_t stream)
+{
+    if (vectors <= 64)
+    {
+        return launchShape<32, 2, 4>(a, x, weight, stream);
+    }
+    if (vectors <= 96)
+    {
+        return launchShape<32, 3, 4>(a, x, weight, stream);
+    }
+    if (vectors <= 128)
+    {
+        return launchShape<32, 4, 4>(a, x, weight, stream);
+    }
+    if (vectors <= 192)
+    {
+        return launchShape<64, 3, 2>(a, x, weight, stream);
     }
     if (vectors <= 256)
     {
-        return launchWide<256, 1>(a, p, stream);
+        return launchShape<64, 4, 2>(a, x, weight, stream);
     }
     if (vectors <= 512)
     {
-        return launchWide<256, 2>(a, p, stream);
+        return launchShape<128, 4, 1>(a, x, weight, stream);
     }
     if (vectors <= 1024)
     {
-        return launchWide<256, 4>(a, p, stream);
+        return launchShape<256, 4, 1>(a, x, weight, stream);
     }
-    return launchWide<1024, 4>(a, p, stream);
+    return launchShape<1024, 4, 1>(a, x, weight, stream);
 }
 
-// Rows that cannot be read in vectors, or do not fit into the registers of a block, take the fused kernel.
-bool canUseVectors(LayerNormArguments const& a, int32_t perVector)
+template <typename T, typename W>
+cudaError_t launchTyped(LayerNormArguments const& a, T x, W weight, cudaStream_t stream)
 {
+    constexpr int64_t kFEW_ROWS = 1024; // measured, see plugins/README.md
+    int32_t const vectors = a.hidden / kPER_VECTOR<T>;
+    if (vectors <= 8) // narrow: several rows to a warp
+    {
+        return launchShape<8, 1, 16>(a, x, weight, stream);
+    }
+    if (vectors <= 32)
+    {
+        return launchShape<32, 1, 4>(a, x, weight, stream);
+    }
+    if (a.rows <= kFEW_ROWS && vectors <= 256)
+    {
+        return launchFewRows(a, vectors, x, weight, stream);
+    }
+    return launchManyRows(a, vectors, x, weight, stream);
+}
+
+// Rows that cannot be read in vectors, do not fit into the registers of a block, or are more than a grid can have.
+bool needsFused(LayerNormArguments const& a)
+{
+    int32_t const perVector = a.type == ElementType::kFLOAT ? 4 : 8;
     constexpr int32_t kMOST_VECTORS = 1024 * 4;
-    return a.hidden % perVector == 0 && a.hidden / perVector <= kMOST_VECTORS && isAligned16(a.x)
-           && isAligned16(a.gamma) && isAligned16(a.beta) && isAligned16(a.y);
+    bool const aligned = isAligned16(a.x) && isAligned16(a.gamma) && isAligned16(a.beta) && isAligned16(a.y);
+    return a.hidden % perVector != 0 || a.hidden / perVector > kMOST_VECTORS || !aligned
+           || a.rows > INT32_MAX;
 }
 
 } // namespace
@@ -241,12 +258,12 @@ cudaError_t launchLayerNormFast(LayerNormArguments const& arguments, cudaStream_
     {
         return cudaSuccess;
     }
-    if (!canUseVectors(arguments, arguments.type == ElementType::kFLOAT ? 4 : 8))
+    if (needsFused(arguments))
     {
         return launchLayerNormFused(arguments, stream);
     }
-    return dispatchTypes(arguments,
-        [&](auto x, auto weight) { return launchTyped<decltype(x), decltype(weight)>(arguments, stream); });
+    return dispatchTypes(
+        arguments, [&](auto x, auto weight) { return launchTyped(arguments, x, weight, stream); });
 }
 
 } // namespace bert
