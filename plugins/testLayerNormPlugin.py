@@ -194,7 +194,7 @@ def cases(kernels: tuple[str, ...], types: tuple[str, ...], quick: bool) -> Iter
                     for kernel in kernels:
                         yield Case(kernel, dtype, weight_dtype, rows, width, content)
         for kernel in kernels:  # an address that vectors cannot be read from
-            yield Case(kernel, dtype, weight_dtype, 7, 768, "normal", shift=dtype.itemsize)
+            yield Case(kernel, dtype, weight_dtype, 7, 768, "normal", shift=weight_dtype.itemsize)
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:

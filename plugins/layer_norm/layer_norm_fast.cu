@@ -2,7 +2,7 @@
 //
 //   - x is read in vectors of 16 bytes, and the row stays in registers: one read and one write, no second look.
 //   - A row belongs to as few threads as its width allows, most often to one warp. Sums over a warp need no barrier.
-//   - gamma and beta are fetched together with x where registers allow it, not after the sums have been waited for.
+//   - gamma and beta are fetched together with x, not after the sums have been waited for.
 //
 // Run it with: python plugins/testLayerNormPlugin.py --kernel fast
 #include "common/reduce.cuh"
@@ -21,67 +21,70 @@ namespace
 template <typename T>
 constexpr int kPER_VECTOR = 16 / static_cast<int>(sizeof(T)); // 4 or 8 elements
 
-// The part of a row that one thread holds: kVECTORS vectors, kTHREADS apart. kEXACT: they fill the row; else some
-// reach behind its end, are never loaded or stored, and count as nothing.
-template <typename Element, int kPER, int kTHREADS, int kVECTORS, bool kEXACT>
-struct RowPart
+// Threads to a block, unless one row needs more. Small blocks: a finished one makes room for the next at once.
+constexpr int kBLOCK = 64;
+
+// The vectors of a row that belong to one thread: kVECTORS of them, kTHREADS apart. kEXACT: together they fill the
+// row; else some lie behind its end, are never loaded or stored, and count as nothing.
+template <int kPER, int kTHREADS, int kVECTORS, bool kEXACT>
+struct Share
 {
-    using VectorType = Vector<Element, kPER>;
-
-    VectorType vectors[kVECTORS];
-
-    static __device__ bool exists(int v, uint32_t hidden)
-    {
-        return kEXACT || indexOf(v) < hidden / kPER;
-    }
-    static __device__ uint32_t indexOf(int v)
+    static __device__ uint32_t index(int v)
     {
         return threadIdx.x % kTHREADS + v * kTHREADS;
     }
-    __device__ void load(Element const* row, uint32_t hidden)
+    static __device__ bool exists(int v, uint32_t hidden)
+    {
+        return kEXACT || index(v) < hidden / kPER;
+    }
+    template <typename Element>
+    static __device__ void load(
+        Vector<Element, kPER> (&vectors)[kVECTORS], Element const* row, uint32_t hidden)
     {
 #pragma unroll
         for (int v = 0; v < kVECTORS; ++v)
         {
             if (exists(v, hidden))
             {
-                vectors[v] = reinterpret_cast<VectorType const*>(row)[indexOf(v)];
+                vectors[v] = reinterpret_cast<Vector<Element, kPER> const*>(row)[index(v)];
             }
         }
     }
 };
 
-// kTHREADS threads to a row, kROWS rows to a block.
-template <typename T, typename W, int kTHREADS, int kVECTORS, int kROWS, bool kEXACT>
-__global__ void __launch_bounds__(kTHREADS* kROWS) layerNormFastKernel(
-    T const* x, W const* gamma, W const* beta, T* y, int64_t rows, uint32_t hidden, float epsilon)
+// kTHREADS threads to a row; as many rows to a block as make up kBLOCK threads.
+template <typename T, typename W, int kTHREADS, int kVECTORS, bool kEXACT>
+__global__ void __launch_bounds__(kTHREADS > kBLOCK ? kTHREADS : kBLOCK, 1) layerNormFastKernel(
+    T const* x, W const* gamma, W const* beta, T* y, uint32_t rows, uint32_t hidden, float epsilon)
 {
     constexpr int kPER = kPER_VECTOR<T>;
+    constexpr int kROWS = kTHREADS > kBLOCK ? 1 : kBLOCK / kTHREADS;
     constexpr int kWARPS = kTHREADS > kWARP ? kTHREADS / kWARP : 1;
-    constexpr bool kFETCH_WEIGHTS_EARLY
-        = kVECTORS == 1; // two more vectors for each of x's would crowd the registers
-    using Part = RowPart<T, kPER, kTHREADS, kVECTORS, kEXACT>;
-    using WeightPart = RowPart<W, kPER, kTHREADS, kVECTORS, kEXACT>;
+    constexpr bool kSHARE_WARP = kTHREADS < kWARP; // several rows to a warp
+    using Mine = Share<kPER, kTHREADS, kVECTORS, kEXACT>;
     __shared__ float meanScratch[kROWS][kWARPS];
     __shared__ float2 deviationScratch[kROWS][kWARPS];
 
-    // A row behind the last is computed like the last, since all threads take part in sums, and not stored.
     int const rowOfBlock = threadIdx.x / kTHREADS;
-    int64_t const wanted = static_cast<int64_t>(blockIdx.x) * kROWS + rowOfBlock;
-    int64_t const row = min(wanted, rows - 1);
+    uint32_t const row = blockIdx.x * kROWS + rowOfBlock;
+    bool const exists = row < rows;
+    if (!kSHARE_WARP && !exists)
+    {
+        return;
+    }
+    // All threads of a warp take part in its sums: those without a row compute the last one, and do not store it.
+    uint64_t const start = static_cast<uint64_t>(exists ? row : rows - 1) * hidden;
     Width const width{hidden};
 
-    Part part;
-    WeightPart gammaPart;
-    WeightPart betaPart;
-    part.load(x + row * hidden, hidden);
-    if constexpr (kFETCH_WEIGHTS_EARLY)
-    {
-        gammaPart.load(gamma, hidden);
-        betaPart.load(beta, hidden);
-    }
+    Vector<T, kPER> loaded[kVECTORS];
+    Vector<W, kPER> gammas[kVECTORS];
+    Vector<W, kPER> betas[kVECTORS];
+    Mine::load(loaded, x + start, hidden);
+    Mine::load(gammas, gamma, hidden);
+    Mine::load(betas, beta, hidden);
 
     // Sums of each vector by itself first: short chains of additions, which also round less than one long one.
+    float values[kVECTORS][kPER];
     float sum = 0.0F;
 #pragma unroll
     for (int v = 0; v < kVECTORS; ++v)
@@ -90,9 +93,10 @@ __global__ void __launch_bounds__(kTHREADS* kROWS) layerNormFastKernel(
 #pragma unroll
         for (int i = 0; i < kPER; ++i)
         {
-            ofVector += toFloat(part.vectors[v].values[i]);
+            values[v][i] = toFloat(loaded[v].values[i]);
+            ofVector += values[v][i];
         }
-        sum += Part::exists(v, hidden) ? ofVector : 0.0F;
+        sum += Mine::exists(v, hidden) ? ofVector : 0.0F;
     }
     float const mean = width.average(groupSum<kTHREADS>(sum, meanScratch[rowOfBlock]));
 
@@ -104,36 +108,31 @@ __global__ void __launch_bounds__(kTHREADS* kROWS) layerNormFastKernel(
 #pragma unroll
         for (int i = 0; i < kPER; ++i)
         {
-            float const deviation = toFloat(part.vectors[v].values[i]) - mean;
+            float const deviation = values[v][i] - mean;
             ofVector = ofVector + make_float2(deviation, deviation * deviation);
         }
-        sums = sums + (Part::exists(v, hidden) ? ofVector : float2{});
+        sums = sums + (Mine::exists(v, hidden) ? ofVector : float2{});
     }
     sums = groupSum<kTHREADS>(sums, deviationScratch[rowOfBlock]);
     RowStatistics const statistics = makeStatistics(mean, sums, width, epsilon);
 
-    if (wanted >= rows)
+    if (kSHARE_WARP && !exists)
     {
         return;
-    }
-    if constexpr (!kFETCH_WEIGHTS_EARLY)
-    {
-        gammaPart.load(gamma, hidden);
-        betaPart.load(beta, hidden);
     }
 #pragma unroll
     for (int v = 0; v < kVECTORS; ++v)
     {
-        if (Part::exists(v, hidden))
+        if (Mine::exists(v, hidden))
         {
-            typename Part::VectorType normalized;
+            Vector<T, kPER> result;
 #pragma unroll
             for (int i = 0; i < kPER; ++i)
             {
-                normalized.values[i] = normalize<T>(toFloat(part.vectors[v].values[i]), statistics,
-                    gammaPart.vectors[v].values[i], betaPart.vectors[v].values[i]);
+                result.values[i]
+                    = normalize<T>(values[v][i], statistics, gammas[v].values[i], betas[v].values[i]);
             }
-            reinterpret_cast<typename Part::VectorType*>(y + row * hidden)[Part::indexOf(v)] = normalized;
+            reinterpret_cast<Vector<T, kPER>*>(y + start)[Mine::index(v)] = result;
         }
     }
 }
@@ -142,109 +141,76 @@ __global__ void __launch_bounds__(kTHREADS* kROWS) layerNormFastKernel(
 // Launchers
 // ---------------------------------------------------------------------------------------------------------------
 
-template <typename T, typename W, int kTHREADS, int kVECTORS, int kROWS, bool kEXACT>
+template <typename T, typename W, int kTHREADS, int kVECTORS, bool kEXACT>
 cudaError_t launchKernel(LayerNormArguments const& a, cudaStream_t stream)
 {
-    int64_t const blocks = (a.rows + kROWS - 1) / kROWS;
-    layerNormFastKernel<T, W, kTHREADS, kVECTORS, kROWS, kEXACT>
-        <<<static_cast<unsigned int>(blocks), kTHREADS * kROWS, 0, stream>>>(static_cast<T const*>(a.x),
-            static_cast<W const*>(a.gamma), static_cast<W const*>(a.beta), static_cast<T*>(a.y), a.rows,
-            a.hidden, a.epsilon);
+    constexpr int kTHREADS_OF_BLOCK = std::max(kTHREADS, kBLOCK);
+    constexpr int64_t kROWS = kTHREADS_OF_BLOCK / kTHREADS;
+    auto const blocks = static_cast<unsigned int>((a.rows + kROWS - 1) / kROWS);
+    layerNormFastKernel<T, W, kTHREADS, kVECTORS, kEXACT><<<blocks, kTHREADS_OF_BLOCK, 0, stream>>>(
+        static_cast<T const*>(a.x), static_cast<W const*>(a.gamma), static_cast<W const*>(a.beta),
+        static_cast<T*>(a.y), static_cast<uint32_t>(a.rows), a.hidden, a.epsilon);
     return cudaGetLastError();
 }
 
-// Launches what fits: kTHREADS * kVECTORS vectors at most.
-template <int kTHREADS, int kVECTORS, int kROWS, typename T, typename W>
-cudaError_t launchShape(LayerNormArguments const& a, T, W, cudaStream_t stream)
+template <typename T, typename W, int kTHREADS, int kVECTORS>
+cudaError_t launchShape(LayerNormArguments const& a, cudaStream_t stream)
 {
     bool const exact = a.hidden == kTHREADS * kVECTORS * kPER_VECTOR<T>;
-    return exact ? launchKernel<T, W, kTHREADS, kVECTORS, kROWS, true>(a, stream)
-                 : launchKernel<T, W, kTHREADS, kVECTORS, kROWS, false>(a, stream);
+    return exact ? launchKernel<T, W, kTHREADS, kVECTORS, true>(a, stream)
+                 : launchKernel<T, W, kTHREADS, kVECTORS, false>(a, stream);
 }
 
-// Few rows leave most of the GPU idle; what counts is how soon one row is done: one vector for each thread.
+// The fewest threads that hold a row in at most four vectors each. Measured with 768 elements: three or four vectors
+// in flight for each thread were never slower than one or two in more threads, whatever the number of rows.
 template <typename T, typename W>
-cudaError_t launchFewRows(LayerNormArguments const& a, int32_t vectors, T x, W weight, cudaStream_t stream)
+cudaError_t launchTyped(LayerNormArguments const& a, cudaStream_t stream)
 {
-    if (vectors <= 64)
-    {
-        return launchShape<64, 1, 1>(a, x, weight, stream);
-    }
-    if (vectors <= 96)
-    {
-        return launchShape<96, 1, 1>(a, x, weight, stream);
-    }
-    if (vectors <= 128)
-    {
-        return launchShape<128, 1, 1>(a, x, weight, stream);
-    }
-    if (vectors <= 192)
-    {
-        return launchShape<192, 1, 1>(a, x, weight, stream);
-    }
-    return launchShape<256, 1, 1>(a, x, weight, stream);
-}
-
-// Many rows keep the memory busy by themselves; what counts is little work for each: few threads, no barriers.
-template <typename T, typename W>
-cudaError_t launchManyRows(LayerNormArguments const& a, int32_t vectors, T x, W weight, cudaStream_t stream)
-{
-    if (vectors <= 64)
-    {
-        return launchShape<32, 2, 4>(a, x, weight, stream);
-    }
-    if (vectors <= 96)
-    {
-        return launchShape<32, 3, 4>(a, x, weight, stream);
-    }
-    if (vectors <= 128)
-    {
-        return launchShape<32, 4, 4>(a, x, weight, stream);
-    }
-    if (vectors <= 192)
-    {
-        return launchShape<64, 3, 2>(a, x, weight, stream);
-    }
-    if (vectors <= 256)
-    {
-        return launchShape<64, 4, 2>(a, x, weight, stream);
-    }
-    if (vectors <= 512)
-    {
-        return launchShape<128, 4, 1>(a, x, weight, stream);
-    }
-    if (vectors <= 1024)
-    {
-        return launchShape<256, 4, 1>(a, x, weight, stream);
-    }
-    return launchShape<1024, 4, 1>(a, x, weight, stream);
-}
-
-template <typename T, typename W>
-cudaError_t launchTyped(LayerNormArguments const& a, T x, W weight, cudaStream_t stream)
-{
-    constexpr int64_t kFEW_ROWS = 1024; // measured, see plugins/README.md
     int32_t const vectors = a.hidden / kPER_VECTOR<T>;
-    if (vectors <= 8) // narrow: several rows to a warp
+    if (vectors <= 8)
     {
-        return launchShape<8, 1, 16>(a, x, weight, stream);
+        return launchShape<T, W, 8, 1>(a, stream);
     }
     if (vectors <= 32)
     {
-        return launchShape<32, 1, 4>(a, x, weight, stream);
+        return launchShape<T, W, 32, 1>(a, stream);
     }
-    if (a.rows <= kFEW_ROWS && vectors <= 256)
+    if (vectors <= 64)
     {
-        return launchFewRows(a, vectors, x, weight, stream);
+        return launchShape<T, W, 32, 2>(a, stream);
     }
-    return launchManyRows(a, vectors, x, weight, stream);
+    if (vectors <= 96)
+    {
+        return launchShape<T, W, 32, 3>(a, stream);
+    }
+    if (vectors <= 128)
+    {
+        return launchShape<T, W, 32, 4>(a, stream);
+    }
+    if (vectors <= 192)
+    {
+        return launchShape<T, W, 64, 3>(a, stream);
+    }
+    if (vectors <= 256)
+    {
+        return launchShape<T, W, 64, 4>(a, stream);
+    }
+    if (vectors <= 512)
+    {
+        return launchShape<T, W, 128, 4>(a, stream);
+    }
+    if (vectors <= 1024)
+    {
+        return launchShape<T, W, 256, 4>(a, stream);
+    }
+    return launchShape<T, W, 512, 4>(a, stream);
 }
 
 // Rows that cannot be read in vectors, do not fit into the registers of a block, or are more than a grid can have.
 bool needsFused(LayerNormArguments const& a)
 {
     int32_t const perVector = a.type == ElementType::kFLOAT ? 4 : 8;
-    constexpr int32_t kMOST_VECTORS = 1024 * 4;
+    constexpr int32_t kMOST_VECTORS = 512 * 4;
     bool const aligned = isAligned16(a.x) && isAligned16(a.gamma) && isAligned16(a.beta) && isAligned16(a.y);
     return a.hidden % perVector != 0 || a.hidden / perVector > kMOST_VECTORS || !aligned
            || a.rows > INT32_MAX;
@@ -262,8 +228,8 @@ cudaError_t launchLayerNormFast(LayerNormArguments const& arguments, cudaStream_
     {
         return launchLayerNormFused(arguments, stream);
     }
-    return dispatchTypes(
-        arguments, [&](auto x, auto weight) { return launchTyped(arguments, x, weight, stream); });
+    return dispatchTypes(arguments,
+        [&](auto x, auto weight) { return launchTyped<decltype(x), decltype(weight)>(arguments, stream); });
 }
 
 } // namespace bert
