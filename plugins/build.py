@@ -24,6 +24,7 @@ LIBRARY = "libbert_plugins.so"
 HOST = "libplugin_host.so"
 BUILD_COMMAND = "python plugins/build.py"
 REQUIREMENTS = "plugins/requirements-cuda.txt"
+USUAL_NVCC = Path("/usr/local/cuda/bin/nvcc")
 # The folder to take built libraries from, where it is not plugins/build.
 BUILD_DIR_VARIABLE = "BERT_PLUGINS_BUILD_DIR"
 
@@ -73,19 +74,23 @@ def _pip_toolkit() -> Path | None:
     return None
 
 
+def _environment(nvcc: Path) -> dict[str, str]:
+    """What nvcc needs set: it looks for libraries in lib64, and the pip packages have them in lib."""
+    toolkit = nvcc.resolve().parent.parent
+    if (toolkit / "lib64").is_dir() or not (toolkit / "lib").is_dir():
+        return {}
+    library_paths = [str(toolkit / "lib"), os.environ.get("LIBRARY_PATH", "")]
+    return {"LIBRARY_PATH": os.pathsep.join(filter(None, library_paths))}
+
+
 def find_compiler() -> Compiler | None:
     """The CUDA compiler to use, or None."""
-    on_path = shutil.which("nvcc")
-    installed = [os.environ.get("CUDACXX"), on_path, "/usr/local/cuda/bin/nvcc"]
-    for candidate in installed:
-        if candidate and Path(candidate).is_file():
-            return Compiler(Path(candidate), {})
     toolkit = _pip_toolkit()
-    if toolkit is None:
-        return None
-    # nvcc itself looks for libraries in lib64, which the pip packages do not have.
-    library_paths = [str(toolkit / "lib"), os.environ.get("LIBRARY_PATH", "")]
-    return Compiler(toolkit / "bin" / "nvcc", {"LIBRARY_PATH": os.pathsep.join(filter(None, library_paths))})
+    pip_nvcc = toolkit / "bin" / "nvcc" if toolkit else None
+    for candidate in (os.environ.get("CUDACXX"), shutil.which("nvcc"), USUAL_NVCC, pip_nvcc):
+        if candidate and Path(candidate).is_file():
+            return Compiler(Path(candidate), _environment(Path(candidate)))
+    return None
 
 
 def find_cmake() -> list[str] | None:

@@ -53,6 +53,8 @@ struct Share
 };
 
 // kTHREADS threads to a row; as many rows to a block as make up kBLOCK threads.
+// The 1 in __launch_bounds__ tells the compiler that one block at a time would do: else it saves registers by fetching
+// gamma and beta last, and every row waits for them (0.3 us of 1.9 with 16 rows of 768 fp16 elements on an H200).
 template <typename T, typename W, int kTHREADS, int kVECTORS, bool kEXACT>
 __global__ void __launch_bounds__(kTHREADS > kBLOCK ? kTHREADS : kBLOCK, 1) layerNormFastKernel(
     T const* x, W const* gamma, W const* beta, T* y, uint32_t rows, uint32_t hidden, float epsilon)
