@@ -105,11 +105,11 @@ def missing_tools() -> list[str]:
     """What a build lacks on this machine, in words; empty where it can start."""
     missing = []
     if find_compiler() is None:
-        missing.append("a CUDA compiler (nvcc)")
+        missing.append("CUDA compiler (nvcc)")
     if find_cmake() is None:
         missing.append("cmake")
     if not (shutil.which("c++") or shutil.which("g++") or os.environ.get("CXX")):
-        missing.append("a C++ compiler")
+        missing.append("C++ compiler")
     if not (shutil.which("make") or shutil.which("ninja")):
         missing.append("make")
     return missing
@@ -144,7 +144,7 @@ def build(
     missing = missing_tools()
     if missing:
         raise BuildError(
-            f"cannot build the plugins: this machine has no {', no '.join(missing)}. "
+            f"cannot build the plugins, {', '.join(missing)} missing on this machine. "
             f"A CUDA compiler and cmake come with: pip install -r {REQUIREMENTS}"
         )
     compiler, cmake = find_compiler(), find_cmake()

@@ -117,7 +117,9 @@ def test_no_leak_in_ten_thousand_rounds(host):
     rounds(10_000)
     assert host.plugins_alive() == alive
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
-    assert grown < 4096, f"{grown} KiB more than before"  # one leaked object of 100 bytes a round: 1000 KiB and more
+    assert grown < 4096, (
+        f"{grown} KiB more than before"
+    )  # one leaked object of 100 bytes a round: 1000 KiB and more
 
 
 def test_unknown_data_type_is_an_error(host):
