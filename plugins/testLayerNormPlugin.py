@@ -374,7 +374,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def plot(timings: list[Timing], path: Path) -> None:
+def plot(timings: list[Timing], about: dict[str, str], path: Path) -> None:
     """Bandwidth over rows, one panel for each type."""
     import matplotlib  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
 
@@ -399,7 +399,7 @@ def plot(timings: list[Timing], path: Path) -> None:
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("GB/s, bytes read and written")
     panels[0][0].legend()
-    figure.suptitle(torch.cuda.get_device_name())
+    figure.suptitle(f"{about['gpu']}, driver {about['driver']}, PyTorch {about['torch']}")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
@@ -417,7 +417,7 @@ def benchmark(host: PluginHost, arguments: argparse.Namespace, types: tuple[str,
         document = {"environment": about, "timings": [asdict(timing) for timing in timings]}
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")
     if arguments.plot:
-        plot(timings, arguments.plot)
+        plot(timings, about, arguments.plot)
 
 
 # ----------------------------------------------------------------------------------------------------------
