@@ -24,6 +24,7 @@ LIBRARY = "libbert_plugins.so"
 HOST = "libplugin_host.so"
 BUILD_COMMAND = "python plugins/build.py"
 REQUIREMENTS = "plugins/requirements-cuda.txt"
+USUAL_NVCC = Path("/usr/local/cuda/bin/nvcc")
 # The folder to take built libraries from, where it is not plugins/build.
 BUILD_DIR_VARIABLE = "BERT_PLUGINS_BUILD_DIR"
 
@@ -73,19 +74,23 @@ def _pip_toolkit() -> Path | None:
     return None
 
 
+def _environment(nvcc: Path) -> dict[str, str]:
+    """What nvcc needs set: it looks for libraries in lib64, and the pip packages have them in lib."""
+    toolkit = nvcc.resolve().parent.parent
+    if (toolkit / "lib64").is_dir() or not (toolkit / "lib").is_dir():
+        return {}
+    library_paths = [str(toolkit / "lib"), os.environ.get("LIBRARY_PATH", "")]
+    return {"LIBRARY_PATH": os.pathsep.join(filter(None, library_paths))}
+
+
 def find_compiler() -> Compiler | None:
     """The CUDA compiler to use, or None."""
-    on_path = shutil.which("nvcc")
-    installed = [os.environ.get("CUDACXX"), on_path, "/usr/local/cuda/bin/nvcc"]
-    for candidate in installed:
-        if candidate and Path(candidate).is_file():
-            return Compiler(Path(candidate), {})
     toolkit = _pip_toolkit()
-    if toolkit is None:
-        return None
-    # nvcc itself looks for libraries in lib64, which the pip packages do not have.
-    library_paths = [str(toolkit / "lib"), os.environ.get("LIBRARY_PATH", "")]
-    return Compiler(toolkit / "bin" / "nvcc", {"LIBRARY_PATH": os.pathsep.join(filter(None, library_paths))})
+    pip_nvcc = toolkit / "bin" / "nvcc" if toolkit else None
+    for candidate in (os.environ.get("CUDACXX"), shutil.which("nvcc"), USUAL_NVCC, pip_nvcc):
+        if candidate and Path(candidate).is_file():
+            return Compiler(Path(candidate), _environment(Path(candidate)))
+    return None
 
 
 def find_cmake() -> list[str] | None:
@@ -100,11 +105,11 @@ def missing_tools() -> list[str]:
     """What a build lacks on this machine, in words; empty where it can start."""
     missing = []
     if find_compiler() is None:
-        missing.append("a CUDA compiler (nvcc)")
+        missing.append("CUDA compiler (nvcc)")
     if find_cmake() is None:
         missing.append("cmake")
     if not (shutil.which("c++") or shutil.which("g++") or os.environ.get("CXX")):
-        missing.append("a C++ compiler")
+        missing.append("C++ compiler")
     if not (shutil.which("make") or shutil.which("ninja")):
         missing.append("make")
     return missing
@@ -139,7 +144,7 @@ def build(
     missing = missing_tools()
     if missing:
         raise BuildError(
-            f"cannot build the plugins: this machine has no {', no '.join(missing)}. "
+            f"cannot build the plugins, {', '.join(missing)} missing on this machine. "
             f"A CUDA compiler and cmake come with: pip install -r {REQUIREMENTS}"
         )
     compiler, cmake = find_compiler(), find_cmake()

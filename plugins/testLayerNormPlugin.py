@@ -194,7 +194,7 @@ def cases(kernels: tuple[str, ...], types: tuple[str, ...], quick: bool) -> Iter
                     for kernel in kernels:
                         yield Case(kernel, dtype, weight_dtype, rows, width, content)
         for kernel in kernels:  # an address that vectors cannot be read from
-            yield Case(kernel, dtype, weight_dtype, 7, 768, "normal", shift=dtype.itemsize)
+            yield Case(kernel, dtype, weight_dtype, 7, 768, "normal", shift=weight_dtype.itemsize)
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -319,6 +319,7 @@ def time_one(host: PluginHost, arguments: argparse.Namespace, type_name: str, ro
         contenders[kernel] = lambda plugin=plugin: plugin.run_torch([x, gamma, beta], [y])
     contenders["eager"] = lambda: functional.layer_norm(x, (hidden,), gamma, beta, EPSILON)
     if arguments.compile:
+        torch.compiler.reset()  # else it stops to specialise after eight shapes
         peer = torch.compile(functional.layer_norm, dynamic=False)
         contenders["torch.compile"] = lambda: peer(x, (hidden,), gamma, beta, EPSILON)
     with torch.no_grad():
@@ -365,7 +366,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def plot(timings: list[Timing], path: Path) -> None:
+def plot(timings: list[Timing], about: dict[str, str], path: Path) -> None:
     """Bandwidth over rows, one panel for each type."""
     import matplotlib  # pyright: ignore[reportMissingImports]
 
@@ -390,7 +391,7 @@ def plot(timings: list[Timing], path: Path) -> None:
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("GB/s, bytes read and written")
     panels[0][0].legend()
-    figure.suptitle(torch.cuda.get_device_name())
+    figure.suptitle(f"{about['gpu']}, driver {about['driver']}, PyTorch {about['torch']}")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
@@ -408,7 +409,7 @@ def benchmark(host: PluginHost, arguments: argparse.Namespace, types: tuple[str,
         document = {"environment": about, "timings": [asdict(timing) for timing in timings]}
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")
     if arguments.plot:
-        plot(timings, arguments.plot)
+        plot(timings, about, arguments.plot)
 
 
 # ----------------------------------------------------------------------------------------------------------

@@ -130,6 +130,13 @@ bool logThroughTensorRT(Severity severity, char const* message)
 
 } // namespace
 
+std::string toText(float number)
+{
+    char text[32];
+    std::snprintf(text, sizeof(text), "%g", static_cast<double>(number));
+    return text;
+}
+
 void setLoggerFinder(void* finder) noexcept
 {
     gFinder.store(finder);

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <exception>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 
@@ -31,13 +30,31 @@ public:
     using std::runtime_error::runtime_error;
 };
 
-// Puts a message together: fail("gamma has ", 7, " elements").
+// Parts of messages. Not std::ostringstream: libraries that some processes load (libcufile, with PyTorch for CUDA)
+// export a constructor of it that does not go with the rest of this library's.
+inline std::string toText(char const* text)
+{
+    return text;
+}
+inline std::string toText(std::string const& text)
+{
+    return text;
+}
+inline std::string toText(int64_t number)
+{
+    return std::to_string(number);
+}
+inline std::string toText(int32_t number)
+{
+    return std::to_string(number);
+}
+std::string toText(float number); // "1e-12"
+
+// Puts a message together and throws it: fail("gamma has ", 7, " elements").
 template <typename... Parts>
 [[noreturn]] void fail(Parts const&... parts)
 {
-    std::ostringstream message;
-    (message << ... << parts);
-    throw PluginError(message.str());
+    throw PluginError((std::string{} + ... + toText(parts)));
 }
 
 // Runs what a plugin does in one of TensorRT's calls. No exception crosses the library boundary: it is logged and

@@ -24,7 +24,7 @@ inline __device__ float2 exchange(float2 value, int distance)
 }
 
 // Sum over groups of kLANES neighbouring lanes. All 32 lanes of the warp must take part.
-template <int kLANES = kWARP, typename Value>
+template <int kLANES, typename Value>
 __device__ Value warpSum(Value value)
 {
 #pragma unroll
@@ -35,21 +35,30 @@ __device__ Value warpSum(Value value)
     return value;
 }
 
-// Sum over the block, whose size is a multiple of 32. `scratch` is shared memory with one Value for each warp; it may
-// be written again after the block's next barrier.
-template <typename Value>
-__device__ Value blockSum(Value value, Value* scratch)
+// Sum over groups of kTHREADS neighbouring threads: up to a warp, or several whole warps. Then every thread of the
+// block must take part, and `scratch` is shared memory of the group with one Value for each of its warps; it may be
+// written again after the block's next barrier.
+template <int kTHREADS, typename Value>
+__device__ Value groupSum(Value value, Value* scratch)
 {
-    value = warpSum(value);
-    int const warps = blockDim.x / kWARP;
-    if (threadIdx.x % kWARP == 0)
+    value = warpSum<(kTHREADS < kWARP ? kTHREADS : kWARP)>(value);
+    if constexpr (kTHREADS > kWARP)
     {
-        scratch[threadIdx.x / kWARP] = value;
+        static_assert(kTHREADS % kWARP == 0, "groups are made of whole warps");
+        if (threadIdx.x % kWARP == 0)
+        {
+            scratch[threadIdx.x % kTHREADS / kWARP] = value;
+        }
+        __syncthreads();
+        // Every thread adds up the same numbers in the same order, which saves handing the result around.
+        value = scratch[0];
+#pragma unroll
+        for (int warp = 1; warp < kTHREADS / kWARP; ++warp)
+        {
+            value = value + scratch[warp];
+        }
     }
-    __syncthreads();
-    // Every warp adds up the same numbers in the same order, which saves the barrier of handing the result around.
-    int const lane = threadIdx.x % kWARP;
-    return warpSum(lane < warps ? scratch[lane] : Value{});
+    return value;
 }
 
 } // namespace bert

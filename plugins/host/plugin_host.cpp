@@ -280,7 +280,7 @@ std::vector<HostField> fromFields(PluginFieldCollection const& collection)
 // The library
 // ---------------------------------------------------------------------------------------------------------------
 
-// Closes a file when it goes out of scope.
+// Closes a file when it goes out of scope, unless it is kept.
 class File
 {
 public:
@@ -296,15 +296,23 @@ public:
     File& operator=(File const&) = delete;
     ~File()
     {
-        close(mDescriptor);
+        if (!mKept)
+        {
+            close(mDescriptor);
+        }
     }
     int get() const
     {
         return mDescriptor;
     }
+    void keep()
+    {
+        mKept = true;
+    }
 
 private:
     int mDescriptor;
+    bool mKept{};
 };
 
 // Loads a copy of the library, which lives in memory only. TensorRT may have loaded the same file in this process:
@@ -313,7 +321,7 @@ void* loadPrivateCopy(std::string const& path)
 {
     File const original{open(path.c_str(), O_RDONLY | O_CLOEXEC)};
     struct stat status{};
-    File const copy{memfd_create(path.substr(path.rfind('/') + 1).c_str(), MFD_CLOEXEC)};
+    File copy{memfd_create(path.substr(path.rfind('/') + 1).c_str(), MFD_CLOEXEC)};
     if (fstat(original.get(), &status) != 0)
     {
         fail(std::strerror(errno));
@@ -331,6 +339,8 @@ void* loadPrivateCopy(std::string const& path)
     {
         fail(dlerror());
     }
+    // dlopen knows libraries by name: were the number given out again, the next library of that name would be this one.
+    copy.keep();
     return library;
 }
 

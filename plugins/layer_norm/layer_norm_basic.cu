@@ -28,10 +28,10 @@ __global__ void layerNormMeanKernel(T const* x, RowStatistics* statistics, int64
         {
             sum += toFloat(x[row * hidden + i]);
         }
-        sum = blockSum(sum, scratch);
+        sum = groupSum<kBLOCK>(sum, scratch);
         if (threadIdx.x == 0)
         {
-            statistics[row].firstMean = sum / hidden;
+            statistics[row].firstMean = Width{hidden}.average(sum);
         }
         __syncthreads(); // scratch is written again for the next row
     }
@@ -52,10 +52,10 @@ __global__ void layerNormVarianceKernel(
             float const deviation = toFloat(x[row * hidden + i]) - mean;
             sums = sums + make_float2(deviation, deviation * deviation);
         }
-        sums = blockSum(sums, scratch);
+        sums = groupSum<kBLOCK>(sums, scratch);
         if (threadIdx.x == 0)
         {
-            statistics[row] = makeStatistics(mean, sums, hidden, epsilon);
+            statistics[row] = makeStatistics(mean, sums, Width{hidden}, epsilon);
         }
         __syncthreads(); // scratch is written again for the next row
     }

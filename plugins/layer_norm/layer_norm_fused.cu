@@ -24,6 +24,7 @@ __global__ void layerNormFusedKernel(
     // Two buffers in turn: when one is written again, a barrier has passed since it was last read.
     __shared__ float meanScratch[kBLOCK / kWARP];
     __shared__ float2 deviationScratch[kBLOCK / kWARP];
+    Width const width{hidden};
     for (int64_t row = blockIdx.x; row < rows; row += gridDim.x)
     {
         T const* const xRow = x + row * hidden;
@@ -34,7 +35,7 @@ __global__ void layerNormFusedKernel(
         {
             sum += toFloat(xRow[i]);
         }
-        float const mean = blockSum(sum, meanScratch) / hidden;
+        float const mean = width.average(groupSum<kBLOCK>(sum, meanScratch));
 
         float2 sums{};
         for (uint32_t i = threadIdx.x; i < hidden; i += kBLOCK)
@@ -42,7 +43,8 @@ __global__ void layerNormFusedKernel(
             float const deviation = toFloat(xRow[i]) - mean;
             sums = sums + make_float2(deviation, deviation * deviation);
         }
-        RowStatistics const ofRow = makeStatistics(mean, blockSum(sums, deviationScratch), hidden, epsilon);
+        RowStatistics const ofRow
+            = makeStatistics(mean, groupSum<kBLOCK>(sums, deviationScratch), width, epsilon);
 
         for (uint32_t i = threadIdx.x; i < hidden; i += kBLOCK)
         {

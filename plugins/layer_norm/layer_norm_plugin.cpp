@@ -94,9 +94,7 @@ LayerNormPlugin::LayerNormPlugin(float epsilon, std::string kernel)
     {
         fail("field kernel is \"", mKernel, "\"; expected basic, fused or fast");
     }
-    std::ostringstream metadata;
-    metadata << "kernel=" << mKernel << " epsilon=" << mEpsilon;
-    mMetadata = metadata.str();
+    mMetadata = "kernel=" + mKernel + " epsilon=" + toText(mEpsilon);
 }
 
 nvinfer1::IPluginV3* LayerNormPlugin::clone() noexcept
