@@ -165,9 +165,7 @@ def test_any_shape_is_prepared(host, leading, hidden, dtype, kernel):
 # --- CUDA errors
 
 
-@pytest.mark.skipif(
-    torch.cuda.is_available(), reason="needs a machine without a GPU, where a launch must fail"
-)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU, where a launch must fail")
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_cuda_error_is_returned_and_logged(host, kernel):
     with pytest.raises(PluginHostError) as error:
@@ -256,9 +254,7 @@ def test_results_on_the_gpu(host):
 )
 @settings(deadline=None, max_examples=200)
 def test_random_shapes_on_the_gpu(host, rows, hidden, dtype, kernel):
-    x, gamma, beta = (
-        torch.randn(shape, device="cuda").to(dtype) for shape in ((rows, hidden), (hidden,), (hidden,))
-    )
+    x, gamma, beta = (torch.randn(shape, device="cuda").to(dtype) for shape in ((rows, hidden), (hidden,), (hidden,)))
     expected = reference.layer_norm(x, gamma, beta, 1e-12, torch.float64)
     y = torch.full_like(x, float("nan"))
     (found,) = create(host, kernel=kernel).run_torch([x, gamma, beta], [y])

@@ -66,9 +66,7 @@ def test_builds_with_nvidias_headers_and_loads_into_tensorrt(include, tmp_path):
 def test_logs_through_the_logger_of_tensorrt_10(tmp_path):
     library = built_plugins() / build.LIBRARY
     output = compile_and_run("plugin_logger_probe.cpp", tmp_path, [], [str(library)])
-    assert output == (
-        'severity 1: LayerNorm plugin, createPlugin: layer "encoder": field epsilon is missing\n'
-    )
+    assert output == ('severity 1: LayerNorm plugin, createPlugin: layer "encoder": field epsilon is missing\n')
 
 
 def test_second_build_does_nothing():

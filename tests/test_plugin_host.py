@@ -117,9 +117,7 @@ def test_no_leak_in_ten_thousand_rounds(host):
     rounds(10_000)
     assert host.plugins_alive() == alive
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
-    assert grown < 4096, (
-        f"{grown} KiB more than before"
-    )  # one leaked object of 100 bytes a round: 1000 KiB and more
+    assert grown < 4096, f"{grown} KiB more than before"  # one leaked object of 100 bytes a round: 1000 KiB and more
 
 
 def test_unknown_data_type_is_an_error(host):
@@ -156,7 +154,5 @@ host = PluginHost({str(folder / build.LIBRARY)!r}, {str(folder / build.HOST)!r})
 print(host.create("LayerNorm", fields={{"epsilon": 1e-12}}).serialized_fields()["kernel"])
 """
     root = Path(__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "fast", done.stderr
