@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
-CPP_FILES = $(wildcard plugins/*/*.cpp plugins/*/*.cu plugins/*/*.h plugins/*/*.cuh)
+CPP_FILES = $(wildcard plugins/*/*.cpp plugins/*/*.cu plugins/*/*.h plugins/*/*.cuh tests/*.cpp)
 # Answered by the driver: on a machine with a GPU, plans can be executed as well as built.
 GPU    ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 0)
 
@@ -25,9 +25,12 @@ test: lint plugins
 
 # The plugin library and its host. CMake decides what is out of date; where no CUDA compiler or no CMake is
 # installed, the ones from NVIDIA's and Kitware's pip packages are.
-plugins: $(VENV)/.installed
-	@$(PY) plugins/build.py --check-tools || $(PIP) -r plugins/requirements-cuda.txt
+plugins: $(VENV)/.installed-cuda
 	@$(PY) plugins/build.py
+
+$(VENV)/.installed-cuda: plugins/requirements-cuda.txt $(VENV)/.installed
+	@$(PY) plugins/build.py --check-tools || $(PIP) -r plugins/requirements-cuda.txt
+	@touch $@
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -210,7 +210,7 @@ class PluginModule(torch.nn.Module):
 def _plugin_host() -> Any:
     from plugins.plugin_host import PluginHost
 
-    return PluginHost(plugin_layers.library_path())
+    return PluginHost()
 
 
 # --- reading a network back -------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from rich.text import Text
 import tensorrt_product
 from common import UserError, console, log_console, make_folder, write_whole
 from model_files import DemoIO, ModelFolder
-from plugin_layers import LAYER_NORM_KERNELS, Known, library_path
+from plugin_layers import LAYER_NORM_KERNELS, Known
+from plugins import build
 from tensorrt_product import IS_RTX, trt
 from trt_helper import (
     DTYPES,
@@ -202,7 +203,7 @@ class Job:
             seq_len=seq_len,
             compute_capabilities=args.compute_capability,
             timing_cache=folder.path / "timing.cache",
-            plugin_library=None if args.layer_norm == "native" else library_path(),
+            plugin_library=None if args.layer_norm == "native" else build.library_path(),
             embed_plugins=not args.no_embed_plugins,
         )
         log = plan.with_suffix(".log") if args.verbose else None

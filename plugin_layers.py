@@ -70,26 +70,23 @@ def layer_norm_layer(name: str, hidden: int, dtype: trt.DataType, epsilon: float
     return PluginLayer(name, "LayerNorm", fields, ((dtype, (1, -1, hidden)), weight, weight))
 
 
-def library_path() -> Path:
-    """The built plugin library.
+def load_library(path: Path | None = None) -> Path:
+    """Makes the plugins known to TensorRT, for the rest of the process: taken back, networks with plugins crash.
 
-    Raises:
-        UserError: it is not built; the message has the command.
-    """
-    try:
-        return build.library_path()
-    except build.BuildError as error:
-        raise UserError(str(error)) from error
+    Args:
+        path: the library; default: the built one.
 
-
-@functools.cache
-def load_library() -> Path:
-    """Makes the plugins known to TensorRT, for the rest of the process. Returns the library's path.
+    Returns:
+        The library's path.
 
     Raises:
         UserError: it is not built or cannot be loaded.
     """
-    path = library_path()
+    return _load_once((path or build.library_path()).resolve())
+
+
+@functools.cache
+def _load_once(path: Path) -> Path:
     if IS_RTX:
         rtx_parser_shim.load()
     if trt.get_plugin_registry().load_library(str(path)) is None:

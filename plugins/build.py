@@ -18,6 +18,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from common import UserError, run_script
+
 PLUGINS = Path(__file__).resolve().parent
 BUILD_DIR = PLUGINS / "build"
 LIBRARY = "libbert_plugins.so"
@@ -29,7 +33,7 @@ USUAL_NVCC = Path("/usr/local/cuda/bin/nvcc")
 BUILD_DIR_VARIABLE = "BERT_PLUGINS_BUILD_DIR"
 
 
-class BuildError(RuntimeError):
+class BuildError(UserError):
     """The plugins are not built or cannot be built; the message says what to do."""
 
 
@@ -168,22 +172,22 @@ def main() -> int:
     parser.add_argument("--tensorrt-include", help='folder of NvInferRuntime.h, or "OFF"')
     parser.add_argument("--build-dir", type=Path, help="default: plugins/build")
     parser.add_argument("--jobs", type=int, help="compilers at a time; default: one for each processor")
+    parser.add_argument("--check-tools", action="store_true", help="exit with 1 if nvcc or CMake is missing")
     parser.add_argument("--verbose", action="store_true", help="show what CMake and the compilers write")
     arguments = parser.parse_args()
-    try:
-        library = build(
+    if arguments.check_tools:
+        return 1 if find_compiler() is None or find_cmake() is None else 0
+    print(
+        build(
             arguments.architectures,
             arguments.tensorrt_include,
             arguments.build_dir,
             arguments.jobs,
             arguments.verbose,
         )
-    except BuildError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(library)
+    )
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common import UserError
 from plugins import build
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ LINEAR = 0  # TensorFormat::kLINEAR
 MAX_DIMS = 8
 
 
-class PluginHostError(RuntimeError):
+class PluginHostError(UserError):
     """A call of a plugin failed. The message names plugin and call, and repeats what the plugin logged."""
 
 

@@ -15,7 +15,7 @@ Exit status: 0 all that could be checked is right, 1 something is wrong, 2 wrong
 from __future__ import annotations
 
 import argparse
-import functools
+import importlib.util
 import json
 import platform
 import sys
@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch.nn import functional
 
+from common import UserError, run_script, write_whole
 from plugins import build, reference
 from plugins.plugin_host import Plugin, PluginHost, TensorSpec
 
@@ -65,46 +66,25 @@ def layer_norm_model(kernel: str, type_name: str, hidden: int = 768) -> bytes:
     return model.SerializeToString()
 
 
-@functools.cache
-def register(library: Path) -> None:
-    """Loads the library into TensorRT's registry. It stays: networks with plugins need it to the end."""
-    from tensorrt_product import trt
-
-    trt.get_plugin_registry().load_library(str(library))
-
-
 def build_engine(model: bytes, library: Path, hidden: int = 768) -> tuple[bytes | None, list[str]]:
     """A plan of a model with plugins, or None; and the errors that TensorRT and the plugin logged."""
-    from tensorrt_product import IS_RTX, trt
+    from plugin_layers import load_library
+    from tensorrt_product import trt
+    from trt_helper import LOGGER, TrtLog, create_builder
 
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(msg)
-
-    logger = Logger()
-    if IS_RTX:
-        from plugins import rtx_parser_shim
-
-        rtx_parser_shim.load()
-    register(library)
-    builder = trt.Builder(logger)
-    flags = 0 if IS_RTX else 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(flags)
-    parser = trt.OnnxParser(network, logger)
+    load_library(library)
+    log = TrtLog()
+    builder, network = create_builder(log)
+    parser = trt.OnnxParser(network, LOGGER)
     if not parser.parse(model):
-        return None, logger.errors
+        return None, log.errors
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
     shortest, usual, longest = ([1, 1, hidden], [1, 128, hidden], [8, 512, hidden])
     profile.set_shape("x", trt.Dims(shortest), trt.Dims(usual), trt.Dims(longest))
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
-    return (None if plan is None else bytes(plan)), logger.errors
+    return (None if plan is None else bytes(plan)), log.errors
 
 
 def check_registry(library: Path, kernels: tuple[str, ...]) -> list[str]:
@@ -368,10 +348,10 @@ def environment() -> dict[str, str]:
 
 def plot(timings: list[Timing], about: dict[str, str], path: Path) -> None:
     """Bandwidth over rows, one panel for each type."""
-    import matplotlib  # pyright: ignore[reportMissingImports]
+    import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
+    from matplotlib import pyplot
 
     types = list(dict.fromkeys(timing.type for timing in timings))
     figure, panels = pyplot.subplots(1, len(types), figsize=(6 * len(types), 4.5), sharey=True, squeeze=False)
@@ -393,7 +373,8 @@ def plot(timings: list[Timing], about: dict[str, str], path: Path) -> None:
     panels[0][0].legend()
     figure.suptitle(f"{about['gpu']}, driver {about['driver']}, PyTorch {about['torch']}")
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with write_whole(path) as file:
+        figure.savefig(file, dpi=110, format=path.suffix[1:] or "png")
 
 
 def benchmark(host: PluginHost, arguments: argparse.Namespace, types: tuple[str, ...]) -> None:
@@ -407,7 +388,8 @@ def benchmark(host: PluginHost, arguments: argparse.Namespace, types: tuple[str,
     print_table(timings)
     if arguments.json:
         document = {"environment": about, "timings": [asdict(timing) for timing in timings]}
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+        with write_whole(arguments.json) as file:
+            file.write((json.dumps(document, indent=1) + "\n").encode())
     if arguments.plot:
         plot(timings, about, arguments.plot)
 
@@ -445,13 +427,11 @@ def positive(text: str) -> int:
 def main() -> int:
     """Runs what this machine can."""
     arguments = parse_arguments()
+    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
+        raise UserError("--plot needs matplotlib: pip install -r requirements-dev.txt")
     types = tuple(TYPES) if arguments.type == "all" else (arguments.type,)
-    try:
-        library = build.library_path()
-        host = PluginHost(library)
-    except build.BuildError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    library = build.library_path()
+    host = PluginHost(library)
     problems = check_registry(library, arguments.kernels)
     if torch.cuda.is_available():
         problems += check_results(host, arguments.kernels, types, arguments.quick)
@@ -465,4 +445,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

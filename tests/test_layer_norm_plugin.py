@@ -277,6 +277,38 @@ def test_cuda_graph(host):
 
 
 @needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("rows", [1, 16, 100, 512, 2048, 8192])
+def test_kernels_that_follow_each_other_wait_for_each_other(host, rows, dtype):
+    """`fast` is launched while the kernel before it still runs; here that one writes what it reads."""
+    plugin = create(host, kernel="fast")
+    x = torch.randn(rows, 768, device="cuda").to(dtype)
+    weights = [[torch.randn(768, device="cuda").to(dtype) for _ in range(2)] for _ in range(40)]
+    expected = x
+    for gamma, beta in weights:
+        (expected,) = plugin.run_torch([expected, gamma, beta])
+        torch.cuda.synchronize()
+    buffers = [torch.empty_like(x) for _ in range(2)]
+
+    def chain():
+        y = x
+        for index, (gamma, beta) in enumerate(weights):
+            (y,) = plugin.run_torch([y, gamma, beta], [buffers[index % 2]])
+        return y
+
+    chain()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = chain()
+    for run in (graph.replay, chain) * 10:
+        for buffer in buffers:
+            buffer.fill_(float("nan"))
+        run()
+        torch.cuda.synchronize()
+        assert torch.equal(found, expected)
+
+
+@needs_gpu
 def test_script_writes_json(tmp_path):
     written = tmp_path / "times.json"
     done = run_script("--rows", "128", "--type", "fp16", "--no-compile", "--json", str(written))

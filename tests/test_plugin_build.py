@@ -75,7 +75,7 @@ def test_second_build_does_nothing():
         pytest.skip("the libraries were given, not built here")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.o")}
     assert before
-    build.build(ARCHITECTURES, "OFF", folder)
+    build.build(directory=folder)
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.o")}
 
 

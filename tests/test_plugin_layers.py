@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Script
+from plugin_build_for_tests import built_plugins
 
 import builder
 import onnx2trt
@@ -30,9 +31,10 @@ from trt_helper import (
     read_info,
 )
 
-pytestmark = pytest.mark.skipif(
-    not (build.build_dir() / build.LIBRARY).is_file(), reason=f"needs the plugins: {build.BUILD_COMMAND}"
-)
+
+@pytest.fixture(scope="module", autouse=True)
+def plugins():
+    return built_plugins()
 
 
 def assemble(way: str, folder: ModelFolder, precision: str, kernel: str) -> Any:

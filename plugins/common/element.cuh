@@ -65,6 +65,21 @@ struct alignas(sizeof(T) * kCOUNT < 16 ? sizeof(T) * kCOUNT : 16) Vector
     T values[kCOUNT];
 };
 
+// Loads and stores of what this kernel touches once only: the cache gives such lines up first.
+template <typename V>
+__device__ V loadOnce(V const* address)
+{
+    static_assert(sizeof(V) == sizeof(uint4));
+    uint4 const bits = __ldcs(reinterpret_cast<uint4 const*>(address));
+    return *reinterpret_cast<V const*>(&bits);
+}
+template <typename V>
+__device__ void storeOnce(V* address, V const& vector)
+{
+    static_assert(sizeof(V) == sizeof(uint4));
+    __stcs(reinterpret_cast<uint4*>(address), *reinterpret_cast<uint4 const*>(&vector));
+}
+
 // True if 16-byte loads are allowed there.
 inline bool isAligned16(void const* pointer)
 {

@@ -3,8 +3,10 @@
 //   - x is read in vectors of 16 bytes, and the row stays in registers: one read and one write, no second look.
 //   - A row belongs to as few threads as its width allows, most often to one warp. Sums over a warp need no barrier.
 //   - gamma and beta are fetched together with x, not after the sums have been waited for.
+//   - It is launched while the kernel before it still runs (common/early_launch.cuh).
 //
 // Run it with: python plugins/testLayerNormPlugin.py --kernel fast
+#include "common/early_launch.cuh"
 #include "common/reduce.cuh"
 #include "layer_norm/layer_norm_common.cuh"
 
@@ -37,16 +39,24 @@ struct Share
     {
         return kEXACT || index(v) < hidden / kPER;
     }
-    template <typename Element>
+    template <bool kONCE = false, typename Element>
     static __device__ void load(
         Vector<Element, kPER> (&vectors)[kVECTORS], Element const* row, uint32_t hidden)
     {
+        auto const* const source = reinterpret_cast<Vector<Element, kPER> const*>(row);
 #pragma unroll
         for (int v = 0; v < kVECTORS; ++v)
         {
             if (exists(v, hidden))
             {
-                vectors[v] = reinterpret_cast<Vector<Element, kPER> const*>(row)[index(v)];
+                if constexpr (kONCE)
+                {
+                    vectors[v] = loadOnce(source + index(v));
+                }
+                else
+                {
+                    vectors[v] = source[index(v)];
+                }
             }
         }
     }
@@ -63,10 +73,13 @@ __global__ void __launch_bounds__(kTHREADS > kBLOCK ? kTHREADS : kBLOCK, 1) laye
     constexpr int kROWS = kTHREADS > kBLOCK ? 1 : kBLOCK / kTHREADS;
     constexpr int kWARPS = kTHREADS > kWARP ? kTHREADS / kWARP : 1;
     constexpr bool kSHARE_WARP = kTHREADS < kWARP; // several rows to a warp
+    // Measured on an H200 with more data than its cache holds: 3 % faster in fp16 and bf16, slower in fp32.
+    constexpr bool kONCE = sizeof(T) == 2;
     using Mine = Share<kPER, kTHREADS, kVECTORS, kEXACT>;
     __shared__ float meanScratch[kROWS][kWARPS];
     __shared__ float2 deviationScratch[kROWS][kWARPS];
 
+    waitForPreviousKernel();
     int const rowOfBlock = threadIdx.x / kTHREADS;
     uint32_t const row = blockIdx.x * kROWS + rowOfBlock;
     bool const exists = row < rows;
@@ -81,7 +94,7 @@ __global__ void __launch_bounds__(kTHREADS > kBLOCK ? kTHREADS : kBLOCK, 1) laye
     Vector<T, kPER> loaded[kVECTORS];
     Vector<W, kPER> gammas[kVECTORS];
     Vector<W, kPER> betas[kVECTORS];
-    Mine::load(loaded, x + start, hidden);
+    Mine::template load<kONCE>(loaded, x + start, hidden);
     Mine::load(gammas, gamma, hidden);
     Mine::load(betas, beta, hidden);
 
@@ -122,6 +135,7 @@ __global__ void __launch_bounds__(kTHREADS > kBLOCK ? kTHREADS : kBLOCK, 1) laye
     {
         return;
     }
+    auto* const target = reinterpret_cast<Vector<T, kPER>*>(y + start);
 #pragma unroll
     for (int v = 0; v < kVECTORS; ++v)
     {
@@ -134,7 +148,14 @@ __global__ void __launch_bounds__(kTHREADS > kBLOCK ? kTHREADS : kBLOCK, 1) laye
                 result.values[i]
                     = normalize<T>(values[v][i], statistics, gammas[v].values[i], betas[v].values[i]);
             }
-            reinterpret_cast<Vector<T, kPER>*>(y + start)[Mine::index(v)] = result;
+            if constexpr (kONCE)
+            {
+                storeOnce(target + Mine::index(v), result);
+            }
+            else
+            {
+                target[Mine::index(v)] = result;
+            }
         }
     }
 }
@@ -149,10 +170,9 @@ cudaError_t launchKernel(LayerNormArguments const& a, cudaStream_t stream)
     constexpr int kTHREADS_OF_BLOCK = std::max(kTHREADS, kBLOCK);
     constexpr int64_t kROWS = kTHREADS_OF_BLOCK / kTHREADS;
     auto const blocks = static_cast<unsigned int>((a.rows + kROWS - 1) / kROWS);
-    layerNormFastKernel<T, W, kTHREADS, kVECTORS, kEXACT><<<blocks, kTHREADS_OF_BLOCK, 0, stream>>>(
-        static_cast<T const*>(a.x), static_cast<W const*>(a.gamma), static_cast<W const*>(a.beta),
+    return launchEarly(layerNormFastKernel<T, W, kTHREADS, kVECTORS, kEXACT>, blocks, kTHREADS_OF_BLOCK,
+        stream, static_cast<T const*>(a.x), static_cast<W const*>(a.gamma), static_cast<W const*>(a.beta),
         static_cast<T*>(a.y), static_cast<uint32_t>(a.rows), a.hidden, a.epsilon);
-    return cudaGetLastError();
 }
 
 template <typename T, typename W, int kTHREADS, int kVECTORS>
