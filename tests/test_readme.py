@@ -293,7 +293,8 @@ def test_marks_of_blocks_are_known():
 def test_file_map_is_complete():
     listed = first_column(ENGLISH, "File map")
     assert len(set(listed)) == len(listed)
-    scripts = {path.name for path in ROOT.glob("*.py")} | {path.name for path in ROOT.glob("requirements*.txt")}
+    patterns = ("*.py", "benchmarks/*.py", "requirements*.txt")
+    scripts = {path.relative_to(ROOT).as_posix() for pattern in patterns for path in ROOT.glob(pattern)}
     assert scripts <= set(listed), "not in the file map"
 
 
