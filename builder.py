@@ -7,8 +7,9 @@
     python builder.py --gelu decomposed --verbose
 
 The network is the checkpoint's own graph (Devlin et al., arXiv:1810.04805), read from top to bottom:
-``embeddings``, N times ``encoder_layer``, ``head``.
-Letters in shapes: B batch, S sequence length, H hidden size, N heads, D head size (H = N · D).
+``embeddings``, L times ``encoder_layer``, ``head``.
+Letters in shapes: S sequence length, H hidden size, N heads, D head size (H = N · D). There is one sentence, and most
+layers treat each word by itself: tensors are (S, H), without an axis of length 1 in front, which builds faster.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common import run_script
 from fusion_log import print_fusions
@@ -37,6 +38,7 @@ class BertBuilder:
         weights: the checkpoint's parameters by name. A ``Linear`` weight is (in, out), see model2onnx.py.
         gelu: which GELU (``GELU_KINDS``); None takes the checkpoint's.
         layer_norm_kernel: ``native``, or a kernel of the LayerNorm plugin.
+        tables: embedding tables that are in the network already, by name.
     """
 
     helper: TrtNetworkHelper
@@ -44,20 +46,23 @@ class BertBuilder:
     weights: WeightFile
     gelu: str | None = None
     layer_norm_kernel: str = "native"
+    tables: dict[str, trt.ITensor] = field(default_factory=dict)
 
     def build(self) -> None:
         """The whole network: three inputs int32 (1, S) to one fp32 output (1, S, vocabulary or H)."""
         ids = [self.helper.addInput(name, trt.DataType.INT32, (1, -1)) for name in INPUT_NAMES]
-        x = self.embeddings(ids[0], ids[1], ids[2])  # (1, S, H)
+        words, types, positions = (self.helper.addReshape(tensor, (-1,), f"{tensor.name}.flat") for tensor in ids)
+        x = self.embeddings(words, types, positions)  # (S, H)
         for index in range(self.config.num_layers):
-            x = self.encoder_layer(x, f"{self.config.prefix}encoder.layer.{index}")  # (1, S, H)
-        output = self.head(x) if self.config.has_head else x
-        self.helper.markOutput(output, self.config.output_name)
+            x = self.encoder_layer(x, f"{self.config.prefix}encoder.layer.{index}")  # (S, H)
+        output = self.head(x) if self.config.has_head else x  # (S, vocabulary or H)
+        shape = (1, -1, self.config.output_width)
+        self.helper.markOutput(self.helper.addReshape(output, shape, "output"), self.config.output_name)
 
     def embeddings(
         self, input_ids: trt.ITensor, token_type_ids: trt.ITensor, position_ids: trt.ITensor
     ) -> trt.ITensor:
-        """LN(word + type + position): three (1, S) -> (1, S, H)."""
+        """LN(word + type + position): three (S,) -> (S, H)."""
         name = f"{self.config.prefix}embeddings"
         word = self.embedding(input_ids, f"{name}.word_embeddings", self.config.vocab_size)
         kind = self.embedding(token_type_ids, f"{name}.token_type_embeddings", self.config.type_vocab_size)
@@ -66,38 +71,38 @@ class BertBuilder:
         return self.layer_norm(total, f"{name}.LayerNorm")
 
     def encoder_layer(self, x: trt.ITensor, name: str) -> trt.ITensor:
-        """Attention and feed-forward, each followed by the residual sum and a layer norm: (1, S, H) -> (1, S, H)."""
+        """Attention and feed-forward, each followed by the residual sum and a layer norm: (S, H) -> (S, H)."""
         hidden, inner = self.config.hidden_size, self.config.intermediate_size
         context = self.attention(x, f"{name}.attention.self")
         attended = self.linear(context, f"{name}.attention.output.dense", hidden, hidden)
         x = self.add_and_norm(attended, x, f"{name}.attention.output")
-        expanded = self.linear(x, f"{name}.intermediate.dense", hidden, inner)  # (1, S, 4 H)
+        expanded = self.linear(x, f"{name}.intermediate.dense", hidden, inner)  # (S, 4 H)
         active = self.activation(expanded, f"{name}.intermediate.intermediate_act_fn")
         contracted = self.linear(active, f"{name}.output.dense", inner, hidden)
         return self.add_and_norm(contracted, x, f"{name}.output")
 
     def attention(self, x: trt.ITensor, name: str) -> trt.ITensor:
-        """softmax(Q Kᵀ / √D) V for each head: (1, S, H) -> (1, S, H). (Vaswani et al., arXiv:1706.03762)."""
+        """softmax(Q Kᵀ / √D) V for each head: (S, H) -> (S, H). (Vaswani et al., arXiv:1706.03762)."""
         helper, hidden = self.helper, self.config.hidden_size
         q, k, v = (
             self.split_heads(self.linear(x, f"{name}.{part}", hidden, hidden), f"{name}.{part}.heads")
             for part in ("query", "key", "value")
-        )  # each (1, N, S, D)
+        )  # each (N, S, D)
         # Q is scaled before the product, not the scores after it: the unscaled scores can overflow fp16.
         q = helper.addScale(q, 1 / math.sqrt(self.config.head_size), f"{name}.scaled_query")
-        scores = helper.addMatMul(q, k, f"{name}.scores", transpose_b=True)  # (1, N, S, S)
-        probabilities = helper.addSoftmax(scores, f"{name}.probabilities")  # (1, N, S, S)
-        context = helper.addMatMul(probabilities, v, f"{name}.context")  # (1, N, S, D)
-        # (1, N, S, D) -> (1, S, N, D) -> (1, S, H)
-        return helper.addShuffle(context, name, first_transpose=(0, 2, 1, 3), shape=(0, -1, hidden))
+        scores = helper.addMatMul(q, k, f"{name}.scores", transpose_b=True)  # (N, S, S)
+        probabilities = helper.addSoftmax(scores, f"{name}.probabilities")  # (N, S, S)
+        context = helper.addMatMul(probabilities, v, f"{name}.context")  # (N, S, D)
+        # (N, S, D) -> (S, N, D) -> (S, H)
+        return helper.addShuffle(context, name, first_transpose=(1, 0, 2), shape=(-1, hidden))
 
     def split_heads(self, x: trt.ITensor, name: str) -> trt.ITensor:
-        """(1, S, H) -> (1, S, N, D) -> (1, N, S, D)."""
-        shape = (0, -1, self.config.num_heads, self.config.head_size)
-        return self.helper.addShuffle(x, name, shape=shape, second_transpose=(0, 2, 1, 3))
+        """(S, H) -> (S, N, D) -> (N, S, D)."""
+        shape = (-1, self.config.num_heads, self.config.head_size)
+        return self.helper.addShuffle(x, name, shape=shape, second_transpose=(1, 0, 2))
 
     def head(self, x: trt.ITensor) -> trt.ITensor:
-        """From hidden states to a score for every word: (1, S, H) -> (1, S, vocabulary)."""
+        """From hidden states to a score for every word: (S, H) -> (S, vocabulary)."""
         name = "cls.predictions"
         hidden, words = self.config.hidden_size, self.config.vocab_size
         x = self.linear(x, f"{name}.transform.dense", hidden, hidden)
@@ -105,27 +110,30 @@ class BertBuilder:
         x = self.layer_norm(x, f"{name}.transform.LayerNorm")
         if not self.config.tied_decoder:
             return self.linear(x, f"{name}.decoder", hidden, words)
-        table_name = f"{self.config.prefix}embeddings.word_embeddings.weight"
-        table = self.weights.get(table_name, (words, hidden))
-        words_by_hidden = self.helper.addConstant(table, f"{name}.decoder.weight", shape=(1, words, hidden))
-        scores = self.helper.addMatMul(x, words_by_hidden, f"{name}.decoder", transpose_b=True)
+        table = self.table(f"{self.config.prefix}embeddings.word_embeddings", words)  # (vocabulary, H)
+        scores = self.helper.addMatMul(x, table, f"{name}.decoder", transpose_b=True)
         return self.helper.addBias(scores, self.weights.get(f"{name}.bias", (words,)), name)
 
     # a module and its parameters
 
     def linear(self, x: trt.ITensor, name: str, width_in: int, width_out: int) -> trt.ITensor:
-        """A ``Linear`` with its parameters: (1, S, in) -> (1, S, out)."""
+        """A ``Linear`` with its parameters: (S, in) -> (S, out)."""
         weight = self.weights.get(f"{name}.weight", (width_in, width_out))
         return self.helper.addLinear(x, weight, self.weights.get(f"{name}.bias", (width_out,)), name)
 
     def embedding(self, ids: trt.ITensor, name: str, rows: int) -> trt.ITensor:
-        """An ``Embedding`` with its table: (1, S) -> (1, S, H)."""
-        weight_name = f"{name}.weight"
-        table = self.weights.get(weight_name, (rows, self.config.hidden_size))
-        return self.helper.addEmbedding(ids, self.helper.addConstant(table, weight_name), name)
+        """An ``Embedding`` with its table: (S,) -> (S, H)."""
+        return self.helper.addEmbedding(ids, self.table(name, rows), name)
+
+    def table(self, name: str, rows: int) -> trt.ITensor:
+        """The table of an ``Embedding``, (rows, H), one constant however often it is used: the head's is tied."""
+        if name not in self.tables:
+            weight = self.weights.get(f"{name}.weight", (rows, self.config.hidden_size))
+            self.tables[name] = self.helper.addConstant(weight, f"{name}.weight")
+        return self.tables[name]
 
     def layer_norm(self, x: trt.ITensor, name: str) -> trt.ITensor:
-        """A ``LayerNorm`` with its parameters: (1, S, H) -> (1, S, H)."""
+        """A ``LayerNorm`` with its parameters: (S, H) -> (S, H)."""
         gamma, beta = (self.weights.get(f"{name}.{part}", (self.config.hidden_size,)) for part in ("weight", "bias"))
         return self.helper.addLayerNorm(x, gamma, beta, self.config.layer_norm_eps, name, self.layer_norm_kernel)
 
@@ -136,7 +144,7 @@ class BertBuilder:
         return self.helper.addGELU(x, name, self.gelu or self.config.activation)
 
     def add_and_norm(self, x: trt.ITensor, residual: trt.ITensor, name: str) -> trt.ITensor:
-        """LN(x + residual): two (1, S, H) -> (1, S, H)."""
+        """LN(x + residual): two (S, H) -> (S, H)."""
         return self.layer_norm(self.wide_sum(x, residual, f"{name}.sum"), f"{name}.LayerNorm")
 
     def wide_sum(self, a: trt.ITensor, b: trt.ITensor, name: str) -> trt.ITensor:

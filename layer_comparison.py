@@ -26,7 +26,7 @@ def print_layer_comparison(
 
     Args:
         network: our network.
-        names: its tensors that correspond to PyTorch's hidden states, L + 1 of them, each (1, S, H).
+        names: its tensors that correspond to PyTorch's hidden states, L + 1 of them, each (S, H).
         folder: where PyTorch's hidden states lie.
         tolerance: largest relative L2 error that is accepted.
         known: for the runner.
@@ -41,7 +41,7 @@ def print_layer_comparison(
         table.add_column(heading, justify="left" if heading in ("after", "") else "right")
     first_wrong = None
     for name, reference in zip(names, demo.hidden_states, strict=True):
-        ours = answers[name][0].float().numpy()  # (S, H)
+        ours = answers[name].float().numpy()  # (S, H)
         error = relative_l2(ours, reference)
         is_wrong = not error <= tolerance  # NaN is wrong
         first_wrong = first_wrong or (name if is_wrong else None)

@@ -64,10 +64,10 @@ class Known:
 
 
 def layer_norm_layer(name: str, hidden: int, dtype: trt.DataType, epsilon: float, kernel: str) -> PluginLayer:
-    """The LayerNorm plugin on x (1, S, H) of ``dtype`` with gamma and beta (H,) in fp32."""
+    """The LayerNorm plugin on x (S, H) of ``dtype`` with gamma and beta (H,) in fp32."""
     weight = (trt.DataType.FLOAT, (hidden,))
     fields = {"epsilon": epsilon, "kernel": kernel}
-    return PluginLayer(name, "LayerNorm", fields, ((dtype, (1, -1, hidden)), weight, weight))
+    return PluginLayer(name, "LayerNorm", fields, ((dtype, (-1, hidden)), weight, weight))
 
 
 def load_library(path: Path | None = None) -> Path:

@@ -216,23 +216,26 @@ class TrtNetworkHelper:
         """x @ weight + bias.
 
         Args:
-            x: (B, S, in).
+            x: (..., in).
             weight: (in, out), as ONNX's MatMul has it: the transpose of PyTorch's ``Linear.weight``.
             bias: (out,).
             name: the module's name.
+
+        Returns:
+            (..., out).
         """
-        w = self.addConstant(weight, f"{name}.weight", shape=(1, *weight.shape))  # (1, in, out)
-        product = self.addMatMul(x, w, f"{name}.product")  # (B, S, out)
+        w = self.addConstant(weight, f"{name}.weight", shape=_as_rank(weight.shape, x))  # (1 ..., in, out)
+        product = self.addMatMul(x, w, f"{name}.product")  # (..., out)
         return self.addBias(product, bias, name)
 
     def addBias(self, x: trt.ITensor, bias: np.ndarray, name: str) -> trt.ITensor:
-        """x + bias along the last axis: (B, S, H) and (H,)."""
-        return self.addAdd(x, self.addConstant(bias, f"{name}.bias", shape=(1, 1, bias.size)), name)
+        """x + bias along the last axis: (..., H) and (H,)."""
+        return self.addAdd(x, self.addConstant(bias, f"{name}.bias", shape=_as_rank(bias.shape, x)), name)
 
     # lookups
 
     def addEmbedding(self, indices: trt.ITensor, table: trt.ITensor, name: str) -> trt.ITensor:
-        """Rows of a table: indices (B, S) and table (rows, H) -> (B, S, H)."""
+        """Rows of a table: indices (...) and table (rows, H) -> (..., H)."""
         return self._finish(self.network.add_gather(table, indices, 0), name, [table, indices])
 
     # activations
@@ -304,7 +307,7 @@ class TrtNetworkHelper:
         Statistics are computed in fp32 whatever the type: squares of fp16 values overflow from 256 on.
 
         Args:
-            x: (B, S, H), the helper's type or fp32.
+            x: (..., H), the helper's type or fp32.
             gamma: (H,).
             beta: (H,).
             epsilon: BERT: 1e-12.
@@ -313,14 +316,14 @@ class TrtNetworkHelper:
                 plugin, which must have been planned under this name.
 
         Returns:
-            (B, S, H) in the helper's type.
+            (..., H) in the helper's type.
         """
         if kernel != "native":
             return self._addLayerNormPlugin(x, gamma, beta, name)
         wide = self.addCast(x, trt.DataType.FLOAT, f"{name}.wide")
-        scale = self.addConstant(gamma, f"{name}.weight", trt.DataType.FLOAT, (1, 1, gamma.size))
-        shift = self.addConstant(beta, f"{name}.bias", trt.DataType.FLOAT, (1, 1, beta.size))
-        layer = self.network.add_normalization(wide, scale, shift, 1 << 2)
+        scale = self.addConstant(gamma, f"{name}.weight", trt.DataType.FLOAT, _as_rank(gamma.shape, x))
+        shift = self.addConstant(beta, f"{name}.bias", trt.DataType.FLOAT, _as_rank(beta.shape, x))
+        layer = self.network.add_normalization(wide, scale, shift, 1 << (len(x.shape) - 1))
         if layer is not None:
             layer.epsilon = epsilon
         narrow = self.dtype != trt.DataType.FLOAT
@@ -411,6 +414,11 @@ class TrtNetworkHelper:
             raise LayerError(f"layer {name!r} is wrong. Inputs: {given}. TensorRT: {self.log.take_errors()}")
         output.name = name
         return output
+
+
+def _as_rank(shape: Sequence[int], like: trt.ITensor) -> tuple[int, ...]:
+    """``shape`` with axes of length 1 in front, as many axes as ``like`` has: TensorRT broadcasts no other way."""
+    return (1,) * (len(like.shape) - len(shape)) + tuple(shape)
 
 
 def convert_weight(values: np.ndarray, dtype: trt.DataType, name: str) -> np.ndarray:

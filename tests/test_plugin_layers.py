@@ -188,7 +188,7 @@ def test_placeholders_have_the_planned_types():
 
     graph = onnx.load_from_string(model).graph
     assert [(list(tensor.dims), tensor.data_type) for tensor in graph.initializer] == [
-        ([1, 1, 8], onnx.TensorProto.BFLOAT16),
+        ([1, 8], onnx.TensorProto.BFLOAT16),
         ([8], onnx.TensorProto.FLOAT),
         ([8], onnx.TensorProto.FLOAT),
     ]
