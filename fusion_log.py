@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from common import UserError, console
 from trt_helper import LOGGER, check_plan, execution_obstacle, trt
@@ -85,7 +86,8 @@ def print_fusions(log: Path, parts: Sequence[str], plan: Path) -> None:
     table.add_row("fusions that name them", "\n".join(report.fusions) or "none in the log")
     for name, inside in report.engine_layers.items():
         if inside or name.startswith("{ForeignNode"):
-            table.add_row(f"engine layer {_shorten(name)}".replace("[", "\\["), f"names {len(inside)} of them")
+            holds = f"names {len(inside)} of them" if inside else "compiled as a whole; names only its ends"
+            table.add_row(Text(f"engine layer {_shorten(name)}"), holds)
     table.add_row("engine layers in all", str(len(report.engine_layers)))
     table.add_row("named by no engine layer", _explain_unnamed(report))
     inspected = inspect_engine(plan)
@@ -98,10 +100,7 @@ def _explain_unnamed(report: FusionReport) -> str:
     if not report.unnamed:
         return "0"
     if any(name.startswith("{ForeignNode") for name in report.engine_layers):
-        return (
-            f"{len(report.unnamed)}: inside a ForeignNode, which is compiled as a whole and names only its first "
-            "and last layer"
-        )
+        return f"{len(report.unnamed)}: inside the ForeignNode"
     return f"{len(report.unnamed)}: fused or optimised away"
 
 
