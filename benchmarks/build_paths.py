@@ -150,11 +150,11 @@ def cpu_name() -> str:
 
 
 BOUNDS = (
-    "What bounds it. Time: both ways end in the same optimiser, and making the network is a small part of it (less than "
-    "0.1 s in fp32). builder.py hands the optimiser fewer and simpler layers; what is left is compilation, and page "
-    "faults, since TensorRT takes fresh memory for its copy of all weights. Memory: TensorRT's copy of the weights, "
-    "once more the same bytes when they are passed to Python to be written, and about 0.2 GB of libraries; the weight "
-    "file itself is mapped, and its pages are given back while TensorRT reads."
+    "What bounds it. Time: both ways end in the same optimiser, and making the network is a small part of it "
+    "(less than 0.1 s in fp32). builder.py hands the optimiser fewer and simpler layers; what is left is "
+    "compilation, and page faults, since TensorRT takes fresh memory for its copy of all weights. Memory: "
+    "TensorRT's copy of the weights, once more the same bytes when they are passed to Python to be written, and "
+    "about 0.2 GB of libraries; the weight file itself is mapped, and its pages are given back while TensorRT reads."
 )
 HEADINGS = ("precision", "way", "layers", "network + plan, s", "ratio", "peak memory, MB", "over weights", "plan, MB")
 

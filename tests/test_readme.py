@@ -156,7 +156,7 @@ GNUMAKEFILE = """include Makefile
 PIP = echo 'the README test must not install packages:' && false
 plugins: ;
 """
-STAMPS = (".installed-base", ".installed-gpu", ".installed", ".installed-dev")
+STAMPS = (".installed-base", ".installed-gpu", ".installed", ".installed-cuda", ".installed-dev")
 
 
 @pytest.fixture(scope="module")
