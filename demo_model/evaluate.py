@@ -22,7 +22,6 @@ from facts import (
     HELD_OUT_CAPITAL_FORMS,
     HELD_OUT_LANDMARK_FORM,
     Country,
-    UserError,
     cities_of,
     load_countries,
     load_landmarks,
@@ -34,6 +33,8 @@ from rich.table import Table
 from safetensors import SafetensorError
 from transformers import BertForMaskedLM, BertTokenizer
 from transformers.utils import logging as transformers_logging
+
+from common import UserError, write_whole  # facts.py has made the folder above known
 
 HERE = Path(__file__).resolve().parent
 PROMPTS_AT_ONCE = 64
@@ -179,20 +180,6 @@ def show(report: dict[str, Any], console: Console) -> None:
     console.print(f"fp16 against fp32 logits, relative L2: {report['fp16_relative_error']:.1e}")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes beside the file, then renames: a reader sees the old file or the new one, never half of one."""
-    beside = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise UserError(
-            f"--json {path} cannot be written ({error.strerror}); expected a file name. Name another one"
-        ) from error
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 1 for something that the user can put right."""
     parser = argparse.ArgumentParser(description="Measure the demo model on sentence forms not seen in training.")
@@ -210,7 +197,8 @@ def main(arguments: list[str] | None = None) -> int:
         report = measure(options.model)
         show(report, Console())
         if options.json:
-            write_whole(options.json, json.dumps(report, indent=2) + "\n")
+            with write_whole(options.json) as file:
+                file.write((json.dumps(report, indent=2) + "\n").encode())
     except SafetensorError as error:
         print(
             f"error: {options.model / 'model.safetensors'} is damaged ({error}); copy it again",

