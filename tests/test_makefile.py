@@ -26,6 +26,7 @@ $2" ;;
   "-c "*venv*) {venv} ;;
   "-m venv "*) {make_venv} ;;
   *"-r requirements-gpu.txt"*) {install_gpu} ;;
+  *"plugins/build.py --check-tools"*) {check_tools} ;;
   "-m pip install"*) {install} ;;
 esac
 """
@@ -42,6 +43,8 @@ class Project:
         self.log = folder / "asked.log"
         for path in [ROOT / "Makefile", *ROOT.glob("requirements*.txt")]:
             shutil.copy(path, folder)
+        (folder / "plugins").mkdir()
+        shutil.copy(ROOT / "plugins" / "requirements-cuda.txt", folder / "plugins")
 
     def interpreter(self, **changes: str) -> Path:
         behaviour = {
@@ -52,6 +55,7 @@ class Project:
             "make_venv": COPY_ITSELF,
             "install": "exit 0",
             "install_gpu": "exit 0",
+            "check_tools": "exit 0",
         }
         path = self.folder / "fake-python"
         path.write_text(INTERPRETER.format(**behaviour | changes))
@@ -115,6 +119,17 @@ def test_the_first_run_makes_the_environment_installs_and_runs_the_demo(project)
     assert len(project.asked("-m venv .venv")) == 1
     assert [line.split("-r ")[-1] for line in project.asked("pip install")] == ["requirements.txt"]
     assert project.log.read_text().splitlines()[-1] == "demo.py"
+
+
+def test_a_cuda_compiler_is_installed_where_there_is_none(project):
+    """And only there, and only once."""
+    without = project.interpreter(check_tools="exit 1")
+    assert project.make("demo", without).returncode == 0
+    assert project.asked("-r plugins/requirements-cuda.txt")
+    assert project.make("demo", without).returncode == 0
+    assert project.asked("pip install") == []
+    asked = project.log.read_text().splitlines()
+    assert asked.index("plugins/build.py") < asked.index("demo.py")
 
 
 def test_a_second_run_installs_nothing_again(project):
