@@ -410,14 +410,15 @@ def export(model_name: str, text: str, folder: Path) -> None:
         tokenizer.save_pretrained(new)
         np.savez(new / DEMO_NAME, allow_pickle=False, text=np.array(text), **inputs, **answers)
     size = (folder / DATA_NAME).stat().st_size / 2**20
+    name = os.path.relpath(model_name) if Path(model_name).is_dir() else model_name
     console.print(
-        f"{model_name}: {config.num_layers} layers, hidden size {config.hidden_size}, {config.num_heads} heads, "
+        f"{name}: {config.num_layers} layers, hidden size {config.hidden_size}, {config.num_heads} heads, "
         f"vocabulary {config.vocab_size}, {size:.1f} MiB of weights -> {folder}",
         markup=False,
         soft_wrap=True,
     )
     if config.has_head:
-        console.print(answer_table(text, output[0], positions[0], tokenizer))
+        print_answer(text, output[0], positions[0], tokenizer)
 
 
 def _sizes(hf_config: Any) -> dict[str, Any]:
@@ -429,18 +430,19 @@ def _sizes(hf_config: Any) -> dict[str, Any]:
     return {key: getattr(hf_config, key) for key in keys.split()}
 
 
-def answer_table(text: str, logits: np.ndarray, position: int, tokenizer: Any) -> Table:
-    """The ten best fillings of the first mask. ``logits`` is (S, vocabulary)."""
+def print_answer(text: str, logits: np.ndarray, position: int, tokenizer: Any) -> None:
+    """Prints the ten best fillings of the first mask. ``logits`` is (S, vocabulary)."""
     probabilities = torch.from_numpy(logits[position]).softmax(-1)
     best = probabilities.topk(10)
-    table = Table(title=Text(f"PyTorch fp32: {text}"), title_justify="left")
+    table = Table()
     table.add_column("rank", justify="right")
     table.add_column("word")
     table.add_column("probability", justify="right")
     for rank, (probability, number) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True), 1):
         word = tokenizer.convert_ids_to_tokens(number) or f"[unknown id {number}]"
         table.add_row(str(rank), Text(word), f"{probability:.4f}")  # Text: [unused1] is no markup
-    return table
+    console.print(f"PyTorch fp32: {text}", markup=False, soft_wrap=True)
+    console.print(table)
 
 
 def quiet_libraries() -> None:

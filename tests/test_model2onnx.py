@@ -579,7 +579,7 @@ def test_words_with_brackets_and_rows_without_a_word_are_shown(loaded, capsys):
 
     logits = np.full((2, 30), -100, np.float32)
     logits[1, 2:12] = np.arange(10)
-    model2onnx.console.print(model2onnx.answer_table("[red] [MASK]", logits, 1, Tokenizer()))
+    model2onnx.print_answer("[red] [MASK]", logits, 1, Tokenizer())
     shown = capsys.readouterr().out
     assert "[red] [MASK]" in shown
     assert "[unknown id 11]" in shown
