@@ -9,6 +9,7 @@ from test_trt_helper import OneLayer, random
 
 import builder
 import network_runner
+import onnx2trt
 from common import UserError
 from model_files import ModelFolder
 from network_runner import NetworkRunner, UnsupportedLayerError
@@ -168,6 +169,20 @@ def test_the_graph_can_be_printed_and_traced(model_dir):
     assert functions.count(network_runner.matrix_multiply) == 2 * 8 + 2
     assert functions.count(network_runner.normalization) == 2 * 2 + 2
     assert "def forward(self, input_ids, token_type_ids, position_ids)" in runner.module.code
+
+
+@pytest.mark.parametrize("way", ["api", "parser"])
+def test_the_graph_can_be_compiled_as_a_whole(model_dir, way):
+    """No break in the graph: nothing in it has to go back to Python, which would also forbid a CUDA graph."""
+    folder = ModelFolder(model_dir)
+    made = builder.assemble(folder, TrtLog()) if way == "api" else onnx2trt.parse(folder, "fp32", TrtLog())
+    runner = NetworkRunner(made.network, known=made.known)
+    integers = torch.int32 if way == "api" else torch.int64
+    inputs = [torch.as_tensor(folder.demo().inputs[name]).to(integers) for name in runner.input_names]
+    with torch.inference_mode():
+        (expected,) = runner.module(*inputs)
+        (found,) = torch.compile(runner.module, backend="eager", fullgraph=True)(*inputs)
+    assert torch.equal(found, expected)
 
 
 def test_every_listed_operation_is_one_of_tensorrts():
