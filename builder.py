@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from common import run_script
 from fusion_log import print_fusions
 from model_files import INPUT_NAMES, BertConfig, ModelFolder, WeightFile
-from pipeline import Job, add_common_arguments, finish, print_report
+from pipeline import Job, add_common_arguments, finish, print_report, write_json
 from plugin_layers import Known, PluginLayers, layer_norm_layer
 from tensorrt_product import trt
 from trt_helper import DTYPES, GELU_KINDS, TrtLog, TrtNetworkHelper, create_builder
@@ -239,8 +239,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     """The script."""
-    job = run(parse_arguments())
+    args = parse_arguments()
+    job = run(args)
     print_report(job)
+    write_json(args.json, job.as_dict())
     return 0 if job.agrees else 1
 
 

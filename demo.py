@@ -8,13 +8,12 @@ Exits with 0 only if both networks agree with PyTorch.
 from __future__ import annotations
 
 import argparse
-import json
 
 import builder
 import model2onnx
 import onnx2trt
-from common import console, run_script, write_whole
-from pipeline import add_common_arguments, print_report
+from common import console, run_script
+from pipeline import add_common_arguments, print_report, write_json
 
 
 def main() -> int:
@@ -27,7 +26,6 @@ def main() -> int:
     if args.plan is not None:
         parser.error("--plan names one file, and here are two plans; use builder.py or onnx2trt.py")
     args.gelu, args.compare_layers = None, False
-    json_path, args.json = args.json, None  # one file for both
 
     model2onnx.quiet_libraries()
     console.print("[bold]1. model2onnx.py[/]: the checkpoint in PyTorch, and as ONNX")
@@ -37,9 +35,7 @@ def main() -> int:
     console.print("[bold]3. onnx2trt.py[/]: the same ONNX file through the parser")
     parsed = onnx2trt.run(args)
     print_report(ours, parsed)
-    if json_path is not None:
-        with write_whole(json_path) as file:
-            file.write((json.dumps([job.as_dict() for job in (ours, parsed)], indent=2) + "\n").encode())
+    write_json(args.json, [ours.as_dict(), parsed.as_dict()])
     return 0 if ours.agrees and parsed.agrees else 1
 
 

@@ -23,7 +23,7 @@ from onnx import numpy_helper
 
 from common import UserError, run_script
 from model_files import BertConfig, ModelFolder, WeightFile, load_onnx
-from pipeline import Job, add_common_arguments, finish, print_report
+from pipeline import Job, add_common_arguments, finish, print_report, write_json
 from plugin_layers import Known, PluginLayer, layer_norm_layer, load_library, plugin_node
 from tensorrt_product import trt
 from trt_helper import DTYPES, LOGGER, TrtLog, convert_weight, create_builder
@@ -178,8 +178,10 @@ def main() -> int:
     """The script."""
     parser = argparse.ArgumentParser(description="Build BERT through TensorRT's ONNX parser, run and check it.")
     add_common_arguments(parser)
-    job = run(parser.parse_args())
+    args = parser.parse_args()
+    job = run(args)
     print_report(job)
+    write_json(args.json, job.as_dict())
     return 0 if job.agrees else 1
 
 

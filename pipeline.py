@@ -173,7 +173,6 @@ class Job:
     layer_norm: str  # "native" or a kernel of the plugin
     options: BuildOptions
     plan_path: Path
-    json_path: Path | None
     verbose_log: Path | None
     executed_by: str = ""
     not_executed_because: str | None = None
@@ -207,7 +206,7 @@ class Job:
             embed_plugins=not args.no_embed_plugins,
         )
         log = plan.with_suffix(".log") if args.verbose else None
-        return cls(way, folder, demo, args.precision, args.layer_norm, options, plan, args.json, log)
+        return cls(way, folder, demo, args.precision, args.layer_norm, options, plan, log)
 
     @property
     def tolerance(self) -> float:
@@ -277,7 +276,7 @@ def finish(
         weights_read: see ``build_plan``.
 
     Raises:
-        UserError: the build or the execution fails; the JSON file cannot be written.
+        UserError: the build or the execution fails.
     """
     job.seconds_network = seconds_network
     job.num_layers = network.num_layers
@@ -291,9 +290,17 @@ def finish(
         job.executed_by = "pytorch"
         output = _run_with_pytorch(job, network, known)
     job.comparison = Comparison.of(output, job.demo, job.folder.tokens() if job.demo.mask_positions else [])
-    if job.json_path is not None:
-        with write_whole(job.json_path) as file:
-            file.write((json.dumps(job.as_dict(), indent=2) + "\n").encode())
+
+
+def write_json(path: Path | None, results: dict[str, Any] | list[dict[str, Any]]) -> None:
+    """Writes what --json asks for; nothing without a path. Called last, when all that decides has been compared.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if path is not None:
+        with write_whole(path) as file:
+            file.write((json.dumps(results, indent=2) + "\n").encode())
 
 
 def _foreign_target(capabilities: Sequence[str]) -> str | None:

@@ -207,8 +207,10 @@ def test_compare_layers_names_the_first_wrong_layer(script: Script, model_dir, t
     demo = dict(np.load(folder / "demo_io.npz"))
     demo["hidden_states"][1] += 0.01  # as if PyTorch had seen something else after the first encoder layer
     np.savez(folder / "demo_io.npz", **demo)
-    done = script("builder.py", "--model-dir", folder, "--compare-layers")
+    result = tmp_path / "result.json"
+    done = script("builder.py", "--model-dir", folder, "--compare-layers", "--json", result)
     assert done.returncode == 1
+    assert json.loads(result.read_text())["within_tolerance"] is False
     assert "first layer out of tolerance (1e-05): bert.encoder.layer.0.output.LayerNorm" in done.stdout
 
 
