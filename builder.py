@@ -8,8 +8,9 @@
 
 The network is the checkpoint's own graph (Devlin et al., arXiv:1810.04805), read from top to bottom:
 ``embeddings``, L times ``encoder_layer``, ``head``.
-Letters in shapes: S sequence length, H hidden size, N heads, D head size (H = N · D). There is one sentence, and most
-layers treat each word by itself: tensors are (S, H), without an axis of length 1 in front, which builds faster.
+Letters in shapes: B batch, S sequence length, H hidden size, N heads, D head size (H = N · D). For one sentence,
+tensors are (S, H), without an axis of length 1 in front, which builds faster; for a padded batch they are (B, S, H).
+Shapes below are those of one sentence; ``...`` stands for S, or for B, S.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ import math
 import time
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from common import run_script
 from fusion_log import print_fusions
-from model_files import INPUT_NAMES, BertConfig, ModelFolder, WeightFile
+from model_files import INPUT_NAMES, MASK_NAME, BertConfig, ModelFolder, WeightFile
 from pipeline import Job, add_common_arguments, finish, print_report, write_json
 from plugin_layers import Known, PluginLayers, layer_norm_layer
 from tensorrt_product import trt
-from trt_helper import DTYPES, GELU_KINDS, TrtLog, TrtNetworkHelper, create_builder
+from quantization import BASE_PRECISION, Quantization
+from trt_helper import DTYPES, GELU_KINDS, QUANTIZED_TYPES, TrtLog, TrtNetworkHelper, create_builder
+
+BATCHINGS = ("single", "padded")
 
 
 @dataclass
@@ -38,7 +44,10 @@ class BertBuilder:
         weights: the checkpoint's parameters by name. A ``Linear`` weight is (in, out), see model2onnx.py.
         gelu: which GELU (``GELU_KINDS``); None takes the checkpoint's.
         layer_norm_kernel: ``native``, or a kernel of the LayerNorm plugin.
+        quantization: which products run in int8 or fp8, if any.
         tables: embedding tables that are in the network already, by name.
+        smoothed: tensors with smoothed channels that are in the network already, by the tensor's name.
+        mask_bias: fp32 (B, 1, 1, S), what attention adds to its scores in a padded batch.
     """
 
     helper: TrtNetworkHelper
@@ -46,18 +55,46 @@ class BertBuilder:
     weights: WeightFile
     gelu: str | None = None
     layer_norm_kernel: str = "native"
+    quantization: Quantization | None = None
     tables: dict[str, trt.ITensor] = field(default_factory=dict)
+    smoothed: dict[str, trt.ITensor] = field(default_factory=dict)
+    mask_bias: trt.ITensor | None = None
 
-    def build(self) -> None:
-        """The whole network: three inputs int32 (1, S) to one fp32 output (1, S, vocabulary or H)."""
+    def build(self, batching: str) -> None:
+        """The whole network, for one sentence or for a padded batch."""
+        if batching == "single":
+            self.build_single()
+        else:
+            self.build_padded()
+
+    def build_single(self) -> None:
+        """Three inputs int32 (1, S) to one fp32 output (1, S, vocabulary or H)."""
         ids = [self.helper.addInput(name, trt.DataType.INT32, (1, -1)) for name in INPUT_NAMES]
-        words, types, positions = (self.helper.addReshape(tensor, (-1,), f"{tensor.name}.flat") for tensor in ids)
-        x = self.embeddings(words, types, positions)  # (S, H)
-        for index in range(self.config.num_layers):
-            x = self.encoder_layer(x, f"{self.config.prefix}encoder.layer.{index}")  # (S, H)
-        output = self.head(x) if self.config.has_head else x  # (S, vocabulary or H)
+        flat = [self.helper.addReshape(tensor, (-1,), f"{tensor.name}.flat") for tensor in ids]  # each (S,)
+        output = self.encode(*flat)  # (S, vocabulary or H)
         shape = (1, -1, self.config.output_width)
         self.helper.markOutput(self.helper.addReshape(output, shape, "output"), self.config.output_name)
+
+    def build_padded(self) -> None:
+        """Three inputs and the mask, 1 for a word and 0 for padding, int32 (B, S), to fp32 (B, S, vocabulary or H)."""
+        ids = [self.helper.addInput(name, trt.DataType.INT32, (-1, -1)) for name in INPUT_NAMES]
+        mask = self.helper.addInput(MASK_NAME, trt.DataType.INT32, (-1, -1))
+        self.mask_bias = self.bias_of_mask(mask)
+        self.helper.markOutput(self.encode(*ids), self.config.output_name)
+
+    def bias_of_mask(self, mask: trt.ITensor) -> trt.ITensor:
+        """0 for a word and −1e30 for padding, so that its probability is 0: int32 (B, S) -> fp32 (B, 1, 1, S)."""
+        helper = self.helper
+        ones = helper.addCast(mask, trt.DataType.FLOAT, f"{MASK_NAME}.fp32")
+        spread = helper.addReshape(ones, (0, 1, 1, -1), f"{MASK_NAME}.spread")
+        return helper.addScale(helper.addShift(spread, -1.0, f"{MASK_NAME}.shifted"), 1e30, f"{MASK_NAME}.bias")
+
+    def encode(self, words: trt.ITensor, types: trt.ITensor, positions: trt.ITensor) -> trt.ITensor:
+        """Ids to the model's output: three int32 (...) -> (..., vocabulary or H)."""
+        x = self.embeddings(words, types, positions)  # (..., H)
+        for index in range(self.config.num_layers):
+            x = self.encoder_layer(x, f"{self.config.prefix}encoder.layer.{index}")  # (..., H)
+        return self.head(x) if self.config.has_head else x
 
     def embeddings(
         self, input_ids: trt.ITensor, token_type_ids: trt.ITensor, position_ids: trt.ITensor
@@ -90,16 +127,18 @@ class BertBuilder:
         )  # each (N, S, D)
         # Q is scaled before the product, not the scores after it: the unscaled scores can overflow fp16.
         q = helper.addScale(q, 1 / math.sqrt(self.config.head_size), f"{name}.scaled_query")
-        scores = helper.addMatMul(q, k, f"{name}.scores", transpose_b=True)  # (N, S, S)
-        probabilities = helper.addSoftmax(scores, f"{name}.probabilities")  # (N, S, S)
-        context = helper.addMatMul(probabilities, v, f"{name}.context")  # (N, S, D)
+        scores = self.product(q, k, f"{name}.scores", transpose_b=True)  # (N, S, S)
+        probabilities = helper.addSoftmax(scores, f"{name}.probabilities", bias=self.mask_bias)  # (N, S, S)
+        context = self.product(probabilities, v, f"{name}.context")  # (N, S, D)
+        swap, keep = ((1, 0, 2), (-1,)) if len(context.shape) == 3 else ((0, 2, 1, 3), (0, 0))
         # (N, S, D) -> (S, N, D) -> (S, H)
-        return helper.addShuffle(context, name, first_transpose=(1, 0, 2), shape=(-1, hidden))
+        return helper.addShuffle(context, name, first_transpose=swap, shape=(*keep, hidden))
 
     def split_heads(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """(S, H) -> (S, N, D) -> (N, S, D)."""
-        shape = (-1, self.config.num_heads, self.config.head_size)
-        return self.helper.addShuffle(x, name, shape=shape, second_transpose=(1, 0, 2))
+        keep, swap = ((-1,), (1, 0, 2)) if len(x.shape) == 2 else ((0, 0), (0, 2, 1, 3))
+        shape = (*keep, self.config.num_heads, self.config.head_size)
+        return self.helper.addShuffle(x, name, shape=shape, second_transpose=swap)
 
     def head(self, x: trt.ITensor) -> trt.ITensor:
         """From hidden states to a score for every word: (S, H) -> (S, vocabulary)."""
@@ -111,15 +150,41 @@ class BertBuilder:
         if not self.config.tied_decoder:
             return self.linear(x, f"{name}.decoder", hidden, words)
         table = self.table(f"{self.config.prefix}embeddings.word_embeddings", words)  # (vocabulary, H)
+        if len(x.shape) == 3:  # a product wants as many axes on both sides
+            table = self.helper.addReshape(table, (1, words, hidden), f"{name}.decoder.weight")
         scores = self.helper.addMatMul(x, table, f"{name}.decoder", transpose_b=True)
         return self.helper.addBias(scores, self.weights.get(f"{name}.bias", (words,)), name)
 
     # a module and its parameters
 
     def linear(self, x: trt.ITensor, name: str, width_in: int, width_out: int) -> trt.ITensor:
-        """A ``Linear`` with its parameters: (S, in) -> (S, out)."""
+        """A ``Linear`` with its parameters, quantized if it is to be: (S, in) -> (S, out)."""
         weight = self.weights.get(f"{name}.weight", (width_in, width_out))
-        return self.helper.addLinear(x, weight, self.weights.get(f"{name}.bias", (width_out,)), name)
+        bias = self.weights.get(f"{name}.bias", (width_out,))
+        quantization = self.quantization
+        if quantization is None:
+            return self.helper.addLinear(x, weight, bias, name)
+        if x.name in quantization.smoothing:
+            weight = weight * quantization.smoothing[x.name][:, None]
+            x = self.smooth(x, quantization.smoothing[x.name])
+        if name not in quantization.products:
+            return self.helper.addLinear(x, weight, bias, name)
+        x = self.helper.addQuantizedRange(x, quantization.ranges[x.name], quantization.dtype)
+        return self.helper.addLinear(x, weight, bias, name, quantization.dtype)
+
+    def smooth(self, x: trt.ITensor, divisors: np.ndarray) -> trt.ITensor:
+        """x / divisors for each channel, once for all layers that read x: (..., H) and (H,) -> (..., H)."""
+        if x.name not in self.smoothed:
+            self.smoothed[x.name] = self.helper.addChannelScale(x, 1 / divisors, f"{x.name}.smoothed")
+        return self.smoothed[x.name]
+
+    def product(self, a: trt.ITensor, b: trt.ITensor, name: str, transpose_b: bool = False) -> trt.ITensor:
+        """a @ b, or a @ bᵀ, of two activations, quantized if it is to be."""
+        quantization = self.quantization
+        if quantization is not None and name in quantization.products:
+            ranges, dtype = quantization.ranges, quantization.dtype
+            a, b = (self.helper.addQuantizedRange(tensor, ranges[tensor.name], dtype) for tensor in (a, b))
+        return self.helper.addMatMul(a, b, name, transpose_b=transpose_b)
 
     def embedding(self, ids: trt.ITensor, name: str, rows: int) -> trt.ITensor:
         """An ``Embedding`` with its table: (S,) -> (S, H)."""
@@ -191,14 +256,30 @@ class AssembledBert:
 
 
 def assemble(
-    folder: ModelFolder, log: TrtLog, precision: str = "fp32", gelu: str | None = None, layer_norm: str = "native"
+    folder: ModelFolder,
+    log: TrtLog,
+    precision: str = "fp32",
+    gelu: str | None = None,
+    layer_norm: str = "native",
+    batching: str = "single",
+    quantization: Quantization | None = None,
 ) -> AssembledBert:
     """Makes the network of the model in ``folder``.
+
+    Args:
+        folder: written by model2onnx.py.
+        log: for TensorRT's messages.
+        precision: type of weights and tensors (``DTYPES``), or of the quantized products (``QUANTIZED_TYPES``).
+        gelu: which GELU; default: the checkpoint's.
+        layer_norm: ``native``, or a kernel of the LayerNorm plugin.
+        batching: one of ``BATCHINGS``.
+        quantization: which products are quantized and how; or, with another precision, what is smoothed.
 
     Raises:
         UserError: a weight is missing, has another shape, or does not fit the precision; the plugins are not built.
     """
-    weights, config, dtype = folder.weights(), folder.config, DTYPES[precision]
+    dtype = DTYPES[BASE_PRECISION if precision in QUANTIZED_TYPES else precision]
+    weights, config = folder.weights(), folder.config
     builder, network = create_builder(log)
     planned = []
     if layer_norm != "native":
@@ -206,7 +287,7 @@ def assemble(
         planned = [layer_norm_layer(name, hidden, dtype, epsilon, layer_norm) for name in layer_norm_names(config)]
     plugins = PluginLayers(network, log, planned) if planned else None
     helper = TrtNetworkHelper(network, log, dtype, plugins)
-    BertBuilder(helper, config, weights, gelu, layer_norm).build()
+    BertBuilder(helper, config, weights, gelu, layer_norm, quantization).build(batching)
     known = Known(helper.weights, {layer.name: layer for layer in planned})
     return AssembledBert(builder, network, weights, known, helper.gelu_parts, hidden_state_names(config))
 

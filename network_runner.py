@@ -34,11 +34,13 @@ TORCH_TYPES: dict[trt.DataType, torch.dtype] = {
     trt.DataType.HALF: torch.float16,
     trt.DataType.BF16: torch.bfloat16,
     trt.DataType.INT8: torch.int8,
+    trt.DataType.FP8: torch.float8_e4m3fn,
     trt.DataType.INT32: torch.int32,
     trt.DataType.INT64: torch.int64,
     trt.DataType.BOOL: torch.bool,
 }
 NARROW_FLOATS = (torch.float16, torch.bfloat16)
+QUANTIZED_LIMITS = {torch.int8: (-128.0, 127.0), torch.float8_e4m3fn: (-448.0, 448.0)}
 
 
 class UnsupportedLayerError(UserError):
@@ -56,6 +58,69 @@ def matrix_multiply(a: torch.Tensor, b: torch.Tensor, transpose_a: bool, transpo
     if a.dtype in NARROW_FLOATS and not a.is_cuda:
         return torch.matmul(a.float(), b.float()).to(a.dtype)
     return torch.matmul(a, b)
+
+
+def quantize(x: torch.Tensor, scale: torch.Tensor, axis: int | None, dtype: torch.dtype) -> torch.Tensor:
+    """x / scale, rounded half to even, saturated: to int8 [-128, 127], or to fp8 (E4M3) [-448, 448].
+
+    ``scale`` is one number, or one for each slice along ``axis``. See "Explicit Quantization" in TensorRT's guide.
+    """
+    scaled = x.float() / along_axis(scale.float(), axis, x.dim())
+    low, high = QUANTIZED_LIMITS[dtype]
+    rounded = scaled.round() if dtype == torch.int8 else scaled  # the cast to fp8 rounds by itself, half to even
+    return rounded.clamp(low, high).to(dtype)
+
+
+def dequantize(q: torch.Tensor, scale: torch.Tensor, axis: int | None, dtype: torch.dtype) -> torch.Tensor:
+    """q · scale, computed in fp32; ``scale`` as in ``quantize``."""
+    return (q.float() * along_axis(scale.float(), axis, q.dim())).to(dtype)
+
+
+def along_axis(scale: torch.Tensor, axis: int | None, rank: int) -> torch.Tensor:
+    """One scale as it is; one for each slice in the shape that broadcasts along ``axis``."""
+    if scale.numel() == 1 or axis is None:
+        return scale.reshape(())
+    return scale.reshape([-1 if place == axis % rank else 1 for place in range(rank)])
+
+
+def quantized_product(
+    a: torch.Tensor,
+    scale_a: torch.Tensor,
+    b: torch.Tensor,
+    scale_b: torch.Tensor,
+    transpose_a: bool,
+    transpose_b: bool,
+    dtype: torch.dtype,
+    int8_kernel: bool,
+) -> torch.Tensor:
+    """A product of two dequantized tensors, as an int8 engine computes it: the integers are multiplied and summed,
+    the scales follow, and only then is the result rounded to ``dtype``.
+
+    Args:
+        a: (..., M, K) before ``transpose_a``, int8 or fp8.
+        scale_a: one number.
+        b: (..., K, N) before ``transpose_b``.
+        scale_b: one number, or (N,).
+        transpose_a: as in ``matrix_multiply``.
+        transpose_b: likewise.
+        dtype: of the result.
+        int8_kernel: through PyTorch's int8 product, which sums in int32; for one weight matrix, not for batches. Else
+            in fp32, which holds the products of int8 and of fp8 exactly and rounds sums beyond 2^24.
+    """
+    a = a.transpose(-1, -2) if transpose_a else a
+    b = b.transpose(-1, -2) if transpose_b else b
+    is_one_weight = a.dtype == torch.int8 and b.numel() == b.shape[-1] * b.shape[-2]
+    product = int8_product(a, b) if int8_kernel and is_one_weight else torch.matmul(a.float(), b.float())
+    return (product * (scale_a.float().reshape(()) * scale_b.float().reshape(-1))).to(dtype)
+
+
+def int8_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a @ b by an int8 kernel, summed in int32: (..., M, K) and (1 ..., K, N) -> fp32 (..., M, N)."""
+    rows = a.reshape(-1, a.shape[-1])
+    missing = max(0, 17 - rows.shape[0])  # cuBLAS wants more than 16 rows
+    padded = torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
+    product = torch._int_mm(padded, b.reshape(b.shape[-2:]))[: rows.shape[0]]
+    return product.float().reshape(*a.shape[:-1], b.shape[-1])
 
 
 def shuffle(
@@ -220,10 +285,12 @@ LAYER_CLASSES = {
     "CAST": "ICastLayer",
     "CONCATENATION": "IConcatenationLayer",
     "CONSTANT": "IConstantLayer",
+    "DEQUANTIZE": "IDequantizeLayer",
     "ELEMENTWISE": "IElementWiseLayer",
     "GATHER": "IGatherLayer",
     "MATRIX_MULTIPLY": "IMatrixMultiplyLayer",
     "NORMALIZATION": "INormalizationLayer",
+    "QUANTIZE": "IQuantizeLayer",
     "REDUCE": "IReduceLayer",
     "SHUFFLE": "IShuffleLayer",
     "SOFTMAX": "ISoftMaxLayer",
@@ -266,9 +333,11 @@ def axes_of_mask(mask: int) -> list[int]:
 
 
 def as_torch(array: np.ndarray) -> torch.Tensor:
-    """The array as a tensor, bf16 included, in the same memory where PyTorch allows it."""
+    """The array as a tensor, bf16 and fp8 included, in the same memory where PyTorch allows it."""
     if array.dtype == ml_dtypes.bfloat16:
         return as_torch(array.view(np.int16)).view(torch.bfloat16)
+    if array.dtype == ml_dtypes.float8_e4m3fn:
+        return as_torch(array.view(np.int8)).view(torch.float8_e4m3fn)
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
@@ -300,14 +369,17 @@ class _Lowering:
         network: trt.INetworkDefinition,
         device: torch.device,
         known: Known,
+        int8_kernels: bool,
     ) -> None:
         self.network = network
         self.device = device
         self.known = known
+        self.int8_kernels = int8_kernels
         self.graph = torch.fx.Graph()
         self.attributes: dict[str, torch.Tensor | torch.nn.Module] = {}
         self.values: dict[str, _Value] = {}
         self.constants: dict[str, Any] = {}  # constant layers
+        self.dequantized: dict[str, Any] = {}  # dequantize layers, by output
         self.placed: dict[tuple[str, bool], torch.fx.Node] = {}  # constants and moved tensors, by (name, on_host)
 
     def run(self, wanted: Sequence[str]) -> torch.fx.GraphModule:
@@ -335,7 +407,9 @@ class _Lowering:
         if kind == "PLUGIN_V3":
             self.values[name] = _Value(self.plugin(layer), on_host=False)
             return
-        rule = RULES.get(kind)
+        if kind == "DEQUANTIZE":
+            self.dequantized[name] = layer
+        rule = self.quantized_rule(kind, layer) or RULES.get(kind)
         if rule is None:
             raise UnsupportedLayerError(
                 f"network_runner cannot run layer {layer.name!r}: type {kind}; it knows {', '.join(sorted(RULES))}"
@@ -350,6 +424,15 @@ class _Lowering:
             for argument in arguments
         )
         self.values[name] = _Value(self.graph.call_function(function, resolved), on_host)
+
+    def quantized_rule(self, kind: str, layer: Any) -> Callable[[Any], Call] | None:
+        """The rule for a product of two dequantized tensors whose scales can follow the product; else None."""
+        if kind != "MATRIX_MULTIPLY":
+            return None
+        a, b = (self.dequantized.get(name) for name in input_names(layer))
+        if a is None or b is None or not _is_one_scale(a) or not (_is_one_scale(b) or _is_scale_of_columns(b, layer)):
+            return None
+        return functools.partial(_quantized_product, a=a, b=b, int8_kernel=self.int8_kernels)
 
     def plugin(self, layer: Any) -> torch.fx.Node:
         """The node of a plugin layer."""
@@ -422,6 +505,35 @@ def _concatenation(layer: Any) -> Call:
     return concatenation, layer.axis, *_Input.all_of(layer)
 
 
+def _quantize(layer: Any) -> Call:
+    return quantize, *_Input.all_of(layer), _axis(layer), TORCH_TYPES[layer.get_output(0).dtype]
+
+
+def _dequantize(layer: Any) -> Call:
+    return dequantize, *_Input.all_of(layer), _axis(layer), TORCH_TYPES[layer.get_output(0).dtype]
+
+
+def _axis(layer: Any) -> int | None:
+    """The axis of a quantize or dequantize layer with a scale for each slice."""
+    return None if _is_one_scale(layer) else layer.axis
+
+
+def _is_one_scale(layer: Any) -> bool:
+    return int(np.prod(as_tuple(layer.get_input(1).shape))) == 1
+
+
+def _is_scale_of_columns(layer: Any, product: Any) -> bool:
+    """Whether the second factor of a product has a scale for each column, (K, N) -> (N,)."""
+    rank = len(as_tuple(layer.get_input(0).shape))
+    return layer.axis % rank == rank - (2 if product.op1 == trt.MatrixOperation.TRANSPOSE else 1)
+
+
+def _quantized_product(layer: Any, a: Any, b: Any, int8_kernel: bool) -> Call:
+    transposes = (op == trt.MatrixOperation.TRANSPOSE for op in (layer.op0, layer.op1))
+    dtype = TORCH_TYPES[layer.get_output(0).dtype]
+    return quantized_product, *_Input.all_of(a), *_Input.all_of(b), *transposes, dtype, int8_kernel
+
+
 def _elementwise(layer: Any) -> Call:
     return _choose(ELEMENTWISE, layer, layer.op), *_Input.all_of(layer)
 
@@ -487,11 +599,13 @@ RULES: dict[str, Callable[[Any], Call]] = {
     "ACTIVATION": _activation,
     "CAST": _cast,
     "CONCATENATION": _concatenation,
+    "DEQUANTIZE": _dequantize,
     "ELEMENTWISE": _elementwise,
     "GATHER": _gather,
     "IDENTITY": _cast,
     "MATRIX_MULTIPLY": _matrix_multiply,
     "NORMALIZATION": _normalization,
+    "QUANTIZE": _quantize,
     "REDUCE": _reduce,
     "SHAPE": _shape,
     "SHUFFLE": _shuffle,
@@ -513,6 +627,7 @@ class NetworkRunner:
         device: "cpu" or "cuda".
         outputs: names of the tensors to return; default: the network's outputs.
         known: what the API cannot read back.
+        int8_kernels: int8 products with a weight run through real int8 kernels, and not in fp32 with the same integers.
 
     Attributes:
         module: the lowered graph (``print(runner.module.code)``), callable with the inputs in order.
@@ -530,13 +645,14 @@ class NetworkRunner:
         device: str = "cpu",
         outputs: Sequence[str] | None = None,
         known: Known | None = None,
+        int8_kernels: bool = False,
     ) -> None:
         self.device = torch.device(device)
         inputs = [network.get_input(index) for index in range(network.num_inputs)]
         self.input_names = [tensor.name for tensor in inputs]
         self._input_types = {tensor.name: TORCH_TYPES[tensor.dtype] for tensor in inputs}
         self.output_names = list(outputs or (network.get_output(index).name for index in range(network.num_outputs)))
-        self.module = _Lowering(network, self.device, known or Known()).run(self.output_names)
+        self.module = _Lowering(network, self.device, known or Known(), int8_kernels).run(self.output_names)
 
     def run(self, inputs: Mapping[str, np.ndarray | torch.Tensor]) -> dict[str, torch.Tensor]:
         """Runs once.

@@ -42,6 +42,7 @@ NUMPY_TYPES: dict[trt.DataType, Any] = {
     trt.DataType.HALF: np.float16,
     trt.DataType.BF16: ml_dtypes.bfloat16,
     trt.DataType.INT8: np.int8,
+    trt.DataType.FP8: ml_dtypes.float8_e4m3fn,
     trt.DataType.INT32: np.int32,
     trt.DataType.INT64: np.int64,
     trt.DataType.BOOL: np.bool_,
@@ -50,6 +51,8 @@ NARROW_LIMITS = {  # absolute values from here on round to infinity
     trt.DataType.HALF: 65520.0,
     trt.DataType.BF16: (2 - 2**-8) * 2.0**127,
 }
+QUANTIZED_TYPES = {"int8": trt.DataType.INT8, "fp8": trt.DataType.FP8}
+QUANTIZED_MAXIMA = {trt.DataType.INT8: 127.0, trt.DataType.FP8: 448.0}  # largest value of the type; fp8 is E4M3
 GELU_KINDS = ("erf", "tanh", "decomposed")
 
 
@@ -157,6 +160,7 @@ class TrtNetworkHelper:
         self.gelu_parts: list[str] = []  # names of the layers that addGELU("decomposed") made
         self.weights: dict[str, np.ndarray] = {}  # TensorRT reads them when it builds: they must live until then
         self._converted: dict[Any, tuple[np.ndarray, np.ndarray]] = {}  # so that tied weights are stored once
+        self._ranged: dict[tuple[str, trt.DataType], trt.ITensor] = {}  # quantized and dequantized tensors
 
     # inputs and outputs
 
@@ -199,7 +203,7 @@ class TrtNetworkHelper:
             self._converted[source] = (values, converted)  # values too: its address must not be used again
         stored = self.weights[name] = self._converted[source][1]
         weights = trt.Weights(dtype, stored.ctypes.data, stored.size)
-        layer = self.network.add_constant(trt.Dims(list(shape or stored.shape)), weights)
+        layer = self.network.add_constant(trt.Dims(list(stored.shape if shape is None else shape)), weights)
         return self._finish(layer, name, [])
 
     # matrix products
@@ -212,21 +216,85 @@ class TrtNetworkHelper:
         layer = self.network.add_matrix_multiply(a, op[transpose_a], b, op[transpose_b])
         return self._finish(layer, name, [a, b])
 
-    def addLinear(self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray, name: str) -> trt.ITensor:
+    def addLinear(
+        self,
+        x: trt.ITensor,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        name: str,
+        quantized: trt.DataType | None = None,
+    ) -> trt.ITensor:
         """x @ weight + bias.
 
         Args:
-            x: (..., in).
+            x: (..., in); for a quantized product what ``addQuantizedRange`` returned.
             weight: (in, out), as ONNX's MatMul has it: the transpose of PyTorch's ``Linear.weight``.
             bias: (out,).
             name: the module's name.
+            quantized: the type of a quantized product (``QUANTIZED_TYPES``): the weight is stored in it, one byte an
+                element, with a scale for each output channel.
 
         Returns:
             (..., out).
         """
-        w = self.addConstant(weight, f"{name}.weight", shape=_as_rank(weight.shape, x))  # (1 ..., in, out)
+        if quantized is None:
+            w = self.addConstant(weight, f"{name}.weight", shape=_as_rank(weight.shape, x))  # (1 ..., in, out)
+        else:
+            w = self._addQuantizedWeight(x, weight, f"{name}.weight", quantized)
         product = self.addMatMul(x, w, f"{name}.product")  # (..., out)
         return self.addBias(product, bias, name)
+
+    def _addQuantizedWeight(
+        self, x: trt.ITensor, weight: np.ndarray, name: str, dtype: trt.DataType
+    ) -> trt.ITensor:
+        values, scales = quantize_weight(weight, dtype, name)
+        stored = self.addConstant(values, name, dtype, _as_rank(values.shape, x))  # (1 ..., in, out)
+        return self.addDequantize(stored, scales, f"{name}.dequantized", axis=len(x.shape) - 1)
+
+    # quantization: explicit, symmetric
+
+    def addQuantize(
+        self, x: trt.ITensor, scale: float | np.ndarray, name: str, dtype: trt.DataType, axis: int | None = None
+    ) -> trt.ITensor:
+        """x / scale, rounded half to even and saturated: to int8 [-128, 127], or to fp8 (E4M3) [-448, 448].
+
+        Args:
+            x: any shape.
+            scale: one number, or with ``axis`` one for each slice along it.
+            name: the layer's name.
+            dtype: one of ``QUANTIZED_TYPES``.
+            axis: see ``scale``.
+        """
+        scales = self._scales(scale, f"{name}.scale")
+        layer = self.network.add_quantize(x, scales, dtype)
+        if layer is not None and axis is not None:
+            layer.axis = axis
+        return self._finish(layer, name, [x, scales])
+
+    def addDequantize(
+        self, q: trt.ITensor, scale: float | np.ndarray, name: str, axis: int | None = None
+    ) -> trt.ITensor:
+        """q · scale in the helper's type; arguments as for ``addQuantize``."""
+        scales = self._scales(scale, f"{name}.scale")
+        layer = self.network.add_dequantize(q, scales, self.dtype)
+        if layer is not None and axis is not None:
+            layer.axis = axis
+        return self._finish(layer, name, [q, scales])
+
+    def addQuantizedRange(self, x: trt.ITensor, largest: float, dtype: trt.DataType) -> trt.ITensor:
+        """x quantized, ``largest`` becoming the type's largest value, and dequantized: TensorRT runs a product of two
+        such tensors in ``dtype``. Made once for each tensor, however many products read it."""
+        key = (x.name, dtype)
+        if key not in self._ranged:
+            scale = largest / QUANTIZED_MAXIMA[dtype]
+            q = self.addQuantize(x, scale, f"{x.name}.quantized", dtype)
+            self._ranged[key] = self.addDequantize(q, scale, f"{x.name}.dequantized")
+        return self._ranged[key]
+
+    def _scales(self, scale: float | np.ndarray, name: str) -> trt.ITensor:
+        """Scales are fp32 whatever the network's type: those of small weights would lose digits in fp16."""
+        values = np.asarray(scale, np.float32)
+        return self.addConstant(values, name, trt.DataType.FLOAT, values.shape)
 
     def addBias(self, x: trt.ITensor, bias: np.ndarray, name: str) -> trt.ITensor:
         """x + bias along the last axis: (..., H) and (H,)."""
@@ -260,7 +328,7 @@ class TrtNetworkHelper:
         """x/2 · (1 + erf(x / √2)), each operation a layer of its own."""
         scaled = self.addScale(x, 1 / math.sqrt(2), f"{name}.gelu_scale")
         erf = self._unary(scaled, trt.UnaryOperation.ERF, f"{name}.gelu_erf")
-        shifted = self.addAdd(erf, self._scalar(1.0, x, f"{name}.gelu_one"), f"{name}.gelu_add")
+        shifted = self.addShift(erf, 1.0, f"{name}.gelu_add")
         half = self.addScale(x, 0.5, f"{name}.gelu_half")
         product = self._elementwise(half, shifted, trt.ElementWiseOperation.PROD, name)
         self.gelu_parts += [scaled.name, erf.name, shifted.name, half.name, product.name]
@@ -278,12 +346,21 @@ class TrtNetworkHelper:
         """Natural logarithm."""
         return self._unary(x, trt.UnaryOperation.LOG, name)
 
-    def addSoftmax(self, x: trt.ITensor, name: str, axis: int = -1) -> trt.ITensor:
+    def addSoftmax(self, x: trt.ITensor, name: str, axis: int = -1, bias: trt.ITensor | None = None) -> trt.ITensor:
         """Softmax along ``axis``, computed in fp32, returned in x's type.
 
         In fp16 the sum of exponentials over a long sequence would lose most of its digits.
+
+        Args:
+            x: any shape.
+            name: the module's name.
+            axis: where the results sum to 1.
+            bias: fp32, added to x before; broadcasts. An attention mask: 0, or very negative where nothing may be
+                looked at.
         """
         wide = self.addCast(x, trt.DataType.FLOAT, f"{name}.wide")
+        if bias is not None:
+            wide = self.addAdd(wide, bias, f"{name}.masked")
         layer = self.network.add_softmax(wide)
         if layer is not None:
             layer.axes = 1 << (axis % len(x.shape))
@@ -353,6 +430,15 @@ class TrtNetworkHelper:
         """factor · x."""
         scalar = self._scalar(factor, x, f"{name}.factor")
         return self._elementwise(x, scalar, trt.ElementWiseOperation.PROD, name)
+
+    def addChannelScale(self, x: trt.ITensor, factors: np.ndarray, name: str) -> trt.ITensor:
+        """factors · x along the last axis: (..., H) and (H,)."""
+        channels = self.addConstant(factors, f"{name}.factors", x.dtype, _as_rank(factors.shape, x))
+        return self._elementwise(x, channels, trt.ElementWiseOperation.PROD, name)
+
+    def addShift(self, x: trt.ITensor, summand: float, name: str) -> trt.ITensor:
+        """x + summand."""
+        return self.addAdd(x, self._scalar(summand, x, f"{name}.summand"), name)
 
     # types and shapes
 
@@ -438,6 +524,28 @@ def convert_weight(values: np.ndarray, dtype: trt.DataType, name: str) -> np.nda
                 f"({float(ml_dtypes.finfo(target).max):.6g}); build with --precision bf16 or fp32"
             )
     return values.astype(target, copy=False)
+
+
+def quantize_weight(values: np.ndarray, dtype: trt.DataType, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A weight in one byte an element, symmetric, each output channel with its own scale.
+
+    Args:
+        values: (in, out).
+        dtype: one of ``QUANTIZED_TYPES``.
+        name: for the error.
+
+    Returns:
+        The quantized weight (in, out), and the scales, float32 (out,): values ≈ weight · scales.
+
+    Raises:
+        UserError: the weight has values that are not finite.
+    """
+    wide = convert_weight(values, trt.DataType.FLOAT, name)
+    largest = np.abs(wide).max(axis=0)  # (out,)
+    scales = (np.where(largest > 0, largest, 1) / np.float32(QUANTIZED_MAXIMA[dtype])).astype(np.float32)
+    scaled = wide / scales
+    target = NUMPY_TYPES[dtype]
+    return (np.rint(scaled) if target is np.int8 else scaled).astype(target), scales
 
 
 # --- building ---------------------------------------------------------------------------------------------

@@ -1,0 +1,137 @@
+"""Which matrix products of BERT can run in int8 or fp8, and what has to be known for it.
+
+A product runs in int8 when both its factors have been quantized: integers times a scale. Weights get a scale for
+each output channel from the weights themselves; activations get one scale, from the range that ``calibrator.py``
+finds. Embeddings, layer norms, softmax, residual sums and the head are no such products and stay in fp16.
+Letters in shapes: H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from model_files import BertConfig, WeightFile
+from tensorrt_product import trt
+from trt_helper import QUANTIZED_TYPES
+
+LINEAR_GROUPS = ("qkv", "attention-output", "intermediate", "output")  # the default: every linear layer of the encoder
+GROUPS = (*LINEAR_GROUPS, "attention")
+BASE_PRECISION = "fp16"  # of everything that is not quantized
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product of the encoder.
+
+    Attributes:
+        name: the linear layer's name, or the name of one of attention's own two products.
+        group: one of ``GROUPS``.
+        activations: the tensors that it multiplies: one, besides its weight, for a linear layer, else two.
+        weight_shape: (in, out); None for attention's own products, which have no weight.
+    """
+
+    name: str
+    group: str
+    activations: tuple[str, ...]
+    weight_shape: tuple[int, int] | None = None
+
+
+def encoder_products(config: BertConfig) -> list[Product]:
+    """All products of the encoder, in the order of computation."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    square = (hidden, hidden)
+    products = []
+    before = f"{config.prefix}embeddings.LayerNorm"
+    for index in range(config.num_layers):
+        layer = f"{config.prefix}encoder.layer.{index}"
+        own = f"{layer}.attention.self"
+        attended, active = f"{layer}.attention.output.LayerNorm", f"{layer}.intermediate.intermediate_act_fn"
+        products += [Product(f"{own}.{part}", "qkv", (before,), square) for part in ("query", "key", "value")]
+        products += [
+            Product(f"{own}.scores", "attention", (f"{own}.scaled_query", f"{own}.key.heads")),
+            Product(f"{own}.context", "attention", (f"{own}.probabilities", f"{own}.value.heads")),
+            Product(f"{layer}.attention.output.dense", "attention-output", (own,), square),
+            Product(f"{layer}.intermediate.dense", "intermediate", (attended,), (hidden, inner)),
+            Product(f"{layer}.output.dense", "output", (active,), (inner, hidden)),
+        ]
+        before = f"{layer}.output.LayerNorm"
+    return products
+
+
+def in_groups(products: Iterable[Product], groups: Iterable[str]) -> list[Product]:
+    """Those products that belong to one of the groups."""
+    wanted = set(groups)
+    return [product for product in products if product.group in wanted]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What ``builder.assemble`` and ``onnx2trt.parse`` need to quantize a network.
+
+    Attributes:
+        kind: ``int8`` or ``fp8``.
+        products: names of the products to quantize.
+        ranges: for each tensor that they multiply, by ``range_name``, the absolute value that becomes the largest one.
+        smoothing: by name of a tensor, the divisors (H,) of its channels; see ``smoothing_factors``.
+    """
+
+    kind: str
+    products: frozenset[str] = frozenset()
+    ranges: Mapping[str, float] = field(default_factory=dict)
+    smoothing: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> trt.DataType:
+        """TensorRT's type of quantized values."""
+        return QUANTIZED_TYPES[self.kind]
+
+    def without(self, name: str) -> Quantization:
+        """The same with one product back in fp16."""
+        return Quantization(self.kind, self.products - {name}, self.ranges, self.smoothing)
+
+    def only(self, name: str) -> Quantization:
+        """The same with one product quantized alone."""
+        return Quantization(self.kind, frozenset({name}), self.ranges, self.smoothing)
+
+
+def range_name(tensor: str, smoothing: Mapping[str, np.ndarray]) -> str:
+    """The name of what is quantized: the tensor, or the tensor after smoothing."""
+    return f"{tensor}.smoothed" if tensor in smoothing else tensor
+
+
+def smoothing_factors(
+    products: Iterable[Product],
+    weights: WeightFile,
+    channel_maxima: Mapping[str, np.ndarray],
+    strength: float,
+) -> dict[str, np.ndarray]:
+    """Divisors that move activation outliers into the weights: x W = (x / s) (s W).
+
+    s = max|x|^strength / max|W|^(1 − strength) for each channel of x (Xiao et al., SmoothQuant, arXiv:2211.10438,
+    equation 4), where the maximum over W is over all linear layers that read the tensor.
+
+    Args:
+        products: linear layers to smooth.
+        weights: the checkpoint's.
+        channel_maxima: by tensor, the largest absolute value of each channel, (H,).
+        strength: 0 to 1; 0.5 splits the difficulty evenly.
+
+    Returns:
+        Divisors by tensor, float32 (H,), all of them greater than 0.
+    """
+    rows: dict[str, np.ndarray] = {}
+    for product in products:
+        if product.weight_shape is not None:
+            (tensor,) = product.activations
+            largest = np.abs(weights.get(f"{product.name}.weight", product.weight_shape)).max(axis=1)  # (in,)
+            rows[tensor] = np.maximum(rows[tensor], largest) if tensor in rows else largest
+    factors = {}
+    for tensor, largest in rows.items():
+        maxima = channel_maxima[tensor]
+        usable = (maxima > 0) & (largest > 0)  # a channel that is always zero stays as it is
+        x, w = np.where(usable, maxima, 1), np.where(usable, largest, 1)
+        factors[tensor] = np.where(usable, x**strength / w ** (1 - strength), 1).astype(np.float32)
+    return factors
