@@ -360,7 +360,7 @@ def _best_fit_decreasing(lengths: np.ndarray, limits: Limits) -> list[list[int]]
             left, group = limits.max_tokens, len(groups)
             groups.append([])
         groups[group].append(index)
-        if left > length and len(groups[group]) < limits.max_sequences:
+        if len(groups[group]) < limits.max_sequences:
             insort(room, (left - length, group))
     return groups
 
