@@ -27,8 +27,8 @@ from fusion_log import print_fusions
 from model_files import INPUT_NAMES, MASK_NAME, BertConfig, ModelFolder, WeightFile
 from pipeline import Job, add_common_arguments, finish, print_report, write_json
 from plugin_layers import Known, PluginLayers, layer_norm_layer
-from tensorrt_product import trt
 from quantization import BASE_PRECISION, Quantization
+from tensorrt_product import trt
 from trt_helper import DTYPES, GELU_KINDS, QUANTIZED_TYPES, TrtLog, TrtNetworkHelper, create_builder
 
 BATCHINGS = ("single", "padded")
@@ -76,7 +76,7 @@ class BertBuilder:
         self.helper.markOutput(self.helper.addReshape(output, shape, "output"), self.config.output_name)
 
     def build_padded(self) -> None:
-        """Three inputs and the mask, 1 for a word and 0 for padding, int32 (B, S), to fp32 (B, S, vocabulary or H)."""
+        """Three inputs and a mask, 1 for a word, 0 for padding, int32 (B, S), to fp32 (B, S, vocabulary or H)."""
         ids = [self.helper.addInput(name, trt.DataType.INT32, (-1, -1)) for name in INPUT_NAMES]
         mask = self.helper.addInput(MASK_NAME, trt.DataType.INT32, (-1, -1))
         self.mask_bias = self.bias_of_mask(mask)
@@ -229,8 +229,9 @@ def run(args: argparse.Namespace) -> Job:
     folder = ModelFolder(args.model_dir)
     job = Job.prepare("builder.py", folder, args)
     with job.logging() as log:
+        quantization = job.quantize(args, assemble, log)
         start = time.perf_counter()
-        bert = assemble(folder, log, args.precision, args.gelu, args.layer_norm)
+        bert = assemble(folder, log, args.precision, args.gelu, args.layer_norm, quantization=quantization)
         seconds = time.perf_counter() - start
         finish(job, log, bert.builder, bert.network, bert.known, seconds, bert.weights.pages_released())
         if args.compare_layers:

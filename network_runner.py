@@ -119,7 +119,8 @@ def int8_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     rows = a.reshape(-1, a.shape[-1])
     missing = max(0, 17 - rows.shape[0])  # cuBLAS wants more than 16 rows
     padded = torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
-    product = torch._int_mm(padded, b.reshape(b.shape[-2:]))[: rows.shape[0]]
+    int8_mm = torch._int_mm  # pyright: ignore[reportPrivateImportUsage]
+    product = int8_mm(padded, b.reshape(b.shape[-2:]))[: rows.shape[0]]
     return product.float().reshape(*a.shape[:-1], b.shape[-1])
 
 
@@ -505,12 +506,17 @@ def _concatenation(layer: Any) -> Call:
     return concatenation, layer.axis, *_Input.all_of(layer)
 
 
+def _value_and_scale(layer: Any) -> list[_Input]:
+    """Inputs of a quantize or dequantize layer; a parsed one has a zero point too, which TensorRT wants to be 0."""
+    return _Input.all_of(layer)[:2]
+
+
 def _quantize(layer: Any) -> Call:
-    return quantize, *_Input.all_of(layer), _axis(layer), TORCH_TYPES[layer.get_output(0).dtype]
+    return quantize, *_value_and_scale(layer), _axis(layer), TORCH_TYPES[layer.get_output(0).dtype]
 
 
 def _dequantize(layer: Any) -> Call:
-    return dequantize, *_Input.all_of(layer), _axis(layer), TORCH_TYPES[layer.get_output(0).dtype]
+    return dequantize, *_value_and_scale(layer), _axis(layer), TORCH_TYPES[layer.get_output(0).dtype]
 
 
 def _axis(layer: Any) -> int | None:
@@ -531,7 +537,7 @@ def _is_scale_of_columns(layer: Any, product: Any) -> bool:
 def _quantized_product(layer: Any, a: Any, b: Any, int8_kernel: bool) -> Call:
     transposes = (op == trt.MatrixOperation.TRANSPOSE for op in (layer.op0, layer.op1))
     dtype = TORCH_TYPES[layer.get_output(0).dtype]
-    return quantized_product, *_Input.all_of(a), *_Input.all_of(b), *transposes, dtype, int8_kernel
+    return quantized_product, *_value_and_scale(a), *_value_and_scale(b), *transposes, dtype, int8_kernel
 
 
 def _elementwise(layer: Any) -> Call:
@@ -627,7 +633,7 @@ class NetworkRunner:
         device: "cpu" or "cuda".
         outputs: names of the tensors to return; default: the network's outputs.
         known: what the API cannot read back.
-        int8_kernels: int8 products with a weight run through real int8 kernels, and not in fp32 with the same integers.
+        int8_kernels: int8 products with a weight run through real int8 kernels, not in fp32 with the same integers.
 
     Attributes:
         module: the lowered graph (``print(runner.module.code)``), callable with the inputs in order.

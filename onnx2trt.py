@@ -12,25 +12,39 @@ fp16 would be built as fp32 without a word.)
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper as onnx_helper
 from onnx import numpy_helper
 
+import builder
 from common import UserError, run_script
 from model_files import BertConfig, ModelFolder, WeightFile, load_onnx
 from pipeline import Job, add_common_arguments, finish, print_report, write_json
 from plugin_layers import Known, PluginLayer, layer_norm_layer, load_library, plugin_node
+from quantization import BASE_PRECISION, Product, Quantization, encoder_products, range_name
 from tensorrt_product import trt
-from trt_helper import DTYPES, LOGGER, TrtLog, convert_weight, create_builder
+from trt_helper import (
+    DTYPES,
+    LOGGER,
+    NUMPY_TYPES,
+    QUANTIZED_MAXIMA,
+    TrtLog,
+    convert_weight,
+    create_builder,
+    quantize_weight,
+)
 
 ONNX_TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 LAYER_NORM = "LayerNormalization"
 WIDE_OPERATORS = (LAYER_NORM, "Softmax")  # compute in fp32 whatever the type around them
+HALF = trt.DataType.HALF
 LARGEST_MODEL = 2**31 - 1  # bytes; protobuf's limit for one message
 
 
@@ -101,6 +115,127 @@ def use_plugin(
     return layers
 
 
+# --- int8 and fp8: QuantizeLinear and DequantizeLinear nodes ------------------------------------------------
+
+
+class GraphQuantizer:
+    """Quantizes products of an fp16 graph, in place, with the same ranges and weights as builder.py.
+
+    Args:
+        model: the graph, converted to fp16.
+        weights: the fp32 weights.
+        config: the model's sizes.
+        quantization: which products, and their ranges.
+
+    Attributes:
+        known: the weights that it changed, by name.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, weights: WeightFile, config: BertConfig, quantization: Quantization
+    ) -> None:
+        self.graph = model.graph
+        self.weights = weights
+        self.config = config
+        self.quantization = quantization
+        self.known: dict[str, np.ndarray] = {}
+        self._nodes: list[onnx.NodeProto] = []
+        self._made: set[str] = set()  # tensors that stand in the graph already
+        model.opset_import[0].version = 23  # from here on DequantizeLinear has output_dtype
+
+    def run(self) -> None:
+        """Gives every product of the encoder its new inputs.
+
+        Raises:
+            UserError: the graph is not one that model2onnx.py writes.
+        """
+        products = encoder_products(self.config)
+        linear = {f"{product.name}.weight": product for product in products if product.weight_shape is not None}
+        attention = [product for product in products if product.weight_shape is None]  # in the order of the graph
+        constants = {tensor.name for tensor in self.graph.initializer}
+        done = set()
+        for node in self.graph.node:
+            if node.op_type == "MatMul" and node.input[1] in linear:
+                done.add(self._linear(node, linear[node.input[1]]))
+            elif node.op_type == "MatMul" and node.input[1] not in constants and attention:
+                done.add(self._attention_product(node, attention.pop(0)))
+            self._nodes.append(node)
+        missing = [product.name for product in products if product.name not in done]
+        if missing:
+            raise UserError(f"the ONNX graph has no product {missing[0]!r}; write it again with model2onnx.py")
+        _replace_nodes(self.graph, self._nodes)
+        used = {name for node in self.graph.node for name in node.input}
+        kept = [onnx.TensorProto.FromString(one.SerializeToString()) for one in self.graph.initializer]
+        del self.graph.initializer[:]
+        self.graph.initializer.extend(one for one in kept if one.name in used)
+
+    def _linear(self, node: onnx.NodeProto, product: Product) -> str:
+        """x @ W, smoothed and quantized as asked for."""
+        (tensor,) = product.activations
+        assert product.weight_shape is not None
+        weight = self.weights.get(node.input[1], product.weight_shape)
+        divisors = self.quantization.smoothing.get(tensor)
+        if divisors is not None:
+            weight = weight * divisors[:, None]
+            node.input[0] = self._smoothed(node.input[0], divisors)
+            node.input[1] = self._constant(f"{node.input[1]}.smoothed", convert_weight(weight, HALF, product.name))
+        if product.name in self.quantization.products:
+            largest = self.quantization.ranges[range_name(tensor, self.quantization.smoothing)]
+            node.input[0] = self._quantized(node.input[0], largest)
+            node.input[1] = self._quantized_weight(product.name, weight)
+        return product.name
+
+    def _attention_product(self, node: onnx.NodeProto, product: Product) -> str:
+        """Q Kᵀ or P V. The exported graph scales the scores, builder.py the queries: its range of scaled queries is
+        that of the queries here times √D, and the same integers come out."""
+        if product.name in self.quantization.products:
+            for place, tensor in enumerate(product.activations):
+                factor = math.sqrt(self.config.head_size) if tensor.endswith(".scaled_query") else 1.0
+                node.input[place] = self._quantized(node.input[place], self.quantization.ranges[tensor] * factor)
+        return product.name
+
+    def _smoothed(self, tensor: str, divisors: np.ndarray) -> str:
+        name = f"{tensor}.smoothed"
+        if name not in self._made:
+            factors = self._constant(f"{name}.factors", convert_weight(1 / divisors, HALF, name))
+            self._add("Mul", [tensor, factors], name)
+        return name
+
+    def _quantized(self, tensor: str, largest: float) -> str:
+        """A tensor quantized and dequantized, once for all products that read it."""
+        name = f"{tensor}.dequantized"
+        if name not in self._made:
+            scale = np.asarray(largest / QUANTIZED_MAXIMA[self.quantization.dtype], np.float32)
+            inputs = [self._constant(f"{tensor}.scale", scale), self._zero(f"{tensor}.zero", ())]
+            self._add("QuantizeLinear", [tensor, *inputs], f"{tensor}.quantized")
+            self._add("DequantizeLinear", [f"{tensor}.quantized", *inputs], name, output_dtype=ONNX_TYPES["fp16"])
+        return name
+
+    def _quantized_weight(self, product: str, weight: np.ndarray) -> str:
+        """(in, out) in one byte an element; with a third axis in front, as the other factor has."""
+        values, scales = quantize_weight(weight, self.quantization.dtype, product)
+        stored = self._constant(f"{product}.weight.quantized", values[None])
+        inputs = [stored, self._constant(f"{product}.scale", scales), self._zero(f"{product}.zero", scales.shape)]
+        self._add("DequantizeLinear", inputs, f"{product}.dequantized", axis=2, output_dtype=ONNX_TYPES["fp16"])
+        return f"{product}.dequantized"
+
+    def _zero(self, name: str, shape: tuple[int, ...]) -> str:
+        """The zero point, which says the type."""
+        return self._constant(name, np.zeros(shape, NUMPY_TYPES[self.quantization.dtype]))
+
+    def _constant(self, name: str, values: np.ndarray) -> str:
+        if name not in self._made:
+            self._made.add(name)
+            kind = onnx_helper.np_dtype_to_tensor_dtype(values.dtype)
+            self.graph.initializer.append(_tensor(name, np.ascontiguousarray(values).reshape(values.shape), kind))
+            self.known[name] = values
+        return name
+
+    def _add(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> None:
+        self._made.add(output)
+        self._nodes.append(onnx_helper.make_node(operator, inputs, [output], name=output, **attributes))
+
+
 def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # clearing frees the originals
     del graph.node[:], graph.value_info[:]
@@ -124,8 +259,14 @@ def _tensor(name: str, values: np.ndarray, onnx_type: int) -> onnx.TensorProto:
     return onnx_helper.make_tensor(name, onnx_type, values.shape, values.tobytes(), raw=True)
 
 
-def parse(folder: ModelFolder, precision: str, log: TrtLog, layer_norm: str = "native") -> ParsedNetwork:
-    """Parses the folder's ONNX file, converted to the precision.
+def parse(
+    folder: ModelFolder,
+    precision: str,
+    log: TrtLog,
+    layer_norm: str = "native",
+    quantization: Quantization | None = None,
+) -> ParsedNetwork:
+    """Parses the folder's ONNX file, converted to the precision and quantized.
 
     Raises:
         UserError: the file is missing or corrupt, a weight does not fit, or the parser refuses a node; the
@@ -134,10 +275,15 @@ def parse(folder: ModelFolder, precision: str, log: TrtLog, layer_norm: str = "n
     path = folder.onnx_path
     weights, model = WeightFile(path), load_onnx(path)
     builder, network = create_builder(log)
-    known_weights: Mapping[str, np.ndarray] = {}
+    known_weights: dict[str, np.ndarray] = {}
     known_plugins: Mapping[str, PluginLayer] = {}
+    precision = precision if quantization is None else BASE_PRECISION
     if precision != "fp32":
         known_weights = convert_precision(model, weights, precision, layer_norm)
+    if quantization is not None:
+        quantizer = GraphQuantizer(model, weights, folder.config, quantization)
+        quantizer.run()
+        known_weights |= quantizer.known
     if layer_norm != "native":
         load_library()
         known_plugins = use_plugin(model, folder.config, DTYPES[precision], layer_norm)
@@ -167,8 +313,9 @@ def run(args: argparse.Namespace) -> Job:
     folder = ModelFolder(args.model_dir)
     job = Job.prepare("onnx2trt.py", folder, args)
     with job.logging() as log:
+        quantization = job.quantize(args, builder.assemble, log)
         start = time.perf_counter()
-        parsed = parse(folder, args.precision, log, args.layer_norm)
+        parsed = parse(folder, args.precision, log, args.layer_norm, quantization)
         seconds = time.perf_counter() - start
         finish(job, log, parsed.builder, parsed.network, parsed.known, seconds)
     return job

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
@@ -19,9 +19,16 @@ from common import UserError, console, log_console, make_folder, write_whole
 from model_files import DemoIO, ModelFolder
 from plugin_layers import LAYER_NORM_KERNELS, Known
 from plugins import build
+from quantization import (
+    CACHE_NAME,
+    Quantization,
+    QuantizedParts,
+    add_quantization_arguments,
+    check_quantized,
+)
 from tensorrt_product import IS_RTX, trt
 from trt_helper import (
-    DTYPES,
+    QUANTIZED_TYPES,
     BuildOptions,
     InferHelper,
     Latency,
@@ -32,9 +39,13 @@ from trt_helper import (
     execution_obstacle,
 )
 
-TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2}  # relative L2 error of the output against PyTorch fp32
+# Largest relative L2 error of the output against PyTorch fp32.
+TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2, "int8": 5e-2, "fp8": 5e-2}
 DEFAULT_SEQ_LEN = (1, 32, 128)  # clipped to the model's position table
 TIMED_RUNS = 200
+
+if TYPE_CHECKING:
+    from sensitivity import QuantizedModel
 
 
 # --- options ----------------------------------------------------------------------------------------------
@@ -46,7 +57,10 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         "--model-dir", type=Path, default=Path("out"), help="folder written by model2onnx.py (default: %(default)s)"
     )
     parser.add_argument(
-        "--precision", choices=list(DTYPES), default="fp32", help="type of weights and tensors (default: %(default)s)"
+        "--precision",
+        choices=list(TOLERANCES),
+        default="fp32",
+        help="type of weights and tensors; int8 and fp8: of the encoder's linear layers (default: %(default)s)",
     )
     parser.add_argument("--plan", type=Path, help="plan file to write (default: in the model folder)")
     parser.add_argument(
@@ -75,6 +89,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--verbose", action="store_true", help="write TensorRT's verbose log beside the plan")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
+    add_quantization_arguments(parser)
 
 
 def sequence_range(text: str) -> SequenceRange:
@@ -183,6 +198,8 @@ class Job:
     comparison: Comparison | None = None
     latency: dict[str, Latency] = field(default_factory=dict)
     layers_agree: bool = True
+    quantized: QuantizedModel | None = None  # what is quantized, and its error
+    parts: QuantizedParts | None = None  # the same, read back from the network
 
     @classmethod
     def prepare(cls, way: str, folder: ModelFolder, args: argparse.Namespace) -> Job:
@@ -218,6 +235,15 @@ class Job:
         """Whether the result is what PyTorch says, within tolerance."""
         return self.comparison is not None and self.comparison.agrees(self.precision) and self.layers_agree
 
+    def quantize(self, args: argparse.Namespace, assemble: Callable[..., Any], log: TrtLog) -> Quantization | None:
+        """Calibrates for int8 and fp8, and measures the error; nothing for other types."""
+        if self.precision not in QUANTIZED_TYPES:
+            return None
+        from sensitivity import quantize  # brings PyTorch, which other builds do not need
+
+        self.quantized = quantize(self.folder, args, assemble, log, self.plan_path.with_name(CACHE_NAME))
+        return self.quantized.quantization
+
     @contextmanager
     def logging(self) -> Iterator[TrtLog]:
         """TensorRT's logger; with --verbose it also writes a file beside the plan, which stays if the build fails."""
@@ -252,6 +278,8 @@ class Job:
             "within_tolerance": self.agrees,
             **asdict(self.comparison),
             "latency_ms": {name: asdict(latency) for name, latency in self.latency.items()},
+            "quantized": self.quantized.as_dict() if self.quantized else None,
+            "quantized_parts": asdict(self.parts) if self.parts else None,
         }
 
 
@@ -280,6 +308,8 @@ def finish(
     """
     job.seconds_network = seconds_network
     job.num_layers = network.num_layers
+    if job.quantized is not None:
+        job.parts = check_quantized(network, job.quantized.quantization)
     info = build_plan(builder, network, log, job.options, job.plan_path, weights_read)
     job.plan_bytes, job.seconds_build = info.num_bytes, info.seconds_build
     job.not_executed_because = execution_obstacle() or _foreign_target(job.options.compute_capabilities)
@@ -354,6 +384,7 @@ def print_report(*jobs: Job) -> None:
         ("largest difference", lambda job: f"{_compared(job).max_abs:.2e}"),
         ("network layers", lambda job: str(job.num_layers)),
         ("plan", lambda job: f"{job.plan_bytes / 2**20:.2f} MiB"),
+        ("products in int8 or fp8", _products_cell),
         ("seconds for network + plan", lambda job: f"{job.seconds_network:.2f} + {job.seconds_build:.2f}"),
         ("network run by", lambda job: {"tensorrt": "TensorRT", "pytorch": "PyTorch"}[job.executed_by]),
         ("milliseconds, median (p99)", _latency_cell),
@@ -363,6 +394,10 @@ def print_report(*jobs: Job) -> None:
         table.add_row(label, "", *(cell(job) for job in jobs))
     console.print(table)
     console.print(_explain_execution(jobs[0]), soft_wrap=True)
+    for job in jobs:
+        if job.quantized is not None:
+            console.print(_explain_quantization(job), soft_wrap=True)
+            job.quantized.print_change()
 
 
 def _compared(job: Job) -> Comparison:
@@ -373,6 +408,29 @@ def _compared(job: Job) -> Comparison:
 def _word_cell(comparison: Comparison, rank: int) -> Text:  # Text, not markup: there is a word [unused1]
     entry = comparison.top10[rank]
     return Text(f"{entry['word']} {entry['probability']:.4f}")
+
+
+def _products_cell(job: Job) -> str:
+    if job.parts is None:
+        return "none"
+    return f"{job.parts.quantized_products} of {job.parts.products}"
+
+
+def _explain_quantization(job: Job) -> str:
+    """The weights' bytes in the network and in the plan."""
+    assert job.parts is not None
+    parts, plan = job.parts, job.plan_bytes / 1e6
+    narrow, every = parts.quantized_weights / 1e6, parts.weight_bytes / 1e6
+    shown = {
+        True: f"which proves it: with 2 bytes an element the weights alone would take {every + narrow:.1f} MB",
+        False: "[bold red]too large for that[/]: TensorRT has widened them",
+        None: "of which so small a model is too little to prove it",
+    }[parts.plan_has_narrow_weights(job.plan_bytes)]
+    return (
+        f"{job.way}: {parts.quantized_products} of {parts.products} products have both factors in {job.precision}; "
+        f"their weights take {narrow:.2f} MB at 1 byte an element, all weights {every:.2f} MB. The plan has "
+        f"{plan:.2f} MB, {shown}."
+    )
 
 
 def _latency_cell(job: Job) -> str:

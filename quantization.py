@@ -8,17 +8,30 @@ Letters in shapes: H hidden size.
 
 from __future__ import annotations
 
+import argparse
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from common import UserError
 from model_files import BertConfig, WeightFile
 from tensorrt_product import trt
-from trt_helper import QUANTIZED_TYPES
+from trt_helper import NUMPY_TYPES, QUANTIZED_TYPES, as_tuple
 
-LINEAR_GROUPS = ("qkv", "attention-output", "intermediate", "output")  # the default: every linear layer of the encoder
+LINEAR_GROUPS = (
+    "qkv",
+    "attention-output",
+    "intermediate",
+    "output",
+)  # the default: every linear layer of the encoder
 GROUPS = (*LINEAR_GROUPS, "attention")
+METHODS = ("max", "percentile", "entropy", "mse")  # see calibrator.py
+DEFAULT_DATA = Path(__file__).with_name("calibrator_data.txt")
+CACHE_NAME = "calibration.json"
+MEASURABLE_BYTES = 2**24  # a plan has some 10 MB of code
 BASE_PRECISION = "fp16"  # of everything that is not quantized
 
 
@@ -74,7 +87,7 @@ class Quantization:
     Attributes:
         kind: ``int8`` or ``fp8``.
         products: names of the products to quantize.
-        ranges: for each tensor that they multiply, by ``range_name``, the absolute value that becomes the largest one.
+        ranges: for each tensor that they multiply, by ``range_name``, the value that becomes the type's largest one.
         smoothing: by name of a tensor, the divisors (H,) of its channels; see ``smoothing_factors``.
     """
 
@@ -100,6 +113,61 @@ class Quantization:
 def range_name(tensor: str, smoothing: Mapping[str, np.ndarray]) -> str:
     """The name of what is quantized: the tensor, or the tensor after smoothing."""
     return f"{tensor}.smoothed" if tensor in smoothing else tensor
+
+
+@dataclass(frozen=True)
+class QuantizedParts:
+    """What a network holds, read back from it.
+
+    Attributes:
+        quantized_products: matrix products whose factors are both quantized.
+        products: all matrix products.
+        quantized_weights: elements of the weights in such products, 1 byte each.
+        weight_bytes: of all constants together.
+    """
+
+    quantized_products: int
+    products: int
+    quantized_weights: int
+    weight_bytes: int
+
+    def plan_has_narrow_weights(self, plan_bytes: int) -> bool | None:
+        """Whether a plan's size shows that the weights are 1 byte each in it: it is smaller than with 2 bytes.
+        None for a small model, in which weights are not most of the plan."""
+        wider = self.weight_bytes + self.quantized_weights
+        if self.quantized_weights < MEASURABLE_BYTES:
+            return None
+        return plan_bytes < wider
+
+
+def inspect(network: trt.INetworkDefinition) -> QuantizedParts:
+    """Counts products and weights in a network."""
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    producer = {layer.get_output(0).name: layer for layer in layers}
+
+    def source(layer: trt.ILayer, place: int) -> trt.ILayer | None:
+        return producer.get(layer.get_input(place).name)
+
+    def quantized_source(layer: trt.ILayer, place: int) -> trt.ILayer | None:
+        """The quantize layer or the constant of 1 byte an element from which a factor of a product comes."""
+        dequantize = source(layer, place)
+        if dequantize is None or dequantize.type != trt.LayerType.DEQUANTIZE:
+            return None
+        origin = source(dequantize, 0)
+        narrow = dequantize.get_input(0).dtype in QUANTIZED_TYPES.values()
+        return origin if narrow else None
+
+    products = [layer for layer in layers if layer.type == trt.LayerType.MATRIX_MULTIPLY]
+    factors = [(quantized_source(layer, 0), quantized_source(layer, 1)) for layer in products]
+    quantized = [pair for pair in factors if None not in pair]
+    constants = [layer for layer in layers if layer.type == trt.LayerType.CONSTANT]
+    sizes = {layer.name: math.prod(as_tuple(layer.get_output(0).shape)) for layer in constants}
+    return QuantizedParts(
+        len(quantized),
+        len(products),
+        sum(sizes.get(b.name, 0) for _, b in quantized if b is not None),
+        sum(sizes[layer.name] * np.dtype(NUMPY_TYPES[layer.get_output(0).dtype]).itemsize for layer in constants),
+    )
 
 
 def smoothing_factors(
@@ -135,3 +203,160 @@ def smoothing_factors(
         x, w = np.where(usable, maxima, 1), np.where(usable, largest, 1)
         factors[tensor] = np.where(usable, x**strength / w ** (1 - strength), 1).astype(np.float32)
     return factors
+
+
+def check_quantized(network: trt.INetworkDefinition, quantization: Quantization) -> QuantizedParts:
+    """What the network holds, after a check that it is what was asked for.
+
+    Raises:
+        UserError: another number of products is quantized.
+    """
+    parts = inspect(network)
+    if parts.quantized_products != len(quantization.products):
+        raise UserError(
+            f"{parts.quantized_products} products of the network have both factors in {quantization.kind}, "
+            f"expected {len(quantization.products)}: please report this"
+        )
+    return parts
+
+
+# --- options ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a calibration depends on besides model and data.
+
+    Attributes:
+        kind: ``int8`` or ``fp8``.
+        method: one of ``METHODS``.
+        percentile: used by the method of that name only.
+        sentences: how many of the file's lines, evenly spread over it.
+        groups: groups of products whose tensors are looked at.
+        smoothing: strength of the smoothing of outliers; None for none, "auto" for the best of several.
+    """
+
+    kind: str = "int8"
+    method: str = "percentile"
+    percentile: float = 99.99
+    sentences: int = 128
+    groups: tuple[str, ...] = LINEAR_GROUPS
+    smoothing: float | str | None = None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Settings:
+        """Those of the command line; see ``add_calibration_arguments``."""
+        return cls(
+            args.precision, args.calibration, args.percentile, args.calibration_sentences, args.quantize, args.smooth
+        ).check()
+
+    def check(self) -> Settings:
+        """Itself.
+
+        Raises:
+            UserError: a combination that has no meaning.
+        """
+        if self.kind == "fp8" and self.method == "entropy":
+            raise UserError(
+                "--calibration entropy counts the even steps of int8, and those of fp8 are not even; "
+                "choose max, percentile or mse"
+            )
+        return self
+
+
+def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of everything that calibrates."""
+    defaults = Settings()
+    group = parser.add_argument_group("calibration, for int8 and fp8")
+    group.add_argument(
+        "--calibration", choices=METHODS, default=defaults.method, help="how ranges are chosen (default: %(default)s)"
+    )
+    group.add_argument(
+        "--percentile",
+        type=_percentage,
+        default=defaults.percentile,
+        metavar="P",
+        help="for --calibration percentile (default: %(default)s)",
+    )
+    group.add_argument(
+        "--calibration-data", type=Path, default=DEFAULT_DATA, metavar="FILE", help="text, one sentence a line"
+    )
+    group.add_argument(
+        "--calibration-sentences",
+        type=_count,
+        default=defaults.sentences,
+        metavar="N",
+        help="how many of its lines to calibrate on (default: %(default)s); others serve to measure the error",
+    )
+    group.add_argument(
+        "--quantize",
+        type=_groups,
+        default=defaults.groups,
+        metavar="GROUPS",
+        help=f"which products, of {','.join(GROUPS)} (default: {','.join(LINEAR_GROUPS)})",
+    )
+    group.add_argument(
+        "--smooth",
+        type=_strength,
+        default=None,
+        metavar="S",
+        help="SmoothQuant: move outliers of activations into the weights, with strength 0 to 1, or auto, which "
+        "measures several and takes the best (default: off)",
+    )
+
+
+def _percentage(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected more than 0 and at most 100, such as 99.99")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
+    return int(text)
+
+
+def _groups(text: str) -> tuple[str, ...]:
+    parts = tuple(part.strip() for part in text.split(","))
+    for part in parts:
+        if part not in GROUPS:
+            raise argparse.ArgumentTypeError(f"{part!r} is none of {', '.join(GROUPS)}")
+    return tuple(group for group in GROUPS if group in parts)
+
+
+def _strength(text: str) -> float | str | None:
+    if text in ("off", "auto"):
+        return None if text == "off" else text
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected off, auto, or a number from 0 to 1")
+    return value
+
+
+def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of everything that quantizes."""
+    add_calibration_arguments(parser)
+    parser.add_argument(
+        "--max-error",
+        type=_error,
+        metavar="X",
+        help="int8 and fp8: return the worst products to fp16 until the relative L2 error is at most X",
+    )
+
+
+def _error(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number greater than 0, such as 0.02")
+    return value

@@ -112,7 +112,8 @@ def _decode(line: bytes, source: str) -> str:
 def _tokenize(text: str, tokenizer: Any, config: BertConfig, source: str, truncate: bool) -> np.ndarray:
     """Text to ids, int32 (S,), S at most the length of the position table."""
     try:
-        encoded = tokenizer(text, truncation=truncate, max_length=config.max_positions, verbose=False)
+        # Given a max_length, the library does not print a warning of its own about a line that is too long.
+        encoded = tokenizer(text, truncation=truncate, max_length=config.max_positions)
     except Exception as error:  # the tokenizers library raises plain Exception
         reason = " ".join(str(error).split())
         raise UserError(

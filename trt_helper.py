@@ -244,9 +244,7 @@ class TrtNetworkHelper:
         product = self.addMatMul(x, w, f"{name}.product")  # (..., out)
         return self.addBias(product, bias, name)
 
-    def _addQuantizedWeight(
-        self, x: trt.ITensor, weight: np.ndarray, name: str, dtype: trt.DataType
-    ) -> trt.ITensor:
+    def _addQuantizedWeight(self, x: trt.ITensor, weight: np.ndarray, name: str, dtype: trt.DataType) -> trt.ITensor:
         values, scales = quantize_weight(weight, dtype, name)
         stored = self.addConstant(values, name, dtype, _as_rank(values.shape, x))  # (1 ..., in, out)
         return self.addDequantize(stored, scales, f"{name}.dequantized", axis=len(x.shape) - 1)
