@@ -300,58 +300,74 @@ class Calibration:
     histograms: dict[str, Histogram] = field(default_factory=dict)
 
 
-Assemble = Callable[..., Any]  # builder.assemble; a parameter, since builder.py imports this module
+Assemble = Callable[..., Any]  # of the signature of builder.assemble
 
 
-def calibrate(
-    folder: ModelFolder,
-    sentences: Sequence[Sentence],
-    source: Path,
-    settings: Settings,
-    assemble: Assemble,
-    log: TrtLog,
-    device: str | None = None,
-) -> Calibration:
-    """Finds the range of every tensor that the products of ``settings.groups`` multiply.
+def best_device() -> str:
+    """CUDA where there is a GPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
-    Args:
+
+@dataclass(frozen=True)
+class Subject:
+    """What is calibrated, and what it takes.
+
+    Attributes:
         folder: the model.
         sentences: to run over.
-        source: the file that they are from.
-        settings: method and so on.
-        assemble: ``builder.assemble``.
+        source: the file that they are from, for messages.
+        assemble: ``builder.assemble``; a parameter, since builder.py comes after this file.
         log: for TensorRT's messages.
-        device: "cpu" or "cuda"; default: CUDA where there is a GPU.
+        device: "cpu" or "cuda".
+    """
+
+    folder: ModelFolder
+    sentences: Sequence[Sentence]
+    source: Path
+    assemble: Assemble
+    log: TrtLog
+    device: str = field(default_factory=best_device)
+
+    def products(self, settings: Settings) -> list[Product]:
+        """The products that the settings want quantized."""
+        return in_groups(encoder_products(self.folder.config), settings.groups)
+
+    def observe(self, settings: Settings, smoothing: Mapping[str, np.ndarray]) -> BertCalibrator:
+        """Runs the fp32 network over the sentences; ``smoothing`` is part of it."""
+        smoothed = Quantization(settings.kind, smoothing=smoothing)  # no product is quantized
+        made = self.assemble(self.folder, self.log, "fp32", batching="padded", quantization=smoothed)
+        tensors = tensors_of(self.products(settings), smoothing)
+        calibrator = BertCalibrator(NetworkRunner(made.network, self.device, tensors, made.known))
+        calibrator.run(self.sentences, self.source)
+        return calibrator
+
+    def smoothing(self, settings: Settings, plain: BertCalibrator, strength: float) -> dict[str, np.ndarray]:
+        """The divisors for one strength, from what was observed without smoothing."""
+        maxima = {name: values.cpu().numpy() for name, values in plain.channel_maxima.items()}
+        return smoothing_factors(self.products(settings), self.folder.weights(), maxima, strength)
+
+
+def calibrate(subject: Subject, settings: Settings) -> Calibration:
+    """Finds the range of every tensor that the products of ``settings.groups`` multiply.
 
     Raises:
         UserError: a tensor has no range; the message names it.
     """
     start = time.perf_counter()
-    products = in_groups(encoder_products(folder.config), settings.groups)
-    smoothing: dict[str, np.ndarray] = {}
-
-    def observe() -> BertCalibrator:
-        made = assemble(
-            folder, log, "fp32", batching="padded", quantization=Quantization("int8", smoothing=smoothing)
-        )
-        runner = NetworkRunner(made.network, device or best_device(), tensors_of(products, smoothing), made.known)
-        calibrator = BertCalibrator(runner)
-        calibrator.run(sentences, source)
-        return calibrator
-
-    calibrator = observe()
+    observed, smoothing = subject.observe(settings, {}), {}
     if isinstance(settings.smoothing, float):
-        maxima = {name: values.cpu().numpy() for name, values in calibrator.channel_maxima.items()}
-        smoothing = smoothing_factors(products, folder.weights(), maxima, settings.smoothing)
-        calibrator = observe()  # what is quantized now is another tensor
-    return Calibration(
-        settings,
-        ranges_of(calibrator.histograms, settings),
-        {name: histogram.largest for name, histogram in calibrator.histograms.items()},
-        smoothing,
-        time.perf_counter() - start,
-        calibrator.histograms,
-    )
+        smoothing = subject.smoothing(settings, observed, settings.smoothing)
+        observed = subject.observe(settings, smoothing)  # what is quantized now are other tensors
+    return choose_ranges(observed, settings, smoothing, start)
+
+
+def choose_ranges(
+    observed: BertCalibrator, settings: Settings, smoothing: dict[str, np.ndarray], start: float
+) -> Calibration:
+    """Ranges by the settings' method; ``start`` is when the work began, by ``time.perf_counter``."""
+    ranges = ranges_of(observed.histograms, settings)
+    maxima = {name: histogram.largest for name, histogram in observed.histograms.items()}
+    return Calibration(settings, ranges, maxima, smoothing, time.perf_counter() - start, observed.histograms)
 
 
 def ranges_of(histograms: Mapping[str, Histogram], settings: Settings) -> dict[str, float]:
@@ -367,11 +383,6 @@ def ranges_of(histograms: Mapping[str, Histogram], settings: Settings) -> dict[s
         )
         for name, histogram in histograms.items()
     }
-
-
-def best_device() -> str:
-    """CUDA where there is a GPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 # --- the cache --------------------------------------------------------------------------------------------
@@ -609,7 +620,8 @@ def picture_path(text: str) -> Path:
 
 def main() -> int:
     """The script."""
-    from builder import assemble
+    from builder import assemble  # builder.py and sensitivity.py come after this file
+    from sensitivity import calibrate_best
 
     parser = argparse.ArgumentParser(description="Find the ranges of activations for int8 or fp8.")
     parser.add_argument("--model-dir", type=Path, default=Path("out"), help="folder written by model2onnx.py")
@@ -619,15 +631,13 @@ def main() -> int:
     parser.add_argument("--plot", type=picture_path, metavar="FILE", help="picture of the worst tensors' histograms")
     add_calibration_arguments(parser)
     args = parser.parse_args()
-    if args.smooth == "auto":
-        parser.error("--smooth auto measures whole networks: python builder.py --precision int8 --smooth auto")
     folder, settings = ModelFolder(args.model_dir), Settings.of(args)
     cache = args.cache or folder.path / CACHE_NAME
     for path in (cache, args.json, args.plot):
         if path is not None:
             make_folder(path.parent)
     data = read_data(folder, args.calibration_data, settings.sentences, 0)
-    made = calibrate(folder, data.calibration, data.path, settings, assemble, TrtLog())
+    made = calibrate_best(Subject(folder, data.calibration, data.path, assemble, TrtLog()), settings, data.mask_id)
     write_cache(cache, made, fingerprint(folder, data.calibration, settings))
     print_ranges(made)
     speed = len(data.calibration) / made.seconds

@@ -237,11 +237,11 @@ class Settings:
     """
 
     kind: str = "int8"
-    method: str = "percentile"
+    method: str = "mse"
     percentile: float = 99.99
     sentences: int = 128
     groups: tuple[str, ...] = LINEAR_GROUPS
-    smoothing: float | str | None = None
+    smoothing: float | str | None = "auto"
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Settings:
@@ -298,10 +298,10 @@ def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--smooth",
         type=_strength,
-        default=None,
+        default=defaults.smoothing,
         metavar="S",
-        help="SmoothQuant: move outliers of activations into the weights, with strength 0 to 1, or auto, which "
-        "measures several and takes the best (default: off)",
+        help="SmoothQuant: move outliers of activations into the weights: off, a strength from 0 to 1, or auto, "
+        "which measures several and takes the best (default: %(default)s)",
     )
 
 

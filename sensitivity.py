@@ -11,6 +11,7 @@ until the error is at most X. Errors are measured with network_runner.py on sent
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,15 +25,17 @@ from rich.table import Table
 from calibrator import (
     Assemble,
     Calibration,
-    Data,
+    Subject,
     batch_inputs,
     batches,
     best_device,
     calibrate,
     calibrate_cached,
+    choose_ranges,
     load_pyplot,
     picture_path,
     read_data,
+    spread,
 )
 from common import UserError, console, log_console, make_folder, run_script, write_whole
 from model_files import ModelFolder
@@ -52,7 +55,8 @@ from sentences import Sentence
 from trt_helper import QUANTIZED_TYPES, TrtLog
 
 EVALUATION_SENTENCES = 64
-SMOOTHING_STRENGTHS = (None, 0.3, 0.5, 0.7)
+CHOICE_SENTENCES = 32
+SMOOTHING_STRENGTHS = (None, 0.5, 0.7, 0.85)
 
 
 @dataclass(frozen=True)
@@ -290,22 +294,16 @@ def quantize(
     settings = Settings.of(args)
     data = read_data(folder, args.calibration_data, settings.sentences, EVALUATION_SENTENCES)
     products = in_groups(encoder_products(folder.config), settings.groups)
-    evaluation = None
-    if data.evaluation:
-        evaluation = Evaluation(folder, data.evaluation, data.mask_id, assemble, log)
-    elif args.max_error is not None or settings.smoothing == "auto":
+    subject = Subject(folder, data.calibration, data.path, assemble, log)
+    if args.max_error is not None and not data.evaluation:
         raise UserError(
-            f"{data.path} has {settings.sentences} sentences and all are calibrated on; --max-error and "
-            "--smooth auto need others to measure the error: add some, or lower --calibration-sentences"
+            f"{data.path} has {settings.sentences} sentences and all are calibrated on; --max-error needs others to "
+            "measure the error: add some, or lower --calibration-sentences"
         )
-
-    def make() -> Calibration:
-        if settings.smoothing == "auto":
-            assert evaluation is not None
-            return choose_smoothing(folder, data, settings, assemble, log, evaluation)
-        return calibrate(folder, data.calibration, data.path, settings, assemble, log)
-
-    calibration = calibrate_cached(folder, data.calibration, settings, cache, make)
+    calibration = calibrate_cached(
+        folder, data.calibration, settings, cache, lambda: calibrate_best(subject, settings, data.mask_id)
+    )
+    evaluation = Evaluation(folder, data.evaluation, data.mask_id, assemble, log) if data.evaluation else None
     quantization, spared, change = quantization_of(calibration, products), None, None
     if evaluation is not None:
         if args.max_error is not None:
@@ -315,22 +313,29 @@ def quantize(
     return QuantizedModel(calibration, quantization, change, spared)
 
 
-def choose_smoothing(
-    folder: ModelFolder, data: Data, settings: Settings, assemble: Assemble, log: TrtLog, evaluation: Evaluation
-) -> Calibration:
-    """Calibrates with several strengths of smoothing and takes the one with the least measured error."""
-    products = in_groups(encoder_products(folder.config), settings.groups)
+def calibrate_best(subject: Subject, settings: Settings, mask_id: int | None) -> Calibration:
+    """Calibrates; with ``auto``, with several strengths of smoothing, of which it takes that of the least error.
+
+    The error is measured on the calibration's own sentences: others are for the final measurement.
+    """
+    if settings.smoothing != "auto":
+        return calibrate(subject, settings)
+    start, products = time.perf_counter(), subject.products(settings)
+    plain = subject.observe(settings, {})
+    some = [
+        subject.sentences[at] for at in spread(len(subject.sentences), min(CHOICE_SENTENCES, len(subject.sentences)))
+    ]
+    evaluation = Evaluation(subject.folder, some, mask_id, subject.assemble, subject.log, subject.device)
     found: dict[float | None, tuple[float, Calibration]] = {}
     for strength in SMOOTHING_STRENGTHS:
-        tried = replace(settings, smoothing=strength)
-        made = calibrate(folder, data.calibration, data.path, tried, assemble, log)
+        smoothing = subject.smoothing(settings, plain, strength) if strength else {}
+        observed = subject.observe(settings, smoothing) if strength else plain
+        made = choose_ranges(observed, settings, smoothing, start)
         found[strength] = evaluation.measure(settings.kind, quantization_of(made, products)).rel_l2, made
-    told = ", ".join(
-        f"{'off' if strength is None else strength} {error:.2e}" for strength, (error, _) in found.items()
-    )
+    told = ", ".join(f"{strength or 'off'} {error:.2e}" for strength, (error, _) in found.items())
     log_console.print(f"smoothing: relative L2 error by strength: {told}", soft_wrap=True)
     _, best = min(found.values(), key=lambda pair: pair[0])
-    return replace(best, settings=settings)
+    return replace(best, seconds=time.perf_counter() - start)
 
 
 # --- tables and pictures ----------------------------------------------------------------------------------
