@@ -212,7 +212,7 @@ def batches(sentences: Sequence[Sentence]) -> list[list[Sentence]]:
 def batch_inputs(batch: Sequence[Sentence]) -> dict[str, np.ndarray]:
     """Inputs of a network for padded batches, each int32 (B, S); there is no padding in it."""
     ids = np.stack([sentence.ids for sentence in batch])
-    positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+    positions = np.tile(np.arange(ids.shape[1], dtype=np.int32), (len(ids), 1))
     values = (ids, np.zeros_like(ids), positions)
     return dict(zip(INPUT_NAMES, values, strict=True)) | {MASK_NAME: np.ones_like(ids)}
 

@@ -322,9 +322,8 @@ def calibrate_best(subject: Subject, settings: Settings, mask_id: int | None) ->
         return calibrate(subject, settings)
     start, products = time.perf_counter(), subject.products(settings)
     plain = subject.observe(settings, {})
-    some = [
-        subject.sentences[at] for at in spread(len(subject.sentences), min(CHOICE_SENTENCES, len(subject.sentences)))
-    ]
+    count = len(subject.sentences)
+    some = [subject.sentences[place] for place in spread(count, min(CHOICE_SENTENCES, count))]
     evaluation = Evaluation(subject.folder, some, mask_id, subject.assemble, subject.log, subject.device)
     found: dict[float | None, tuple[float, Calibration]] = {}
     for strength in SMOOTHING_STRENGTHS:
