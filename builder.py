@@ -8,9 +8,13 @@
 
 The network is the checkpoint's own graph (Devlin et al., arXiv:1810.04805), read from top to bottom:
 ``embeddings``, L times ``encoder_layer``, ``head``.
-Letters in shapes: B batch, S sequence length, H hidden size, N heads, D head size (H = N · D). For one sentence,
-tensors are (S, H), without an axis of length 1 in front, which builds faster; for a padded batch they are (B, S, H).
-Shapes below are those of one sentence; ``...`` stands for S, or for B, S.
+    python builder.py --fusion plugins              fused layers: EmbLayerNorm, QkvToContext, SkipLayerNorm
+    python builder.py --batching packed             many sentences without padding; padded: with a mask
+
+Letters in shapes: B batch, S sequence length, T tokens of all sentences together, H hidden size, N heads, D head size
+(H = N · D). For one sentence tensors are (S, H), without an axis of length 1 in front, which builds faster; for a
+packed batch (T, H), all sentences one after another; for a padded batch (B, S, H). Shapes below are those of one
+sentence; ``...`` stands for S, for T, or for B, S.
 """
 
 from __future__ import annotations
@@ -18,20 +22,31 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from common import run_script
+from common import UserError, run_script
 from fusion_log import print_fusions
-from model_files import INPUT_NAMES, MASK_NAME, BertConfig, ModelFolder, WeightFile
+from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, BertConfig, ModelFolder, WeightFile
 from pipeline import Job, add_common_arguments, finish, print_report, write_json
-from plugin_layers import Known, PluginLayers, layer_norm_layer
+from plugin_layers import (
+    Known,
+    PluginLayer,
+    PluginLayers,
+    emb_layer_norm_layer,
+    layer_norm_layer,
+    qkv_to_context_layer,
+    skip_layer_norm_layer,
+)
 from quantization import BASE_PRECISION, Quantization
 from tensorrt_product import trt
 from trt_helper import DTYPES, GELU_KINDS, QUANTIZED_TYPES, TrtLog, TrtNetworkHelper, create_builder
 
-BATCHINGS = ("single", "padded")
+BATCHINGS = ("single", "padded", "packed")
+FUSED_LAYERS = ("EmbLayerNorm", "SkipLayerNorm", "QkvToContext")
+FUSIONS = {"none": (), "plugins": FUSED_LAYERS}  # which of them a network has
 
 
 @dataclass
@@ -46,8 +61,10 @@ class BertBuilder:
         layer_norm_kernel: ``native``, or a kernel of the LayerNorm plugin.
         quantization: which products run in int8 or fp8, if any.
         tables: embedding tables that are in the network already, by name.
+        fused: which of ``FUSED_LAYERS`` are used.
         smoothed: tensors with smoothed channels that are in the network already, by the tensor's name.
-        mask_bias: fp32 (B, 1, 1, S), what attention adds to its scores in a padded batch.
+        separator: what keeps sentences apart in a batch: the mask int32 (B, S), or cu_seqlens int32 (B + 1,).
+        mask_bias: the same for native attention: fp32, broadcasts over the scores, and is added to them.
     """
 
     helper: TrtNetworkHelper
@@ -57,15 +74,14 @@ class BertBuilder:
     layer_norm_kernel: str = "native"
     quantization: Quantization | None = None
     tables: dict[str, trt.ITensor] = field(default_factory=dict)
+    fused: Sequence[str] = ()
     smoothed: dict[str, trt.ITensor] = field(default_factory=dict)
+    separator: trt.ITensor | None = None
     mask_bias: trt.ITensor | None = None
 
     def build(self, batching: str) -> None:
-        """The whole network, for one sentence or for a padded batch."""
-        if batching == "single":
-            self.build_single()
-        else:
-            self.build_padded()
+        """The whole network, for one sentence or for a batch."""
+        {"single": self.build_single, "padded": self.build_padded, "packed": self.build_packed}[batching]()
 
     def build_single(self) -> None:
         """Three inputs int32 (1, S) to one fp32 output (1, S, vocabulary or H)."""
@@ -78,16 +94,38 @@ class BertBuilder:
     def build_padded(self) -> None:
         """Three inputs and a mask, 1 for a word, 0 for padding, int32 (B, S), to fp32 (B, S, vocabulary or H)."""
         ids = [self.helper.addInput(name, trt.DataType.INT32, (-1, -1)) for name in INPUT_NAMES]
-        mask = self.helper.addInput(MASK_NAME, trt.DataType.INT32, (-1, -1))
-        self.mask_bias = self.bias_of_mask(mask)
+        self.separator = self.helper.addInput(MASK_NAME, trt.DataType.INT32, (-1, -1))
+        if "QkvToContext" not in self.fused:
+            words = self.helper.addCast(self.separator, trt.DataType.FLOAT, f"{MASK_NAME}.fp32")
+            self.mask_bias = self.bias(self.helper.addReshape(words, (0, 1, 1, -1), f"{MASK_NAME}.spread"))
         self.helper.markOutput(self.encode(*ids), self.config.output_name)
 
-    def bias_of_mask(self, mask: trt.ITensor) -> trt.ITensor:
-        """0 for a word and −1e30 for padding, so that its probability is 0: int32 (B, S) -> fp32 (B, 1, 1, S)."""
-        helper = self.helper
-        ones = helper.addCast(mask, trt.DataType.FLOAT, f"{MASK_NAME}.fp32")
-        spread = helper.addReshape(ones, (0, 1, 1, -1), f"{MASK_NAME}.spread")
-        return helper.addScale(helper.addShift(spread, -1.0, f"{MASK_NAME}.shifted"), 1e30, f"{MASK_NAME}.bias")
+    def build_packed(self) -> None:
+        """Three inputs int32 (T,) and cu_seqlens int32 (B + 1,) to fp32 (T, vocabulary or H)."""
+        ids = [self.helper.addInput(name, trt.DataType.INT32, (-1,)) for name in INPUT_NAMES]
+        self.separator = self.helper.addInput(LENGTHS_NAME, trt.DataType.INT32, (-1,))
+        if "QkvToContext" not in self.fused:
+            self.mask_bias = self.bias(self.same_sentence(ids[0], self.separator))
+        self.helper.markOutput(self.encode(*ids), self.config.output_name)
+
+    def same_sentence(self, ids: trt.ITensor, cu_seqlens: trt.ITensor) -> trt.ITensor:
+        """1 where two tokens belong to one sentence, else 0: int32 (T,) and (B + 1,) -> fp32 (T, T).
+
+        The number of ends that a token has passed is the number of its sentence.
+        """
+        helper, wide = self.helper, trt.DataType.FLOAT
+        ones = helper.addCast(helper.addEqual(ids, ids, "token.true"), wide, "token.one")
+        count = helper.addReshape(helper.addRunningSum(ones, "token.count"), (-1, 1), "token.column")  # (T, 1): 1 to T
+        ends = helper.addCast(helper.addReshape(cu_seqlens, (1, -1), "ends.row"), wide, "ends.fp32")  # (1, B + 1)
+        passed = helper.addCast(helper.addLess(ends, count, "ends.passed"), wide, "ends.passed.fp32")  # (T, B + 1)
+        sentence = helper.addSum(passed, 1, "token.sentence")  # (T,)
+        column = helper.addReshape(sentence, (-1, 1), "token.sentence.query")
+        row = helper.addReshape(sentence, (1, -1), "token.sentence.key")
+        return helper.addCast(helper.addEqual(column, row, "token.same"), wide, "token.same.fp32")
+
+    def bias(self, visible: trt.ITensor) -> trt.ITensor:
+        """0 where something may be looked at and −1e30 where not, so that its probability is 0; from 1 and 0."""
+        return self.helper.addScale(self.helper.addShift(visible, -1.0, "mask.shifted"), 1e30, "mask.bias")
 
     def encode(self, words: trt.ITensor, types: trt.ITensor, positions: trt.ITensor) -> trt.ITensor:
         """Ids to the model's output: three int32 (...) -> (..., vocabulary or H)."""
@@ -101,22 +139,48 @@ class BertBuilder:
     ) -> trt.ITensor:
         """LN(word + type + position): three (S,) -> (S, H)."""
         name = f"{self.config.prefix}embeddings"
+        if "EmbLayerNorm" in self.fused:
+            return self.fused_embeddings(input_ids, token_type_ids, position_ids, name)
         word = self.embedding(input_ids, f"{name}.word_embeddings", self.config.vocab_size)
         kind = self.embedding(token_type_ids, f"{name}.token_type_embeddings", self.config.type_vocab_size)
         position = self.embedding(position_ids, f"{name}.position_embeddings", self.config.max_positions)
         total = self.wide_sum(self.wide_sum(word, kind, f"{name}.word_and_type"), position, f"{name}.sum")
         return self.layer_norm(total, f"{name}.LayerNorm")
 
+    def fused_embeddings(
+        self, words: trt.ITensor, types: trt.ITensor, positions: trt.ITensor, name: str
+    ) -> trt.ITensor:
+        """The same as one plugin layer."""
+        config = self.config
+        rows = (
+            ("word_embeddings", config.vocab_size),
+            ("position_embeddings", config.max_positions),
+            ("token_type_embeddings", config.type_vocab_size),
+        )
+        tables = [self.table(f"{name}.{part}", count) for part, count in rows]
+        gamma, beta = self.norm_weights(f"{name}.LayerNorm")
+        return self.helper.addEmbLayerNorm((words, types, positions), tables, gamma, beta, f"{name}.LayerNorm")
+
     def encoder_layer(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """Attention and feed-forward, each followed by the residual sum and a layer norm: (S, H) -> (S, H)."""
         hidden, inner = self.config.hidden_size, self.config.intermediate_size
-        context = self.attention(x, f"{name}.attention.self")
-        attended = self.linear(context, f"{name}.attention.output.dense", hidden, hidden)
-        x = self.add_and_norm(attended, x, f"{name}.attention.output")
+        attention = self.fused_attention if "QkvToContext" in self.fused else self.attention
+        context = attention(x, f"{name}.attention.self")
+        x = self.linear_add_and_norm(context, x, f"{name}.attention.output", hidden, hidden)
         expanded = self.linear(x, f"{name}.intermediate.dense", hidden, inner)  # (S, 4 H)
         active = self.activation(expanded, f"{name}.intermediate.intermediate_act_fn")
-        contracted = self.linear(active, f"{name}.output.dense", inner, hidden)
-        return self.add_and_norm(contracted, x, f"{name}.output")
+        return self.linear_add_and_norm(active, x, f"{name}.output", inner, hidden)
+
+    def fused_attention(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """The same as ``attention`` from one product, with the weights of Q, K and V side by side, and a plugin."""
+        hidden = self.config.hidden_size
+        parts = [f"{name}.{part}" for part in ("query", "key", "value")]
+        weight = np.concatenate([self.weights.get(f"{part}.weight", (hidden, hidden)) for part in parts], axis=1)
+        bias = np.concatenate([self.weights.get(f"{part}.bias", (hidden,)) for part in parts])
+        quantized = self.quantization is not None and self.quantization.products.issuperset(parts)
+        qkv = self.add_linear(x, weight, bias, f"{name}.qkv", quantized)  # (S, 3 H)
+        inputs = [qkv] if self.separator is None else [qkv, self.separator]
+        return self.helper.addPlugin(name, inputs)
 
     def attention(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """softmax(Q Kᵀ / √D) V for each head: (S, H) -> (S, H). (Vaswani et al., arXiv:1706.03762)."""
@@ -161,13 +225,18 @@ class BertBuilder:
         """A ``Linear`` with its parameters, quantized if it is to be: (S, in) -> (S, out)."""
         weight = self.weights.get(f"{name}.weight", (width_in, width_out))
         bias = self.weights.get(f"{name}.bias", (width_out,))
+        quantized = self.quantization is not None and name in self.quantization.products
+        return self.add_linear(x, weight, bias, name, quantized)
+
+    def add_linear(
+        self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray | None, name: str, quantized: bool
+    ) -> trt.ITensor:
+        """x @ weight + bias, x smoothed and quantized as asked for."""
         quantization = self.quantization
-        if quantization is None:
-            return self.helper.addLinear(x, weight, bias, name)
-        if x.name in quantization.smoothing:
-            weight = weight * quantization.smoothing[x.name][:, None]
-            x = self.smooth(x, quantization.smoothing[x.name])
-        if name not in quantization.products:
+        if quantization is not None and x.name in quantization.smoothing:
+            divisors = quantization.smoothing[x.name]
+            weight, x = weight * divisors[:, None], self.smooth(x, divisors)
+        if quantization is None or not quantized:
             return self.helper.addLinear(x, weight, bias, name)
         x = self.helper.addQuantizedRange(x, quantization.ranges[x.name], quantization.dtype)
         return self.helper.addLinear(x, weight, bias, name, quantization.dtype)
@@ -199,8 +268,13 @@ class BertBuilder:
 
     def layer_norm(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """A ``LayerNorm`` with its parameters: (S, H) -> (S, H)."""
-        gamma, beta = (self.weights.get(f"{name}.{part}", (self.config.hidden_size,)) for part in ("weight", "bias"))
+        gamma, beta = self.norm_weights(name)
         return self.helper.addLayerNorm(x, gamma, beta, self.config.layer_norm_eps, name, self.layer_norm_kernel)
+
+    def norm_weights(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Gamma and beta of a ``LayerNorm``, each (H,)."""
+        gamma, beta = (self.weights.get(f"{name}.{part}", (self.config.hidden_size,)) for part in ("weight", "bias"))
+        return gamma, beta
 
     def activation(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """The activation that the checkpoint was trained with, unless another GELU was asked for."""
@@ -208,9 +282,19 @@ class BertBuilder:
             return self.helper.addReLU(x, name)
         return self.helper.addGELU(x, name, self.gelu or self.config.activation)
 
-    def add_and_norm(self, x: trt.ITensor, residual: trt.ITensor, name: str) -> trt.ITensor:
-        """LN(x + residual): two (S, H) -> (S, H)."""
-        return self.layer_norm(self.wide_sum(x, residual, f"{name}.sum"), f"{name}.LayerNorm")
+    def linear_add_and_norm(
+        self, x: trt.ITensor, residual: trt.ITensor, name: str, width_in: int, width_out: int
+    ) -> trt.ITensor:
+        """LN(x @ weight + bias + residual): (S, in) and (S, H) -> (S, H). The fused layer takes over the bias."""
+        if "SkipLayerNorm" not in self.fused:
+            x = self.linear(x, f"{name}.dense", width_in, width_out)
+            return self.layer_norm(self.wide_sum(x, residual, f"{name}.sum"), f"{name}.LayerNorm")
+        weight = self.weights.get(f"{name}.dense.weight", (width_in, width_out))
+        bias = self.weights.get(f"{name}.dense.bias", (width_out,))
+        quantized = self.quantization is not None and f"{name}.dense" in self.quantization.products
+        x = self.add_linear(x, weight, None, f"{name}.dense", quantized)
+        gamma, beta = self.norm_weights(f"{name}.LayerNorm")
+        return self.helper.addSkipLayerNorm(x, residual, gamma, beta, f"{name}.LayerNorm", bias)
 
     def wide_sum(self, a: trt.ITensor, b: trt.ITensor, name: str) -> trt.ITensor:
         """a + b in fp32. The layer norm that follows computes in fp32 anyway, and the residual sum is where the
@@ -264,6 +348,7 @@ def assemble(
     layer_norm: str = "native",
     batching: str = "single",
     quantization: Quantization | None = None,
+    fused: Sequence[str] = (),
 ) -> AssembledBert:
     """Makes the network of the model in ``folder``.
 
@@ -275,20 +360,20 @@ def assemble(
         layer_norm: ``native``, or a kernel of the LayerNorm plugin.
         batching: one of ``BATCHINGS``.
         quantization: which products are quantized and how; or, with another precision, what is smoothed.
+        fused: which of ``FUSED_LAYERS`` are used.
 
     Raises:
         UserError: a weight is missing, has another shape, or does not fit the precision; the plugins are not built.
     """
     dtype = DTYPES[BASE_PRECISION if precision in QUANTIZED_TYPES else precision]
     weights, config = folder.weights(), folder.config
+    if quantization is not None and "QkvToContext" in fused:
+        refuse_attention_products(quantization)
     builder, network = create_builder(log)
-    planned = []
-    if layer_norm != "native":
-        hidden, epsilon = config.hidden_size, config.layer_norm_eps
-        planned = [layer_norm_layer(name, hidden, dtype, epsilon, layer_norm) for name in layer_norm_names(config)]
+    planned = planned_layers(config, dtype, layer_norm, batching, fused)
     plugins = PluginLayers(network, log, planned) if planned else None
     helper = TrtNetworkHelper(network, log, dtype, plugins)
-    BertBuilder(helper, config, weights, gelu, layer_norm, quantization).build(batching)
+    BertBuilder(helper, config, weights, gelu, layer_norm, quantization, fused=fused).build(batching)
     known = Known(helper.weights, {layer.name: layer for layer in planned})
     return AssembledBert(builder, network, weights, known, helper.gelu_parts, hidden_state_names(config))
 
@@ -299,11 +384,46 @@ def hidden_state_names(config: BertConfig) -> list[str]:
     return [f"{config.prefix}embeddings.LayerNorm", *layers]
 
 
-def layer_norm_names(config: BertConfig) -> list[str]:
-    """All layer norms: one after the embeddings, two in each encoder layer, one in the head."""
-    inner = (f"{config.prefix}encoder.layer.{index}.attention.output.LayerNorm" for index in range(config.num_layers))
+def planned_layers(
+    config: BertConfig, dtype: trt.DataType, layer_norm: str, batching: str, fused: Sequence[str]
+) -> list[PluginLayer]:
+    """All plugin layers that the network will hold."""
+    hidden, epsilon = config.hidden_size, config.layer_norm_eps
+    embeddings, *outputs = hidden_state_names(config)
+    layers = [f"{config.prefix}encoder.layer.{index}" for index in range(config.num_layers)]
+    sums = [*outputs, *(f"{layer}.attention.output.LayerNorm" for layer in layers)]
     head = ["cls.predictions.transform.LayerNorm"] if config.has_head else []
-    return [*hidden_state_names(config), *inner, *head]
+    planned, norms = [], head
+    if "EmbLayerNorm" in fused:
+        planned.append(emb_layer_norm_layer(embeddings, hidden, dtype, epsilon))
+    else:
+        norms = [embeddings, *norms]
+    if "SkipLayerNorm" in fused:
+        planned += [skip_layer_norm_layer(name, hidden, dtype, epsilon) for name in sums]
+    else:
+        norms = [*norms, *sums]
+    if "QkvToContext" in fused:
+        heads = config.num_heads
+        planned += [qkv_to_context_layer(f"{name}.attention.self", hidden, heads, dtype, batching) for name in layers]
+    if layer_norm != "native":
+        planned += [layer_norm_layer(name, hidden, dtype, epsilon, layer_norm) for name in norms]
+    return planned
+
+
+def refuse_attention_products(quantization: Quantization) -> None:
+    """The QkvToContext plugin computes attention's own two products, and not in int8.
+
+    Raises:
+        UserError: one of them is to be quantized.
+    """
+    own = [
+        name for name in quantization.products if name.endswith((".attention.self.scores", ".attention.self.context"))
+    ]
+    if own:
+        raise UserError(
+            f"--quantize attention: {len(own)} of attention's own products are to be quantized, but the QkvToContext "
+            "plugin computes them in fp16; leave attention out, or build with --fusion none"
+        )
 
 
 def parse_arguments() -> argparse.Namespace:

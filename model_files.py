@@ -36,6 +36,7 @@ DEMO_NAME = "demo_io.npz"
 
 INPUT_NAMES = ("input_ids", "token_type_ids", "position_ids")
 MASK_NAME = "attention_mask"  # of a padded batch: 1 for a word, 0 for padding
+LENGTHS_NAME = "cu_seqlens"  # of a packed batch: the running sum of the lengths, from 0
 ACTIVATIONS = {  # Hugging Face's name for the activation -> what addGELU / addReLU are asked for
     "gelu": "erf",
     "gelu_new": "tanh",

@@ -196,6 +196,15 @@ def reduce(x: torch.Tensor, operation: str, axes: Sequence[int], keep_dims: bool
     return REDUCTIONS[operation](x, dim=list(axes), keepdim=keep_dims)
 
 
+def cumulative(x: torch.Tensor, axis: torch.Tensor, exclusive: bool, reverse: bool) -> torch.Tensor:
+    """Sums of all elements up to each one along ``axis``; exclusive: itself not; reverse: from the end."""
+    along = int(axis)
+    turned = x.flip(along) if reverse else x
+    total = turned.cumsum(along, dtype=x.dtype)
+    total = total - turned if exclusive else total
+    return total.flip(along) if reverse else total
+
+
 def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor computed among the shapes, on the CPU, where the network uses it as data."""
     return x.to(device)
@@ -286,6 +295,7 @@ LAYER_CLASSES = {
     "CAST": "ICastLayer",
     "CONCATENATION": "IConcatenationLayer",
     "CONSTANT": "IConstantLayer",
+    "CUMULATIVE": "ICumulativeLayer",
     "DEQUANTIZE": "IDequantizeLayer",
     "ELEMENTWISE": "IElementWiseLayer",
     "GATHER": "IGatherLayer",
@@ -506,6 +516,13 @@ def _concatenation(layer: Any) -> Call:
     return concatenation, layer.axis, *_Input.all_of(layer)
 
 
+def _cumulative(layer: Any) -> Call:
+    if layer.op != trt.CumulativeOperation.SUM:
+        _refuse(layer, f"CUMULATIVE {layer.op}")
+    x, axis = _Input.all_of(layer)
+    return cumulative, x, _Input(axis.name, on_host=True), layer.exclusive, layer.reverse
+
+
 def _value_and_scale(layer: Any) -> list[_Input]:
     """Inputs of a quantize or dequantize layer; a parsed one has a zero point too, which TensorRT wants to be 0."""
     return _Input.all_of(layer)[:2]
@@ -605,6 +622,7 @@ RULES: dict[str, Callable[[Any], Call]] = {
     "ACTIVATION": _activation,
     "CAST": _cast,
     "CONCATENATION": _concatenation,
+    "CUMULATIVE": _cumulative,
     "DEQUANTIZE": _dequantize,
     "ELEMENTWISE": _elementwise,
     "GATHER": _gather,

@@ -220,7 +220,7 @@ class TrtNetworkHelper:
         self,
         x: trt.ITensor,
         weight: np.ndarray,
-        bias: np.ndarray,
+        bias: np.ndarray | None,
         name: str,
         quantized: trt.DataType | None = None,
     ) -> trt.ITensor:
@@ -229,7 +229,7 @@ class TrtNetworkHelper:
         Args:
             x: (..., in); for a quantized product what ``addQuantizedRange`` returned.
             weight: (in, out), as ONNX's MatMul has it: the transpose of PyTorch's ``Linear.weight``.
-            bias: (out,).
+            bias: (out,); None where a fused layer adds it.
             name: the module's name.
             quantized: the type of a quantized product (``QUANTIZED_TYPES``): the weight is stored in it, one byte an
                 element, with a scale for each output channel.
@@ -241,6 +241,8 @@ class TrtNetworkHelper:
             w = self.addConstant(weight, f"{name}.weight", shape=_as_rank(weight.shape, x))  # (1 ..., in, out)
         else:
             w = self._addQuantizedWeight(x, weight, f"{name}.weight", quantized)
+        if bias is None:
+            return self.addMatMul(x, w, name)
         product = self.addMatMul(x, w, f"{name}.product")  # (..., out)
         return self.addBias(product, bias, name)
 
@@ -437,6 +439,25 @@ class TrtNetworkHelper:
     def addShift(self, x: trt.ITensor, summand: float, name: str) -> trt.ITensor:
         """x + summand."""
         return self.addAdd(x, self._scalar(summand, x, f"{name}.summand"), name)
+
+    def addLess(self, a: trt.ITensor, b: trt.ITensor, name: str) -> trt.ITensor:
+        """Whether a < b, as booleans; axes of length 1 broadcast."""
+        return self._elementwise(a, b, trt.ElementWiseOperation.LESS, name)
+
+    def addEqual(self, a: trt.ITensor, b: trt.ITensor, name: str) -> trt.ITensor:
+        """Whether a = b, as booleans; axes of length 1 broadcast."""
+        return self._elementwise(a, b, trt.ElementWiseOperation.EQUAL, name)
+
+    def addSum(self, x: trt.ITensor, axis: int, name: str) -> trt.ITensor:
+        """The sum along one axis, which goes away."""
+        layer = self.network.add_reduce(x, trt.ReduceOperation.SUM, 1 << axis, keep_dims=False)
+        return self._finish(layer, name, [x])
+
+    def addRunningSum(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """The sum of all elements up to each one, itself included, along the first axis."""
+        axis = self.addConstant(np.zeros((), np.int32), f"{name}.axis", trt.DataType.INT32, ())
+        layer = self.network.add_cumulative(x, axis, trt.CumulativeOperation.SUM, exclusive=False, reverse=False)
+        return self._finish(layer, name, [x])
 
     # types and shapes
 
