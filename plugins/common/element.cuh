@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <type_traits>
 
 namespace bert
 {
@@ -22,6 +23,10 @@ inline __device__ float toFloat(__half value)
 inline __device__ float toFloat(__nv_bfloat16 value)
 {
     return __bfloat162float(value);
+}
+inline __device__ float toFloat(int8_t value)
+{
+    return static_cast<float>(value);
 }
 
 template <typename T>
@@ -41,6 +46,13 @@ template <>
 inline __device__ __nv_bfloat16 fromFloat<__nv_bfloat16>(float value)
 {
     return __float2bfloat16_rn(value);
+}
+
+// int8 as TensorRT defines it: value / scale, rounded half to even and saturated. value = result * scale.
+inline __device__ int8_t quantize(float value, float scale)
+{
+    int32_t const rounded = __float2int_rn(value / scale); // saturates as well
+    return static_cast<int8_t>(max(-128, min(127, rounded)));
 }
 
 // Calls function(T{}) with the C++ type of `type`.
@@ -65,19 +77,23 @@ struct alignas(sizeof(T) * kCOUNT < 16 ? sizeof(T) * kCOUNT : 16) Vector
     T values[kCOUNT];
 };
 
+// What one instruction loads or stores of a vector of that size.
+template <size_t kSIZE>
+using Bits = std::conditional_t<kSIZE == 4, uint32_t, std::conditional_t<kSIZE == 8, uint2, uint4>>;
+
 // Loads and stores of what this kernel touches once only: the cache gives such lines up first.
 template <typename V>
 __device__ V loadOnce(V const* address)
 {
-    static_assert(sizeof(V) == sizeof(uint4));
-    uint4 const bits = __ldcs(reinterpret_cast<uint4 const*>(address));
+    static_assert(sizeof(V) == sizeof(Bits<sizeof(V)>));
+    auto const bits = __ldcs(reinterpret_cast<Bits<sizeof(V)> const*>(address));
     return *reinterpret_cast<V const*>(&bits);
 }
 template <typename V>
 __device__ void storeOnce(V* address, V const& vector)
 {
-    static_assert(sizeof(V) == sizeof(uint4));
-    __stcs(reinterpret_cast<uint4*>(address), *reinterpret_cast<uint4 const*>(&vector));
+    static_assert(sizeof(V) == sizeof(Bits<sizeof(V)>));
+    __stcs(reinterpret_cast<Bits<sizeof(V)>*>(address), *reinterpret_cast<Bits<sizeof(V)> const*>(&vector));
 }
 
 // True if 16-byte loads are allowed there.
