@@ -48,12 +48,31 @@ inline __device__ __nv_bfloat16 fromFloat<__nv_bfloat16>(float value)
     return __float2bfloat16_rn(value);
 }
 
-// int8 as TensorRT defines it: value / scale, rounded half to even and saturated. value = result * scale.
-inline __device__ int8_t quantize(float value, float scale)
+// To int8 as TensorRT defines it: value / scale, rounded half to even and saturated.
+class Quantizer
 {
-    int32_t const rounded = __float2int_rn(value / scale); // saturates as well
-    return static_cast<int8_t>(max(-128, min(127, rounded)));
-}
+public:
+    // `scale` is a normal number greater than 0; or anything, where nothing is quantised.
+    explicit Quantizer(float scale)
+        : mScale(scale)
+        , mInverse(1.0F / scale)
+    {
+    }
+    // The quotient as a product and one correction, which makes it that of a division. The bound, far beyond int8,
+    // keeps infinity out of the correction.
+    __device__ int8_t operator()(float value) const
+    {
+        constexpr float kBOUND = 1e4F;
+        float const product = fmaxf(-kBOUND, fminf(kBOUND, value * mInverse));
+        float const remainder = fmaf(-product, mScale, value);
+        int32_t const rounded = __float2int_rn(fmaf(remainder, mInverse, product)); // saturates as well
+        return static_cast<int8_t>(max(-128, min(127, rounded)));
+    }
+
+private:
+    float mScale;
+    float mInverse;
+};
 
 // Calls function(T{}) with the C++ type of `type`.
 template <typename Function>
