@@ -48,32 +48,6 @@ inline __device__ __nv_bfloat16 fromFloat<__nv_bfloat16>(float value)
     return __float2bfloat16_rn(value);
 }
 
-// To int8 as TensorRT defines it: value / scale, rounded half to even and saturated.
-class Quantizer
-{
-public:
-    // `scale` is a normal number greater than 0; or anything, where nothing is quantised.
-    explicit Quantizer(float scale)
-        : mScale(scale)
-        , mInverse(1.0F / scale)
-    {
-    }
-    // The quotient as a product and one correction, which makes it that of a division. The bound, far beyond int8,
-    // keeps infinity out of the correction.
-    __device__ int8_t operator()(float value) const
-    {
-        constexpr float kBOUND = 1e4F;
-        float const product = fmaxf(-kBOUND, fminf(kBOUND, value * mInverse));
-        float const remainder = fmaf(-product, mScale, value);
-        int32_t const rounded = __float2int_rn(fmaf(remainder, mInverse, product)); // saturates as well
-        return static_cast<int8_t>(max(-128, min(127, rounded)));
-    }
-
-private:
-    float mScale;
-    float mInverse;
-};
-
 // Calls function(T{}) with the C++ type of `type`.
 template <typename Function>
 auto dispatchElement(ElementType type, Function&& function)
@@ -120,5 +94,53 @@ inline bool isAligned16(void const* pointer)
 {
     return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }
+
+// ---------------------------------------------------------------------------------------------------------------
+// int8: real value = int8 * scale
+// ---------------------------------------------------------------------------------------------------------------
+
+// The GPU's instructions that convert between integers and floats are four times slower than an addition: with them, a
+// kernel that should wait for memory waits for them (276 us instead of 104 for 131072 rows of 768 int8 elements). A float
+// between 2^23 and 2^24 has the unit as its last bit: adding such a number, or taking it away, converts as well.
+
+// Element i of a vector, without the scale.
+template <int kCOUNT>
+__device__ float toFloat(Vector<int8_t, kCOUNT> const& vector, int i)
+{
+    constexpr uint32_t kTWO_TO_23 = 0x4B000000;
+    uint32_t const four
+        = reinterpret_cast<uint32_t const*>(&vector)[i / 4] ^ 0x80808080; // each + 128, so from 0 to 255
+    uint32_t const bits = __byte_perm(four, kTWO_TO_23, 0x7540 + i % 4);  // 2^23 + that
+    return __uint_as_float(bits) - (8388608.0F + 128.0F);
+}
+
+// To int8 as TensorRT defines it: value / scale, rounded half to even and saturated.
+class Quantizer
+{
+public:
+    // Scales from kSMALLEST_SCALE to kLARGEST_SCALE; or any number, where nothing is quantised.
+    explicit Quantizer(float scale)
+        : mScale(scale)
+        , mInverse(1.0F / scale)
+        , mLowest(-128.0F * scale)
+        , mHighest(127.0F * scale)
+    {
+    }
+    // The quotient is a product with one correction, which makes it that of a division.
+    __device__ int8_t operator()(float value) const
+    {
+        constexpr float kTO_LAST_BITS = 1.5F * 8388608.0F; // rounds, half to even
+        float const bounded = fminf(fmaxf(value, mLowest), mHighest);
+        float const product = bounded * mInverse;
+        float const quotient = fmaf(fmaf(-product, mScale, bounded), mInverse, product);
+        return static_cast<int8_t>(__float_as_uint(quotient + kTO_LAST_BITS));
+    }
+
+private:
+    float mScale;
+    float mInverse;
+    float mLowest;
+    float mHighest;
+};
 
 } // namespace bert

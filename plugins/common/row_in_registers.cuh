@@ -111,15 +111,16 @@ struct RowShape
         }
     }
 
-    // To be called once in a kernel, by all threads that are not idle.
+    // Fills values[v][i] with value(v, i), element i of the thread's vector v, and returns the row's statistics. To be
+    // called once in a kernel, by all threads that are not idle.
+    template <typename Value>
     static __device__ RowStatistics statistics(
-        float const (&values)[kVECTORS][kPER], uint32_t hidden, float epsilon)
+        float (&values)[kVECTORS][kPER], Width width, uint32_t hidden, float epsilon, Value const& value)
     {
         constexpr int kWARPS = kTHREADS > kWARP ? kTHREADS / kWARP : 1;
         __shared__ float meanScratch[kROWS][kWARPS];
         __shared__ float2 deviationScratch[kROWS][kWARPS];
         int const rowOfBlock = threadIdx.x / kTHREADS;
-        Width const width{hidden};
 
         // Sums of each vector by itself first: short chains of additions, which also round less than one long one.
         float sum = 0.0F;
@@ -130,6 +131,7 @@ struct RowShape
 #pragma unroll
             for (int i = 0; i < kPER; ++i)
             {
+                values[v][i] = value(v, i);
                 ofVector += values[v][i];
             }
             sum += exists(v, hidden) ? ofVector : 0.0F;

@@ -58,6 +58,8 @@ __global__ void __launch_bounds__(Shape::kBLOCK, 1) embLayerNormKernel(EmbLayerN
     uint32_t const hidden = a.hidden;
     Rows const rows = lookUp(a, place.row);
 
+    Width const width{hidden};
+
     // Rows of a table are wanted again, by other words of the text: they stay in the cache.
     Vector<W, kPER> gammas[kVECTORS];
     Vector<W, kPER> betas[kVECTORS];
@@ -71,17 +73,13 @@ __global__ void __launch_bounds__(Shape::kBLOCK, 1) embLayerNormKernel(EmbLayerN
     }
 
     float values[kVECTORS][kPER];
-#pragma unroll
-    for (int v = 0; v < kVECTORS; ++v)
-    {
-#pragma unroll
-        for (int i = 0; i < kPER; ++i)
-        {
-            values[v][i] = toFloat(parts[0][v].values[i]) + toFloat(parts[1][v].values[i])
-                           + toFloat(parts[2][v].values[i]);
-        }
-    }
-    RowStatistics const statistics = spoilUnless(rows.valid, Shape::statistics(values, hidden, a.epsilon));
+    RowStatistics const statistics = spoilUnless(
+        rows.valid, Shape::statistics(values, width, hidden, a.epsilon,
+                        [&](int v, int i)
+                        {
+                            return toFloat(parts[0][v].values[i]) + toFloat(parts[1][v].values[i])
+                                   + toFloat(parts[2][v].values[i]);
+                        }));
     if (!place.exists)
     {
         return;

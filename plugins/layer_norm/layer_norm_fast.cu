@@ -31,6 +31,8 @@ __global__ void __launch_bounds__(Shape::kBLOCK, 1) layerNormFastKernel(
     }
     uint64_t const start = static_cast<uint64_t>(place.row) * hidden;
 
+    Width const width{hidden};
+
     Vector<T, Shape::kPER> loaded[Shape::kVECTORS];
     Vector<W, Shape::kPER> gammas[Shape::kVECTORS];
     Vector<W, Shape::kPER> betas[Shape::kVECTORS];
@@ -39,16 +41,8 @@ __global__ void __launch_bounds__(Shape::kBLOCK, 1) layerNormFastKernel(
     Shape::load(betas, beta, hidden);
 
     float values[Shape::kVECTORS][Shape::kPER];
-#pragma unroll
-    for (int v = 0; v < Shape::kVECTORS; ++v)
-    {
-#pragma unroll
-        for (int i = 0; i < Shape::kPER; ++i)
-        {
-            values[v][i] = toFloat(loaded[v].values[i]);
-        }
-    }
-    RowStatistics const statistics = Shape::statistics(values, hidden, epsilon);
+    RowStatistics const statistics = Shape::statistics(
+        values, width, hidden, epsilon, [&](int v, int i) { return toFloat(loaded[v].values[i]); });
     if (!place.exists)
     {
         return;

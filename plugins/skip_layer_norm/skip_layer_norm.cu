@@ -33,7 +33,7 @@ public:
     }
     __device__ float value(int v, int i) const
     {
-        return isInt8() ? toFloat(mInt8[v].values[i]) * mScale : toFloat(mWide[v].values[i]);
+        return isInt8() ? toFloat(mInt8[v], i) * mScale : toFloat(mWide[v].values[i]);
     }
 
 private:
@@ -63,6 +63,8 @@ __global__ void __launch_bounds__(Shape::kBLOCK, 1)
     uint32_t const hidden = a.hidden;
     uint64_t const start = static_cast<uint64_t>(place.row) * hidden;
 
+    Width const width{hidden};
+
     InputRow<T, Shape, kINT8> const x{a.x, start, hidden, a.xScale};
     InputRow<T, Shape, kINT8> const skip{a.skip, start, hidden, a.skipScale};
     Vector<W, kPER> gammas[kVECTORS];
@@ -76,16 +78,8 @@ __global__ void __launch_bounds__(Shape::kBLOCK, 1)
     Shape::load(betas, static_cast<W const*>(a.beta), hidden);
 
     float values[kVECTORS][kPER];
-#pragma unroll
-    for (int v = 0; v < kVECTORS; ++v)
-    {
-#pragma unroll
-        for (int i = 0; i < kPER; ++i)
-        {
-            values[v][i] = x.value(v, i) + toFloat(biases[v].values[i]) + skip.value(v, i);
-        }
-    }
-    RowStatistics const statistics = Shape::statistics(values, hidden, a.epsilon);
+    RowStatistics const statistics = Shape::statistics(values, width, hidden, a.epsilon,
+        [&](int v, int i) { return x.value(v, i) + toFloat(biases[v].values[i]) + skip.value(v, i); });
     if (!place.exists)
     {
         return;

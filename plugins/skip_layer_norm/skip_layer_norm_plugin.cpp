@@ -4,7 +4,6 @@
 #include "common/fields.h"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 namespace bert
@@ -35,10 +34,10 @@ constexpr DataType kANY_FLOATING_TYPE = DataType::kHALF;
 
 void checkScale(char const* name, float scale)
 {
-    if (!(scale == 0.0F || (std::isnormal(scale) && scale > 0.0F)))
+    if (!(scale == 0.0F || (scale >= kSMALLEST_SCALE && scale <= kLARGEST_SCALE)))
     {
-        fail("field ", name, " is ", scale,
-            "; expected a number greater than 0 (and not subnormal), or 0 for no scale");
+        fail("field ", name, " is ", scale, "; expected ", kSMALLEST_SCALE, " to ", kLARGEST_SCALE,
+            ", or 0 for no scale");
     }
 }
 
