@@ -12,6 +12,7 @@ optimiser saves when it fuses layers. It is not TensorRT that executes here.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -269,12 +270,12 @@ class PluginModule(torch.nn.Module):
             version, namespace = plugin_layers.VERSION, plugin_layers.NAMESPACE
             self._plugin = _plugin_host().create(layer.plugin, version, namespace, layer.fields)
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """The layer's inputs to its output."""
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """The layer's inputs to its output, or to its outputs where there are several."""
         if self._plugin is None:
             return reference.REFERENCES[self.layer.plugin](*inputs, **self.layer.fields)
-        (output,) = self._plugin.run_torch([tensor.contiguous() for tensor in inputs])
-        return output
+        outputs = self._plugin.run_torch([tensor.contiguous() for tensor in inputs])
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def extra_repr(self) -> str:
         """For printing the module."""
@@ -416,7 +417,8 @@ class _Lowering:
             self.constants[name] = layer  # read when it is needed: plugin placement leaves some that nobody reads
             return
         if kind == "PLUGIN_V3":
-            self.values[name] = _Value(self.plugin(layer), on_host=False)
+            for place, node in enumerate(self.plugin(layer)):
+                self.values[layer.get_output(place).name] = _Value(node, on_host=False)
             return
         if kind == "DEQUANTIZE":
             self.dequantized[name] = layer
@@ -445,8 +447,8 @@ class _Lowering:
             return None
         return functools.partial(_quantized_product, a=a, b=b, int8_kernel=self.int8_kernels)
 
-    def plugin(self, layer: Any) -> torch.fx.Node:
-        """The node of a plugin layer."""
+    def plugin(self, layer: Any) -> list[torch.fx.Node]:
+        """The nodes of a plugin layer's outputs."""
         if layer.name not in self.known.plugins:
             raise UnsupportedLayerError(
                 f"network_runner cannot run layer {layer.name!r}: TensorRT's Python API does not give a plugin's "
@@ -454,7 +456,11 @@ class _Lowering:
             )
         attribute = f"plugin_{len(self.attributes)}"
         self.attributes[attribute] = PluginModule(self.known.plugins[layer.name], self.device)
-        return self.graph.call_module(attribute, tuple(self.node(name, on_host=False) for name in input_names(layer)))
+        inputs = tuple(self.node(name, on_host=False) for name in input_names(layer))
+        module = self.graph.call_module(attribute, inputs)
+        if layer.num_outputs == 1:
+            return [module]
+        return [self.graph.call_function(operator.getitem, (module, place)) for place in range(layer.num_outputs)]
 
     def constant(self, layer: Any) -> torch.Tensor:
         """The values of a constant layer, in their own type and shape."""

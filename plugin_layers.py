@@ -21,7 +21,7 @@ from onnx import helper as onnx_helper
 from common import UserError
 from plugins import build, rtx_parser_shim
 from tensorrt_product import IS_RTX, trt
-from trt_helper import LOGGER, TrtLog
+from trt_helper import DTYPES, LOGGER, TrtLog
 
 LAYER_NORM_KERNELS = ("basic", "fused", "fast")
 VERSION, NAMESPACE = "1", ""
@@ -29,6 +29,7 @@ ONNX_TYPES = {
     trt.DataType.FLOAT: onnx.TensorProto.FLOAT,
     trt.DataType.HALF: onnx.TensorProto.FLOAT16,
     trt.DataType.BF16: onnx.TensorProto.BFLOAT16,
+    trt.DataType.INT8: onnx.TensorProto.INT8,
     trt.DataType.INT32: onnx.TensorProto.INT32,
 }
 
@@ -38,16 +39,18 @@ class PluginLayer:
     """One plugin layer.
 
     Attributes:
-        name: of the layer and of its output.
+        name: of the layer and of its first output.
         plugin: the creator's name, e.g. ``LayerNorm``.
         fields: the plugin's fields; a float becomes fp32, an int int32, a str chars.
         inputs: type and shape of each input, -1 where dynamic.
+        outputs: type of each output.
     """
 
     name: str
     plugin: str
     fields: Mapping[str, float | int | str]
     inputs: tuple[tuple[trt.DataType, tuple[int, ...]], ...]
+    outputs: tuple[trt.DataType, ...]
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,51 @@ def layer_norm_layer(name: str, hidden: int, dtype: trt.DataType, epsilon: float
     """The LayerNorm plugin on x (S, H) of ``dtype`` with gamma and beta (H,) in fp32."""
     weight = (trt.DataType.FLOAT, (hidden,))
     fields = {"epsilon": epsilon, "kernel": kernel}
-    return PluginLayer(name, "LayerNorm", fields, ((dtype, (-1, hidden)), weight, weight))
+    return PluginLayer(name, "LayerNorm", fields, ((dtype, (-1, hidden)), weight, weight), (dtype,))
+
+
+def skip_layer_norm_layer(
+    name: str,
+    hidden: int,
+    dtype: trt.DataType,
+    epsilon: float,
+    bias: bool = False,
+    x_scale: float = 0.0,
+    skip_scale: float = 0.0,
+    output_scale: float = 0.0,
+    outputs: str = "y",
+) -> PluginLayer:
+    """The SkipLayerNorm plugin on x and skip (S, H) with gamma, beta and, if asked for, a bias (H,) in fp32.
+
+    Args:
+        name: of the layer.
+        hidden: H.
+        dtype: type of x, skip and y as far as they are floating.
+        epsilon: BERT: 1e-12.
+        bias: whether there is one.
+        x_scale: x is int8, real value = int8 · scale; 0: x is of ``dtype``.
+        skip_scale: likewise.
+        output_scale: scale of an int8 output; 0: there is none.
+        outputs: ``y``: one output, int8 if there is a scale for it; ``both``: y in ``dtype``, then y in int8.
+    """
+    scales = {"x_scale": x_scale, "skip_scale": skip_scale, "output_scale": output_scale}
+    fields = {"epsilon": epsilon, **{key: scale for key, scale in scales.items() if scale}, "outputs": outputs}
+    if x_scale and skip_scale:
+        fields["output_type"] = next(key for key, value in DTYPES.items() if value == dtype)
+    kinds = [trt.DataType.INT8 if scale else dtype for scale in (x_scale, skip_scale)]
+    weights = [(trt.DataType.FLOAT, (hidden,))] * (3 if bias else 2)
+    floating = (dtype,) if outputs == "both" or not output_scale else ()
+    made = (*floating, trt.DataType.INT8) if output_scale else floating
+    return PluginLayer(name, "SkipLayerNorm", fields, (*((kind, (-1, hidden)) for kind in kinds), *weights), made)
+
+
+def emb_layer_norm_layer(
+    name: str, hidden: int, dtype: trt.DataType, epsilon: float, words: int, positions: int, types: int
+) -> PluginLayer:
+    """The EmbLayerNorm plugin on ids (S,), tables of that many rows of ``dtype``, gamma and beta (H,) in fp32."""
+    ids, weight = (trt.DataType.INT32, (-1,)), (trt.DataType.FLOAT, (hidden,))
+    tables = [(dtype, (rows, hidden)) for rows in (words, positions, types)]
+    return PluginLayer(name, "EmbLayerNorm", {"epsilon": epsilon}, (ids, ids, ids, *tables, weight, weight), (dtype,))
 
 
 def load_library(path: Path | None = None) -> Path:
@@ -174,9 +221,12 @@ def placeholder_model(planned: Sequence[PluginLayer]) -> bytes:
             fixed = [1 if axis == -1 else axis for axis in shape]
             size = onnx_helper.tensor_dtype_to_np_dtype(ONNX_TYPES[dtype]).itemsize * int(np.prod(fixed))
             constants.append(onnx_helper.make_tensor(name, ONNX_TYPES[dtype], fixed, bytes(size), raw=True))
-        output = f"{layer.name}.reserved"
-        nodes.append(plugin_node(layer, names, [output]))
-        outputs.append(onnx_helper.make_tensor_value_info(output, ONNX_TYPES[layer.inputs[0][0]], None))
+        reserved = [f"{layer.name}.reserved{index}" for index in range(len(layer.outputs))]
+        nodes.append(plugin_node(layer, names, reserved))
+        outputs += [
+            onnx_helper.make_tensor_value_info(name, ONNX_TYPES[dtype], None)
+            for name, dtype in zip(reserved, layer.outputs, strict=True)
+        ]
     graph = onnx_helper.make_graph(nodes, "plugins", [], outputs, constants)
     model = onnx_helper.make_model(graph, opset_imports=[onnx_helper.make_opsetid("", 20)], ir_version=10)
     return model.SerializeToString()

@@ -414,11 +414,96 @@ class TrtNetworkHelper:
         shift = self.addConstant(beta, f"{name}.bias", trt.DataType.FLOAT)
         return self.addPlugin(name, [narrow, scale, shift])
 
+    def addSkipLayerNorm(
+        self,
+        x: trt.ITensor,
+        skip: trt.ITensor,
+        gamma: np.ndarray,
+        beta: np.ndarray,
+        epsilon: float,
+        name: str,
+        bias: np.ndarray | None = None,
+    ) -> tuple[trt.ITensor, ...]:
+        """LN(x + skip + bias) by the SkipLayerNorm plugin, which must have been planned under this name.
+
+        The sum is fp32 inside the kernel: in fp16 it would be the first to overflow in a trained BERT.
+
+        Args:
+            x: (..., H), the helper's type, or int8 if it was planned so.
+            skip: (..., H), likewise.
+            gamma: (H,).
+            beta: (H,).
+            epsilon: that of the planned layer.
+            name: the module's name.
+            bias: (H,), of the linear layer that made x, or None.
+
+        Returns:
+            The planned outputs, each (..., H).
+        """
+        self._check_planned(name, epsilon)
+        inputs = [self._narrow(x, f"{name}.x"), self._narrow(skip, f"{name}.skip")]
+        parameters = (("weight", gamma), ("bias", beta), ("linear_bias", bias))
+        inputs += [
+            self.addConstant(values, f"{name}.{part}", trt.DataType.FLOAT)
+            for part, values in parameters
+            if values is not None
+        ]
+        return self.addPluginOutputs(name, inputs)
+
+    def addEmbLayerNorm(
+        self,
+        ids: Sequence[trt.ITensor],
+        tables: Sequence[trt.ITensor],
+        gamma: np.ndarray,
+        beta: np.ndarray,
+        epsilon: float,
+        name: str,
+    ) -> trt.ITensor:
+        """LN(word + position + type) by the EmbLayerNorm plugin, which must have been planned under this name.
+
+        Args:
+            ids: input_ids, token_type_ids and position_ids, int32 (...). An id outside its table makes its row NaN.
+            tables: of words (V, H), positions (P, H) and token types (Y, H), in the helper's type.
+            gamma: (H,).
+            beta: (H,).
+            epsilon: that of the planned layer.
+            name: the module's name.
+
+        Returns:
+            (..., H) in the helper's type.
+        """
+        self._check_planned(name, epsilon)
+        scale = self.addConstant(gamma, f"{name}.weight", trt.DataType.FLOAT)
+        shift = self.addConstant(beta, f"{name}.bias", trt.DataType.FLOAT)
+        return self.addPlugin(name, [*ids, *tables, scale, shift])
+
+    def _narrow(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """x in the helper's type, or as it is if it is int8."""
+        return x if x.dtype == trt.DataType.INT8 else self.addCast(x, self.dtype, name)
+
+    def _check_planned(self, name: str, epsilon: float) -> None:
+        """The plugin's fields were fixed when it was planned."""
+        if self.plugins is not None and name in self.plugins.planned:
+            planned = self.plugins.planned[name].fields["epsilon"]
+            if planned != epsilon:
+                raise ValueError(f"plugin layer {name!r} was planned with epsilon {planned}, not {epsilon}")
+
     def addPlugin(self, name: str, inputs: Sequence[trt.ITensor]) -> trt.ITensor:
-        """The planned plugin layer ``name`` (see plugin_layers.py)."""
+        """The planned plugin layer ``name`` (see plugin_layers.py), which has one output."""
+        (output,) = self.addPluginOutputs(name, inputs)
+        return output
+
+    def addPluginOutputs(self, name: str, inputs: Sequence[trt.ITensor]) -> tuple[trt.ITensor, ...]:
+        """The planned plugin layer ``name``: its outputs, called ``name``, ``name.1`` and so on."""
         if self.plugins is None or name not in self.plugins.planned:
             raise ValueError(f"no plugin layer {name!r} was planned for this network")
-        return self._finish(self.plugins.place(name, inputs), name, inputs)
+        layer = self.plugins.place(name, inputs)
+        outputs = [self._finish(layer, name, inputs)]
+        assert layer is not None  # _finish has raised
+        for place in range(1, layer.num_outputs):
+            outputs.append(layer.get_output(place))
+            outputs[place].name = f"{name}.{place}"
+        return tuple(outputs)
 
     # arithmetic
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+
+TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def layer_norm(
@@ -18,18 +21,129 @@ def layer_norm(
 
     With ``dtype=torch.float64`` the result stays in float64, for error measurements.
     """
-    wide = x.to(dtype)  # (..., H)
-    mean = wide.mean(-1, keepdim=True)
-    variance = (wide - mean).square().mean(-1, keepdim=True)  # two passes: E[x²] − mean² would cancel
-    y = (wide - mean) / torch.sqrt(variance + epsilon) * gamma.to(dtype) + beta.to(dtype)
+    y = _normalize(x.to(dtype), gamma, beta, epsilon)  # (..., H)
     return y if dtype == torch.float64 else y.to(x.dtype)
 
 
-def _layer_norm(
+def _normalize(wide: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Layer normalisation in the type of ``wide``."""
+    mean = wide.mean(-1, keepdim=True)
+    variance = (wide - mean).square().mean(-1, keepdim=True)  # two passes: E[x²] − mean² would cancel
+    return (wide - mean) / torch.sqrt(variance + epsilon) * gamma.to(wide.dtype) + beta.to(wide.dtype)
+
+
+def skip_layer_norm(
+    x: torch.Tensor,
+    skip: torch.Tensor,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    epsilon: float,
+    x_scale: float = 0.0,
+    skip_scale: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """LN(x + skip + bias), computed and returned in ``dtype``.
+
+    Args:
+        x: (..., H); int8 where ``x_scale`` is not 0.
+        skip: (..., H); int8 where ``skip_scale`` is not 0.
+        gamma: (H,).
+        beta: (H,).
+        bias: (H,), or None.
+        epsilon: BERT: 1e-12.
+        x_scale: real value = int8 · scale, an fp32 number.
+        skip_scale: likewise.
+        dtype: the type to compute in.
+    """
+    total = _dequantize(x, x_scale, dtype) + _dequantize(skip, skip_scale, dtype)
+    total = total if bias is None else total + bias.to(dtype)
+    return _normalize(total, gamma, beta, epsilon)
+
+
+def _dequantize(x: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
+    return x.to(dtype) * float(np.float32(scale)) if scale else x.to(dtype)
+
+
+def quantize(y: torch.Tensor, scale: float) -> torch.Tensor:
+    """int8 as TensorRT defines it: y / scale, rounded half to even, saturated. ``scale`` is an fp32 number."""
+    return torch.round(y / float(np.float32(scale))).clamp(-128, 127).to(torch.int8)
+
+
+def emb_layer_norm(
+    input_ids: torch.Tensor,
+    token_type_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    words: torch.Tensor,
+    positions: torch.Tensor,
+    types: torch.Tensor,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+    epsilon: float,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """LN(words[input_ids] + types[token_type_ids] + positions[position_ids]), computed and returned in ``dtype``.
+
+    A row with an id that is not in its table is NaN.
+
+    Args:
+        input_ids: (...), as ``token_type_ids`` and ``position_ids``.
+        token_type_ids: see above.
+        position_ids: see above.
+        words: (V, H).
+        positions: (P, H).
+        types: (Y, H).
+        gamma: (H,).
+        beta: (H,).
+        epsilon: BERT: 1e-12.
+        dtype: the type to compute in.
+    """
+    valid = torch.ones_like(input_ids, dtype=torch.bool)
+    total = torch.zeros((), dtype=dtype, device=words.device)
+    for ids, table in ((input_ids, words), (token_type_ids, types), (position_ids, positions)):
+        inside = (ids >= 0) & (ids < table.shape[0])
+        total = total + table[torch.where(inside, ids, 0).long()].to(dtype)  # (..., H)
+        valid = valid & inside
+    y = _normalize(total, gamma, beta, epsilon)
+    return torch.where(valid.unsqueeze(-1), y, float("nan"))
+
+
+# --- as plugins: in the types of the plugin's outputs
+
+
+def _layer_norm_plugin(
     x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, epsilon: float, kernel: str
 ) -> torch.Tensor:
     return layer_norm(x, gamma, beta, epsilon)  # all kernels compute the same
 
 
-# A plugin's name -> its inputs, and its fields by name, to its output.
-REFERENCES: dict[str, Callable[..., torch.Tensor]] = {"LayerNorm": _layer_norm}
+def _skip_layer_norm_plugin(
+    x: torch.Tensor,
+    skip: torch.Tensor,
+    *weights: torch.Tensor,
+    epsilon: float,
+    x_scale: float = 0.0,
+    skip_scale: float = 0.0,
+    output_scale: float = 0.0,
+    output_type: str | None = None,
+    outputs: str = "y",
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    y = skip_layer_norm(x, skip, *weights, epsilon=epsilon, x_scale=x_scale, skip_scale=skip_scale)
+    if output_scale and outputs == "y":
+        return quantize(y, output_scale)
+    floating = next((t.dtype for t in (x, skip) if t.dtype != torch.int8), None) or TYPES[output_type or "fp32"]
+    return (y.to(floating), quantize(y, output_scale)) if outputs == "both" else y.to(floating)
+
+
+def _emb_layer_norm_plugin(*inputs: torch.Tensor, epsilon: float) -> torch.Tensor:
+    words = inputs[3]
+    return emb_layer_norm(*inputs, epsilon=epsilon).to(words.dtype)  # pyright: ignore[reportCallIssue]
+
+
+# A plugin's name -> its inputs, and its fields by name, to its output or outputs.
+REFERENCES: dict[str, Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]] = {
+    "LayerNorm": _layer_norm_plugin,
+    "SkipLayerNorm": _skip_layer_norm_plugin,
+    "EmbLayerNorm": _emb_layer_norm_plugin,
+}

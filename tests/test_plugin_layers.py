@@ -1,4 +1,4 @@
-"""The LayerNorm plugin inside networks of the real TensorRT: built through the API and through the parser."""
+"""The plugins inside networks of the real TensorRT: built through the API and through the parser."""
 
 import json
 from typing import Any
@@ -16,8 +16,15 @@ from common import UserError
 from model_files import ModelFolder
 from network_runner import NetworkRunner, UnsupportedLayerError
 from pipeline import TOLERANCES, relative_l2
-from plugin_layers import LAYER_NORM_KERNELS, Known, PluginLayers, layer_norm_layer
-from plugins import build
+from plugin_layers import (
+    LAYER_NORM_KERNELS,
+    Known,
+    PluginLayers,
+    emb_layer_norm_layer,
+    layer_norm_layer,
+    skip_layer_norm_layer,
+)
+from plugins import build, reference
 from tensorrt_product import trt
 from trt_helper import (
     DTYPES,
@@ -192,3 +199,163 @@ def test_placeholders_have_the_planned_types():
         ([8], onnx.TensorProto.FLOAT),
         ([8], onnx.TensorProto.FLOAT),
     ]
+
+
+# --- SkipLayerNorm and EmbLayerNorm -----------------------------------------------------------------------
+
+H, EPSILON, SCALE = 16, 1e-12, 0.05
+
+
+def planned_network(planned, dtype=trt.DataType.HALF):
+    log = TrtLog()
+    parts = create_builder(log)
+    return parts, TrtNetworkHelper(parts[1], log, dtype, PluginLayers(parts[1], log, planned))
+
+
+def known(helper):
+    return Known(helper.weights, helper.plugins.planned)
+
+
+def build_with_plugins(parts, helper, path):
+    options = BuildOptions(SequenceRange(1, 4, 8), plugin_library=build.library_path())
+    return build_plan(*parts, helper.log, options, path)
+
+
+def weights(count):
+    generator = np.random.default_rng(0)
+    return [generator.standard_normal(H, np.float32) for _ in range(count)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_residual_sum_and_norm_in_one_layer(tmp_path, precision, bias):
+    dtype = DTYPES[precision]
+    parts, helper = planned_network([skip_layer_norm_layer("norm", H, dtype, EPSILON, bias)], dtype)
+    x, skip = (helper.addInput(name, dtype, (1, -1, H)) for name in ("x", "skip"))
+    gamma, beta, linear_bias = weights(3)
+    (y,) = helper.addSkipLayerNorm(x, skip, gamma, beta, EPSILON, "norm", linear_bias if bias else None)
+    helper.markOutput(y, "y")
+    tensors = {name: torch.randn(1, 5, H) for name in ("x", "skip")}
+    found = NetworkRunner(parts[1], known=known(helper)).run(tensors)["y"]
+    total = tensors["x"] + tensors["skip"] + (torch.from_numpy(linear_bias) if bias else 0)
+    expected = torch.nn.functional.layer_norm(total, (H,), torch.from_numpy(gamma), torch.from_numpy(beta), EPSILON)
+    assert relative_l2(found.numpy(), expected.numpy()) <= TOLERANCES[precision]
+    assert build_with_plugins(parts, helper, tmp_path / "p.plan").num_bytes > 0
+
+
+def two_outputs():
+    """SkipLayerNorm in fp16 that gives y and y in int8, both marked as outputs."""
+    planned = [skip_layer_norm_layer("norm", H, trt.DataType.HALF, EPSILON, output_scale=SCALE, outputs="both")]
+    parts, helper = planned_network(planned)
+    x, skip = (helper.addInput(name, trt.DataType.HALF, (1, -1, H)) for name in ("x", "skip"))
+    y, quantized = helper.addSkipLayerNorm(x, skip, *weights(2), EPSILON, "norm")
+    assert (quantized.name, quantized.dtype, tuple(quantized.shape)) == ("norm.1", trt.DataType.INT8, (1, -1, H))
+    helper.markOutput(y, "y")
+    parts[1].mark_output(quantized)
+    return parts, helper
+
+
+def test_the_runner_gives_both_outputs():
+    parts, helper = two_outputs()
+    tensors = {name: torch.randn(1, 5, H).half() for name in ("x", "skip")}
+    runner = NetworkRunner(parts[1], known=known(helper))
+    found = runner.run(tensors)
+    gamma, beta = (torch.from_numpy(values) for values in weights(2))
+    fields = helper.plugins.planned["norm"].fields
+    y, quantized = reference.REFERENCES["SkipLayerNorm"](tensors["x"], tensors["skip"], gamma, beta, **fields)
+    assert found["norm.1"].dtype == torch.int8
+    assert torch.equal(found["norm.1"], quantized)
+    assert torch.equal(found["y"], y.float())
+    only = NetworkRunner(parts[1], outputs=["norm.1"], known=known(helper)).run(tensors)
+    assert torch.equal(only["norm.1"], quantized)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and PyTorch for CUDA")
+def test_the_runner_gives_both_outputs_of_the_plugins_kernel():
+    parts, helper = two_outputs()
+    tensors = {name: torch.randn(1, 5, H).half() for name in ("x", "skip")}
+    on_cpu, on_gpu = (NetworkRunner(parts[1], device, known=known(helper)).run(tensors) for device in ("cpu", "cuda"))
+    torch.testing.assert_close(on_gpu["y"].cpu(), on_cpu["y"], rtol=2e-3, atol=2e-3)
+    assert (on_gpu["norm.1"].cpu().int() - on_cpu["norm.1"].int()).abs().max() <= 1
+
+
+def test_tensorrt_builds_an_engine_with_two_outputs(tmp_path):
+    assert build_with_plugins(*two_outputs(), tmp_path / "p.plan").num_bytes > 0
+
+
+def quantize(helper, x, name):
+    scale = helper.addConstant(np.array(SCALE, np.float32), f"{name}.scale", shape=())
+    return helper._finish(helper.network.add_quantize(x, scale, trt.DataType.INT8), name, [x, scale])
+
+
+def dequantize(helper, x, name):
+    scale = helper.addConstant(np.array(SCALE, np.float32), f"{name}.scale", shape=())
+    return helper._finish(helper.network.add_dequantize(x, scale, helper.dtype), name, [x, scale])
+
+
+def test_tensorrt_builds_an_engine_with_int8_in_and_out(tmp_path):
+    """int8 from QUANTIZE into a plugin, from plugin to plugin, and from a plugin into DEQUANTIZE."""
+    scales = {"x_scale": SCALE, "output_scale": SCALE}
+    planned = [
+        skip_layer_norm_layer("first", H, trt.DataType.HALF, EPSILON, True, outputs="both", **scales),
+        skip_layer_norm_layer("second", H, trt.DataType.HALF, EPSILON, skip_scale=SCALE, **scales),
+        skip_layer_norm_layer("third", H, trt.DataType.HALF, EPSILON, x_scale=SCALE, skip_scale=SCALE),
+    ]
+    parts, helper = planned_network(planned)
+    x, skip = (helper.addInput(name, trt.DataType.HALF, (1, -1, H)) for name in ("x", "skip"))
+    gamma, beta, bias = weights(3)
+    narrow = [quantize(helper, tensor, f"quantized_{tensor.name}") for tensor in (x, skip)]
+    wide, first = helper.addSkipLayerNorm(narrow[0], skip, gamma, beta, EPSILON, "first", bias)
+    (second,) = helper.addSkipLayerNorm(first, narrow[1], gamma, beta, EPSILON, "second")
+    (third,) = helper.addSkipLayerNorm(second, narrow[1], gamma, beta, EPSILON, "third")
+    types = [tensor.dtype for tensor in (wide, first, second, third)]
+    assert types == [trt.DataType.HALF, trt.DataType.INT8, trt.DataType.INT8, trt.DataType.HALF]
+    total = helper.addAdd(dequantize(helper, second, "wide_again"), helper.addAdd(wide, third, "half"), "sum")
+    helper.markOutput(total, "y")
+    assert build_with_plugins(parts, helper, tmp_path / "p.plan").num_bytes > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_embeddings_and_norm_in_one_layer(tmp_path, precision):
+    dtype = DTYPES[precision]
+    parts, helper = planned_network([emb_layer_norm_layer("emb", H, dtype, EPSILON, 50, 20, 2)], dtype)
+    names, sizes = ("input_ids", "token_type_ids", "position_ids"), (50, 20, 2)
+    generator = np.random.default_rng(1)
+    values = [generator.standard_normal((size, H), np.float32) for size in sizes]
+    ids = [helper.addInput(name, trt.DataType.INT32, (1, -1)) for name in names]
+    tables = [helper.addConstant(table, f"table{index}") for index, table in enumerate(values)]
+    gamma, beta = weights(2)
+    helper.markOutput(helper.addEmbLayerNorm(ids, tables, gamma, beta, EPSILON, "emb"), "y")
+    chosen = {name: np.array([[0, 1, 1, 0]], np.int32) for name in names}
+    chosen["input_ids"] = np.array([[49, 3, 50, 0]], np.int32)  # 50 is not in the table
+    found = NetworkRunner(parts[1], known=known(helper)).run(chosen)["y"]
+    assert found.shape == (1, 4, H)
+    assert found[0, 2].isnan().all()
+    rows = [values[0][[49, 3, 0]], values[1][[0, 1, 0]], values[2][[0, 1, 0]]]
+    total, affine = torch.from_numpy(sum(rows)), (torch.from_numpy(gamma), torch.from_numpy(beta))
+    expected = torch.nn.functional.layer_norm(total, (H,), *affine, EPSILON)
+    assert relative_l2(found[0, [0, 1, 3]].numpy(), expected.numpy()) <= TOLERANCES[precision]
+    assert build_with_plugins(parts, helper, tmp_path / "p.plan").num_bytes > 0
+
+
+def test_another_epsilon_than_planned_is_an_error():
+    _owner, helper = planned_network([skip_layer_norm_layer("norm", H, trt.DataType.HALF, EPSILON)])
+    x = helper.addInput("x", trt.DataType.HALF, (1, -1, H))
+    with pytest.raises(ValueError, match="'norm' was planned with epsilon 1e-12, not 1e-05"):
+        helper.addSkipLayerNorm(x, x, *weights(2), 1e-5, "norm")
+
+
+def test_int8_without_a_scale_is_refused_by_name():
+    _owner, helper = planned_network([skip_layer_norm_layer("norm", H, trt.DataType.HALF, EPSILON)])
+    x = helper.addInput("x", trt.DataType.HALF, (1, -1, H))
+    with pytest.raises(LayerError, match=r"'norm'.*x is int8; give its scale in the field x_scale"):
+        helper.addSkipLayerNorm(quantize(helper, x, "q"), x, *weights(2), EPSILON, "norm")
+
+
+def test_a_planned_layer_knows_its_types():
+    half, int8 = trt.DataType.HALF, trt.DataType.INT8
+    layer = skip_layer_norm_layer("norm", H, half, EPSILON, True, 0.1, 0.2, 0.3, "both")
+    assert [dtype for dtype, _ in layer.inputs] == [int8, int8, *[trt.DataType.FLOAT] * 3]
+    assert layer.outputs == (half, int8)
+    assert layer.fields["output_type"] == "fp16"
+    assert skip_layer_norm_layer("norm", H, half, EPSILON, output_scale=0.3).outputs == (int8,)

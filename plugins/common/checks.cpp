@@ -1,5 +1,9 @@
 #include "common/checks.h"
 
+#include <algorithm>
+#include <climits>
+#include <cmath>
+
 namespace bert
 {
 
@@ -78,6 +82,79 @@ int64_t countRows(Dims const& dims)
         rows *= dims.d[i];
     }
     return rows;
+}
+
+void checkEpsilon(float epsilon)
+{
+    if (!(std::isfinite(epsilon) && epsilon > 0.0F))
+    {
+        fail("field epsilon is ", epsilon, "; expected a finite number greater than 0");
+    }
+}
+
+int64_t checkedHidden(char const* name, Dims const& dims)
+{
+    if (dims.nbDims < 1)
+    {
+        fail(name, " is a scalar; expected [..., H]");
+    }
+    int64_t const hidden = dims.d[dims.nbDims - 1];
+    if (hidden == 0 || hidden > INT_MAX)
+    {
+        fail(
+            name, " has the shape ", describe(dims), "; its last axis must have 1 to ", INT_MAX, " elements");
+    }
+    return hidden;
+}
+
+namespace
+{
+
+template <typename Function>
+std::string listed(size_t count, char const* separator, Function&& text)
+{
+    std::string list;
+    for (size_t i = 0; i < count; ++i)
+    {
+        list += (i == 0 ? "" : separator) + text(i);
+    }
+    return list;
+}
+
+} // namespace
+
+void checkWeightTypes(std::vector<Weight> const& weights, std::initializer_list<DataType> const& allowed)
+{
+    DataType const first = weights.front().type;
+    bool const same = std::all_of(
+        weights.begin(), weights.end(), [first](Weight const& weight) { return weight.type == first; });
+    if (!same || std::find(allowed.begin(), allowed.end(), first) == allowed.end())
+    {
+        fail(listed(weights.size(), ", ",
+                 [&](size_t i) { return weights[i].name + (" is " + describe(weights[i].type)); }),
+            "; expected all of them ",
+            listed(allowed.size(), " or all ", [&](size_t i) { return describe(allowed.begin()[i]); }));
+    }
+}
+
+void checkWeightShapes(std::vector<Weight> const& weights, int64_t hidden)
+{
+    for (Weight const& weight : weights)
+    {
+        int64_t const length = weight.dims.nbDims == 1 ? weight.dims.d[0] : 0;
+        if (length != hidden && length >= 0 && (hidden >= 0 || length == 0))
+        {
+            fail(weight.name, " has the shape ", describe(weight.dims), "; expected [",
+                hidden < 0 ? "H" : std::to_string(hidden), "]");
+        }
+    }
+}
+
+bool mayBeEqual(Dims const& a, Dims const& b)
+{
+    return a.nbDims == b.nbDims
+           && std::equal(a.d, a.d + a.nbDims, b.d,
+               [](int64_t one, int64_t other) { return one == other || one < 0 || other < 0; });
 }
 
 void checkCount(char const* what, int32_t found, int32_t expected)

@@ -6,7 +6,9 @@
 #include "common/tensorrt_api.h"
 
 #include <cuda_runtime_api.h>
+#include <initializer_list>
 #include <string>
+#include <vector>
 
 namespace bert
 {
@@ -22,6 +24,30 @@ ElementType elementType(nvinfer1::DataType type); // of a floating type
 
 // Product of all dimensions but the last.
 int64_t countRows(nvinfer1::Dims const& dims);
+
+// Fields and tensors that all layer normalisations have. Each check throws a PluginError that names what is wrong.
+void checkEpsilon(float epsilon);
+
+// The length of the last axis, at least 1, or -1 where it is not known yet.
+int64_t checkedHidden(char const* name, nvinfer1::Dims const& dims);
+
+// gamma, beta and the like, which belong together.
+struct Weight
+{
+    char const* name;
+    nvinfer1::DataType type;
+    nvinfer1::Dims dims;
+};
+
+// All of one type out of `allowed`.
+void checkWeightTypes(
+    std::vector<Weight> const& weights, std::initializer_list<nvinfer1::DataType> const& allowed);
+
+// All [hidden]; a length of -1 is not known yet and fits.
+void checkWeightShapes(std::vector<Weight> const& weights, int64_t hidden);
+
+// Whether two shapes are the same as far as they are known.
+bool mayBeEqual(nvinfer1::Dims const& a, nvinfer1::Dims const& b);
 
 void checkCount(char const* what, int32_t found, int32_t expected);
 

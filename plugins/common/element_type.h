@@ -13,4 +13,8 @@ enum class ElementType : int32_t
     kBF16,
 };
 
+// The scales of int8 tensors: beyond these, arithmetic with them would leave the range of fp32.
+constexpr float kSMALLEST_SCALE = 1e-30F;
+constexpr float kLARGEST_SCALE = 1e30F;
+
 } // namespace bert

@@ -1,7 +1,9 @@
 // The C functions by which TensorRT, and our plugin host, find what is in this library.
 #include "common/logging.h"
 #include "common/plugin_base.h"
+#include "emb_layer_norm/emb_layer_norm_plugin.h"
 #include "layer_norm/layer_norm_plugin.h"
+#include "skip_layer_norm/skip_layer_norm_plugin.h"
 
 #define BERT_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -9,7 +11,13 @@
 BERT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) noexcept
 {
     static bert::LayerNormCreator layerNorm;
-    static nvinfer1::IPluginCreatorInterface* const creators[] = {&layerNorm};
+    static bert::SkipLayerNormCreator skipLayerNorm;
+    static bert::EmbLayerNormCreator embLayerNorm;
+    static nvinfer1::IPluginCreatorInterface* const creators[] = {
+        &layerNorm,
+        &skipLayerNorm,
+        &embLayerNorm,
+    };
     count = static_cast<int32_t>(sizeof(creators) / sizeof(creators[0]));
     return creators;
 }

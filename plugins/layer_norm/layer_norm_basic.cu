@@ -1,8 +1,8 @@
 // Layer normalisation, first version: the textbook. One kernel for the mean, one for the variance, one that
 // normalises. Every kernel reads x from memory again, and each launch has its cost: three launches, 3 reads and
 // 1 write of the tensor. Run it with: python plugins/testLayerNormPlugin.py --kernel basic
-#include "common/reduce.cuh"
-#include "layer_norm/layer_norm_common.cuh"
+#include "common/normalize.cuh"
+#include "layer_norm/layer_norm_kernels.h"
 
 namespace bert
 {
@@ -71,7 +71,9 @@ __global__ void layerNormNormalizeKernel(T const* x, W const* gamma, W const* be
         RowStatistics const ofRow = statistics[row];
         for (uint32_t i = threadIdx.x; i < hidden; i += kBLOCK)
         {
-            y[row * hidden + i] = normalize<T>(toFloat(x[row * hidden + i]), ofRow, gamma[i], beta[i]);
+            float const normalized
+                = normalize(toFloat(x[row * hidden + i]), ofRow, toFloat(gamma[i]), toFloat(beta[i]));
+            y[row * hidden + i] = fromFloat<T>(normalized);
         }
     }
 }
@@ -117,7 +119,7 @@ cudaError_t launchLayerNormBasic(LayerNormArguments const& arguments, cudaStream
     {
         return cudaSuccess; // a grid of no blocks is an error to CUDA
     }
-    return dispatchTypes(arguments,
+    return dispatchTypes(arguments.type, arguments.weightType,
         [&](auto x, auto weight) { return launchTyped<decltype(x), decltype(weight)>(arguments, stream); });
 }
 

@@ -3,9 +3,6 @@
 #include "common/checks.h"
 #include "common/fields.h"
 
-#include <climits>
-#include <cmath>
-
 namespace bert
 {
 
@@ -45,15 +42,7 @@ void checkTypes(DataType x, DataType gamma, DataType beta)
 // A dimension of -1 is not known yet and is checked again when it is.
 void checkShapes(Dims const& x, Dims const& gamma, Dims const& beta)
 {
-    if (x.nbDims < 1)
-    {
-        fail("x is a scalar; expected [..., H]");
-    }
-    int64_t const hidden = x.d[x.nbDims - 1];
-    if (hidden == 0 || hidden > INT_MAX)
-    {
-        fail("x has the shape ", describe(x), "; its last axis must have 1 to ", INT_MAX, " elements");
-    }
+    int64_t const hidden = checkedHidden("x", x);
     auto const fits = [hidden](Dims const& weight)
     { return weight.nbDims == 1 && (weight.d[0] == hidden || weight.d[0] < 0 || hidden < 0); };
     if (!fits(gamma) || !fits(beta))
@@ -74,10 +63,7 @@ LayerNormPlugin::LayerNormPlugin(float epsilon, std::string kernel)
     , mEpsilon(epsilon)
     , mKernel(std::move(kernel))
 {
-    if (!(std::isfinite(epsilon) && epsilon > 0.0F))
-    {
-        fail("field epsilon is ", epsilon, "; expected a finite number greater than 0");
-    }
+    checkEpsilon(epsilon);
     if (mKernel == "basic")
     {
         mLaunch = launchLayerNormBasic;

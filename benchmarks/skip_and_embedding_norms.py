@@ -1,0 +1,325 @@
+"""How fast are the SkipLayerNorm and EmbLayerNorm plugins beside PyTorch and beside a copy of as many bytes?
+
+    python benchmarks/skip_and_embedding_norms.py                  needs a CUDA GPU and the built plugins
+    python benchmarks/skip_and_embedding_norms.py --rows 128 4096 --json FILE --markdown FILE
+
+Each contender is captured in a CUDA graph; the figures are medians of the replays, contenders in turn. Inputs rotate
+over sets that together are larger than the L2 cache; outputs lie where PyTorch's allocator puts them, for every
+contender. Bytes are those that must move:
+
+    SkipLayerNorm   x, skip and the outputs once; gamma, beta and the bias are left out
+    EmbLayerNorm    the ids and the output once, and once every row of the tables that is looked up at all
+
+The copy is one of cudaMemcpyAsync that reads half as many bytes and writes the other half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from rich.table import Table
+from torch.nn import functional
+
+from common import UserError, console, log_console, run_script, write_whole
+from plugins import reference
+from plugins.measure import graph_times
+from plugins.plugin_host import PluginHost
+
+HIDDEN, EPSILON = 768, 1e-12
+WORDS, POSITIONS, TYPES = 30522, 512, 2  # the tables of bert-base
+SCALE = 0.05  # of int8 tensors
+ROWS = (128, 512, 2048, 4096, 8192, 32768, 131072)
+PLUGIN, COPY, EAGER, COMPILED = "plugin", "copy", "eager", "torch.compile"
+CONTENDERS = (PLUGIN, EAGER, COMPILED, COPY)
+LONG_GRAPH, SHORT_GRAPH = 100, 20  # launches in one graph, up to 8192 rows and from there on
+
+Tensors = tuple[torch.Tensor, ...]
+Result = torch.Tensor | Tensors
+
+
+@dataclass
+class Case:
+    """One layer and type, on one number of rows."""
+
+    plugin: str
+    fields: dict[str, Any]
+    sets: list[Tensors]  # the plugin's inputs, several times
+    peer: Callable[..., Result]  # the same in PyTorch, on the same inputs
+    exact: Callable[..., torch.Tensor]  # y in float64
+    moved: int  # bytes
+
+
+def random(rows: int, dtype: torch.dtype) -> torch.Tensor:
+    """(rows, H)."""
+    if dtype == torch.int8:
+        return torch.randint(-128, 128, (rows, HIDDEN), dtype=dtype, device="cuda")
+    return torch.randn(rows, HIDDEN, device="cuda").to(dtype)
+
+
+def number_of_sets(bytes_of_set: int, rows: int) -> int:
+    """As many as are larger than the L2 cache, twice, but no more than a graph has launches."""
+    cache = torch.cuda.get_device_properties().L2_cache_size
+    return max(2, min(launches(rows), 2 * cache // bytes_of_set + 1))
+
+
+def launches(rows: int) -> int:
+    """Launches in one graph: many of the short ones."""
+    return LONG_GRAPH if rows <= 8192 else SHORT_GRAPH
+
+
+def floating_skip(dtype: torch.dtype) -> Callable[[int], Case]:
+    """x, skip and y of one type."""
+
+    def peer(x: torch.Tensor, skip: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        gamma, beta, bias = weights
+        return functional.layer_norm(x + bias + skip, (HIDDEN,), gamma, beta, EPSILON)
+
+    return lambda rows: skip_case(rows, dtype, dtype, dtype, {}, peer, 3 * dtype.itemsize)
+
+
+def int8_to_both(rows: int) -> Case:
+    """x from an int8 product, the residual in fp16; y in fp16 for the residual and in int8 for the next product."""
+
+    def peer(x: torch.Tensor, skip: torch.Tensor, *weights: torch.Tensor) -> Tensors:
+        gamma, beta, bias = (weight.float() for weight in weights)
+        y = functional.layer_norm(x.float() * SCALE + bias + skip.float(), (HIDDEN,), gamma, beta, EPSILON)
+        return y.half(), torch.round(y / SCALE).clamp(-128, 127).to(torch.int8)
+
+    fields = {"x_scale": SCALE, "output_scale": SCALE, "outputs": "both"}
+    return skip_case(rows, torch.int8, torch.float16, torch.float16, fields, peer, 1 + 2 + 2 + 1)
+
+
+def int8_throughout(rows: int) -> Case:
+    """All three tensors in int8."""
+
+    def peer(x: torch.Tensor, skip: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        gamma, beta, bias = weights
+        y = functional.layer_norm(x.float() * SCALE + bias + skip.float() * SCALE, (HIDDEN,), gamma, beta, EPSILON)
+        return torch.round(y / SCALE).clamp(-128, 127).to(torch.int8)
+
+    fields = {"x_scale": SCALE, "skip_scale": SCALE, "output_scale": SCALE}
+    return skip_case(rows, torch.int8, torch.int8, torch.float32, fields, peer, 3)
+
+
+def skip_case(
+    rows: int,
+    x: torch.dtype,
+    skip: torch.dtype,
+    weight: torch.dtype,
+    fields: dict[str, Any],
+    peer: Callable[..., Result],
+    bytes_of_element: int,
+) -> Case:
+    """SkipLayerNorm with a bias."""
+    moved = rows * HIDDEN * bytes_of_element
+    weights = tuple(torch.randn(HIDDEN, device="cuda").to(weight) for _ in range(3))
+    sets = [(random(rows, x), random(rows, skip), *weights) for _ in range(number_of_sets(moved, rows))]
+    scales = {name: fields.get(name, 0.0) for name in ("x_scale", "skip_scale")}
+
+    def exact(*inputs: torch.Tensor) -> torch.Tensor:
+        return reference.skip_layer_norm(*inputs, epsilon=EPSILON, **scales, dtype=torch.float64)
+
+    return Case("SkipLayerNorm", {"epsilon": EPSILON, **fields}, sets, peer, exact, moved)
+
+
+def embedding(zipf: bool) -> Callable[[int], Case]:
+    """EmbLayerNorm in fp16. Words are drawn evenly, or, ``zipf``, as in a text: word k with a weight of 1 / k."""
+
+    def peer(*inputs: torch.Tensor) -> torch.Tensor:
+        words, types, positions, word_table, position_table, type_table, gamma, beta = inputs
+        total = (
+            functional.embedding(words, word_table)
+            + functional.embedding(types, type_table)
+            + functional.embedding(positions, position_table)
+        )
+        return functional.layer_norm(total, (HIDDEN,), gamma, beta, EPSILON)
+
+    def case(rows: int) -> Case:
+        tables = [random(size, torch.float16) for size in (WORDS, POSITIONS, TYPES)]
+        weights = [torch.randn(HIDDEN, device="cuda").half() for _ in range(2)]
+        weight_of_word = 1 / torch.arange(1, WORDS + 1, device="cuda") if zipf else torch.ones(WORDS, device="cuda")
+        shuffled = torch.randperm(WORDS, device="cuda")  # frequent words do not lie side by side
+        sets, touched = [], 0
+        for _ in range(number_of_sets(rows * HIDDEN * 4, rows)):
+            words = shuffled[torch.multinomial(weight_of_word, rows, replacement=True)].int()
+            types = torch.randint(TYPES, (rows,), dtype=torch.int32, device="cuda")
+            positions = (torch.arange(rows, device="cuda") % POSITIONS).int()
+            sets.append((words, types, positions, *tables, *weights))
+            touched = sum(len(ids.unique()) for ids in (words, types, positions))
+        moved = 3 * 4 * rows + 2 * HIDDEN * (rows + touched)
+
+        def exact(*inputs: torch.Tensor) -> torch.Tensor:
+            return reference.emb_layer_norm(*inputs, epsilon=EPSILON, dtype=torch.float64)  # pyright: ignore[reportCallIssue]
+
+        return Case("EmbLayerNorm", {"epsilon": EPSILON}, sets, peer, exact, moved)
+
+    return case
+
+
+CASES: dict[str, Callable[[int], Case]] = {
+    "SkipLayerNorm fp16": floating_skip(torch.float16),
+    "SkipLayerNorm fp32": floating_skip(torch.float32),
+    "SkipLayerNorm bf16": floating_skip(torch.bfloat16),
+    "SkipLayerNorm int8 + fp16 to fp16 and int8": int8_to_both,
+    "SkipLayerNorm int8 to int8": int8_throughout,
+    "EmbLayerNorm fp16, even words": embedding(zipf=False),
+    "EmbLayerNorm fp16, words as in text": embedding(zipf=True),
+}
+
+
+def rotating(function: Callable[..., object], sets: list[Tensors]) -> Callable[[], object]:
+    """Calls the function with one set after another."""
+    turn = itertools.cycle(sets)
+    return lambda: function(*next(turn))
+
+
+def relative_error(found: Result, exact: torch.Tensor) -> float | None:
+    """‖found − exact‖ / ‖exact‖ of the floating output, None without one."""
+    y = found[0] if isinstance(found, tuple | list) else found
+    return None if y.dtype == torch.int8 else ((y.double() - exact).norm() / exact.norm()).item()
+
+
+def measure(host: PluginHost, name: str, rows: int) -> dict[str, Any]:
+    """All contenders on one case."""
+    torch.manual_seed(rows)
+    case = CASES[name](rows)
+    plugin = host.create(case.plugin, fields=case.fields)
+    torch.compiler.reset()  # else it stops to specialise after eight shapes
+    compiled = torch.compile(case.peer, dynamic=False)
+    sources = [(torch.randint(127, (case.moved // 2,), dtype=torch.int8, device="cuda"),) for _ in case.sets]
+    first = case.sets[0]
+    with torch.no_grad():
+        times = graph_times(
+            {
+                PLUGIN: rotating(lambda *inputs: plugin.run_torch(inputs), case.sets),
+                EAGER: rotating(case.peer, case.sets),
+                COMPILED: rotating(compiled, case.sets),
+                COPY: rotating(torch.clone, sources),
+            },
+            launches(rows),
+        )
+        exact = case.exact(*first)
+        error, error_of_pytorch = (
+            relative_error(found, exact) for found in (plugin.run_torch(first), case.peer(*first))
+        )
+    return {
+        "case": name,
+        "rows": rows,
+        "megabytes": round(case.moved / 1e6, 3),
+        "sets": len(case.sets),
+        "microseconds": {contender: round(times[contender], 3) for contender in CONTENDERS},
+        "gigabytes_per_second": round(case.moved / times[PLUGIN] / 1e3, 1),
+        "share_of_copy": round(times[COPY] / times[PLUGIN], 3),
+        "times_eager": round(times[EAGER] / times[PLUGIN], 2),
+        "times_compiled": round(times[COMPILED] / times[PLUGIN], 3),
+        "error": error,
+        "error_of_pytorch": error_of_pytorch,
+    }
+
+
+HEADINGS = (
+    "rows", "MB", *CONTENDERS, "eager ÷ plugin", "torch.compile ÷ plugin", "GB/s", "of the copy", "error",
+    "PyTorch's error",
+)  # fmt: skip
+
+
+def cells(one: dict[str, Any]) -> tuple[str, ...]:
+    """One row of a table."""
+    errors = ("" if one[key] is None else f"{one[key]:.1e}" for key in ("error", "error_of_pytorch"))
+    times = (f"{one['microseconds'][contender]:.2f}" for contender in CONTENDERS)
+    return (
+        str(one["rows"]),
+        f"{one['megabytes']:.1f}",
+        *times,
+        f"{one['times_eager']:.2f}",
+        f"{one['times_compiled']:.3f}",
+        f"{one['gigabytes_per_second']:.0f}",
+        f"{one['share_of_copy']:.1%}",
+        *errors,
+    )
+
+
+def by_case(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The results of each case."""
+    return {
+        name: [one for one in results if one["case"] == name] for name in dict.fromkeys(r["case"] for r in results)
+    }
+
+
+def markdown(results: list[dict[str, Any]], about: dict[str, str]) -> str:
+    """The tables for people who read them in the repository."""
+    lines = [
+        "# SkipLayerNorm and EmbLayerNorm",
+        "",
+        ", ".join(f"{key} {value}" for key, value in about.items() if key != "command")
+        + f". Command: `{about['command']}`",
+        "",
+        f"Microseconds, hidden size {HIDDEN}. MB: what must move, counted as the script's first lines say. Error: "
+        "relative L2 against float64.",
+    ]
+    for name, found in by_case(results).items():
+        lines += ["", f"## {name}", "", "| " + " | ".join(HEADINGS) + " |", "|" + " --- |" * len(HEADINGS)]
+        lines += ["| " + " | ".join(cells(one)) + " |" for one in found]
+    return "\n".join(lines) + "\n"
+
+
+def environment(command: str) -> dict[str, str]:
+    """What the figures depend on."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "driver": driver.splitlines()[0] if driver else "unknown",
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+        "python": platform.python_version(),
+        "method": f"CUDA graphs of {LONG_GRAPH} or {SHORT_GRAPH} launches, median of 30 replays, in turn",
+        "command": command,
+    }
+
+
+def main() -> int:
+    """The script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    parser.add_argument("--case", choices=CASES, nargs="+", default=list(CASES))
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise UserError("PyTorch finds no CUDA GPU on this machine; times are measured on one")
+    host, results = PluginHost(), []
+    for name, rows in itertools.product(args.case, args.rows):
+        with log_console.status(f"{name}, {rows} rows"):
+            results.append(measure(host, name, rows))
+    about = environment("python benchmarks/skip_and_embedding_norms.py")
+    for name, found in by_case(results).items():
+        table = Table(*HEADINGS, title=name)
+        for one in found:
+            table.add_row(*cells(one))
+        console.print(table)
+    texts = (
+        (args.json, json.dumps({**about, "results": results}, indent=1) + "\n"),
+        (args.markdown, markdown(results, about)),
+    )
+    for path, text in texts:
+        if path is not None:
+            with write_whole(path) as file:
+                file.write(text.encode())
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,199 @@
+// What the check programs share: tensors on host and device, the plain loop in double precision, and the count of what
+// is wrong. The programs are small and do without PyTorch, so that compute-sanitizer goes through them in seconds:
+//
+//     cmake --build plugins/build --target layer_norm_check
+//     compute-sanitizer --tool memcheck plugins/build/layer_norm_check        also: racecheck, initcheck, synccheck
+//
+// Every tensor is an allocation of its own and of its exact size: one byte too far is an error to memcheck.
+#pragma once
+
+#include "common/element.cuh"
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+namespace bert
+{
+
+constexpr float kEPSILON = 1e-12F;
+
+// ---------------------------------------------------------------------------------------------------------------
+// Tensors on host and device
+// ---------------------------------------------------------------------------------------------------------------
+
+inline void check(cudaError_t status, char const* what)
+{
+    if (status != cudaSuccess)
+    {
+        std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(status));
+        std::exit(1);
+    }
+}
+
+inline float toHost(float value)
+{
+    return value;
+}
+inline float toHost(__half value)
+{
+    return __half2float(value);
+}
+inline float toHost(__nv_bfloat16 value)
+{
+    return __bfloat162float(value);
+}
+template <typename T>
+T fromHost(float value)
+{
+    return static_cast<T>(value);
+}
+
+template <typename T>
+class Tensor
+{
+public:
+    explicit Tensor(std::vector<T> const& values)
+        : mSize(values.size())
+    {
+        check(cudaMalloc(&mData, mSize * sizeof(T)), "cudaMalloc");
+        check(cudaMemcpy(mData, values.data(), mSize * sizeof(T), cudaMemcpyHostToDevice), "cudaMemcpy");
+    }
+    explicit Tensor(size_t size) // holds nothing: initcheck reports whoever reads it before it is written
+        : mSize(size)
+    {
+        check(cudaMalloc(&mData, mSize * sizeof(T)), "cudaMalloc");
+    }
+    Tensor(Tensor const&) = delete;
+    Tensor& operator=(Tensor const&) = delete;
+    ~Tensor()
+    {
+        cudaFree(mData);
+    }
+    T* data() const
+    {
+        return mData;
+    }
+    std::vector<T> values() const
+    {
+        std::vector<T> values(mSize);
+        check(cudaMemcpy(values.data(), mData, mSize * sizeof(T), cudaMemcpyDeviceToHost), "cudaMemcpy");
+        return values;
+    }
+
+private:
+    T* mData{};
+    size_t mSize;
+};
+
+template <typename T>
+std::vector<T> randomValues(size_t count, float mean, float deviation)
+{
+    static std::minstd_rand generator{1};
+    std::uniform_real_distribution<float> distribution{mean - deviation, mean + deviation};
+    std::vector<T> values(count);
+    for (T& value : values)
+    {
+        value = fromHost<T>(distribution(generator));
+    }
+    return values;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// The plain loop
+// ---------------------------------------------------------------------------------------------------------------
+
+// Layer normalisation of one row. `x` is what is normalised.
+template <typename W>
+std::vector<double> normalizedRow(std::vector<double> const& x, W const* gamma, W const* beta)
+{
+    auto const hidden = static_cast<double>(x.size());
+    double mean = 0.0;
+    double variance = 0.0;
+    for (double value : x)
+    {
+        mean += value / hidden;
+    }
+    for (double value : x)
+    {
+        variance += (value - mean) * (value - mean) / hidden;
+    }
+    std::vector<double> y(x.size());
+    for (size_t i = 0; i < x.size(); ++i)
+    {
+        y[i] = (x[i] - mean) / std::sqrt(variance + kEPSILON) * toHost(gamma[i]) + toHost(beta[i]);
+    }
+    return y;
+}
+
+// ||found * scale - expected|| / ||expected|| over one row
+template <typename T>
+double rowError(T const* found, std::vector<double> const& expected, double scale = 1.0)
+{
+    double error = 0.0;
+    double norm = 0.0;
+    for (size_t i = 0; i < expected.size(); ++i)
+    {
+        double const difference = toHost(found[i]) * scale - expected[i];
+        error += difference * difference;
+        norm += expected[i] * expected[i];
+    }
+    return std::sqrt(error / norm);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// The count
+// ---------------------------------------------------------------------------------------------------------------
+
+class Outcome
+{
+public:
+    void countRun()
+    {
+        ++mRuns;
+    }
+    // Prints what is wrong; a NaN is.
+    void expectAtMost(
+        double error, double tolerance, char const* what, int64_t rows, int32_t hidden, int64_t row)
+    {
+        if (!(error <= tolerance))
+        {
+            std::printf("wrong: %s, %lld x %d, row %lld: error %g\n", what, static_cast<long long>(rows),
+                hidden, static_cast<long long>(row), error);
+            ++mWrong;
+        }
+    }
+    // Prints the sum of it. Returns the exit status.
+    int report() const
+    {
+        std::printf("%d runs, %d rows wrong\n", mRuns, mWrong);
+        return mWrong == 0 ? 0 : 1;
+    }
+
+private:
+    int mRuns{};
+    int mWrong{};
+};
+
+// Odd widths, then the narrowest and the widest row of each shape of a row in registers, and one beyond their reach.
+constexpr int32_t kWIDTHS[] = {1, 5, 33, 769, 64, 200, 256, 384, 512, 768, 1000, 1024, 1536, 2040, 2048, 4096,
+    8192, 16384, 32768, 40000};
+
+// Calls function(rows, hidden) for one row, a few, and for narrow rows many, not a multiple of anything.
+template <typename Function>
+void forEachShape(Function&& function)
+{
+    for (int32_t hidden : kWIDTHS)
+    {
+        function(int64_t{1}, hidden);
+        function(int64_t{7}, hidden);
+        if (hidden <= 2048)
+        {
+            function(int64_t{131}, hidden);
+        }
+    }
+}
+
+} // namespace bert

@@ -1,0 +1,163 @@
+// Three lookups, two sums and layer normalisation in one kernel: the sum exists in fp32 registers only. The rest is the
+// fast kernel of layer_norm/.
+#include "common/row_in_registers.cuh"
+#include "emb_layer_norm/emb_layer_norm_kernels.h"
+
+#include <cmath>
+
+namespace bert
+{
+
+// ---------------------------------------------------------------------------------------------------------------
+// Kernels
+// ---------------------------------------------------------------------------------------------------------------
+
+namespace
+{
+
+// Where the rows to add up begin in their tables. An id that is not in its table gives the table's first row, which
+// can be read at least, and spoils the result.
+struct Rows
+{
+    uint64_t starts[3];
+    bool valid;
+};
+
+inline __device__ Rows lookUp(EmbLayerNormArguments const& a, int64_t row)
+{
+    Rows rows{{}, true};
+#pragma unroll
+    for (int table = 0; table < 3; ++table)
+    {
+        int32_t const id = a.lookups[table].ids[row];
+        bool const valid = id >= 0 && id < a.lookups[table].size;
+        rows.starts[table] = valid ? static_cast<uint64_t>(id) * a.hidden : 0;
+        rows.valid = rows.valid && valid;
+    }
+    return rows;
+}
+
+// Every element that is normalised with these becomes NaN.
+inline __device__ RowStatistics spoilUnless(bool valid, RowStatistics statistics)
+{
+    statistics.inverseDeviation = valid ? statistics.inverseDeviation : NAN;
+    return statistics;
+}
+
+template <typename T, typename W, typename Shape>
+__global__ void __launch_bounds__(Shape::kBLOCK, 1) embLayerNormKernel(EmbLayerNormArguments const a)
+{
+    constexpr int kPER = Shape::kPER;
+    constexpr int kVECTORS = Shape::kVECTORS;
+    waitForPreviousKernel();
+    auto const place = Shape::place(static_cast<uint32_t>(a.rows));
+    if (place.idle)
+    {
+        return;
+    }
+    uint32_t const hidden = a.hidden;
+    Rows const rows = lookUp(a, place.row);
+
+    Width const width{hidden};
+
+    // Rows of a table are wanted again, by other words of the text: they stay in the cache.
+    Vector<W, kPER> gammas[kVECTORS];
+    Vector<W, kPER> betas[kVECTORS];
+    Vector<T, kPER> parts[3][kVECTORS];
+    Shape::load(gammas, static_cast<W const*>(a.gamma), hidden);
+    Shape::load(betas, static_cast<W const*>(a.beta), hidden);
+#pragma unroll
+    for (int table = 0; table < 3; ++table)
+    {
+        Shape::load(parts[table], static_cast<T const*>(a.lookups[table].table) + rows.starts[table], hidden);
+    }
+
+    float values[kVECTORS][kPER];
+    RowStatistics const statistics = spoilUnless(
+        rows.valid, Shape::statistics(values, width, hidden, a.epsilon,
+                        [&](int v, int i)
+                        {
+                            return toFloat(parts[0][v].values[i]) + toFloat(parts[1][v].values[i])
+                                   + toFloat(parts[2][v].values[i]);
+                        }));
+    if (!place.exists)
+    {
+        return;
+    }
+    // The output goes past the cache, which is better filled with tables.
+    Shape::template store<true>(static_cast<T*>(a.y) + static_cast<uint64_t>(place.row) * hidden, hidden,
+        [&](int v, int i)
+        {
+            return fromFloat<T>(normalize(
+                values[v][i], statistics, toFloat(gammas[v].values[i]), toFloat(betas[v].values[i])));
+        });
+}
+
+// For rows of any width at any address: one block for each, which reads the tables three times, mostly from the cache.
+template <typename T, typename W>
+__global__ void embLayerNormRereadingKernel(EmbLayerNormArguments const a)
+{
+    auto const* const gamma = static_cast<W const*>(a.gamma);
+    auto const* const beta = static_cast<W const*>(a.beta);
+    for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x)
+    {
+        Rows const rows = lookUp(a, row);
+        T* const y = static_cast<T*>(a.y) + row * a.hidden;
+        normalizeByRereading(
+            a.hidden, a.epsilon,
+            [&](uint32_t i)
+            {
+                float sum = 0.0F;
+#pragma unroll
+                for (int table = 0; table < 3; ++table)
+                {
+                    sum += toFloat(static_cast<T const*>(a.lookups[table].table)[rows.starts[table] + i]);
+                }
+                return sum;
+            },
+            [&](uint32_t i, float value, RowStatistics const& statistics)
+            {
+                y[i] = fromFloat<T>(normalize(
+                    value, spoilUnless(rows.valid, statistics), toFloat(gamma[i]), toFloat(beta[i])));
+            });
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Launcher
+// ---------------------------------------------------------------------------------------------------------------
+
+template <typename T, typename W>
+cudaError_t launchTyped(EmbLayerNormArguments const& a, cudaStream_t stream)
+{
+    bool aligned = isAligned16(a.gamma) && isAligned16(a.beta) && isAligned16(a.y);
+    for (EmbeddingLookup const& lookup : a.lookups)
+    {
+        aligned = aligned && isAligned16(lookup.table);
+    }
+    if (!aligned || !fitsRegisters(a.rows, a.hidden, kPER_VECTOR<T>))
+    {
+        embLayerNormRereadingKernel<T, W><<<rowBlocks(a.rows), kREREAD_BLOCK, 0, stream>>>(a);
+        return cudaGetLastError();
+    }
+    return dispatchRowShape<kPER_VECTOR<T>>(a.hidden,
+        [&](auto shape)
+        {
+            using Shape = decltype(shape);
+            return launchRows<Shape>(embLayerNormKernel<T, W, Shape>, a.rows, stream, a);
+        });
+}
+
+} // namespace
+
+cudaError_t launchEmbLayerNorm(EmbLayerNormArguments const& arguments, cudaStream_t stream)
+{
+    if (arguments.rows == 0)
+    {
+        return cudaSuccess; // a grid of no blocks is an error to CUDA
+    }
+    return dispatchTypes(arguments.type, arguments.weightType,
+        [&](auto x, auto weight) { return launchTyped<decltype(x), decltype(weight)>(arguments, stream); });
+}
+
+} // namespace bert

@@ -1,0 +1,106 @@
+// Runs the kernels over shapes that reach every branch of their launcher, with ids outside the tables among them, and
+// compares with a plain loop in double precision. common/kernel_check.cuh says how to run it under compute-sanitizer.
+#include "common/kernel_check.cuh"
+#include "emb_layer_norm/emb_layer_norm_kernels.h"
+
+#include <climits>
+
+using namespace bert;
+
+namespace
+{
+
+constexpr int32_t kSIZES[] = {11, 2, 5}; // of the tables of words, token types and positions
+
+// Random ids; those of the middle row of more than two are outside table `bad`.
+std::vector<int32_t> randomIds(int64_t rows, int table, int bad)
+{
+    auto const values = randomValues<float>(static_cast<size_t>(rows), 0.5F, 0.5F);
+    std::vector<int32_t> ids(values.size());
+    for (size_t row = 0; row < ids.size(); ++row)
+    {
+        ids[row] = std::min(static_cast<int32_t>(values[row] * kSIZES[table]), kSIZES[table] - 1);
+    }
+    if (rows > 2 && table == bad)
+    {
+        constexpr int32_t kOUTSIDE[] = {-1, INT_MIN, INT_MAX};
+        ids[static_cast<size_t>(rows / 2)] = table == 1 ? kSIZES[table] : kOUTSIDE[(rows + table) % 3];
+    }
+    return ids;
+}
+
+template <typename T, typename W>
+void runShape(Outcome& outcome, ElementType type, ElementType weightType, int64_t rows, int32_t hidden,
+    double tolerance)
+{
+    constexpr char const* kNAME = "emb";
+    int const bad = hidden % 3;
+    std::vector<int32_t> ids[3];
+    std::vector<T> tables[3];
+    for (int table = 0; table < 3; ++table)
+    {
+        ids[table] = randomIds(rows, table, bad);
+        tables[table] = randomValues<T>(static_cast<size_t>(kSIZES[table]) * hidden, 1.0F, 1.0F);
+    }
+    auto const gamma = randomValues<W>(hidden, 1.0F, 0.5F);
+    auto const beta = randomValues<W>(hidden, 0.5F, 0.5F);
+    Tensor<int32_t> const idsDevice[3]{Tensor{ids[0]}, Tensor{ids[1]}, Tensor{ids[2]}};
+    Tensor<T> const tablesDevice[3]{Tensor{tables[0]}, Tensor{tables[1]}, Tensor{tables[2]}};
+    Tensor<W> const gammaDevice{gamma};
+    Tensor<W> const betaDevice{beta};
+    Tensor<T> const yDevice{static_cast<size_t>(rows) * hidden};
+    EmbLayerNormArguments arguments{
+        {}, gammaDevice.data(), betaDevice.data(), yDevice.data(), rows, hidden, kEPSILON, type, weightType};
+    for (int table = 0; table < 3; ++table)
+    {
+        arguments.lookups[table] = {idsDevice[table].data(), tablesDevice[table].data(), kSIZES[table]};
+    }
+    check(launchEmbLayerNorm(arguments, nullptr), kNAME);
+    check(cudaDeviceSynchronize(), kNAME);
+    auto const y = yDevice.values();
+    for (int64_t row : {int64_t{0}, rows / 2, rows - 1})
+    {
+        T const* const found = &y[static_cast<size_t>(row) * hidden];
+        if (rows > 2 && row == rows / 2)
+        {
+            int32_t numbers = 0;
+            for (int32_t i = 0; i < hidden; ++i)
+            {
+                numbers += std::isnan(toHost(found[i])) ? 0 : 1;
+            }
+            outcome.expectAtMost(numbers, 0.0, "numbers instead of NaN", rows, hidden, row);
+            continue;
+        }
+        std::vector<double> sum(hidden);
+        for (int table = 0; table < 3; ++table)
+        {
+            for (int32_t i = 0; i < hidden; ++i)
+            {
+                sum[i] += toHost(tables[table][static_cast<size_t>(ids[table][row]) * hidden + i]);
+            }
+        }
+        auto const expected = normalizedRow(sum, gamma.data(), beta.data());
+        outcome.expectAtMost(rowError(found, expected), tolerance, kNAME, rows, hidden, row);
+    }
+    outcome.countRun();
+}
+
+template <typename T, typename W>
+void runType(Outcome& outcome, ElementType type, ElementType weightType, double tolerance)
+{
+    forEachShape([&](int64_t rows, int32_t hidden)
+        { runShape<T, W>(outcome, type, weightType, rows, hidden, tolerance); });
+}
+
+} // namespace
+
+int main()
+{
+    Outcome outcome;
+    runType<float, float>(outcome, ElementType::kFLOAT, ElementType::kFLOAT, 1e-6);
+    runType<__half, __half>(outcome, ElementType::kHALF, ElementType::kHALF, 6e-4);
+    runType<__half, float>(outcome, ElementType::kHALF, ElementType::kFLOAT, 6e-4);
+    runType<__nv_bfloat16, __nv_bfloat16>(outcome, ElementType::kBF16, ElementType::kBF16, 5e-3);
+    runType<__nv_bfloat16, float>(outcome, ElementType::kBF16, ElementType::kFLOAT, 5e-3);
+    return outcome.report();
+}

@@ -1,0 +1,39 @@
+// The launcher of the embedding lookup with layer normalisation. It knows nothing of TensorRT.
+//
+//     e = word[inputId] + type[tokenTypeId] + position[positionId]
+//     y = (e - mean) / sqrt(variance + epsilon) * gamma + beta      over the last axis
+#pragma once
+
+#include "common/element_type.h"
+
+#include <cstdint>
+#include <cuda_runtime_api.h>
+
+namespace bert
+{
+
+// One of the three tables, and the ids of the rows that are wanted from it.
+struct EmbeddingLookup
+{
+    int32_t const* ids; // (rows)
+    void const* table;  // (size, hidden) of `type`
+    int64_t size;       // at least 1
+};
+
+struct EmbLayerNormArguments
+{
+    EmbeddingLookup lookups[3]; // words, token types, positions
+    void const* gamma;          // (hidden) of `weightType`
+    void const* beta;           // (hidden) of `weightType`
+    void* y;                    // (rows, hidden) of `type`; NaN in rows with an id that is not in its table
+    int64_t rows;               // 0 is allowed
+    int32_t hidden;             // at least 1
+    float epsilon;              // greater than 0
+    ElementType type;           // of the tables and y
+    ElementType weightType;     // of gamma and beta: `type`, or fp32
+};
+
+// Returns the error of its launch; the kernel runs later, in the stream.
+cudaError_t launchEmbLayerNorm(EmbLayerNormArguments const& arguments, cudaStream_t stream);
+
+} // namespace bert

@@ -1,0 +1,189 @@
+// Residual sum, bias and layer normalisation in one kernel: x and skip are read once, y is written once, and the sum
+// exists in fp32 registers only. The rest is the fast kernel of layer_norm/.
+#include "common/row_in_registers.cuh"
+#include "skip_layer_norm/skip_layer_norm_kernels.h"
+
+namespace bert
+{
+
+// ---------------------------------------------------------------------------------------------------------------
+// Kernels
+// ---------------------------------------------------------------------------------------------------------------
+
+namespace
+{
+
+// The share of one thread of a row of x or of skip, as it is in memory: T, or int8 if the scale is greater than 0.
+// Loading and converting are two steps, so that everything is under way before the first value is waited for.
+template <typename T, typename Shape, bool kINT8>
+class InputRow
+{
+public:
+    __device__ InputRow(void const* input, uint64_t start, uint32_t hidden, float scale)
+        : mScale(scale)
+    {
+        if (isInt8())
+        {
+            Shape::template load<true>(mInt8, static_cast<int8_t const*>(input) + start, hidden);
+        }
+        else
+        {
+            Shape::template load<kONCE<T>>(mWide, static_cast<T const*>(input) + start, hidden);
+        }
+    }
+    __device__ float value(int v, int i) const
+    {
+        return isInt8() ? toFloat(mInt8[v], i) * mScale : toFloat(mWide[v].values[i]);
+    }
+
+private:
+    __device__ bool isInt8() const
+    {
+        return kINT8 && mScale > 0.0F;
+    }
+
+    Vector<T, Shape::kPER> mWide[Shape::kVECTORS];
+    Vector<int8_t, Shape::kPER> mInt8[Shape::kVECTORS];
+    float mScale;
+};
+
+// kINT8: any of x, skip and the outputs is int8. A kernel of its own, so that the other stays small.
+template <typename T, typename W, bool kINT8, typename Shape>
+__global__ void __launch_bounds__(Shape::kBLOCK, 1)
+    skipLayerNormKernel(SkipLayerNormArguments const a, Quantizer const quantizer)
+{
+    constexpr int kPER = Shape::kPER;
+    constexpr int kVECTORS = Shape::kVECTORS;
+    waitForPreviousKernel();
+    auto const place = Shape::place(static_cast<uint32_t>(a.rows));
+    if (place.idle)
+    {
+        return;
+    }
+    uint32_t const hidden = a.hidden;
+    uint64_t const start = static_cast<uint64_t>(place.row) * hidden;
+
+    Width const width{hidden};
+
+    InputRow<T, Shape, kINT8> const x{a.x, start, hidden, a.xScale};
+    InputRow<T, Shape, kINT8> const skip{a.skip, start, hidden, a.skipScale};
+    Vector<W, kPER> gammas[kVECTORS];
+    Vector<W, kPER> betas[kVECTORS];
+    Vector<W, kPER> biases[kVECTORS]{};
+    if (a.bias != nullptr)
+    {
+        Shape::load(biases, static_cast<W const*>(a.bias), hidden);
+    }
+    Shape::load(gammas, static_cast<W const*>(a.gamma), hidden);
+    Shape::load(betas, static_cast<W const*>(a.beta), hidden);
+
+    float values[kVECTORS][kPER];
+    RowStatistics const statistics = Shape::statistics(values, width, hidden, a.epsilon,
+        [&](int v, int i) { return x.value(v, i) + toFloat(biases[v].values[i]) + skip.value(v, i); });
+    if (!place.exists)
+    {
+        return;
+    }
+    auto const normalized = [&](int v, int i)
+    {
+        return normalize(values[v][i], statistics, toFloat(gammas[v].values[i]), toFloat(betas[v].values[i]));
+    };
+    if (!kINT8 || a.y != nullptr)
+    {
+        Shape::template store<kONCE<T>>(static_cast<T*>(a.y) + start, hidden,
+            [&](int v, int i) { return fromFloat<T>(normalized(v, i)); });
+    }
+    if (kINT8 && a.quantized != nullptr)
+    {
+        Shape::template store<true>(
+            a.quantized + start, hidden, [&](int v, int i) { return quantizer(normalized(v, i)); });
+    }
+}
+
+template <typename T>
+__device__ float inputValue(void const* input, uint64_t index, float scale)
+{
+    return scale > 0.0F ? toFloat(static_cast<int8_t const*>(input)[index]) * scale
+                        : toFloat(static_cast<T const*>(input)[index]);
+}
+
+// For rows of any width at any address: one block for each, which reads x and skip three times, mostly from the cache.
+template <typename T, typename W>
+__global__ void skipLayerNormRereadingKernel(SkipLayerNormArguments const a, Quantizer const quantizer)
+{
+    auto const* const gamma = static_cast<W const*>(a.gamma);
+    auto const* const beta = static_cast<W const*>(a.beta);
+    auto const* const bias = static_cast<W const*>(a.bias);
+    for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x)
+    {
+        uint64_t const start = static_cast<uint64_t>(row) * a.hidden;
+        normalizeByRereading(
+            a.hidden, a.epsilon,
+            [&](uint32_t i)
+            {
+                return inputValue<T>(a.x, start + i, a.xScale) + (bias == nullptr ? 0.0F : toFloat(bias[i]))
+                       + inputValue<T>(a.skip, start + i, a.skipScale);
+            },
+            [&](uint32_t i, float value, RowStatistics const& statistics)
+            {
+                float const normalized = normalize(value, statistics, toFloat(gamma[i]), toFloat(beta[i]));
+                if (a.y != nullptr)
+                {
+                    static_cast<T*>(a.y)[start + i] = fromFloat<T>(normalized);
+                }
+                if (a.quantized != nullptr)
+                {
+                    a.quantized[start + i] = quantizer(normalized);
+                }
+            });
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Launcher
+// ---------------------------------------------------------------------------------------------------------------
+
+template <typename T, typename W, bool kINT8>
+cudaError_t launchInRegisters(SkipLayerNormArguments const& a, cudaStream_t stream)
+{
+    return dispatchRowShape<kPER_VECTOR<T>, !kINT8>(a.hidden,
+        [&](auto shape)
+        {
+            using Shape = decltype(shape);
+            return launchRows<Shape>(
+                skipLayerNormKernel<T, W, kINT8, Shape>, a.rows, stream, a, Quantizer{a.outputScale});
+        });
+}
+
+template <typename T, typename W>
+cudaError_t launchTyped(SkipLayerNormArguments const& a, cudaStream_t stream)
+{
+    bool aligned = true;
+    for (void const* tensor : {a.x, a.skip, a.gamma, a.beta, a.bias, static_cast<void const*>(a.y),
+             static_cast<void const*>(a.quantized)})
+    {
+        aligned = aligned && isAligned16(tensor);
+    }
+    if (!aligned || !fitsRegisters(a.rows, a.hidden, kPER_VECTOR<T>))
+    {
+        skipLayerNormRereadingKernel<T, W>
+            <<<rowBlocks(a.rows), kREREAD_BLOCK, 0, stream>>>(a, Quantizer{a.outputScale});
+        return cudaGetLastError();
+    }
+    bool const int8 = a.xScale > 0.0F || a.skipScale > 0.0F || a.quantized != nullptr;
+    return int8 ? launchInRegisters<T, W, true>(a, stream) : launchInRegisters<T, W, false>(a, stream);
+}
+
+} // namespace
+
+cudaError_t launchSkipLayerNorm(SkipLayerNormArguments const& arguments, cudaStream_t stream)
+{
+    if (arguments.rows == 0)
+    {
+        return cudaSuccess; // a grid of no blocks is an error to CUDA
+    }
+    return dispatchTypes(arguments.type, arguments.weightType,
+        [&](auto x, auto weight) { return launchTyped<decltype(x), decltype(weight)>(arguments, stream); });
+}
+
+} // namespace bert

@@ -1,0 +1,139 @@
+// Runs the kernels over shapes and types that reach every branch of their launcher and compares with a plain loop in
+// double precision. common/kernel_check.cuh says how to run it under compute-sanitizer.
+#include "common/kernel_check.cuh"
+#include "skip_layer_norm/skip_layer_norm_kernels.h"
+
+#include <algorithm>
+#include <memory>
+
+using namespace bert;
+
+namespace
+{
+
+constexpr float kIN_SCALE = 0.05F;
+constexpr float kOUT_SCALE = 0.04F; // up to 5 in absolute value
+
+// x or skip: T, or int8 with a scale.
+template <typename T>
+class Input
+{
+public:
+    Input(size_t size, bool int8)
+        : mInt8(int8)
+        , mWide(randomValues<T>(int8 ? 0 : size, 3.0F, 1.0F))
+        , mNarrow(int8 ? size : 0)
+    {
+        auto const values = randomValues<float>(mNarrow.size(), 0.0F, 127.0F);
+        std::transform(
+            values.begin(), values.end(), mNarrow.begin(), [](float v) { return static_cast<int8_t>(v); });
+        mWideDevice = std::make_unique<Tensor<T>>(mWide);
+        mNarrowDevice = std::make_unique<Tensor<int8_t>>(mNarrow);
+    }
+    double operator[](size_t index) const
+    {
+        return mInt8 ? static_cast<double>(mNarrow[index]) * kIN_SCALE : toHost(mWide[index]);
+    }
+    void const* data() const
+    {
+        return mInt8 ? static_cast<void const*>(mNarrowDevice->data()) : mWideDevice->data();
+    }
+    float scale() const
+    {
+        return mInt8 ? kIN_SCALE : 0.0F;
+    }
+
+private:
+    bool mInt8;
+    std::vector<T> mWide;
+    std::vector<int8_t> mNarrow;
+    std::unique_ptr<Tensor<T>> mWideDevice;
+    std::unique_ptr<Tensor<int8_t>> mNarrowDevice;
+};
+
+struct Variant
+{
+    char const* name;
+    bool xInt8;
+    bool skipInt8;
+    bool y;
+    bool quantized;
+    bool bias;
+};
+constexpr Variant kVARIANTS[] = {{"floating", false, false, true, false, true},
+    {"floating, no bias", false, false, true, false, false},
+    {"int8 x, both outputs", true, false, true, true, true}, {"int8 skip", false, true, true, false, false},
+    {"int8 throughout", true, true, false, true, true}, {"int8 output", false, false, false, true, false}};
+
+template <typename T, typename W>
+void runVariant(Outcome& outcome, Variant const& variant, ElementType type, ElementType weightType,
+    int64_t rows, int32_t hidden, double tolerance)
+{
+    size_t const size = static_cast<size_t>(rows) * hidden;
+    Input<T> const x{size, variant.xInt8};
+    Input<T> const skip{size, variant.skipInt8};
+    auto const gamma = randomValues<W>(hidden, 1.0F, 0.5F);
+    auto const beta = randomValues<W>(hidden, 0.5F, 0.5F);
+    auto const bias = randomValues<W>(hidden, 0.0F, 2.0F);
+    Tensor<W> const gammaDevice{gamma};
+    Tensor<W> const betaDevice{beta};
+    Tensor<W> const biasDevice{bias};
+    Tensor<T> const yDevice{variant.y ? size : 0};
+    Tensor<int8_t> const quantizedDevice{variant.quantized ? size : 0};
+    SkipLayerNormArguments const arguments{x.data(), skip.data(), gammaDevice.data(), betaDevice.data(),
+        variant.bias ? biasDevice.data() : nullptr, variant.y ? yDevice.data() : nullptr,
+        variant.quantized ? quantizedDevice.data() : nullptr, rows, hidden, kEPSILON, x.scale(), skip.scale(),
+        kOUT_SCALE, type, weightType};
+    check(launchSkipLayerNorm(arguments, nullptr), variant.name);
+    check(cudaDeviceSynchronize(), variant.name);
+    auto const y = yDevice.values();
+    auto const quantized = quantizedDevice.values();
+    for (int64_t row : {int64_t{0}, rows / 2, rows - 1})
+    {
+        size_t const start = static_cast<size_t>(row) * hidden;
+        std::vector<double> sum(hidden);
+        for (int32_t i = 0; i < hidden; ++i)
+        {
+            sum[i] = x[start + i] + skip[start + i] + (variant.bias ? toHost(bias[i]) : 0.0F);
+        }
+        auto expected = normalizedRow(sum, gamma.data(), beta.data());
+        if (variant.y)
+        {
+            outcome.expectAtMost(rowError(&y[start], expected), tolerance, variant.name, rows, hidden, row);
+        }
+        for (int32_t i = 0; variant.quantized && i < hidden; ++i)
+        {
+            // Half a step, and what the kernel's fp32 may differ from double precision.
+            double const nearest = std::clamp(expected[i] / kOUT_SCALE, -128.0, 127.0);
+            double const error = std::abs(quantized[start + i] - nearest);
+            outcome.expectAtMost(error, 0.501, variant.name, rows, hidden, row);
+        }
+    }
+    outcome.countRun();
+}
+
+template <typename T, typename W>
+void runType(Outcome& outcome, ElementType type, ElementType weightType, double tolerance)
+{
+    forEachShape(
+        [&](int64_t rows, int32_t hidden)
+        {
+            for (Variant const& variant : kVARIANTS)
+            {
+                runVariant<T, W>(outcome, variant, type, weightType, rows, hidden, tolerance);
+            }
+        });
+}
+
+} // namespace
+
+int main()
+{
+    Outcome outcome;
+    runType<float, float>(outcome, ElementType::kFLOAT, ElementType::kFLOAT, 1e-6);
+    runType<__half, __half>(outcome, ElementType::kHALF, ElementType::kHALF, 6e-4);
+    runType<__half, float>(outcome, ElementType::kHALF, ElementType::kFLOAT, 6e-4);
+    runType<__nv_bfloat16, __nv_bfloat16>(outcome, ElementType::kBF16, ElementType::kBF16, 5e-3);
+    runType<__nv_bfloat16, float>(outcome, ElementType::kBF16, ElementType::kFLOAT, 5e-3);
+    return outcome.report();
+}

@@ -1,0 +1,39 @@
+// The launcher of the residual sum with layer normalisation. It knows nothing of TensorRT.
+//
+//     s = x + skip [+ bias]      y = (s - mean) / sqrt(variance + epsilon) * gamma + beta      over the last axis
+//
+// The sum is never rounded to a narrow type: it is where the values of a trained BERT are largest, and fp16 ends at
+// 65504.
+#pragma once
+
+#include "common/element_type.h"
+
+#include <cstdint>
+#include <cuda_runtime_api.h>
+
+namespace bert
+{
+
+struct SkipLayerNormArguments
+{
+    void const* x;          // (rows, hidden) of `type`, or int8 if xScale > 0
+    void const* skip;       // (rows, hidden) of `type`, or int8 if skipScale > 0
+    void const* gamma;      // (hidden) of `weightType`
+    void const* beta;       // (hidden) of `weightType`
+    void const* bias;       // (hidden) of `weightType`, or null
+    void* y;                // (rows, hidden) of `type`, or null
+    int8_t* quantized;      // (rows, hidden), y / outputScale rounded half to even and saturated, or null
+    int64_t rows;           // 0 is allowed
+    int32_t hidden;         // at least 1
+    float epsilon;          // greater than 0
+    float xScale;           // x is int8 * xScale; 0: x is of `type`
+    float skipScale;        // likewise
+    float outputScale;      // of `quantized`
+    ElementType type;       // of x, skip and y as far as they are floating
+    ElementType weightType; // of gamma, beta and bias: `type`, or fp32
+};
+
+// Returns the error of its launch; the kernel runs later, in the stream.
+cudaError_t launchSkipLayerNorm(SkipLayerNormArguments const& arguments, cudaStream_t stream);
+
+} // namespace bert

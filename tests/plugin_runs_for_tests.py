@@ -1,0 +1,47 @@
+"""Runs plugins on a GPU for tests: buffers with guards, and the comparison with PyTorch's own error."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from plugins.device_buffers import Buffer, TorchDevice
+from plugins.plugin_host import Plugin, TensorSpec
+from plugins.testLayerNormPlugin import ROUNDINGS_BY_LUCK, TIMES_PYTORCH
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU and PyTorch for CUDA")
+
+
+def run_guarded(plugin: Plugin, tensors: list[torch.Tensor], shift: int = 0) -> list[torch.Tensor]:
+    """The plugin's outputs; checks that nothing was written beside a tensor. Unwritten elements are NaN or -1."""
+    device = TorchDevice()
+    specs = [TensorSpec.of_torch(tensor) for tensor in tensors]
+    outputs, workspace_size = plugin.prepare(specs)
+    assert workspace_size == 0
+    types = [getattr(torch, spec.dtype) for spec in outputs]
+    inputs = [Buffer.of(device, tensor, shift) for tensor in tensors]
+    found = [
+        Buffer(device, math.prod(spec.shape) * dtype.itemsize, shift=shift)
+        for spec, dtype in zip(outputs, types, strict=True)
+    ]
+    addresses = ([buffer.address for buffer in buffers] for buffers in (inputs, found))
+    plugin.enqueue(specs, *addresses, stream=device.stream)
+    device.synchronize()
+    assert all(buffer.guards_intact() for buffer in [*inputs, *found])
+    return [buffer.tensor(spec.shape, dtype) for buffer, spec, dtype in zip(found, outputs, types, strict=True)]
+
+
+def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """‖found − exact‖ / ‖exact‖ in float64; NaN where anything is NaN."""
+    return ((found.double() - exact).norm() / exact.norm().clamp(min=1e-30)).item()
+
+
+def assert_as_good_as_pytorch(found: torch.Tensor, exact: torch.Tensor, pytorch: torch.Tensor) -> None:
+    """The error is at most 1.5 times PyTorch's, or what the rounding of the result alone may come to by chance."""
+    ours, theirs = relative_error(found, exact), relative_error(pytorch, exact)
+    allowed = ROUNDINGS_BY_LUCK * torch.finfo(found.dtype).eps / 2
+    if math.isfinite(theirs):  # PyTorch overflows where sums are beyond fp16
+        allowed = max(allowed, TIMES_PYTORCH * theirs)
+    assert ours <= allowed, f"error {ours:.2e}, PyTorch's {theirs:.2e}"

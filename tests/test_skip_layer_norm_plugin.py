@@ -1,0 +1,420 @@
+"""The SkipLayerNorm plugin: what it accepts and refuses anywhere, what it computes on a GPU."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plugin_build_for_tests import built_plugins
+from plugin_runs_for_tests import assert_as_good_as_pytorch, needs_gpu, relative_error, run_guarded
+from torch.nn import functional
+
+from plugins import build, reference
+from plugins.plugin_host import PluginHost, PluginHostError, TensorSpec
+
+FLOATS = ("float32", "float16", "bfloat16")
+SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+EPSILON = 1e-12
+
+
+@pytest.fixture(scope="module")
+def host():
+    folder = built_plugins()
+    return PluginHost(folder / build.LIBRARY, folder / build.HOST)
+
+
+def create(host, **fields):
+    return host.create("SkipLayerNorm", fields={"epsilon": EPSILON} | fields)
+
+
+def specs(x="float16", skip=None, weight=None, bias=True, shape=(2, 7, 768)):
+    skip = skip or x
+    weight = weight or (x if x != "int8" else "float32")
+    return [TensorSpec(shape, x), TensorSpec(shape, skip)] + [TensorSpec(shape[-1:], weight)] * (3 if bias else 2)
+
+
+# --- Fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "field epsilon is missing"),
+        ({"epsilon": 0.0}, "field epsilon is 0; expected a finite number greater than 0"),
+        ({"epsilon": float("nan")}, "field epsilon is nan; expected"),
+        ({"epsilon": 1}, "field epsilon has plugin field type 5, expected float32"),
+        ({"epsilon": 1e-5, "x_scale": -1.0}, "field x_scale is -1; expected 1e-30 to 1e+30, or 0 for no scale"),
+        ({"epsilon": 1e-5, "skip_scale": float("nan")}, "field skip_scale is nan; expected"),
+        ({"epsilon": 1e-5, "output_scale": float("inf")}, "field output_scale is inf; expected"),
+        ({"epsilon": 1e-5, "output_scale": 1e-31}, "field output_scale is 1e-31; expected"),
+        ({"epsilon": 1e-5, "output_scale": 1}, "field output_scale has plugin field type 5, expected float32"),
+        ({"epsilon": 1e-5, "output_type": "int8"}, 'field output_type is "int8"; expected fp32, fp16 or bf16'),
+        ({"epsilon": 1e-5, "output_type": ""}, "field output_type is empty"),
+        ({"epsilon": 1e-5, "outputs": "all"}, 'field outputs is "all"; expected y or both'),
+        ({"epsilon": 1e-5, "outputs": "both"}, 'field outputs is "both"; give the scale of the int8 output'),
+        ({"epsilon": 1e-5, "kernel": "fast"}, "unknown field kernel"),
+    ],
+)  # fmt: skip
+def test_wrong_fields_are_refused_by_name(host, fields, message):
+    with pytest.raises(PluginHostError) as error:
+        host.create("SkipLayerNorm", fields=fields)
+    assert message in str(error.value)
+
+
+def test_serialized_fields_make_the_same_plugin(host):
+    given_fields = {"x_scale": 0.5, "skip_scale": 0.25, "output_scale": 2.0, "output_type": "bf16", "outputs": "both"}
+    plugin = create(host, **given_fields)
+    fields = plugin.serialized_fields()
+    assert fields == {"epsilon": np.float32(EPSILON), **given_fields}
+    assert host.create("SkipLayerNorm", fields=fields).serialized_fields() == fields
+    assert plugin.clone().serialized_fields() == fields
+    assert "output_type" not in create(host).serialized_fields()
+
+
+# --- Types, shapes, formats
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("x", FLOATS)
+def test_accepted_floating_types(host, x, bias):
+    plugin = create(host)
+    for weight in {x, "float32"}:
+        inputs = specs(x, weight=weight, bias=bias)
+        assert plugin.output_specs(inputs) == [TensorSpec((2, 7, 768), x)]
+        assert plugin.configure(inputs) == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "x", "skip", "weight", "outputs"),
+    [
+        ({"x_scale": 0.1}, "int8", "float16", "float16", ["float16"]),
+        ({"skip_scale": 0.1}, "bfloat16", "int8", "float32", ["bfloat16"]),
+        ({"x_scale": 0.1, "output_scale": 0.1, "outputs": "both"}, "int8", "float16", "float32", ["float16", "int8"]),
+        ({"output_scale": 0.1}, "float32", "float32", "float32", ["int8"]),
+        ({"x_scale": 0.1, "skip_scale": 0.1, "output_scale": 0.1}, "int8", "int8", "float32", ["int8"]),
+        ({"x_scale": 0.1, "skip_scale": 0.1, "output_type": "bf16"}, "int8", "int8", "bfloat16", ["bfloat16"]),
+        (
+            {"x_scale": 0.1, "skip_scale": 0.1, "output_scale": 0.1, "output_type": "fp16", "outputs": "both"},
+            "int8", "int8", "float16", ["float16", "int8"],
+        ),
+        ({"x_scale": 0.1, "output_type": "fp16"}, "int8", "float16", "float16", ["float16"]),
+    ],
+)  # fmt: skip
+def test_int8_in_and_out(host, fields, x, skip, weight, outputs):
+    inputs = specs(x, skip, weight)
+    plugin = create(host, **fields)
+    assert plugin.output_specs(inputs) == [TensorSpec((2, 7, 768), dtype) for dtype in outputs]
+    assert plugin.configure(inputs) == 0
+    plugin.start()
+
+
+@pytest.mark.parametrize(
+    ("fields", "types", "message"),
+    [
+        ({}, ("int32", "float16", "float16"), "x is int32; expected fp32, fp16, bf16 or int8"),
+        ({}, ("int8", "float16", "float16"), "x is int8; give its scale in the field x_scale"),
+        ({}, ("float16", "int8", "float16"), "skip is int8; give its scale in the field skip_scale"),
+        (
+            {"x_scale": 0.5}, ("float16", "float16", "float16"),
+            "x is fp16, but the field x_scale is 0.5; expected int8, or no scale",
+        ),
+        ({}, ("float16", "float32", "float16"), "x is fp16 and skip is fp32; expected both of one type, or int8"),
+        ({}, ("float16", "float16", "bfloat16"), "gamma is bf16, beta is bf16, bias is bf16; expected all of"),
+        ({}, ("float32", "float32", "float16"), "expected all of them fp32"),
+        (
+            {"x_scale": 0.5, "skip_scale": 0.5}, ("int8", "int8", "float32"),
+            "x and skip are int8; name the type of y in the field output_type",
+        ),
+        (
+            {"x_scale": 0.5, "skip_scale": 0.5, "output_scale": 0.5}, ("int8", "int8", "float16"),
+            "expected all of them fp32",
+        ),
+        (
+            {"output_type": "bf16"}, ("float16", "float16", "float16"),
+            "field output_type is bf16, but x is fp16; expected the same type",
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_types_are_refused_by_name(host, fields, types, message):
+    with pytest.raises(PluginHostError) as error:
+        create(host, **fields).output_specs(specs(*types))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "shape", "message"),
+    [
+        (1, (2, 6, 768), "skip has the shape [2, 6, 768]; expected that of x, [2, 7, 768]"),
+        (1, (768,), "skip has the shape [768]; expected that of x, [2, 7, 768]"),
+        (2, (767,), "gamma has the shape [767]; expected [768]"),
+        (3, (1, 768), "beta has the shape [1, 768]; expected [768]"),
+        (4, (), "bias has the shape []; expected [768]"),
+    ],
+)
+def test_wrong_shapes_are_refused_by_name(host, changed, shape, message):
+    inputs = specs()
+    inputs[changed] = TensorSpec(shape, "float16")
+    with pytest.raises(PluginHostError) as error:
+        create(host).output_specs(inputs)
+    assert message in str(error.value)
+
+
+def test_an_empty_last_axis_is_refused(host):
+    with pytest.raises(PluginHostError, match=r"x has the shape \[2, 0\]; its last axis must have 1 to"):
+        create(host).output_specs(specs(shape=(2, 0)))
+
+
+@pytest.mark.parametrize("count", [3, 6])
+def test_wrong_number_of_inputs_is_refused(host, count):
+    with pytest.raises(PluginHostError, match=f"number of inputs: {count}, expected 4, or 5 with a bias"):
+        create(host).output_specs((specs() + specs()[-1:])[:count])
+
+
+def test_unknown_dimensions_pass_through(host):
+    (output,) = create(host).output_specs(specs(shape=(-1, -1, 768)))
+    assert output.shape == (-1, -1, 768)
+
+
+@pytest.mark.parametrize("position", range(7))
+def test_only_linear_format_is_supported(host, position):
+    plugin = create(host, x_scale=0.1, output_scale=0.1, outputs="both")
+    tensors = specs("int8", "float16", "float32")
+    tensors += plugin.output_specs(tensors)
+    assert plugin.supports(position, tensors[:5], tensors[5:])
+    tensors[position] = TensorSpec(tensors[position].shape, tensors[position].dtype, format=2)  # kHWC8
+    assert not plugin.supports(position, tensors[:5], tensors[5:])
+
+
+@pytest.mark.parametrize(
+    ("position", "dtype"),
+    [(0, "float16"), (1, "int8"), (2, "bfloat16"), (3, "float16"), (4, "float16"), (5, "float32"), (6, "float16")],
+)
+def test_other_types_are_not_supported(host, position, dtype):
+    plugin = create(host, x_scale=0.1, output_scale=0.1, outputs="both")
+    tensors = specs("int8", "float16", "float32")
+    tensors += plugin.output_specs(tensors)
+    tensors[position] = TensorSpec(tensors[position].shape, dtype)
+    assert not plugin.supports(position, tensors[:5], tensors[5:])
+
+
+@given(leading=st.lists(st.integers(0, 50), max_size=6), hidden=st.integers(1, 10_000), dtype=st.sampled_from(FLOATS))
+@settings(deadline=None, max_examples=100)
+def test_any_shape_is_prepared(host, leading, hidden, dtype):
+    shape = (*leading, hidden)
+    (y, quantized), workspace = create(host, output_scale=0.1, outputs="both").prepare(specs(dtype, shape=shape))
+    assert (y, quantized) == (TensorSpec(shape, dtype), TensorSpec(shape, "int8"))
+    assert workspace == 0
+
+
+# --- CUDA errors
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU, where a launch must fail")
+@pytest.mark.parametrize("hidden", [768, 33])
+def test_cuda_error_is_returned_and_logged(host, hidden):
+    with pytest.raises(PluginHostError, match="SkipLayerNorm plugin, enqueue: CUDA error"):
+        create(host).enqueue(specs(shape=(2, hidden)), [0] * 5, [0])
+
+
+def test_no_rows_launch_nothing(host):  # without a GPU any launch would be an error
+    create(host).enqueue(specs(shape=(0, 7, 768)), [0] * 5, [0])
+
+
+# --- The reference
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_reference_is_pytorchs_layer_norm_of_the_sum(dtype):
+    x, skip = (torch.randn(5, 33).to(dtype) for _ in range(2))
+    gamma, beta, bias = (torch.randn(33).to(dtype) for _ in range(3))
+    wide = (x.double() + skip.double() + bias.double(), (33,), gamma.double(), beta.double(), EPSILON)
+    expected = functional.layer_norm(*wide)
+    ours = reference.REFERENCES["SkipLayerNorm"](x, skip, gamma, beta, bias, epsilon=EPSILON)
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
+    exact = reference.skip_layer_norm(x, skip, gamma, beta, bias, epsilon=EPSILON, dtype=torch.float64)
+    torch.testing.assert_close(exact, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_reference_quantizes_as_tensorrt_does():
+    values = torch.tensor([0.25, 0.75, -0.25, -0.75, 63.6, -64.4, 1e30, -1e30])  # ties go to the even number
+    assert reference.quantize(values, 0.5).tolist() == [0, 2, 0, -2, 127, -128, 127, -128]
+
+
+def test_reference_of_int8_and_both_outputs():
+    x = torch.randint(-128, 128, (4, 16), dtype=torch.int8)
+    skip, gamma, beta = torch.randn(4, 16).half(), torch.randn(16), torch.randn(16)
+    fields = {"epsilon": EPSILON, "x_scale": 0.1, "output_scale": 0.05, "outputs": "both"}
+    y, quantized = reference.REFERENCES["SkipLayerNorm"](x, skip, gamma, beta, **fields)
+    expected = functional.layer_norm(x * float(np.float32(0.1)) + skip.float(), (16,), gamma, beta, EPSILON)
+    assert (y.dtype, quantized.dtype) == (torch.float16, torch.int8)
+    torch.testing.assert_close(y.float(), expected, rtol=1e-3, atol=1e-3)
+    assert (quantized * 0.05 - expected.clamp(-6.4, 6.35)).abs().max() <= 0.025 + 1e-4
+    only = reference.REFERENCES["SkipLayerNorm"](x, skip, gamma, beta, **fields | {"outputs": "y"})
+    assert torch.equal(only, quantized)
+
+
+# --- On a GPU
+
+WIDTHS = (1, 5, 33, 64, 384, 768, 769, 1023, 1024, 2048, 4096, 20000, 40000)
+CONTENTS = ("normal", "outliers", "constant rows", "large mean", "overflow in fp16")
+
+
+def make_inputs(content, rows, width, dtype, weight_dtype):
+    """x, skip, gamma, beta, bias: hard in one way each."""
+    x, skip = (torch.randn(rows, width, device="cuda") for _ in range(2))
+    gamma, beta, bias = (torch.randn(width, device="cuda") for _ in range(3))
+    if content == "outliers":  # what a few features of trained BERTs do
+        x[:, :: max(width // 3, 1)] *= 100.0
+    elif content == "constant rows":  # variance 0: epsilon alone decides
+        x, skip, bias = x[:, :1].expand(rows, width), skip[:, :1].expand(rows, width), torch.zeros_like(bias)
+    elif content == "large mean":  # E[x²] − mean² has no digit left here
+        x = 1e4 + 1e-2 * x
+    elif content == "overflow in fp16":  # x and skip fit, their sum of 8e4 does not
+        x, skip = 4e4 + 1e3 * x.clamp(-5, 5), 4e4 + 1e3 * skip.clamp(-5, 5)
+    return [*(t.to(dtype).contiguous() for t in (x, skip)), *(t.to(weight_dtype) for t in (gamma, beta, bias))]
+
+
+def pytorchs(x, skip, gamma, beta, bias=None):
+    """PyTorch's own, in the type of x as far as it goes."""
+    total = (x if bias is None else x + bias.to(x.dtype)) + skip
+    gamma, beta = gamma.to(x.dtype), beta.to(x.dtype)
+    return functional.layer_norm(total, x.shape[-1:], gamma, beta, EPSILON)
+
+
+@needs_gpu
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize(
+    ("dtype", "weight_dtype"),
+    [
+        (torch.float32, torch.float32),
+        (torch.float16, torch.float16),
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, torch.float32),
+    ],
+)
+def test_floating_results(host, dtype, weight_dtype, content):
+    torch.manual_seed(0)
+    plugin = create(host)
+    for width, rows, bias in itertools.product(WIDTHS, (0, 1, 7, 300), (True, False)):
+        inputs = make_inputs(content, rows, width, dtype, weight_dtype)[: 5 if bias else 4]
+        exact = reference.skip_layer_norm(*inputs, epsilon=EPSILON, dtype=torch.float64)
+        (found,) = run_guarded(plugin, inputs)
+        assert found.dtype == dtype
+        if rows:
+            assert_as_good_as_pytorch(found, exact, pytorchs(*inputs))
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_addresses_that_vectors_cannot_be_read_from(host, dtype):
+    inputs = make_inputs("normal", 7, 768, dtype, dtype)
+    exact = reference.skip_layer_norm(*inputs, epsilon=EPSILON, dtype=torch.float64)
+    (found,) = run_guarded(create(host), inputs, shift=dtype.itemsize)
+    assert_as_good_as_pytorch(found, exact, pytorchs(*inputs))
+
+
+INT8_VARIANTS = [
+    {"x_scale": 0.03},
+    {"skip_scale": 0.05},
+    {"x_scale": 0.03, "skip_scale": 0.05},
+    {"output_scale": 0.02},
+    {"x_scale": 0.03, "output_scale": 0.02},
+    {"x_scale": 0.03, "skip_scale": 0.05, "output_scale": 0.02},
+    {"output_scale": 0.02, "outputs": "both"},
+    {"x_scale": 0.03, "output_scale": 0.02, "outputs": "both"},
+    {"skip_scale": 0.05, "output_scale": 0.02, "outputs": "both"},
+    {"x_scale": 0.03, "skip_scale": 0.05, "output_scale": 0.02, "outputs": "both"},
+]
+
+
+def check_int8(host, fields, rows, width, dtype, weight_dtype, bias):
+    """One run with int8 tensors against float64."""
+    inputs = make_inputs("normal", rows, width, dtype, weight_dtype)[: 5 if bias else 4]
+    for place, name in enumerate(("x_scale", "skip_scale")):
+        if name in fields:
+            inputs[place] = torch.randint(-128, 128, (rows, width), dtype=torch.int8, device="cuda")
+    if "x_scale" in fields and "skip_scale" in fields:
+        fields = fields | {"output_type": SHORT[str(dtype).removeprefix("torch.")]}
+    found = run_guarded(create(host, **fields), inputs)
+    scales = {name: fields.get(name, 0.0) for name in ("x_scale", "skip_scale")}
+    exact = reference.skip_layer_norm(*inputs, epsilon=EPSILON, **scales, dtype=torch.float64)
+    if found[0].dtype != torch.int8:
+        assert found[0].dtype == dtype
+        assert not rows or relative_error(found[0], exact) <= 2 * torch.finfo(dtype).eps
+    if "output_scale" in fields:
+        # Half a step, and what fp32 may differ from float64 by. A row of two or three numbers may be nearly constant.
+        assert found[-1].dtype == torch.int8
+        steps = (exact / float(np.float32(fields["output_scale"]))).clamp(-128, 127)
+        assert not rows or (found[-1] - steps).abs().max() <= 0.5 + 2e-2
+
+
+@needs_gpu
+@pytest.mark.parametrize("fields", INT8_VARIANTS, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "weight_dtype"),
+    [(torch.float32, torch.float32), (torch.float16, torch.float16), (torch.bfloat16, torch.float32)],
+)
+def test_int8_results(host, dtype, weight_dtype, fields):
+    torch.manual_seed(0)
+    for width, rows, bias in itertools.product(WIDTHS[3:], (0, 1, 7, 300), (True, False)):
+        check_int8(host, fields, rows, width, dtype, weight_dtype, bias)
+
+
+@needs_gpu
+def test_ties_go_to_the_even_number_and_the_rest_saturates(host):
+    """gamma 0: y is beta, and beta / scale is known to the last bit."""
+    beta = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, 126.5, 127.5, 1e30, -1e30, -128.5, 3.49, 0.0], device="cuda")
+    beta = torch.cat([beta * 0.25, torch.zeros(4, device="cuda")])
+    x, gamma = torch.randn(3, 16, device="cuda"), torch.zeros(16, device="cuda")
+    (found,) = run_guarded(create(host, output_scale=0.25), [x, x, gamma, beta])
+    expected = [0, 2, 2, 0, -2, 126, 127, 127, -128, -128, 3, 0, 0, 0, 0, 0]
+    assert found.tolist() == [expected] * 3
+
+
+@needs_gpu
+@given(
+    rows=st.integers(1, 300),
+    hidden=st.integers(1, 5000),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    bias=st.booleans(),
+)
+@settings(deadline=None, max_examples=100)
+def test_random_shapes(host, rows, hidden, dtype, bias):
+    inputs = make_inputs("normal", rows, hidden, dtype, dtype)[: 5 if bias else 4]
+    exact = reference.skip_layer_norm(*inputs, epsilon=EPSILON, dtype=torch.float64)
+    (found,) = run_guarded(create(host), inputs)
+    assert_as_good_as_pytorch(found, exact, pytorchs(*inputs))
+
+
+@needs_gpu
+def test_in_a_cuda_graph_each_waits_for_the_one_before(host):
+    """The kernel is launched while the one before it still runs; here that one writes what it reads."""
+    plugin = create(host)
+    for rows, dtype in itertools.product((1, 100, 2048), (torch.float16, torch.float32)):
+        x, skip, gamma, beta, bias = make_inputs("normal", rows, 768, dtype, dtype)
+        expected = x
+        for _ in range(40):
+            (expected,) = plugin.run_torch([expected, skip, gamma, beta, bias])
+            torch.cuda.synchronize()
+        buffers = [torch.empty_like(x) for _ in range(2)]
+
+        def chain(x=x, weights=(skip, gamma, beta, bias), buffers=buffers):
+            y = x
+            for index in range(40):
+                (y,) = plugin.run_torch([y, *weights], [buffers[index % 2]])
+            return y
+
+        chain()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = chain()
+        for _ in range(10):
+            for buffer in buffers:
+                buffer.fill_(float("nan"))
+            graph.replay()
+            torch.cuda.synchronize()
+            assert torch.equal(found, expected)
