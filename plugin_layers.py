@@ -30,7 +30,9 @@ ONNX_TYPES = {
     trt.DataType.HALF: onnx.TensorProto.FLOAT16,
     trt.DataType.BF16: onnx.TensorProto.BFLOAT16,
     trt.DataType.INT32: onnx.TensorProto.INT32,
+    trt.DataType.INT8: onnx.TensorProto.INT8,
 }
+OUTPUT_TYPES = {trt.DataType.FLOAT: "fp32", trt.DataType.HALF: "fp16", trt.DataType.BF16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,14 @@ class PluginLayer:
         plugin: the creator's name, e.g. ``LayerNorm``.
         fields: the plugin's fields; a float becomes fp32, an int int32, a str chars.
         inputs: type and shape of each input, -1 where dynamic.
+        output: type of the output; default: that of the first input.
     """
 
     name: str
     plugin: str
     fields: Mapping[str, float | int | str]
     inputs: tuple[tuple[trt.DataType, tuple[int, ...]], ...]
+    output: trt.DataType | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,40 @@ def layer_norm_layer(name: str, hidden: int, dtype: trt.DataType, epsilon: float
     weight = (trt.DataType.FLOAT, (hidden,))
     fields = {"epsilon": epsilon, "kernel": kernel}
     return PluginLayer(name, "LayerNorm", fields, ((dtype, (-1, hidden)), weight, weight))
+
+
+def qkv_to_context_layer(
+    name: str,
+    hidden: int,
+    num_heads: int,
+    dtype: trt.DataType,
+    layout: str = "single",
+    qkv_scale: float = 0.0,
+    output_scale: float = 0.0,
+    output: trt.DataType | None = None,
+) -> PluginLayer:
+    """The QkvToContext plugin on qkv of ``dtype``.
+
+    Args:
+        name: of the layer.
+        hidden: H.
+        num_heads: N.
+        dtype: of qkv.
+        layout: single: qkv (S, 3H) alone; padded: qkv (B, S, 3H) and mask (B, S); packed: qkv (T, 3H) and
+            cu_seqlens (B + 1,).
+        qkv_scale: what one step of an int8 ``qkv`` counts.
+        output_scale: what one step of an int8 output counts; the output is int8 then.
+        output: the output's type where qkv is int8 and the output is not.
+    """
+    fields: dict[str, float | int | str] = {"num_heads": num_heads, "layout": layout}
+    fields |= {"qkv_scale": qkv_scale} if qkv_scale else {}
+    fields |= {"output_scale": output_scale} if output_scale else {}
+    fields |= {"output_type": OUTPUT_TYPES[output]} if output is not None else {}
+    qkv = (dtype, (-1, -1, 3 * hidden) if layout == "padded" else (-1, 3 * hidden))
+    second = {"single": (), "padded": ((trt.DataType.INT32, (-1, -1)),), "packed": ((trt.DataType.INT32, (-1,)),)}
+    return PluginLayer(
+        name, "QkvToContext", fields, (qkv, *second[layout]), trt.DataType.INT8 if output_scale else output
+    )
 
 
 def load_library(path: Path | None = None) -> Path:
@@ -176,7 +214,8 @@ def placeholder_model(planned: Sequence[PluginLayer]) -> bytes:
             constants.append(onnx_helper.make_tensor(name, ONNX_TYPES[dtype], fixed, bytes(size), raw=True))
         output = f"{layer.name}.reserved"
         nodes.append(plugin_node(layer, names, [output]))
-        outputs.append(onnx_helper.make_tensor_value_info(output, ONNX_TYPES[layer.inputs[0][0]], None))
+        output_type = ONNX_TYPES[layer.inputs[0][0] if layer.output is None else layer.output]
+        outputs.append(onnx_helper.make_tensor_value_info(output, output_type, None))
     graph = onnx_helper.make_graph(nodes, "plugins", [], outputs, constants)
     model = onnx_helper.make_model(graph, opset_imports=[onnx_helper.make_opsetid("", 20)], ir_version=10)
     return model.SerializeToString()

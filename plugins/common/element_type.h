@@ -11,6 +11,7 @@ enum class ElementType : int32_t
     kFLOAT,
     kHALF,
     kBF16,
+    kINT8,
 };
 
 } // namespace bert

@@ -2,6 +2,7 @@
 #include "common/logging.h"
 #include "common/plugin_base.h"
 #include "layer_norm/layer_norm_plugin.h"
+#include "qkv_to_context/qkv_to_context_plugin.h"
 
 #define BERT_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -9,7 +10,8 @@
 BERT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) noexcept
 {
     static bert::LayerNormCreator layerNorm;
-    static nvinfer1::IPluginCreatorInterface* const creators[] = {&layerNorm};
+    static bert::QkvToContextCreator qkvToContext;
+    static nvinfer1::IPluginCreatorInterface* const creators[] = {&layerNorm, &qkvToContext};
     count = static_cast<int32_t>(sizeof(creators) / sizeof(creators[0]));
     return creators;
 }
