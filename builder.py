@@ -115,7 +115,9 @@ class BertBuilder:
         """
         helper, wide = self.helper, trt.DataType.FLOAT
         ones = helper.addCast(helper.addEqual(ids, ids, "token.true"), wide, "token.one")
-        count = helper.addReshape(helper.addRunningSum(ones, "token.count"), (-1, 1), "token.column")  # (T, 1): 1 to T
+        count = helper.addReshape(
+            helper.addRunningSum(ones, "token.count"), (-1, 1), "token.column"
+        )  # (T, 1): 1 to T
         ends = helper.addCast(helper.addReshape(cu_seqlens, (1, -1), "ends.row"), wide, "ends.fp32")  # (1, B + 1)
         passed = helper.addCast(helper.addLess(ends, count, "ends.passed"), wide, "ends.passed.fp32")  # (T, B + 1)
         sentence = helper.addSum(passed, 1, "token.sentence")  # (T,)
@@ -159,7 +161,8 @@ class BertBuilder:
         )
         tables = [self.table(f"{name}.{part}", count) for part, count in rows]
         gamma, beta = self.norm_weights(f"{name}.LayerNorm")
-        return self.helper.addEmbLayerNorm((words, types, positions), tables, gamma, beta, f"{name}.LayerNorm")
+        ids, epsilon = (words, types, positions), config.layer_norm_eps
+        return self.helper.addEmbLayerNorm(ids, tables, gamma, beta, epsilon, f"{name}.LayerNorm")
 
     def encoder_layer(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """Attention and feed-forward, each followed by the residual sum and a layer norm: (S, H) -> (S, H)."""
@@ -294,7 +297,9 @@ class BertBuilder:
         quantized = self.quantization is not None and f"{name}.dense" in self.quantization.products
         x = self.add_linear(x, weight, None, f"{name}.dense", quantized)
         gamma, beta = self.norm_weights(f"{name}.LayerNorm")
-        return self.helper.addSkipLayerNorm(x, residual, gamma, beta, f"{name}.LayerNorm", bias)
+        epsilon = self.config.layer_norm_eps
+        (y,) = self.helper.addSkipLayerNorm(x, residual, gamma, beta, epsilon, f"{name}.LayerNorm", bias)
+        return y
 
     def wide_sum(self, a: trt.ITensor, b: trt.ITensor, name: str) -> trt.ITensor:
         """a + b in fp32. The layer norm that follows computes in fp32 anyway, and the residual sum is where the
@@ -395,11 +400,12 @@ def planned_layers(
     head = ["cls.predictions.transform.LayerNorm"] if config.has_head else []
     planned, norms = [], head
     if "EmbLayerNorm" in fused:
-        planned.append(emb_layer_norm_layer(embeddings, hidden, dtype, epsilon))
+        rows = (config.vocab_size, config.max_positions, config.type_vocab_size)
+        planned.append(emb_layer_norm_layer(embeddings, hidden, dtype, epsilon, *rows))
     else:
         norms = [embeddings, *norms]
     if "SkipLayerNorm" in fused:
-        planned += [skip_layer_norm_layer(name, hidden, dtype, epsilon) for name in sums]
+        planned += [skip_layer_norm_layer(name, hidden, dtype, epsilon, bias=True) for name in sums]
     else:
         norms = [*norms, *sums]
     if "QkvToContext" in fused:

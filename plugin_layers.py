@@ -32,6 +32,7 @@ ONNX_TYPES = {
     trt.DataType.INT8: onnx.TensorProto.INT8,
     trt.DataType.INT32: onnx.TensorProto.INT32,
 }
+OUTPUT_TYPES = {trt.DataType.FLOAT: "fp32", trt.DataType.HALF: "fp16", trt.DataType.BF16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,39 @@ def emb_layer_norm_layer(
     ids, weight = (trt.DataType.INT32, (-1,)), (trt.DataType.FLOAT, (hidden,))
     tables = [(dtype, (rows, hidden)) for rows in (words, positions, types)]
     return PluginLayer(name, "EmbLayerNorm", {"epsilon": epsilon}, (ids, ids, ids, *tables, weight, weight), (dtype,))
+
+
+def qkv_to_context_layer(
+    name: str,
+    hidden: int,
+    num_heads: int,
+    dtype: trt.DataType,
+    layout: str = "single",
+    qkv_scale: float = 0.0,
+    output_scale: float = 0.0,
+    output: trt.DataType | None = None,
+) -> PluginLayer:
+    """The QkvToContext plugin on qkv of ``dtype``.
+
+    Args:
+        name: of the layer.
+        hidden: H.
+        num_heads: N.
+        dtype: of qkv.
+        layout: single: qkv (S, 3H) alone; padded: qkv (B, S, 3H) and mask (B, S); packed: qkv (T, 3H) and
+            cu_seqlens (B + 1,).
+        qkv_scale: what one step of an int8 ``qkv`` counts.
+        output_scale: what one step of an int8 output counts; the output is int8 then.
+        output: the output's type where qkv is int8 and the output is not.
+    """
+    fields: dict[str, float | int | str] = {"num_heads": num_heads, "layout": layout}
+    fields |= {"qkv_scale": qkv_scale} if qkv_scale else {}
+    fields |= {"output_scale": output_scale} if output_scale else {}
+    fields |= {"output_type": OUTPUT_TYPES[output]} if output is not None else {}
+    qkv = (dtype, (-1, -1, 3 * hidden) if layout == "padded" else (-1, 3 * hidden))
+    second = {"single": (), "padded": ((trt.DataType.INT32, (-1, -1)),), "packed": ((trt.DataType.INT32, (-1,)),)}
+    made = trt.DataType.INT8 if output_scale else output or dtype
+    return PluginLayer(name, "QkvToContext", fields, (qkv, *second[layout]), (made,))
 
 
 def load_library(path: Path | None = None) -> Path:

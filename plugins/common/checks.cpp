@@ -69,6 +69,8 @@ ElementType elementType(DataType type)
         return ElementType::kHALF;
     case DataType::kBF16:
         return ElementType::kBF16;
+    case DataType::kINT8:
+        return ElementType::kINT8;
     default:
         fail("no kernel takes ", describe(type));
     }

@@ -20,7 +20,7 @@ std::string describe(nvinfer1::Dims const& dims); // "[1, -1, 768]"; -1 is a dim
 nvinfer1::Dims knownDims(nvinfer1::DimsExprs const& dims);
 
 bool isFloating(nvinfer1::DataType type);         // fp32, fp16 or bf16
-ElementType elementType(nvinfer1::DataType type); // of a floating type
+ElementType elementType(nvinfer1::DataType type); // of a floating type or int8
 
 // Product of all dimensions but the last.
 int64_t countRows(nvinfer1::Dims const& dims);

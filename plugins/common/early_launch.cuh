@@ -48,22 +48,47 @@ bool waitsForPreviousKernel(Kernel* kernel)
     return answers[device] == kYES;
 }
 
+// Blocks, threads and bytes of shared memory beyond what the kernel declares.
+struct LaunchSize
+{
+    unsigned int blocks;
+    int threads;
+    size_t sharedMemory{0};
+};
+
 // Launches a kernel that waits for the one before it, early where the GPU can do that.
 template <typename... Parameters, typename... Arguments>
-cudaError_t launchEarly(void (*kernel)(Parameters...), unsigned int blocks, int threads, cudaStream_t stream,
-    Arguments... arguments)
+cudaError_t launchEarly(
+    void (*kernel)(Parameters...), LaunchSize const& size, cudaStream_t stream, Arguments... arguments)
 {
+    constexpr size_t kALWAYS_ALLOWED = 48 * 1024;
+    if (size.sharedMemory > kALWAYS_ALLOWED)
+    {
+        cudaError_t const allowed = cudaFuncSetAttribute(
+            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(size.sharedMemory));
+        if (allowed != cudaSuccess)
+        {
+            return allowed;
+        }
+    }
     cudaLaunchAttribute early{};
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config{};
-    config.gridDim = dim3(blocks);
-    config.blockDim = dim3(static_cast<unsigned int>(threads));
+    config.gridDim = dim3(size.blocks);
+    config.blockDim = dim3(static_cast<unsigned int>(size.threads));
+    config.dynamicSmemBytes = size.sharedMemory;
     config.stream = stream;
     config.attrs = &early;
     config.numAttrs = waitsForPreviousKernel(kernel) ? 1 : 0;
     cudaError_t const status = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
     return status == cudaSuccess ? cudaGetLastError() : status;
+}
+template <typename... Parameters, typename... Arguments>
+cudaError_t launchEarly(void (*kernel)(Parameters...), unsigned int blocks, int threads, cudaStream_t stream,
+    Arguments... arguments)
+{
+    return launchEarly(kernel, LaunchSize{blocks, threads}, stream, arguments...);
 }
 
 } // namespace bert

@@ -29,6 +29,11 @@ inline __device__ float toFloat(int8_t value)
     return static_cast<float>(value);
 }
 
+inline __device__ float toFloat(int8_t value)
+{
+    return static_cast<float>(value);
+}
+
 template <typename T>
 __device__ T fromFloat(float value);
 
@@ -46,6 +51,12 @@ template <>
 inline __device__ __nv_bfloat16 fromFloat<__nv_bfloat16>(float value)
 {
     return __float2bfloat16_rn(value);
+}
+// As TensorRT quantises: halves to the even neighbour, -128 to 127. NaN becomes 0.
+template <>
+inline __device__ int8_t fromFloat<int8_t>(float value)
+{
+    return static_cast<int8_t>(max(-128, min(127, __float2int_rn(value))));
 }
 
 // Calls function(T{}) with the C++ type of `type`.

@@ -11,6 +11,7 @@ enum class ElementType : int32_t
     kFLOAT,
     kHALF,
     kBF16,
+    kINT8,
 };
 
 // The scales of int8 tensors: beyond these, arithmetic with them would leave the range of fp32.

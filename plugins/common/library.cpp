@@ -4,6 +4,7 @@
 #include "emb_layer_norm/emb_layer_norm_plugin.h"
 #include "layer_norm/layer_norm_plugin.h"
 #include "skip_layer_norm/skip_layer_norm_plugin.h"
+#include "qkv_to_context/qkv_to_context_plugin.h"
 
 #define BERT_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -13,10 +14,12 @@ BERT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count
     static bert::LayerNormCreator layerNorm;
     static bert::SkipLayerNormCreator skipLayerNorm;
     static bert::EmbLayerNormCreator embLayerNorm;
+    static bert::QkvToContextCreator qkvToContext;
     static nvinfer1::IPluginCreatorInterface* const creators[] = {
         &layerNorm,
         &skipLayerNorm,
         &embLayerNorm,
+        &qkvToContext,
     };
     count = static_cast<int32_t>(sizeof(creators) / sizeof(creators[0]));
     return creators;

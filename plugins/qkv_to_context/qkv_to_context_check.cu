@@ -1,0 +1,352 @@
+// Runs the attention kernels over shapes that reach every branch of theirs and compares with a plain loop in double
+// precision. Small and without PyTorch, so that compute-sanitizer goes through it in seconds:
+//
+//     cmake --build plugins/build --target qkv_to_context_check
+//     compute-sanitizer --tool memcheck plugins/build/qkv_to_context_check     also: racecheck, initcheck, synccheck
+//
+// Every tensor is an allocation of its own and of its exact size: one byte too far is an error to memcheck.
+#include "common/element.cuh"
+#include "qkv_to_context/qkv_to_context_kernels.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+using namespace bert;
+
+namespace
+{
+
+// ---------------------------------------------------------------------------------------------------------------
+// Tensors on host and device
+// ---------------------------------------------------------------------------------------------------------------
+
+void check(cudaError_t status, char const* what)
+{
+    if (status != cudaSuccess)
+    {
+        std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(status));
+        std::exit(1);
+    }
+}
+
+template <typename T>
+struct TypeOf;
+template <>
+struct TypeOf<float>
+{
+    static constexpr ElementType kVALUE = ElementType::kFLOAT;
+    static constexpr double kTOLERANCE = 2e-6;
+};
+template <>
+struct TypeOf<__half>
+{
+    static constexpr ElementType kVALUE = ElementType::kHALF;
+    static constexpr double kTOLERANCE = 6e-4;
+};
+template <>
+struct TypeOf<__nv_bfloat16>
+{
+    static constexpr ElementType kVALUE = ElementType::kBF16;
+    static constexpr double kTOLERANCE = 5e-3;
+};
+template <>
+struct TypeOf<int8_t>
+{
+    static constexpr ElementType kVALUE = ElementType::kINT8;
+    static constexpr double kTOLERANCE = 3e-2; // half a step of 0.02 for values of about 0.3
+};
+
+constexpr float kSCALE = 0.02F; // of int8
+
+template <typename T>
+double toHost(T value)
+{
+    return std::is_same_v<T, int8_t> ? static_cast<float>(value) * kSCALE : static_cast<float>(value);
+}
+template <typename T>
+T fromHost(float value)
+{
+    if constexpr (std::is_same_v<T, int8_t>)
+    {
+        return static_cast<int8_t>(std::clamp(std::round(value / kSCALE), -128.0F, 127.0F));
+    }
+    else
+    {
+        return static_cast<T>(value);
+    }
+}
+
+template <typename T>
+class Tensor
+{
+public:
+    explicit Tensor(std::vector<T> const& values)
+        : Tensor(values.size())
+    {
+        check(cudaMemcpy(mData, values.data(), mSize * sizeof(T), cudaMemcpyHostToDevice), "cudaMemcpy");
+    }
+    explicit Tensor(size_t size) // holds nothing: initcheck reports whoever reads it before it is written
+        : mSize(size)
+    {
+        check(cudaMalloc(&mData, mSize * sizeof(T)), "cudaMalloc");
+    }
+    Tensor(Tensor const&) = delete;
+    Tensor& operator=(Tensor const&) = delete;
+    ~Tensor()
+    {
+        cudaFree(mData);
+    }
+    T* data() const
+    {
+        return mData;
+    }
+    std::vector<T> values() const
+    {
+        std::vector<T> values(mSize);
+        check(cudaMemcpy(values.data(), mData, mSize * sizeof(T), cudaMemcpyDeviceToHost), "cudaMemcpy");
+        return values;
+    }
+
+private:
+    T* mData{};
+    size_t mSize;
+};
+
+template <typename T>
+std::vector<T> randomValues(size_t count)
+{
+    static std::minstd_rand generator{1};
+    std::uniform_real_distribution<float> distribution{-1.5F, 1.5F};
+    std::vector<T> values(count);
+    for (T& value : values)
+    {
+        value = fromHost<T>(distribution(generator));
+    }
+    return values;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// The plain loop
+// ---------------------------------------------------------------------------------------------------------------
+
+constexpr int32_t kHEADS = 2;
+
+struct Case
+{
+    char const* layout;
+    int32_t sentences;
+    int32_t length; // for packed sentences of all together
+    int32_t headSize;
+    std::vector<int32_t> second; // mask or cuSeqlens
+};
+
+// Attention of one query and head over tokens [start, end) of which `counts` says yes.
+template <typename T, typename Counts>
+std::vector<double> attend(std::vector<T> const& qkv, int32_t query, int32_t head, int32_t start, int32_t end,
+    int32_t size, Counts counts)
+{
+    auto const at = [&](int32_t token, int32_t which, int32_t d)
+    { return toHost(qkv[((static_cast<size_t>(token) * 3 + which) * kHEADS + head) * size + d]); };
+    std::vector<double> scores(end - start);
+    double largest = -INFINITY;
+    for (int32_t key = start; key < end; ++key)
+    {
+        double score = 0.0;
+        for (int32_t d = 0; d < size; ++d)
+        {
+            score += at(query, 0, d) * at(key, 1, d);
+        }
+        scores[key - start] = counts(key) ? score / std::sqrt(size) : -INFINITY;
+        largest = std::max(largest, scores[key - start]);
+    }
+    std::vector<double> context(size);
+    double sum = 0.0;
+    for (int32_t key = start; key < end && largest > -INFINITY; ++key)
+    {
+        double const weight = std::exp(scores[key - start] - largest);
+        sum += weight;
+        for (int32_t d = 0; d < size; ++d)
+        {
+            context[d] += weight * at(key, 2, d);
+        }
+    }
+    for (double& value : context)
+    {
+        value = sum > 0.0 ? value / sum : 0.0;
+    }
+    return context;
+}
+
+template <typename T>
+std::vector<double> expectedRow(Case const& c, std::vector<T> const& qkv, int32_t token, int32_t head)
+{
+    if (c.layout[1] == 'a' && c.layout[2] == 'c') // packed
+    {
+        for (int32_t i = 0; i < c.sentences; ++i)
+        {
+            if (token >= c.second[i] && token < c.second[i + 1])
+            {
+                return attend(
+                    qkv, token, head, c.second[i], c.second[i + 1], c.headSize, [](int32_t) { return true; });
+            }
+        }
+        return std::vector<double>(c.headSize);
+    }
+    int32_t const start = token / c.length * c.length;
+    return attend(qkv, token, head, start, start + c.length, c.headSize,
+        [&](int32_t key) { return c.second.empty() || c.second[key] != 0; });
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Cases
+// ---------------------------------------------------------------------------------------------------------------
+
+struct Kernel
+{
+    char const* name;
+    cudaError_t (*launch)(QkvToContextArguments const&, cudaStream_t);
+};
+
+int gWrong = 0;
+int gRuns = 0;
+
+template <typename In, typename Out>
+void runCase(Case const& c, std::vector<Kernel> const& kernels)
+{
+    bool const packed = c.layout[1] == 'a' && c.layout[2] == 'c';
+    int32_t const tokens = packed ? c.length : c.sentences * c.length;
+    size_t const width = static_cast<size_t>(kHEADS) * c.headSize;
+    auto const qkv = randomValues<In>(tokens * width * 3);
+    Tensor<In> const qkvDevice{qkv};
+    Tensor<int32_t> const second{c.second};
+    for (Kernel const& kernel : kernels)
+    {
+        Tensor<Out> const context{tokens * width};
+        QkvToContextArguments const arguments{qkvDevice.data(),
+            packed || c.second.empty() ? nullptr : second.data(), packed ? second.data() : nullptr,
+            context.data(), c.sentences, c.length, kHEADS, c.headSize,
+            std::is_same_v<In, int8_t> ? kSCALE : 1.0F, std::is_same_v<Out, int8_t> ? kSCALE : 1.0F,
+            TypeOf<In>::kVALUE, TypeOf<Out>::kVALUE};
+        check(kernel.launch(arguments, nullptr), kernel.name);
+        check(cudaDeviceSynchronize(), kernel.name);
+        auto const found = context.values();
+        double error = 0.0;
+        double norm = 1e-9; // all zeros are right to the bit
+        for (int32_t token = 0; token < tokens; token += std::max(1, tokens / 11)) // the plain loop is slow
+        {
+            for (int32_t head = 0; head < kHEADS; ++head)
+            {
+                auto const expected = expectedRow(c, qkv, token, head);
+                for (int32_t d = 0; d < c.headSize; ++d)
+                {
+                    double const difference
+                        = toHost(found[token * width + head * c.headSize + d]) - expected[d];
+                    error += difference * difference;
+                    norm += expected[d] * expected[d];
+                }
+            }
+        }
+        double const tolerance = std::max(TypeOf<Out>::kTOLERANCE,
+            std::is_same_v<In, int8_t> ? TypeOf<__half>::kTOLERANCE : TypeOf<In>::kTOLERANCE);
+        // Averages over many keys are small, and steps of int8 are not.
+        double const allowed = std::is_same_v<Out, int8_t> ? 0.6 * kSCALE * std::sqrt(11.0 * width + width)
+                                                           : tolerance * std::sqrt(norm);
+        if (!(std::sqrt(error) <= allowed))
+        {
+            std::printf("wrong: %s, %s, %d x %d, head size %d, types %d to %d: error %g, allowed %g\n",
+                kernel.name, c.layout, c.sentences, c.length, c.headSize,
+                static_cast<int>(TypeOf<In>::kVALUE), static_cast<int>(TypeOf<Out>::kVALUE), std::sqrt(error),
+                allowed);
+            ++gWrong;
+        }
+        ++gRuns;
+    }
+}
+
+template <typename In, typename Out>
+void runTypes(std::vector<Kernel> const& kernels)
+{
+    for (int32_t size : {32, 64, 128})
+    {
+        // One query, a tile that is not full, exactly full, one more; several chunks of keys, the last not full.
+        for (int32_t length : {1, 33, 64, 65, 128, 200, 385})
+        {
+            runCase<In, Out>({"single", 1, length, size, {}}, kernels);
+        }
+        runCase<In, Out>({"single", 3, 70, size, {}}, kernels);
+        std::vector<int32_t> mask(3 * 131, 1);
+        for (int32_t i = 0; i < 131; ++i)
+        {
+            mask[i] = i % 3 == 0 ? 1 : 0; // holes
+            mask[131 + i] = 0;            // nothing but padding
+            mask[262 + i] = i < 50 ? 1 : 0;
+        }
+        runCase<In, Out>({"padded", 3, 131, size, mask}, kernels);
+        runCase<In, Out>({"packed", 5, 300, size, {0, 1, 1, 66, 194, 260}}, kernels);
+    }
+}
+
+// Descriptions of sentences that are none: nothing outside the tensors is touched.
+template <typename T>
+void runBroken(std::vector<Kernel> const& kernels)
+{
+    for (std::vector<int32_t> const& starts :
+        {std::vector<int32_t>{0, 99999, 100000}, {0, -5, 9}, {-70000, 0, 9}, {0, 9, 4}})
+    {
+        int32_t const tokens = 9;
+        Tensor<T> const qkv{randomValues<T>(static_cast<size_t>(tokens) * 3 * kHEADS * 64)};
+        Tensor<int32_t> const cuSeqlens{starts};
+        for (Kernel const& kernel : kernels)
+        {
+            Tensor<T> const context{static_cast<size_t>(tokens) * kHEADS * 64};
+            QkvToContextArguments const arguments{qkv.data(), nullptr, cuSeqlens.data(), context.data(), 2,
+                tokens, kHEADS, 64, 1.0F, 1.0F, TypeOf<T>::kVALUE, TypeOf<T>::kVALUE};
+            check(kernel.launch(arguments, nullptr), kernel.name);
+            check(cudaDeviceSynchronize(), kernel.name);
+            for (T const value : context.values())
+            {
+                bool const poisoned = std::is_same_v<T, int8_t> ? static_cast<float>(value) == -128.0F
+                                                                : std::isnan(static_cast<float>(value));
+                gWrong += poisoned ? 0 : 1;
+            }
+            ++gRuns;
+        }
+    }
+}
+
+} // namespace
+
+int main()
+{
+    std::vector<Kernel> const ordinary{{"basic", launchQkvToContextBasic}};
+    std::vector<Kernel> tensor{{"tensor", launchQkvToContextTensor}};
+#if defined(BERT_HOPPER)
+    cudaDeviceProp properties{};
+    check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
+    if (properties.major == 9 && properties.minor == 0)
+    {
+        tensor.push_back({"hopper", launchQkvToContextHopper});
+    }
+#endif
+    runTypes<float, float>(ordinary);
+    runTypes<float, int8_t>(ordinary);
+    runTypes<__nv_bfloat16, __nv_bfloat16>(ordinary);
+    runTypes<__half, __half>(tensor);
+    runTypes<__half, int8_t>(tensor);
+    runTypes<__nv_bfloat16, __nv_bfloat16>(tensor);
+    runTypes<__nv_bfloat16, int8_t>(tensor);
+    runTypes<int8_t, float>(tensor);
+    runTypes<int8_t, __half>(tensor);
+    runTypes<int8_t, __nv_bfloat16>(tensor);
+    runTypes<int8_t, int8_t>(tensor);
+    runBroken<float>(ordinary);
+    runBroken<__half>(tensor);
+    runBroken<__nv_bfloat16>(tensor);
+    runBroken<int8_t>(tensor);
+    std::printf("%d runs, %d wrong\n", gRuns, gWrong);
+    return gWrong == 0 ? 0 : 1;
+}

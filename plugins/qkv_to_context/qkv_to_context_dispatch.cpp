@@ -1,0 +1,71 @@
+// Which of the three attention kernels suits types, shape and GPU.
+#include "qkv_to_context/qkv_to_context_kernels.h"
+
+namespace bert
+{
+
+namespace
+{
+
+struct Capability
+{
+    int major{};
+    int minor{};
+};
+
+cudaError_t currentCapability(Capability& capability)
+{
+    int device = 0;
+    cudaError_t status = cudaGetDevice(&device);
+    if (status == cudaSuccess)
+    {
+        status = cudaDeviceGetAttribute(&capability.major, cudaDevAttrComputeCapabilityMajor, device);
+    }
+    if (status == cudaSuccess)
+    {
+        status = cudaDeviceGetAttribute(&capability.minor, cudaDevAttrComputeCapabilityMinor, device);
+    }
+    return status;
+}
+
+bool isAligned16(void const* pointer)
+{
+    return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+}
+
+} // namespace
+
+cudaError_t launchQkvToContext(QkvToContextArguments const& arguments, cudaStream_t stream)
+{
+    if (arguments.length == 0 || (arguments.cuSeqlens == nullptr && arguments.sentences == 0))
+    {
+        return cudaSuccess; // a grid of no blocks is an error to CUDA
+    }
+    if (!isAligned16(arguments.qkv) || !isAligned16(arguments.context))
+    {
+        return cudaErrorMisalignedAddress;
+    }
+    if (arguments.type == ElementType::kFLOAT)
+    {
+        return launchQkvToContextBasic(arguments, stream);
+    }
+    Capability capability;
+    cudaError_t const status = currentCapability(capability);
+    if (status != cudaSuccess)
+    {
+        return status;
+    }
+    if (capability.major < 8 && arguments.type == ElementType::kBF16)
+    {
+        return launchQkvToContextBasic(arguments, stream);
+    }
+#if defined(BERT_HOPPER)
+    if (capability.major == 9 && capability.minor == 0)
+    {
+        return launchQkvToContextHopper(arguments, stream);
+    }
+#endif
+    return launchQkvToContextTensor(arguments, stream);
+}
+
+} // namespace bert

@@ -1,0 +1,515 @@
+// What the two tensor core kernels share: tiles in shared memory, the softmax and the store of results that lie in
+// registers as the tensor cores leave them. There a warp has 16 rows, and in each group of 8 columns a thread holds
+// columns 2t and 2t + 1 of rows g and g + 8, with g = lane / 4 and t = lane % 4: values [0], [1] and [2], [3].
+#pragma once
+
+#include "qkv_to_context/qkv_to_context_common.cuh"
+
+#include <cfloat>
+
+namespace bert
+{
+
+// What the tensor cores compute with: int8 becomes fp16, in which its numbers are exact.
+template <typename In>
+using Operand = std::conditional_t<std::is_same_v<In, int8_t>, __half, In>;
+
+inline __device__ uint32_t sharedAddress(void const* pointer)
+{
+    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Tiles in shared memory
+// ---------------------------------------------------------------------------------------------------------------
+
+// kROWS rows of kSIZE two-byte elements, in panels of at most 64 columns. The pieces of 16 bytes in a row of a panel
+// are permuted, so that 8 rows of one column lie in 8 different groups of banks. It is the order that Hopper's tensor
+// cores read: its 128-byte swizzle, and with 32 columns its 64-byte swizzle.
+template <int kROWS, int kSIZE>
+struct SharedTile
+{
+    static constexpr int kPANEL_COLUMNS = kSIZE < 64 ? kSIZE : 64;
+    static constexpr int kROW_BYTES = kPANEL_COLUMNS * 2;
+    static constexpr int kPANEL_BYTES = kROWS * kROW_BYTES;
+    static constexpr int kBYTES = kROWS * kSIZE * 2;
+    static constexpr int kPIECES = kPANEL_COLUMNS / 8; // of a row of a panel
+
+    static __device__ uint32_t offset(uint32_t row, uint32_t piece)
+    {
+        uint32_t const panel = piece / kPIECES;
+        uint32_t const permuted = kPIECES == 8 ? (piece ^ row) % 8 : (piece ^ (row / 2)) % 4;
+        return panel * kPANEL_BYTES + row * kROW_BYTES + permuted * 16;
+    }
+};
+
+// 16 bytes to shared memory, zeros if not `exists`. Asynchronous from 8.0 on.
+inline __device__ void copyPiece(uint32_t target, void const* source, bool exists)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile(
+        "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(exists ? 16 : 0)
+        : "memory");
+#else
+    uint4 const piece = exists ? *static_cast<uint4 const*>(source) : uint4{};
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(target), "r"(piece.x), "r"(piece.y),
+        "r"(piece.z), "r"(piece.w)
+        : "memory");
+#endif
+}
+inline __device__ void endGroup()
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Until at most the last kPENDING groups of this thread's copies are under way.
+template <int kPENDING>
+__device__ void waitForGroups()
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(kPENDING) : "memory");
+#endif
+}
+
+// Four int8 as four fp16, by bits: 1024 + u for 0 <= u < 256 is the fp16 number 0x6400 + u.
+inline __device__ uint2 widen(uint32_t bytes)
+{
+    uint32_t const shifted = bytes ^ 0x80808080U; // value + 128
+    uint32_t const low = __byte_perm(shifted, 0x64646464U, 0x4140);
+    uint32_t const high = __byte_perm(shifted, 0x64646464U, 0x4342);
+    __half2 const offset = __half2half2(__ushort_as_half(0x6480)); // 1024 + 128
+    __half2 const a = __hsub2(*reinterpret_cast<__half2 const*>(&low), offset);
+    __half2 const b = __hsub2(*reinterpret_cast<__half2 const*>(&high), offset);
+    return {*reinterpret_cast<uint32_t const*>(&a), *reinterpret_cast<uint32_t const*>(&b)};
+}
+
+// Copies kROWS rows from global memory into a SharedTile, by all kTHREADS threads; rows that do not exist become zeros.
+// Two-byte elements go there by themselves after start. int8 waits in registers until finish widens it.
+template <typename In, int kROWS, int kSIZE, int kTHREADS>
+class TileLoader
+{
+public:
+    __device__ void start(In const* rows, int64_t stride, int32_t count, uint32_t tile)
+    {
+        forPieces(
+            [&](int i, int row, int piece)
+            {
+                bool const exists = row < count;
+                In const* const source = rows + (exists ? row * stride : 0) + piece * kPER_PIECE;
+                if constexpr (kWIDEN)
+                {
+                    mPieces[i] = exists ? *reinterpret_cast<uint4 const*>(source) : uint4{};
+                }
+                else
+                {
+                    copyPiece(tile + Tile::offset(row, piece), source, exists);
+                }
+            });
+    }
+    __device__ void finish(uint32_t tile)
+    {
+        if constexpr (kWIDEN)
+        {
+            forPieces(
+                [&](int i, int row, int piece)
+                {
+                    uint2 const a = widen(mPieces[i].x);
+                    uint2 const b = widen(mPieces[i].y);
+                    uint2 const c = widen(mPieces[i].z);
+                    uint2 const d = widen(mPieces[i].w);
+                    store(tile + Tile::offset(row, 2 * piece), {a.x, a.y, b.x, b.y});
+                    store(tile + Tile::offset(row, 2 * piece + 1), {c.x, c.y, d.x, d.y});
+                });
+        }
+    }
+
+private:
+    using Tile = SharedTile<kROWS, kSIZE>;
+    static constexpr bool kWIDEN = sizeof(In) == 1;
+    static constexpr int kPER_PIECE = 16 / sizeof(In);
+    static constexpr int kPIECES_OF_ROW = kSIZE / kPER_PIECE;
+    static constexpr int kPIECES = kROWS * kPIECES_OF_ROW;
+    static constexpr int kEACH = (kPIECES + kTHREADS - 1) / kTHREADS;
+
+    template <typename Function>
+    static __device__ void forPieces(Function&& function)
+    {
+#pragma unroll
+        for (int i = 0; i < kEACH; ++i)
+        {
+            int const index = i * kTHREADS + static_cast<int>(threadIdx.x);
+            if (kPIECES % kTHREADS == 0 || index < kPIECES)
+            {
+                function(i, index / kPIECES_OF_ROW, index % kPIECES_OF_ROW);
+            }
+        }
+    }
+    static __device__ void store(uint32_t target, uint4 const& piece)
+    {
+        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(target), "r"(piece.x), "r"(piece.y),
+            "r"(piece.z), "r"(piece.w)
+            : "memory");
+    }
+
+    uint4 mPieces[kWIDEN ? kEACH : 1];
+};
+
+// Keys and values of one sentence and head, in chunks of kKEYS, kSLOTS of which are in shared memory: chunk c in slot
+// c % kSLOTS, keys first.
+template <typename In, int kKEYS, int kSIZE, int kTHREADS, int kSLOTS, int kAHEAD>
+class ChunkLoader
+{
+public:
+    static_assert(sizeof(In) == 2 || kAHEAD == 1, "registers hold one chunk of int8");
+    using Tile = SharedTile<kKEYS, kSIZE>;
+    static constexpr int kBYTES = kSLOTS * 2 * Tile::kBYTES;
+
+    // `keys` is the head's first key; its values lie `toValues` elements behind.
+    __device__ ChunkLoader(In const* keys, int64_t toValues, int64_t stride, int32_t count, uint32_t memory)
+        : mSource(keys)
+        , mToValues(toValues)
+        , mStride(stride)
+        , mCount(count)
+        , mMemory(memory)
+    {
+    }
+    // Always one group of copies, which may be empty.
+    __device__ void start(int32_t chunk)
+    {
+        int32_t const first = chunk * kKEYS;
+        if (first < mCount)
+        {
+            In const* const source = mSource + first * mStride;
+            mKeys.start(source, mStride, mCount - first, keys(chunk));
+            mValues.start(source + mToValues, mStride, mCount - first, values(chunk));
+        }
+        endGroup();
+    }
+    // After it and a barrier the chunk is there.
+    __device__ void finish(int32_t chunk)
+    {
+        waitForGroups<kAHEAD - 1>();
+        mKeys.finish(keys(chunk));
+        mValues.finish(values(chunk));
+    }
+    __device__ uint32_t keys(int32_t chunk) const
+    {
+        return mMemory + chunk % kSLOTS * 2 * Tile::kBYTES;
+    }
+    __device__ uint32_t values(int32_t chunk) const
+    {
+        return keys(chunk) + Tile::kBYTES;
+    }
+
+private:
+    In const* mSource;
+    int64_t mToValues;
+    int64_t mStride;
+    int32_t mCount;
+    uint32_t mMemory;
+    TileLoader<In, kKEYS, kSIZE, kTHREADS> mKeys;
+    TileLoader<In, kKEYS, kSIZE, kTHREADS> mValues;
+};
+
+// Four 8 x 8 matrices from shared memory; lane i gives the address of row i % 8 of matrix i / 8.
+inline __device__ void loadMatrices(uint32_t (&matrices)[4], uint32_t address)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+        : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+        : "r"(address)
+        : "memory");
+}
+inline __device__ void loadMatricesTransposed(uint32_t (&matrices)[4], uint32_t address)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+        : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+        : "r"(address)
+        : "memory");
+}
+
+// The warp's 16 rows of queries, 16 columns at a time.
+template <int kROWS, int kSIZE>
+__device__ void loadQueries(uint32_t (&queries)[kSIZE / 16][4], uint32_t tile, uint32_t firstRow)
+{
+    uint32_t const lane = threadIdx.x % kWARP;
+#pragma unroll
+    for (int k = 0; k < kSIZE / 16; ++k)
+    {
+        loadMatrices(
+            queries[k], tile + SharedTile<kROWS, kSIZE>::offset(firstRow + lane % 16, 2 * k + lane / 16));
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Softmax
+// ---------------------------------------------------------------------------------------------------------------
+
+inline __device__ float exponential2(float x)
+{
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+}
+
+inline __device__ void packPair(uint32_t& word, float low, float high, __half /*type*/)
+{
+    __half2 const pair = __floats2half2_rn(low, high);
+    word = *reinterpret_cast<uint32_t const*>(&pair);
+}
+inline __device__ void packPair(uint32_t& word, float low, float high, __nv_bfloat16 /*type*/)
+{
+    __nv_bfloat162 const pair = __floats2bfloat162_rn(low, high);
+    word = *reinterpret_cast<uint32_t const*>(&pair);
+}
+inline __device__ void packPair(uint32_t& word, float low, float high, int8_t /*type*/)
+{
+    uint32_t const first = static_cast<uint8_t>(fromFloat<int8_t>(low));
+    uint32_t const second = static_cast<uint8_t>(fromFloat<int8_t>(high));
+    word = first | second << 8;
+}
+
+// Softmax over scores that come chunk by chunk. What the exponent is taken of is the score less a maximum, and the
+// maximum is that of all scores so far give or take kSLACK: only when it has grown by more are the sums so far scaled,
+// which almost always is after the first chunk only. 2^kSLACK fits fp16, and sums are fp32.
+class OnlineSoftmax
+{
+public:
+    explicit __device__ OnlineSoftmax(float scale)
+        : mScale(scale)
+        , mSlack(kSLACK / scale)
+    {
+    }
+
+    // Keys that do not count get no weight.
+    template <int kTILES, int kKEYS>
+    static __device__ void hide(float (&scores)[kTILES][4], KeyBits<kKEYS> const& bits)
+    {
+#pragma unroll
+        for (int n = 0; n < kTILES; ++n)
+        {
+            unsigned int const pair = bits.pairOf(n);
+            scores[n][0] = (pair & 1U) != 0 ? scores[n][0] : kNEGATIVE_INFINITY;
+            scores[n][1] = (pair & 2U) != 0 ? scores[n][1] : kNEGATIVE_INFINITY;
+            scores[n][2] = (pair & 1U) != 0 ? scores[n][2] : kNEGATIVE_INFINITY;
+            scores[n][3] = (pair & 2U) != 0 ? scores[n][3] : kNEGATIVE_INFINITY;
+        }
+    }
+
+    // Scores become weights, those of one query all divided by the same number. Returns whether sums of weighted
+    // values must be multiplied by factor(); all lanes of a warp get the same answer.
+    template <int kTILES>
+    __device__ bool weigh(float (&scores)[kTILES][4])
+    {
+        float largest[2] = {scores[0][0], scores[0][2]};
+#pragma unroll
+        for (int n = 0; n < kTILES; ++n)
+        {
+            largest[0] = fmaxf(largest[0], fmaxf(scores[n][0], scores[n][1]));
+            largest[1] = fmaxf(largest[1], fmaxf(scores[n][2], scores[n][3]));
+        }
+        bool const grown = largest[0] > mMaximum[0] + mSlack || largest[1] > mMaximum[1] + mSlack;
+        bool const rescale = __any_sync(kALL_LANES, grown);
+        if (rescale)
+        {
+            grow(largest);
+        }
+        float sums[2] = {0.0F, 0.0F};
+        if (mWide)
+        {
+            // The products would be rounded to steps of more than 2^-7.
+#pragma unroll
+            for (int n = 0; n < kTILES; ++n)
+            {
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                {
+                    scores[n][i] = exponential2((scores[n][i] - mMaximum[i / 2]) * mScale);
+                    sums[i / 2] += scores[n][i];
+                }
+            }
+        }
+        else
+        {
+            float const shift[2] = {mMaximum[0] * mScale, mMaximum[1] * mScale};
+#pragma unroll
+            for (int n = 0; n < kTILES; ++n)
+            {
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                {
+                    scores[n][i] = exponential2(fmaf(scores[n][i], mScale, -shift[i / 2]));
+                    sums[i / 2] += scores[n][i];
+                }
+            }
+        }
+        mSum[0] += sums[0];
+        mSum[1] += sums[1];
+        return rescale;
+    }
+    template <int kTILES>
+    __device__ void rescale(float (&sums)[kTILES][4]) const
+    {
+#pragma unroll
+        for (int n = 0; n < kTILES; ++n)
+        {
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+            {
+                sums[n][i] *= mFactor[i / 2];
+            }
+        }
+    }
+    // What sums of weighted values have to be multiplied by in the end; 0 for a query without keys.
+    __device__ void finish(float (&factors)[2])
+    {
+#pragma unroll
+        for (int row = 0; row < 2; ++row)
+        {
+            float const sum = warpSum<4>(mSum[row]);
+            factors[row] = sum == 0.0F ? 0.0F : 1.0F / sum;
+        }
+    }
+
+private:
+    static constexpr float kSLACK = 8.0F;
+    static constexpr float kWIDE = 65536.0F;
+
+    __device__ void grow(float const (&largest)[2])
+    {
+        bool wide = false;
+#pragma unroll
+        for (int row = 0; row < 2; ++row)
+        {
+            float ofRow = fmaxf(largest[row], mMaximum[row]);
+            ofRow = fmaxf(ofRow, exchange(ofRow, 1));
+            ofRow = fmaxf(ofRow, exchange(ofRow, 2));
+            mFactor[row] = exponential2((mMaximum[row] - ofRow) * mScale);
+            mMaximum[row] = ofRow;
+            mSum[row] *= mFactor[row];
+            wide = wide || fabsf(ofRow) * mScale > kWIDE;
+        }
+        mWide = __any_sync(kALL_LANES, wide);
+    }
+
+    float mScale;
+    float mSlack; // in units of scores
+    float mMaximum[2]{-FLT_MAX, -FLT_MAX};
+    float mSum[2]{};
+    float mFactor[2]{};
+    bool mWide{true}; // as the maximum is at the beginning
+};
+
+// Weights as the left operand of the next product: the registers already lie as it wants them.
+template <typename T, int kTILES>
+__device__ void packWeights(uint32_t (&weights)[kTILES / 2][4], float const (&scores)[kTILES][4])
+{
+#pragma unroll
+    for (int k = 0; k < kTILES / 2; ++k)
+    {
+        packPair(weights[k][0], scores[2 * k][0], scores[2 * k][1], T{});
+        packPair(weights[k][1], scores[2 * k][2], scores[2 * k][3], T{});
+        packPair(weights[k][2], scores[2 * k + 1][0], scores[2 * k + 1][1], T{});
+        packPair(weights[k][3], scores[2 * k + 1][2], scores[2 * k + 1][3], T{});
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Store
+// ---------------------------------------------------------------------------------------------------------------
+
+// Lanes 2i and 2i + 1 exchange pairs, so that each then has four neighbouring elements of one group of 8 columns:
+// fewer and wider stores.
+template <typename Out, int kSIZE>
+__device__ void storeRow(Out* row, bool exists, float const (&values)[kSIZE / 8][4], int half, float factor)
+{
+    uint32_t const t = threadIdx.x % 4;
+    bool const odd = t % 2 != 0;
+#pragma unroll
+    for (int n = 0; n < kSIZE / 8; n += 2)
+    {
+        float const(&a)[4] = values[n];
+        float const(&b)[4] = values[n + 1];
+        if constexpr (std::is_same_v<Out, float>)
+        {
+            if (exists)
+            {
+                *reinterpret_cast<float2*>(row + n * 8 + 2 * t)
+                    = make_float2(a[2 * half] * factor, a[2 * half + 1] * factor);
+                *reinterpret_cast<float2*>(row + n * 8 + 8 + 2 * t)
+                    = make_float2(b[2 * half] * factor, b[2 * half + 1] * factor);
+            }
+        }
+        else
+        {
+            uint32_t first;
+            uint32_t second;
+            packPair(first, a[2 * half] * factor, a[2 * half + 1] * factor, Out{});
+            packPair(second, b[2 * half] * factor, b[2 * half + 1] * factor, Out{});
+            uint32_t const received = __shfl_xor_sync(kALL_LANES, odd ? first : second, 1);
+            uint32_t const low = odd ? received : first;
+            uint32_t const high = odd ? second : received;
+            Out* const target = row + (n + (odd ? 1 : 0)) * 8 + t / 2 * 4;
+            if (exists)
+            {
+                if constexpr (sizeof(Out) == 2)
+                {
+                    *reinterpret_cast<uint2*>(target) = make_uint2(low, high);
+                }
+                else
+                {
+                    *reinterpret_cast<uint32_t*>(target) = low | high << 16;
+                }
+            }
+        }
+    }
+}
+
+// The warp's 16 rows of the context, of which `rows` exist.
+template <int kSIZE>
+__device__ void storeContext(AttentionProblem const& p, int64_t firstToken, int32_t rows, uint32_t head,
+    float const (&sums)[kSIZE / 8][4], float const (&factors)[2])
+{
+    dispatchOutput(p.outputType,
+        [&](auto element)
+        {
+            using Out = decltype(element);
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+            {
+                int32_t const row = static_cast<int32_t>(threadIdx.x % kWARP / 4) + 8 * half;
+                bool const exists = row < rows;
+                Out* const target = contextRow<Out, kSIZE>(p, firstToken + (exists ? row : 0), head);
+                storeRow<Out, kSIZE>(target, exists, sums, half, factors[half] * p.outputFactor);
+            }
+        });
+}
+
+// Calls function(In{}, integral_constant of the head size).
+template <typename Function>
+cudaError_t dispatchTensor(QkvToContextArguments const& a, Function&& function)
+{
+    auto const withSize = [&](auto element)
+    {
+        switch (a.headSize)
+        {
+        case 32:
+            return function(element, std::integral_constant<int, 32>{});
+        case 64:
+            return function(element, std::integral_constant<int, 64>{});
+        default:
+            return function(element, std::integral_constant<int, 128>{});
+        }
+    };
+    switch (a.type)
+    {
+    case ElementType::kHALF:
+        return withSize(__half{});
+    case ElementType::kBF16:
+        return withSize(__nv_bfloat16{});
+    default:
+        return withSize(int8_t{});
+    }
+}
+
+} // namespace bert

@@ -1,0 +1,43 @@
+// The launchers of the attention kernels. They know nothing of TensorRT: the plugin calls them, and so can any other
+// program.
+//
+//     context = softmax(Q K^T / sqrt(D)) V      for each head of each sentence
+#pragma once
+
+#include "common/element_type.h"
+
+#include <cstdint>
+#include <cuda_runtime_api.h>
+
+namespace bert
+{
+
+// Letters: B sentences, S tokens of each, T tokens of all, N heads, D elements of a head.
+struct QkvToContextArguments
+{
+    void const* qkv;          // (T, 3, N, D) of `type`, T = B * S unless the sentences are packed
+    int32_t const* mask;      // (B, S), 0 where a key is padding; null: there is no padding
+    int32_t const* cuSeqlens; // (B + 1), where each sentence begins and the last one ends; null: not packed
+    void* context;            // (T, N, D) of `outputType`
+    int32_t sentences;        // B
+    int32_t length;           // S; for packed sentences T
+    int32_t heads;            // N
+    int32_t headSize;         // D: 32, 64 or 128
+    float qkvScale;           // what an int8 of qkv counts; 1 for other types
+    float outputScale;        // what an int8 of context counts; 1 for other types
+    ElementType type;         // fp32, fp16, bf16, int8
+    ElementType outputType;   // `type` or int8; for qkv of int8 any
+};
+
+// Launches the kernel that suits types, shape and GPU; it runs later, in the stream. Pointers to tensors must be
+// aligned to 16 bytes. Sentences of which there is no valid description (cuSeqlens does not begin with 0, decreases or
+// goes beyond T) give NaN everywhere, or -128 where context is int8.
+cudaError_t launchQkvToContext(QkvToContextArguments const& arguments, cudaStream_t stream);
+
+// The three kernels that it chooses from: with ordinary fp32 arithmetic (fp32 and bf16), with the tensor cores of
+// any GPU (fp16, int8; bf16 from 8.0 on), and with those of Hopper (the same types).
+cudaError_t launchQkvToContextBasic(QkvToContextArguments const& arguments, cudaStream_t stream);
+cudaError_t launchQkvToContextTensor(QkvToContextArguments const& arguments, cudaStream_t stream);
+cudaError_t launchQkvToContextHopper(QkvToContextArguments const& arguments, cudaStream_t stream);
+
+} // namespace bert

@@ -1,0 +1,209 @@
+// Attention with the tensor cores of any GPU from Turing on (mma.sync). A warp takes 16 queries and keeps them, its
+// sums and its scores in registers; the warps of a block share keys and values, which come through shared memory in
+// chunks, one ahead of what is computed. Scores of a chunk exist in registers only.
+#include "qkv_to_context/qkv_to_context_fragments.cuh"
+
+namespace bert
+{
+
+// ---------------------------------------------------------------------------------------------------------------
+// Kernel
+// ---------------------------------------------------------------------------------------------------------------
+
+namespace
+{
+
+// sums (16, 8) += a (16, 16) b (16, 8)
+inline __device__ void multiply(
+    float (&sums)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, __half /*type*/)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b0));
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[2]), "r"(a[3]), "r"(b1));
+#endif
+}
+inline __device__ void multiply(
+    float (&sums)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, __nv_bfloat16 /*type*/)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 // before, bf16 goes to the basic kernel
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
+// scores (16, kKEYS) = queries (16, kSIZE) keys^T
+template <typename T, int kKEYS, int kSIZE>
+__device__ void multiplyKeys(
+    float (&scores)[kKEYS / 8][4], uint32_t const (&queries)[kSIZE / 16][4], uint32_t keys)
+{
+    uint32_t const lane = threadIdx.x % kWARP;
+    uint32_t const row = lane % 8 + lane / 16 * 8;
+    uint32_t const piece = lane / 8 % 2;
+#pragma unroll
+    for (int n = 0; n < kKEYS / 8; n += 2)
+    {
+        float (&first)[4] = scores[n];
+        float (&second)[4] = scores[n + 1];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+        {
+            first[i] = 0.0F;
+            second[i] = 0.0F;
+        }
+#pragma unroll
+        for (int k = 0; k < kSIZE / 16; ++k)
+        {
+            uint32_t b[4];
+            loadMatrices(b, keys + SharedTile<kKEYS, kSIZE>::offset(n * 8 + row, 2 * k + piece));
+            multiply(first, queries[k], b[0], b[1], T{});
+            multiply(second, queries[k], b[2], b[3], T{});
+        }
+    }
+}
+
+// sums (16, kSIZE) += weights (16, kKEYS) values
+template <typename T, int kKEYS, int kSIZE>
+__device__ void multiplyValues(
+    float (&sums)[kSIZE / 8][4], uint32_t const (&weights)[kKEYS / 16][4], uint32_t values)
+{
+    uint32_t const lane = threadIdx.x % kWARP;
+#pragma unroll
+    for (int k = 0; k < kKEYS / 16; ++k)
+    {
+#pragma unroll
+        for (int n = 0; n < kSIZE / 8; n += 2)
+        {
+            uint32_t b[4];
+            loadMatricesTransposed(
+                b, values + SharedTile<kKEYS, kSIZE>::offset(16 * k + lane % 16, n + lane / 16));
+            multiply(sums[n], weights[k], b[0], b[1], T{});
+            multiply(sums[n + 1], weights[k], b[2], b[3], T{});
+        }
+    }
+}
+
+template <typename In, int kSIZE, int kWARPS, int kKEYS, int kAHEAD>
+struct TensorShape
+{
+    static constexpr int kTHREADS = kWARPS * kWARP;
+    static constexpr int kROWS = kWARPS * 16;
+    using Queries = SharedTile<kROWS, kSIZE>;
+    using Chunks = ChunkLoader<In, kKEYS, kSIZE, kTHREADS, kAHEAD + 1, kAHEAD>;
+    static constexpr int kBYTES = Queries::kBYTES + Chunks::kBYTES;
+};
+
+// kBLOCKS of them at a time on a multiprocessor.
+template <typename In, int kSIZE, int kWARPS, int kKEYS, int kAHEAD, int kBLOCKS>
+__global__ void __launch_bounds__(kWARPS* kWARP, kBLOCKS) qkvToContextTensorKernel(AttentionProblem const p)
+{
+    using T = Operand<In>;
+    using Shape = TensorShape<In, kSIZE, kWARPS, kKEYS, kAHEAD>;
+    extern __shared__ __align__(128) unsigned char memory[];
+    uint32_t const queryMemory = sharedAddress(memory);
+    uint32_t const head = blockIdx.x % p.heads;
+    int32_t const firstRow = static_cast<int32_t>(threadIdx.x / kWARP) * 16;
+
+    waitForPreviousKernel();
+    QueryTile const tile = findTile<Shape::kROWS>(p, blockIdx.x / p.heads);
+    if (tile.broken)
+    {
+        poison<kSIZE>(p, tile, head);
+        return;
+    }
+    if (tile.queries <= 0)
+    {
+        return;
+    }
+
+    int64_t const hidden = int64_t{p.heads} * kSIZE;
+    int64_t const stride = 3 * hidden; // elements of a token
+    In const* const ofHead = static_cast<In const*>(p.qkv) + head * kSIZE;
+    TileLoader<In, Shape::kROWS, kSIZE, Shape::kTHREADS> queryLoader;
+    queryLoader.start(ofHead + tile.firstQuery * stride, stride, tile.queries, queryMemory);
+    typename Shape::Chunks chunks{ofHead + tile.firstKey * stride + hidden, hidden, stride, tile.keys,
+        queryMemory + Shape::Queries::kBYTES};
+    KeyBits<kKEYS> bits{p, tile};
+#pragma unroll
+    for (int chunk = 0; chunk < kAHEAD; ++chunk)
+    {
+        chunks.start(chunk);
+    }
+    bits.fetch(0);
+    queryLoader.finish(queryMemory);
+
+    uint32_t queries[kSIZE / 16][4];
+    float sums[kSIZE / 8][4]{};
+    OnlineSoftmax softmax{p.scale};
+    int32_t const count = (tile.keys + kKEYS - 1) / kKEYS;
+    for (int32_t chunk = 0; chunk < count; ++chunk)
+    {
+        chunks.finish(chunk);
+        bits.gather();
+        __syncthreads(); // the chunk is there, and nobody reads the one before any more
+        chunks.start(chunk + kAHEAD);
+        bits.fetch(chunk + 1);
+        if (chunk == 0)
+        {
+            loadQueries<Shape::kROWS, kSIZE>(queries, queryMemory, firstRow);
+        }
+        float scores[kKEYS / 8][4];
+        multiplyKeys<T, kKEYS, kSIZE>(scores, queries, chunks.keys(chunk));
+        if (!bits.all())
+        {
+            OnlineSoftmax::hide(scores, bits);
+        }
+        if (softmax.weigh(scores))
+        {
+            softmax.rescale(sums);
+        }
+        uint32_t weights[kKEYS / 16][4];
+        packWeights<T>(weights, scores);
+        multiplyValues<T, kKEYS, kSIZE>(sums, weights, chunks.values(chunk));
+    }
+    waitForGroups<0>();
+    float factors[2];
+    softmax.finish(factors);
+    storeContext<kSIZE>(p, tile.firstQuery + firstRow, tile.queries - firstRow, head, sums, factors);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Launcher
+// ---------------------------------------------------------------------------------------------------------------
+
+template <typename In, int kSIZE, int kWARPS, int kKEYS, int kAHEAD, int kBLOCKS>
+cudaError_t launchShape(QkvToContextArguments const& a, cudaStream_t stream)
+{
+    using Shape = TensorShape<In, kSIZE, kWARPS, kKEYS, kAHEAD>;
+    LaunchSize const size{
+        static_cast<unsigned int>(countBlocks<Shape::kROWS>(a)), Shape::kTHREADS, Shape::kBYTES};
+    return launchEarly(qkvToContextTensorKernel<In, kSIZE, kWARPS, kKEYS, kAHEAD, kBLOCKS>, size, stream,
+        makeProblem<Shape::kROWS>(a));
+}
+
+} // namespace
+
+cudaError_t launchQkvToContextTensor(QkvToContextArguments const& arguments, cudaStream_t stream)
+{
+    return dispatchTensor(arguments,
+        [&](auto element, auto size)
+        {
+            // 64 KB of shared memory is what Turing has.
+            constexpr int kKEYS = size() == 128 ? 32 : 64;
+            return launchShape<decltype(element), size(), 4, kKEYS, 1, 1>(arguments, stream);
+        });
+}
+
+} // namespace bert
