@@ -29,11 +29,6 @@ inline __device__ float toFloat(int8_t value)
     return static_cast<float>(value);
 }
 
-inline __device__ float toFloat(int8_t value)
-{
-    return static_cast<float>(value);
-}
-
 template <typename T>
 __device__ T fromFloat(float value);
 
