@@ -109,7 +109,7 @@ class BertBuilder:
         self.helper.markOutput(self.encode(*ids), self.config.output_name)
 
     def same_sentence(self, ids: trt.ITensor, cu_seqlens: trt.ITensor) -> trt.ITensor:
-        """1 where two tokens belong to one sentence, else 0: int32 (T,) and (B + 1,) -> fp32 (T, T).
+        """1 where two tokens belong to one sentence, else 0: int32 (T,) and (B + 1,) -> fp32 (1, T, T).
 
         The number of ends that a token has passed is the number of its sentence.
         """
@@ -121,8 +121,8 @@ class BertBuilder:
         ends = helper.addCast(helper.addReshape(cu_seqlens, (1, -1), "ends.row"), wide, "ends.fp32")  # (1, B + 1)
         passed = helper.addCast(helper.addLess(ends, count, "ends.passed"), wide, "ends.passed.fp32")  # (T, B + 1)
         sentence = helper.addSum(passed, 1, "token.sentence")  # (T,)
-        column = helper.addReshape(sentence, (-1, 1), "token.sentence.query")
-        row = helper.addReshape(sentence, (1, -1), "token.sentence.key")
+        column = helper.addReshape(sentence, (1, -1, 1), "token.sentence.query")
+        row = helper.addReshape(sentence, (1, 1, -1), "token.sentence.key")
         return helper.addCast(helper.addEqual(column, row, "token.same"), wide, "token.same.fp32")
 
     def bias(self, visible: trt.ITensor) -> trt.ITensor:
