@@ -24,13 +24,14 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from common import UserError, run_script
 from fusion_log import print_fusions
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, BertConfig, ModelFolder, WeightFile
-from pipeline import Job, add_common_arguments, finish, print_report, write_json
+from pipeline import Job, add_common_arguments, finish, print_report, sequence_range, write_json
 from plugin_layers import (
     Known,
     PluginLayer,
@@ -42,10 +43,20 @@ from plugin_layers import (
 )
 from quantization import BASE_PRECISION, Quantization
 from tensorrt_product import trt
-from trt_helper import DTYPES, GELU_KINDS, QUANTIZED_TYPES, TrtLog, TrtNetworkHelper, create_builder
+from trt_helper import (
+    DTYPES,
+    GELU_KINDS,
+    ONE_SENTENCE,
+    QUANTIZED_TYPES,
+    SequenceRange,
+    TrtLog,
+    TrtNetworkHelper,
+    create_builder,
+)
 
 BATCHINGS = ("single", "padded", "packed")
 FUSED_LAYERS = ("EmbLayerNorm", "SkipLayerNorm", "QkvToContext")
+DEFAULT_BATCH = SequenceRange(1, 8, 32)
 FUSIONS = {"none": (), "plugins": FUSED_LAYERS}  # which of them a network has
 
 
@@ -256,6 +267,7 @@ class BertBuilder:
         if quantization is not None and name in quantization.products:
             ranges, dtype = quantization.ranges, quantization.dtype
             a, b = (self.helper.addQuantizedRange(tensor, ranges[tensor.name], dtype) for tensor in (a, b))
+            self.helper.quantized_products += 1
         return self.helper.addMatMul(a, b, name, transpose_b=transpose_b)
 
     def embedding(self, ids: trt.ITensor, name: str, rows: int) -> trt.ITensor:
@@ -315,19 +327,29 @@ class BertBuilder:
 
 def run(args: argparse.Namespace) -> Job:
     """Builds the network and the plan, runs it, compares it with PyTorch."""
-    folder = ModelFolder(args.model_dir)
-    job = Job.prepare("builder.py", folder, args)
+    folder, fused = ModelFolder(args.model_dir), FUSIONS[args.fusion]
+    batch = args.batch or (ONE_SENTENCE if args.batching == "single" else DEFAULT_BATCH)
+    if args.batching == "single" and batch != ONE_SENTENCE:
+        raise UserError("--batch: one sentence has no batch; add --batching padded or --batching packed")
+    job = Job.prepare("builder.py", folder, args, args.batching, batch, fused)
     with job.logging() as log:
         quantization = job.quantize(args, assemble, log)
         start = time.perf_counter()
-        bert = assemble(folder, log, args.precision, args.gelu, args.layer_norm, quantization=quantization)
+        bert = assemble(folder, log, args.precision, args.gelu, args.layer_norm, args.batching, quantization, fused)
         seconds = time.perf_counter() - start
-        finish(job, log, bert.builder, bert.network, bert.known, seconds, bert.weights.pages_released())
+        released, products = bert.weights.pages_released(), bert.quantized_products
+        finish(job, log, bert.builder, bert.network, bert.known, seconds, released, products)
         if args.compare_layers:
             from layer_comparison import print_layer_comparison  # brings PyTorch, which a build does not need
 
             names = bert.hidden_state_names
-            job.layers_agree = print_layer_comparison(bert.network, names, folder, job.tolerance, bert.known)
+            job.layers_agree = print_layer_comparison(
+                bert.network, names, folder, job.tolerance, bert.known, job.inputs
+            )
+        if args.sentences is not None:
+            from fill_masks import fill_network
+
+            fill_network(job, bert.network, bert.known, args.sentences, args.fillings)
     if args.gelu == "decomposed" and job.verbose_log is not None:
         print_fusions(job.verbose_log, bert.gelu_parts, job.plan_path)
     return job
@@ -343,6 +365,7 @@ class AssembledBert:
     known: Known  # among it the arrays that TensorRT points to
     gelu_parts: list[str]
     hidden_state_names: list[str]
+    quantized_products: int
 
 
 def assemble(
@@ -380,7 +403,9 @@ def assemble(
     helper = TrtNetworkHelper(network, log, dtype, plugins)
     BertBuilder(helper, config, weights, gelu, layer_norm, quantization, fused=fused).build(batching)
     known = Known(helper.weights, {layer.name: layer for layer in planned})
-    return AssembledBert(builder, network, weights, known, helper.gelu_parts, hidden_state_names(config))
+    return AssembledBert(
+        builder, network, weights, known, helper.gelu_parts, hidden_state_names(config), helper.quantized_products
+    )
 
 
 def hidden_state_names(config: BertConfig) -> list[str]:
@@ -432,10 +457,43 @@ def refuse_attention_products(quantization: Quantization) -> None:
         )
 
 
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the network that the parser's way does not have."""
+    group = parser.add_argument_group("the network of builder.py")
+    group.add_argument(
+        "--fusion",
+        choices=list(FUSIONS),
+        default="none",
+        help="elementary layers, or the fused plugins EmbLayerNorm, QkvToContext, SkipLayerNorm (default: %(default)s)",
+    )
+    group.add_argument(
+        "--batching",
+        choices=BATCHINGS,
+        default="single",
+        help="one sentence, a padded batch with a mask, or packed tokens without padding (default: %(default)s)",
+    )
+    group.add_argument(
+        "--batch",
+        type=sequence_range,
+        metavar="MIN,OPT,MAX",
+        help="sentences in a batch that the plan accepts and is tuned for (default: 1,8,32)",
+    )
+    group.add_argument(
+        "--sentences", type=Path, metavar="FILE", help="text with [MASK], one sentence a line: fill every [MASK]"
+    )
+    group.add_argument(
+        "--fillings",
+        type=Path,
+        metavar="FILE",
+        help="where the ten best fillings of --sentences go, as JSON lines (default: beside the plan)",
+    )
+
+
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description="Build BERT layer by layer with the TensorRT API, run and check it.")
     add_common_arguments(parser)
+    add_network_arguments(parser)
     parser.add_argument(
         "--gelu", choices=GELU_KINDS, help="which GELU (default: the checkpoint's; decomposed: elementary layers)"
     )

@@ -17,7 +17,6 @@ quantized a histogram of absolute values is kept, and a method chooses from it t
 from __future__ import annotations
 
 import argparse
-import functools
 import hashlib
 import json
 import math
@@ -39,7 +38,6 @@ from model_files import (
     DATA_NAME,
     INPUT_NAMES,
     MASK_NAME,
-    TOKENIZER_NAME,
     ModelFolder,
     read_json,
 )
@@ -56,7 +54,7 @@ from quantization import (
     range_name,
     smoothing_factors,
 )
-from sentences import Sentence, read_sentences
+from sentences import Sentence, load_tokenizer, read_sentences
 from trt_helper import QUANTIZED_MAXIMA, QUANTIZED_TYPES, TrtLog
 
 CACHE_FORMAT = 1
@@ -510,24 +508,6 @@ def read_data(folder: ModelFolder, path: Path, wanted: int, evaluation: int) -> 
     kept = [rest[place] for place in spread(len(rest), min(evaluation, len(rest)))]
     mask_id = load_tokenizer(folder).mask_token_id if folder.config.has_head else None
     return Data(path, [sentences[place] for place in sorted(chosen)], kept, mask_id)
-
-
-@functools.cache
-def _tokenizer_at(path: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-    except Exception as error:  # the tokenizers library raises plain Exception
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} has no usable tokenizer ({reason}); write it again with model2onnx.py") from error
-
-
-def load_tokenizer(folder: ModelFolder) -> Any:
-    """The tokenizer that model2onnx.py put beside the model; nothing is downloaded."""
-    if not (folder.path / TOKENIZER_NAME).is_file():
-        raise UserError(f"{folder.path / TOKENIZER_NAME} is missing; write it again with model2onnx.py")
-    return _tokenizer_at(folder.path.resolve())
 
 
 def calibrate_cached(

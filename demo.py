@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--model", default=str(model2onnx.BUNDLED_MODEL), help="checkpoint folder or hub name")
     parser.add_argument("--text", default=model2onnx.DEFAULT_TEXT, help="the sentence, with [MASK]")
     add_common_arguments(parser)
+    builder.add_network_arguments(parser)
     args = parser.parse_args()
     if args.plan is not None:
         parser.error("--plan names one file, and here are two plans; use builder.py or onnx2trt.py")

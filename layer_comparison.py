@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich.table import Table
@@ -21,6 +21,7 @@ def print_layer_comparison(
     folder: ModelFolder,
     tolerance: float,
     known: Known,
+    inputs: Mapping[str, np.ndarray],
 ) -> bool:
     """Prints the difference to PyTorch's hidden states, layer by layer, and names the first one out of tolerance.
 
@@ -30,18 +31,19 @@ def print_layer_comparison(
         folder: where PyTorch's hidden states lie.
         tolerance: largest relative L2 error that is accepted.
         known: for the runner.
+        inputs: the demo's sentence as the network takes it.
 
     Returns:
         Whether all layers are within tolerance.
     """
     demo = folder.demo()
-    answers = NetworkRunner(network, outputs=names, known=known).run(demo.inputs)
+    answers = NetworkRunner(network, outputs=names, known=known).run(inputs)
     table = Table(title="Difference to PyTorch's hidden states", title_justify="left")
     for heading in ("after", "relative L2 error", "largest difference", "largest value", ""):
         table.add_column(heading, justify="left" if heading in ("after", "") else "right")
     first_wrong = None
     for name, reference in zip(names, demo.hidden_states, strict=True):
-        ours = answers[name].float().numpy()  # (S, H)
+        ours = answers[name].float().numpy().reshape(reference.shape)  # (S, H)
         error = relative_l2(ours, reference)
         is_wrong = not error <= tolerance  # NaN is wrong
         first_wrong = first_wrong or (name if is_wrong else None)

@@ -25,6 +25,7 @@ import torch
 
 import plugin_layers
 from common import UserError
+from packing import check_batch
 from plugin_layers import Known, PluginLayer
 from plugins import reference
 from tensorrt_product import trt
@@ -698,6 +699,8 @@ class NetworkRunner:
         """
         if set(inputs) != set(self.input_names):
             raise UserError(f"inputs given: {sorted(inputs)}; the network has {sorted(self.input_names)}")
+        if not any(isinstance(values, torch.Tensor) and values.is_cuda for values in inputs.values()):
+            check_batch({name: np.asarray(values) for name, values in inputs.items()})  # on a GPU it would wait
         arguments = [
             torch.as_tensor(inputs[name]).to(self.device, self._input_types[name]) for name in self.input_names
         ]

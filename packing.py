@@ -10,12 +10,13 @@ sentences of a batch together.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from common import UserError
+from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME
 
 Ids = Sequence[int] | np.ndarray  # of one sentence
 
@@ -257,6 +258,22 @@ def check_cu_seqlens(cu_seqlens: np.ndarray, tokens: int) -> None:
         )
     if cu_seqlens[-1] != tokens:
         raise UserError(f"cu_seqlens ends with {cu_seqlens[-1]}, expected {tokens}, the number of packed tokens")
+
+
+def check_batch(inputs: Mapping[str, np.ndarray]) -> None:
+    """Checks what keeps the sentences of a batch apart, where the inputs of a network have it.
+
+    Args:
+        inputs: by name: ids, and the mask of a padded batch or the cu_seqlens of a packed one.
+
+    Raises:
+        UserError: see ``check_cu_seqlens`` and ``check_mask``.
+    """
+    ids = inputs.get(INPUT_NAMES[0])
+    if ids is not None and LENGTHS_NAME in inputs:
+        check_cu_seqlens(np.asarray(inputs[LENGTHS_NAME]), len(ids))
+    if ids is not None and MASK_NAME in inputs:
+        check_mask(np.asarray(inputs[MASK_NAME]), tuple(ids.shape))
 
 
 def check_mask(mask: np.ndarray, shape: tuple[int, ...]) -> None:

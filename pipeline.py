@@ -16,7 +16,7 @@ from rich.text import Text
 
 import tensorrt_product
 from common import UserError, console, log_console, make_folder, write_whole
-from model_files import DemoIO, ModelFolder
+from model_files import LENGTHS_NAME, MASK_NAME, DemoIO, ModelFolder
 from plugin_layers import LAYER_NORM_KERNELS, Known
 from plugins import build
 from quantization import (
@@ -28,6 +28,7 @@ from quantization import (
 )
 from tensorrt_product import IS_RTX, trt
 from trt_helper import (
+    ONE_SENTENCE,
     QUANTIZED_TYPES,
     BuildOptions,
     InferHelper,
@@ -37,6 +38,7 @@ from trt_helper import (
     build_plan,
     check_in_profile,
     execution_obstacle,
+    profile_shapes,
 )
 
 # Largest relative L2 error of the output against PyTorch fp32.
@@ -186,6 +188,8 @@ class Job:
     demo: DemoIO
     precision: str
     layer_norm: str  # "native" or a kernel of the plugin
+    batching: str  # "single", "padded" or "packed"
+    fused: tuple[str, ...]  # plugins that stand for several layers
     options: BuildOptions
     plan_path: Path
     verbose_log: Path | None
@@ -202,9 +206,18 @@ class Job:
     parts: QuantizedParts | None = None  # the same, read back from the network
 
     @classmethod
-    def prepare(cls, way: str, folder: ModelFolder, args: argparse.Namespace) -> Job:
+    def prepare(
+        cls,
+        way: str,
+        folder: ModelFolder,
+        args: argparse.Namespace,
+        batching: str = "single",
+        batch: SequenceRange = ONE_SENTENCE,
+        fused: Sequence[str] = (),
+    ) -> Job:
         """Checks everything that can be checked before the long work."""
-        stem = f"{Path(way).stem}.{args.precision}" + ("" if args.layer_norm == "native" else f".{args.layer_norm}")
+        marks = [args.precision, args.layer_norm, batching, "fused" if fused else ""]
+        stem = ".".join([Path(way).stem, *(mark for mark in marks if mark not in ("native", "single", ""))])
         plan = args.plan or folder.path / f"{stem}.plan"
         for path in (plan, args.json):
             if path is not None:
@@ -214,16 +227,29 @@ class Job:
         default = SequenceRange(*(min(length, positions) for length in DEFAULT_SEQ_LEN))
         seq_len = (args.seq_len or default).check(positions)
         for name, ids in demo.inputs.items():
-            check_in_profile(name, ids.shape, seq_len.shapes((1, -1)))
+            check_in_profile(name, ids.shape, profile_shapes(name, (1, -1), seq_len, ONE_SENTENCE))
         options = BuildOptions(
             seq_len=seq_len,
+            batch=batch,
             compute_capabilities=args.compute_capability,
             timing_cache=folder.path / "timing.cache",
-            plugin_library=None if args.layer_norm == "native" else build.library_path(),
+            plugin_library=build.library_path() if fused or args.layer_norm != "native" else None,
             embed_plugins=not args.no_embed_plugins,
         )
         log = plan.with_suffix(".log") if args.verbose else None
-        return cls(way, folder, demo, args.precision, args.layer_norm, options, plan, log)
+        return cls(way, folder, demo, args.precision, args.layer_norm, batching, tuple(fused), options, plan, log)
+
+    @property
+    def inputs(self) -> dict[str, np.ndarray]:
+        """The demo's sentence as the network takes it."""
+        ids = self.demo.inputs
+        if self.batching == "single":
+            return ids
+        length = ids["input_ids"].shape[1]
+        if self.batching == "padded":
+            return ids | {MASK_NAME: np.ones((1, length), np.int32)}
+        flat = {name: values.reshape(-1) for name, values in ids.items()}
+        return flat | {LENGTHS_NAME: np.array([0, length], np.int32)}
 
     @property
     def tolerance(self) -> float:
@@ -267,6 +293,8 @@ class Job:
             "text": self.demo.text,
             "precision": self.precision,
             "layer_norm": self.layer_norm,
+            "batching": self.batching,
+            "fused": list(self.fused),
             "executed_by": self.executed_by,
             "not_executed_because": self.not_executed_because,
             "num_layers": self.num_layers,
@@ -291,6 +319,7 @@ def finish(
     known: Known,
     seconds_network: float,
     weights_read: AbstractContextManager[None] | None = None,
+    quantized_products: int | None = None,
 ) -> None:
     """Builds the plan, runs the network, compares; fills in ``job``.
 
@@ -302,6 +331,7 @@ def finish(
         known: for the runner.
         seconds_network: what making the network took.
         weights_read: see ``build_plan``.
+        quantized_products: how many products are to be quantized, where it is not one for each name.
 
     Raises:
         UserError: the build or the execution fails.
@@ -309,7 +339,9 @@ def finish(
     job.seconds_network = seconds_network
     job.num_layers = network.num_layers
     if job.quantized is not None:
-        job.parts = check_quantized(network, job.quantized.quantization)
+        names = len(job.quantized.quantization.products)
+        expected = names if quantized_products is None else quantized_products
+        job.parts = check_quantized(network, job.precision, expected)
     info = build_plan(builder, network, log, job.options, job.plan_path, weights_read)
     job.plan_bytes, job.seconds_build = info.num_bytes, info.seconds_build
     job.not_executed_because = execution_obstacle() or _foreign_target(job.options.compute_capabilities)
@@ -319,7 +351,8 @@ def finish(
     else:
         job.executed_by = "pytorch"
         output = _run_with_pytorch(job, network, known)
-    job.comparison = Comparison.of(output, job.demo, job.folder.tokens() if job.demo.mask_positions else [])
+    tokens = job.folder.tokens() if job.demo.mask_positions else []
+    job.comparison = Comparison.of(output.reshape(job.demo.output.shape), job.demo, tokens)
 
 
 def write_json(path: Path | None, results: dict[str, Any] | list[dict[str, Any]]) -> None:
@@ -345,9 +378,9 @@ def _foreign_target(capabilities: Sequence[str]) -> str | None:
 
 def _execute_plan(job: Job) -> np.ndarray:
     with InferHelper(job.plan_path) as helper:
-        outputs = helper.infer(job.demo.inputs)
-        job.latency["enqueue"] = helper.benchmark(job.demo.inputs, TIMED_RUNS)
-        job.latency["cuda_graph"] = helper.benchmark(job.demo.inputs, TIMED_RUNS, cuda_graph=True)
+        outputs = helper.infer(job.inputs)
+        job.latency["enqueue"] = helper.benchmark(job.inputs, TIMED_RUNS)
+        job.latency["cuda_graph"] = helper.benchmark(job.inputs, TIMED_RUNS, cuda_graph=True)
     return outputs[job.folder.config.output_name]
 
 
@@ -360,7 +393,7 @@ def _run_with_pytorch(job: Job, network: trt.INetworkDefinition, known: Known) -
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with log_console.status(f"running the network with PyTorch on {device}"):
         runner = NetworkRunner(network, device, known=known)
-        outputs = runner.run(job.demo.inputs)
+        outputs = runner.run(job.inputs)
     return outputs[job.folder.config.output_name].cpu().numpy()
 
 

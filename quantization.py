@@ -205,17 +205,17 @@ def smoothing_factors(
     return factors
 
 
-def check_quantized(network: trt.INetworkDefinition, quantization: Quantization) -> QuantizedParts:
-    """What the network holds, after a check that it is what was asked for.
+def check_quantized(network: trt.INetworkDefinition, kind: str, expected: int) -> QuantizedParts:
+    """What the network holds, after a check that ``expected`` products are quantized.
 
     Raises:
         UserError: another number of products is quantized.
     """
     parts = inspect(network)
-    if parts.quantized_products != len(quantization.products):
+    if parts.quantized_products != expected:
         raise UserError(
-            f"{parts.quantized_products} products of the network have both factors in {quantization.kind}, "
-            f"expected {len(quantization.products)}: please report this"
+            f"{parts.quantized_products} products of the network have both factors in {kind}, expected {expected}: "
+            "please report this"
         )
     return parts
 

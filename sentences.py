@@ -6,6 +6,7 @@ both. The lengths are true ones: nothing is padded, that is left to packing.py.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from common import UserError
-from model_files import BertConfig, check_inputs
+from model_files import TOKENIZER_NAME, BertConfig, ModelFolder, check_inputs
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,24 @@ class Problem:
 
     line: int
     message: str
+
+
+@functools.cache
+def _tokenizer_at(path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    except Exception as error:  # the tokenizers library raises plain Exception
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} has no usable tokenizer ({reason}); write it again with model2onnx.py") from error
+
+
+def load_tokenizer(folder: ModelFolder) -> Any:
+    """The tokenizer that model2onnx.py put beside the model; nothing is downloaded."""
+    if not (folder.path / TOKENIZER_NAME).is_file():
+        raise UserError(f"{folder.path / TOKENIZER_NAME} is missing; write it again with model2onnx.py")
+    return _tokenizer_at(folder.path.resolve())
 
 
 def read_sentences(

@@ -29,6 +29,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 import tensorrt_product
 from common import UserError, log_console, write_whole
+from model_files import LENGTHS_NAME
+from packing import check_batch
 from tensorrt_product import IS_RTX, trt
 
 if TYPE_CHECKING:
@@ -157,6 +159,7 @@ class TrtNetworkHelper:
         self.log = log
         self.dtype = dtype
         self.plugins = plugins
+        self.quantized_products = 0  # products of two quantized factors
         self.gelu_parts: list[str] = []  # names of the layers that addGELU("decomposed") made
         self.weights: dict[str, np.ndarray] = {}  # TensorRT reads them when it builds: they must live until then
         self._converted: dict[Any, tuple[np.ndarray, np.ndarray]] = {}  # so that tied weights are stored once
@@ -247,6 +250,7 @@ class TrtNetworkHelper:
         return self.addBias(product, bias, name)
 
     def _addQuantizedWeight(self, x: trt.ITensor, weight: np.ndarray, name: str, dtype: trt.DataType) -> trt.ITensor:
+        self.quantized_products += 1
         values, scales = quantize_weight(weight, dtype, name)
         stored = self.addConstant(values, name, dtype, _as_rank(values.shape, x))  # (1 ..., in, out)
         return self.addDequantize(stored, scales, f"{name}.dequantized", axis=len(x.shape) - 1)
@@ -657,18 +661,15 @@ def quantize_weight(values: np.ndarray, dtype: trt.DataType, name: str) -> tuple
 
 @dataclass(frozen=True)
 class SequenceRange:
-    """Sequence lengths that a plan accepts, and the one that it is tuned for."""
+    """Sequence lengths, or numbers of sentences, that a plan accepts, and the one that it is tuned for."""
 
     minimum: int
     optimum: int
     maximum: int
 
-    def shapes(self, shape: Sequence[int]) -> list[list[int]]:
-        """[minimum, optimum, maximum] of an input's shape, -1 standing for the sequence length."""
-        return [
-            [length if axis == -1 else axis for axis in shape]
-            for length in (self.minimum, self.optimum, self.maximum)
-        ]
+    def as_tuple(self) -> tuple[int, int, int]:
+        """(minimum, optimum, maximum)."""
+        return self.minimum, self.optimum, self.maximum
 
     def check(self, max_positions: int) -> SequenceRange:
         """Itself, after a check against the model's position table.
@@ -682,6 +683,26 @@ class SequenceRange:
                 f"name at most {max_positions}"
             )
         return self
+
+
+ONE_SENTENCE = SequenceRange(1, 1, 1)
+
+
+def profile_shapes(name: str, shape: Sequence[int], seq_len: SequenceRange, batch: SequenceRange) -> list[list[int]]:
+    """[minimum, optimum, maximum] of an input's shape.
+
+    Args:
+        name: the input's name.
+        shape: of the network's input: (1, -1) for one sentence, (-1, -1) for a padded batch, (-1,) for a packed one.
+        seq_len: sequence lengths.
+        batch: sentences in a batch.
+    """
+    pairs = list(zip(batch.as_tuple(), seq_len.as_tuple(), strict=True))
+    if name == LENGTHS_NAME:
+        return [[sentences + 1] for sentences, _ in pairs]
+    if len(shape) == 1:
+        return [[sentences * length] for sentences, length in pairs]
+    return [[sentences if shape[0] == -1 else shape[0], length] for sentences, length in pairs]
 
 
 @dataclass(frozen=True)
@@ -705,6 +726,7 @@ class BuildOptions:
     """How to build a plan."""
 
     seq_len: SequenceRange
+    batch: SequenceRange = ONE_SENTENCE
     allow_tf32: bool = False  # fp32 products on tensor cores, with 10 bits of mantissa
     compute_capabilities: list[str] = field(default_factory=list)  # "8.6", rtx only
     timing_cache: Path | None = None  # full product only
@@ -751,7 +773,7 @@ def build_plan(
         UserError: TensorRT refuses the network or the options, or the file cannot be written.
     """
     config = builder.create_builder_config()
-    profile = add_profile(builder, network, config, options.seq_len)
+    profile = add_profile(builder, network, config, options.seq_len, options.batch)
     if not options.allow_tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
     set_compute_capabilities(config, options.compute_capabilities)
@@ -783,14 +805,18 @@ def info_path(plan: Path) -> Path:
 
 
 def add_profile(
-    builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig, seq_len: SequenceRange
+    builder: trt.Builder,
+    network: trt.INetworkDefinition,
+    config: trt.IBuilderConfig,
+    seq_len: SequenceRange,
+    batch: SequenceRange,
 ) -> dict[str, list[list[int]]]:
-    """Gives every dynamic axis of every input the range of sequence lengths. Returns the shapes by input."""
+    """Gives every dynamic axis of every input its range. Returns the shapes by input."""
     profile = builder.create_optimization_profile()
     shapes: dict[str, list[list[int]]] = {}
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        shapes[tensor.name] = seq_len.shapes(as_tuple(tensor.shape))
+        shapes[tensor.name] = profile_shapes(tensor.name, as_tuple(tensor.shape), seq_len, batch)
         profile.set_shape(tensor.name, *(trt.Dims(shape) for shape in shapes[tensor.name]))
     if config.add_optimization_profile(profile) < 0:
         raise UserError(f"TensorRT refused the profile {shapes}")
@@ -1022,7 +1048,7 @@ def check_in_profile(name: str, shape: Sequence[int], profile: Sequence[Sequence
     if not inside:
         raise UserError(
             f"input {name!r} is {list(shape)}, outside the plan's profile {list(low)} to {list(high)}; "
-            "build the plan with a wider --seq-len MIN,OPT,MAX"
+            "build the plan with a wider --seq-len MIN,OPT,MAX or --batch MIN,OPT,MAX"
         )
 
 
@@ -1157,8 +1183,9 @@ class InferHelper:
                 f"the plan's inputs are {', '.join(self.inputs)}; missing: {sorted(missing) or 'none'}, "
                 f"unknown: {sorted(unknown) or 'none'}"
             )
-        for name in self.inputs:
-            values = cast_input(name, inputs[name], self._dtypes[name])
+        cast = {name: cast_input(name, inputs[name], self._dtypes[name]) for name in self.inputs}
+        check_batch(cast)
+        for name, values in cast.items():
             check_in_profile(
                 name, values.shape, [as_tuple(shape) for shape in self.engine.get_tensor_profile_shape(name, 0)]
             )

@@ -1,0 +1,207 @@
+"""Fills every [MASK] of a text file, one sentence a line, and writes the ten best words as JSON lines.
+
+    python builder.py --batching packed --fusion plugins --sentences FILE      builds a plan and fills
+    python fill_masks.py out/builder.fp16.packed.fused.plan FILE               with a plan that is there already
+
+The sentences are put into batches as the network wants them (packing.py), and the answers come in the file's order.
+A line that cannot be used gets an error with its number, and does not cost the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.progress import track
+
+from common import UserError, console, log_console, make_folder, run_script, warn, write_whole
+from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
+from packing import Limits, PackedBatch, PaddedBatch, pack, pad
+from plugin_layers import Known
+from sentences import Problem, Sentence, load_tokenizer, read_sentences
+from tensorrt_product import trt
+from trt_helper import InferHelper, SequenceRange
+
+if TYPE_CHECKING:
+    from pipeline import Job
+
+TOKENS_AT_ONCE = 4096  # the output of a batch has so many rows, each as wide as the vocabulary
+BUCKET = 16  # padded lengths are multiples of it
+
+Run = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # a network's inputs to its output
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of a network, and which sentences they hold.
+
+    Attributes:
+        inputs: by name.
+        sentences: places in the caller's list.
+        split: the network's output to one array (S_i, vocabulary) for each sentence.
+    """
+
+    inputs: dict[str, np.ndarray]
+    sentences: Sequence[int]
+    split: Callable[[np.ndarray], list[np.ndarray]]
+
+
+def make_batches(
+    sentences: Sequence[Sentence], batching: str, seq_len: SequenceRange, batch: SequenceRange
+) -> list[Batch]:
+    """Puts sentences into batches that a plan with these ranges accepts; none may be longer than ``seq_len`` says."""
+    if batching == "single":
+        return [_single(sentence, place) for place, sentence in enumerate(sentences)]
+    limits = Limits(min(TOKENS_AT_ONCE, batch.maximum * seq_len.maximum), batch.maximum, seq_len.maximum)
+    ids, lines = [sentence.ids for sentence in sentences], [sentence.line for sentence in sentences]
+    if batching == "packed":
+        return [_packed(made) for made in pack(ids, limits, lines=lines)]
+    return [_padded(made) for made in pad(ids, limits, lines=lines, buckets=BUCKET)]
+
+
+def _single(sentence: Sentence, place: int) -> Batch:
+    ids = sentence.ids[None]
+    values = (ids, np.zeros_like(ids), np.arange(ids.shape[1], dtype=np.int32)[None])
+    return Batch(dict(zip(INPUT_NAMES, values, strict=True)), [place], lambda output: [output[0]])
+
+
+def _packed(made: PackedBatch) -> Batch:
+    values = (made.input_ids, made.token_type_ids, made.position_ids)
+    inputs = dict(zip(INPUT_NAMES, values, strict=True)) | {LENGTHS_NAME: made.cu_seqlens}
+    return Batch(inputs, made.sentences.tolist(), made.split)
+
+
+def _padded(made: PaddedBatch) -> Batch:
+    values = (made.input_ids, made.token_type_ids, made.position_ids)
+    inputs = dict(zip(INPUT_NAMES, values, strict=True)) | {MASK_NAME: made.mask}
+    return Batch(inputs, made.sentences.tolist(), made.split)
+
+
+def fill(
+    sentences: Sequence[Sentence], batches: Iterable[Batch], run: Run, mask_id: int, tokens: Sequence[str]
+) -> list[list[list[dict[str, Any]]]]:
+    """Runs the batches.
+
+    Returns:
+        For each sentence, for each [MASK] in it, the ten best words: ``{"word", "id", "probability"}``.
+    """
+    from pipeline import best_words, describe_words
+
+    found: dict[int, list[list[dict[str, Any]]]] = {}
+    for batch in batches:
+        for place, scores in zip(batch.sentences, batch.split(run(batch.inputs)), strict=True):  # (S, vocabulary)
+            positions = np.flatnonzero(sentences[place].ids == mask_id)
+            found[place] = [describe_words(scores[at], best_words(scores[at]), tokens) for at in positions]
+    return [found[place] for place in range(len(sentences))]
+
+
+def read_maskable(folder: ModelFolder, path: Path, longest: int) -> tuple[list[Sentence], list[Problem]]:
+    """The file's sentences with [MASK], and its bad lines; a sentence longer than ``longest`` tokens is one of those.
+
+    Raises:
+        UserError: the model has no head, or no line can be used.
+    """
+    if not folder.config.has_head:
+        raise UserError(f"{folder.path} has no masked-language-model head; expected a BertForMaskedLM checkpoint")
+    sentences, problems = read_sentences(path, load_tokenizer(folder), folder.config, need_mask=True)
+    told = "tokens, more than the {} of the plan; build with a wider --seq-len, or shorten the line"
+    problems += [
+        Problem(one.line, f"{path}, line {one.line}: {len(one.ids)} {told.format(longest)}")
+        for one in sentences
+        if len(one.ids) > longest
+    ]
+    usable = [one for one in sentences if len(one.ids) <= longest]
+    if not usable:
+        raise UserError(f"{path}: no line can be used; the first: {problems[0].message}")
+    return usable, sorted(problems, key=lambda problem: problem.line)
+
+
+def fill_file(
+    folder: ModelFolder,
+    source: Path,
+    target: Path,
+    batching: str,
+    seq_len: SequenceRange,
+    batch: SequenceRange,
+    run: Run,
+) -> None:
+    """Fills every [MASK] of ``source`` and writes ``target``: a JSON object for each line that is not blank."""
+    make_folder(target.parent)
+    sentences, problems = read_maskable(folder, source, seq_len.maximum)
+    batches = make_batches(sentences, batching, seq_len, batch)
+    progress: Iterator[Batch] = iter(track(batches, "filling", console=log_console, transient=True))
+    mask_id = load_tokenizer(folder).mask_token_id
+    fillings = fill(sentences, progress, run, mask_id, folder.tokens())
+    records: dict[int, dict[str, Any]] = {
+        sentence.line: {"line": sentence.line, "text": sentence.text, "fillings": words}
+        for sentence, words in zip(sentences, fillings, strict=True)
+    }
+    for problem in problems:
+        warn(problem.message)
+        records[problem.line] = {"line": problem.line, "error": problem.message}
+    with write_whole(target) as file:
+        for line in sorted(records):
+            file.write((json.dumps(records[line], ensure_ascii=False) + "\n").encode())
+    console.print(
+        f"{len(sentences)} sentences in {len(batches)} batches, {len(problems)} bad lines -> {target}", soft_wrap=True
+    )
+
+
+def fill_network(job: Job, network: trt.INetworkDefinition, known: Known, source: Path, target: Path | None) -> None:
+    """Fills with the plan that builder.py has just built, or, where it cannot be executed, with its network."""
+    target = target or job.plan_path.with_suffix(".fillings.jsonl")
+    ranges = (job.options.seq_len, job.options.batch)
+    name = job.folder.config.output_name
+    if job.executed_by == "tensorrt":
+        with InferHelper(job.plan_path) as helper:
+            fill_file(job.folder, source, target, job.batching, *ranges, lambda inputs: helper.infer(inputs)[name])
+        return
+    import torch
+
+    from network_runner import NetworkRunner
+
+    runner = NetworkRunner(network, "cuda" if torch.cuda.is_available() else "cpu", known=known)
+    fill_file(
+        job.folder, source, target, job.batching, *ranges, lambda inputs: runner.run(inputs)[name].cpu().numpy()
+    )
+
+
+def ranges_of_plan(profile: Mapping[str, Sequence[Sequence[int]]]) -> tuple[str, SequenceRange, SequenceRange]:
+    """(batching, sequence lengths, sentences in a batch) of a plan, from the profile of its inputs."""
+    ids = np.array(profile[INPUT_NAMES[0]])  # (3, rank): minimum, optimum, maximum
+    if LENGTHS_NAME in profile:
+        sentences = np.array(profile[LENGTHS_NAME])[:, 0] - 1
+        return "packed", SequenceRange(*(ids[:, 0] // sentences).tolist()), SequenceRange(*sentences.tolist())
+    lengths = SequenceRange(*ids[:, 1].tolist())
+    return ("padded" if MASK_NAME in profile else "single"), lengths, SequenceRange(*ids[:, 0].tolist())
+
+
+def main() -> int:
+    """The script."""
+    from trt_helper import read_info
+
+    parser = argparse.ArgumentParser(description="Fill every [MASK] of a text file with a plan.")
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="written by builder.py")
+    parser.add_argument("sentences", type=Path, metavar="FILE", help="UTF-8, one sentence a line")
+    parser.add_argument("--model-dir", type=Path, default=Path("out"), help="folder written by model2onnx.py")
+    parser.add_argument("--fillings", type=Path, metavar="FILE", help="JSON lines (default: beside the plan)")
+    args = parser.parse_args()
+    folder = ModelFolder(args.model_dir)
+    info = read_info(args.plan)
+    if info is None:
+        raise UserError(f"{args.plan}.json is missing; build the plan again with builder.py")
+    target = args.fillings or args.plan.with_suffix(".fillings.jsonl")
+    batching, seq_len, batch = ranges_of_plan(info.profile)
+    with InferHelper(args.plan) as helper:
+        name = folder.config.output_name
+        fill_file(folder, args.sentences, target, batching, seq_len, batch, lambda inputs: helper.infer(inputs)[name])
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
