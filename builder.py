@@ -464,7 +464,7 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         "--fusion",
         choices=list(FUSIONS),
         default="none",
-        help="elementary layers, or the fused plugins EmbLayerNorm, QkvToContext, SkipLayerNorm (default: %(default)s)",
+        help="elementary layers, or plugins that fuse them (default: %(default)s)",
     )
     group.add_argument(
         "--batching",

@@ -12,7 +12,9 @@ optimiser saves when it fuses layers. It is not TensorRT that executes here.
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -270,17 +272,36 @@ class PluginModule(torch.nn.Module):
         if device.type == "cuda":
             version, namespace = plugin_layers.VERSION, plugin_layers.NAMESPACE
             self._plugin = _plugin_host().create(layer.plugin, version, namespace, layer.fields)
+            self._number = len(_PLUGINS)
+            _PLUGINS[self._number] = self._plugin
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """The layer's inputs to its output, or to its outputs where there are several."""
         if self._plugin is None:
             return reference.REFERENCES[self.layer.plugin](*inputs, **self.layer.fields)
-        outputs = self._plugin.run_torch([tensor.contiguous() for tensor in inputs])
+        outputs = run_plugin(self._number, list(inputs))
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def extra_repr(self) -> str:
         """For printing the module."""
         return f"{self.layer.plugin}, {dict(self.layer.fields)}"
+
+
+_PLUGINS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+@torch.library.custom_op("bert_plugins::run", mutates_args=())
+def run_plugin(number: int, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Runs plugin ``number``. An operation of PyTorch, so that a graph with plugins in it can be compiled."""
+    return _PLUGINS[number].run_torch([tensor.contiguous() for tensor in inputs])
+
+
+@run_plugin.register_fake
+def _(number: int, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    from plugins.plugin_host import TensorSpec
+
+    specs = _PLUGINS[number].output_specs([TensorSpec.of_torch(tensor) for tensor in inputs])
+    return [inputs[0].new_empty(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in specs]
 
 
 @functools.cache
@@ -340,6 +361,31 @@ def input_names(layer: Any) -> list[str]:
     return [tensor.name for tensor in tensors if tensor is not None]
 
 
+def tensor_types(network: trt.INetworkDefinition) -> dict[str, torch.dtype]:
+    """PyTorch's type of every tensor, by name."""
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    outputs = (layer.get_output(place) for layer in layers for place in range(layer.num_outputs))
+    inputs = (network.get_input(index) for index in range(network.num_inputs))
+    return {tensor.name: TORCH_TYPES[tensor.dtype] for tensor in itertools.chain(inputs, outputs)}
+
+
+def output_names(layer: Any) -> list[str]:
+    """Names of the tensors that a layer makes."""
+    return [layer.get_output(place).name for place in range(layer.num_outputs)]
+
+
+def needed_tensors(layers: Sequence[Any], given: Sequence[str], wanted: Sequence[str]) -> set[str]:
+    """Tensors from which the wanted ones are computed, themselves included, as far as they are not given.
+
+    ``layers`` stand in order of computation.
+    """
+    needed = set(wanted) - set(given)
+    for layer in reversed(layers):
+        if needed.intersection(output_names(layer)):
+            needed.update(name for name in input_names(layer) if name not in given)
+    return needed
+
+
 def axes_of_mask(mask: int) -> list[int]:
     """TensorRT's bit mask of axes as a list."""
     return [axis for axis in range(mask.bit_length()) if mask >> axis & 1]
@@ -395,13 +441,15 @@ class _Lowering:
         self.dequantized: dict[str, Any] = {}  # dequantize layers, by output
         self.placed: dict[tuple[str, bool], torch.fx.Node] = {}  # constants and moved tensors, by (name, on_host)
 
-    def run(self, wanted: Sequence[str]) -> torch.fx.GraphModule:
-        """Lowers every layer and returns a module that maps the network's inputs to the wanted tensors."""
-        for index in range(self.network.num_inputs):
-            name = self.network.get_input(index).name
-            self.values[name] = _Value(self.graph.placeholder(name), on_host=False)
-        for kind, layer in in_order_of_computation(self.network):
-            self.lower(kind, layer)
+    def run(self, given: Sequence[str], wanted: Sequence[str]) -> torch.fx.GraphModule:
+        """Lowers every layer and returns a module that maps the given tensors to the wanted ones."""
+        for name in given:
+            self.values[name] = _Value(self.graph.placeholder(name.replace(".", "_")), on_host=False)
+        layers = in_order_of_computation(self.network)
+        needed = needed_tensors([layer for _, layer in layers], given, wanted)
+        for kind, layer in layers:
+            if needed.intersection(output_names(layer)):
+                self.lower(kind, layer)
         unknown = [name for name in wanted if name not in self.values and name not in self.constants]
         if unknown:
             raise UserError(f"the network has no tensor {unknown[0]!r}")
@@ -657,6 +705,7 @@ class NetworkRunner:
         network: a strongly typed network, ours or a parsed one; must live as long as the runner.
         device: "cpu" or "cuda".
         outputs: names of the tensors to return; default: the network's outputs.
+        inputs: names of the tensors to give; default: the network's inputs. With others, a part can be run alone.
         known: what the API cannot read back.
         int8_kernels: int8 products with a weight run through real int8 kernels, not in fp32 with the same integers.
 
@@ -677,13 +726,19 @@ class NetworkRunner:
         outputs: Sequence[str] | None = None,
         known: Known | None = None,
         int8_kernels: bool = False,
+        inputs: Sequence[str] | None = None,
     ) -> None:
         self.device = torch.device(device)
-        inputs = [network.get_input(index) for index in range(network.num_inputs)]
-        self.input_names = [tensor.name for tensor in inputs]
-        self._input_types = {tensor.name: TORCH_TYPES[tensor.dtype] for tensor in inputs}
+        types = tensor_types(network)
+        self.input_names = list(inputs or (network.get_input(index).name for index in range(network.num_inputs)))
+        unknown = [name for name in self.input_names if name not in types]
+        if unknown:
+            raise UserError(f"the network has no tensor {unknown[0]!r}")
+        self._input_types = {name: types[name] for name in self.input_names}
         self.output_names = list(outputs or (network.get_output(index).name for index in range(network.num_outputs)))
-        self.module = _Lowering(network, self.device, known or Known(), int8_kernels).run(self.output_names)
+        self.module = _Lowering(network, self.device, known or Known(), int8_kernels).run(
+            self.input_names, self.output_names
+        )
 
     def run(self, inputs: Mapping[str, np.ndarray | torch.Tensor]) -> dict[str, torch.Tensor]:
         """Runs once.

@@ -689,7 +689,7 @@ ONE_SENTENCE = SequenceRange(1, 1, 1)
 
 
 def profile_shapes(name: str, shape: Sequence[int], seq_len: SequenceRange, batch: SequenceRange) -> list[list[int]]:
-    """[minimum, optimum, maximum] of an input's shape.
+    """[minimum, optimum, maximum] of an input's shape: the last dynamic axis is the length, one before it the batch.
 
     Args:
         name: the input's name.
@@ -702,7 +702,11 @@ def profile_shapes(name: str, shape: Sequence[int], seq_len: SequenceRange, batc
         return [[sentences + 1] for sentences, _ in pairs]
     if len(shape) == 1:
         return [[sentences * length] for sentences, length in pairs]
-    return [[sentences if shape[0] == -1 else shape[0], length] for sentences, length in pairs]
+    last = max((axis for axis, size in enumerate(shape) if size == -1), default=-1)
+    return [
+        [size if size != -1 else length if axis == last else sentences for axis, size in enumerate(shape)]
+        for sentences, length in pairs
+    ]
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def test_without_a_head_only_the_numbers_count(output):
 def test_sequence_range(text, expected):
     chosen = sequence_range(text)
     assert (chosen.minimum, chosen.optimum, chosen.maximum) == expected
-    assert chosen.shapes((1, -1)) == [[1, length] for length in expected]
+    assert chosen.as_tuple() == expected
 
 
 @pytest.mark.parametrize("text", ["", "8", "1,2", "1,2,3,4", "0,1,2", "3,2,4", "1,5,4", "a,b,c", "1.5,2,3"])

@@ -1,0 +1,292 @@
+"""BERT's encoder on the GPU: our network with each fusion, against PyTorch, all in CUDA graphs.
+
+    python benchmarks/random_checkpoint.py out/base/checkpoint      weights of BERT-base size from a seed
+    python model2onnx.py --model out/base/checkpoint --out-dir out/base/model --text "a [MASK] ."
+    python benchmarks/encoder.py out/base/model --json FILE --markdown FILE
+
+fp16, without embeddings and head. Ours is the TensorRT network definition of builder.py, run by network_runner.py with
+the plugins' own kernels: not TensorRT. "compiled" is torch.compile, "tuned" its mode max-autotune, which tries several
+matrix product kernels, as TensorRT's builder does. The peer is the same encoder written in PyTorch, with one merged
+product for Q, K and V and scaled_dot_product_attention with the faster of its backends, eager and compiled; its own
+Hugging Face form stands beside it. "products alone" are the 48 matrix products through cuBLAS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from network_accuracy import versions
+from quantization_accuracy import markdown_table, print_table
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
+
+from builder import FUSED_LAYERS, assemble
+from common import UserError, log_console, run_script, write_whole
+from model_files import LENGTHS_NAME, BertConfig, ModelFolder, WeightFile
+from network_runner import NetworkRunner
+from plugins.measure import graph_times
+from trt_helper import TrtLog
+
+FUSIONS = {
+    "none": (),
+    "SkipLayerNorm": ("SkipLayerNorm",),
+    "QkvToContext": ("QkvToContext",),
+    "all": FUSED_LAYERS,
+}
+SIZES = ((1, 128), (8, 128), (32, 128))
+BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
+Function = Callable[[], Any]
+
+
+# --- the peer ---------------------------------------------------------------------------------------------
+
+
+class Peer(torch.nn.Module):
+    """The encoder in PyTorch: (B, S, H) -> (B, S, H)."""
+
+    def __init__(self, config: BertConfig, weights: WeightFile) -> None:
+        super().__init__()
+        self.config = config
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.layers: list[dict[str, torch.Tensor]] = []
+
+        def get(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+            values = torch.from_numpy(weights.get(name, shape).copy()).cuda().half()
+            return values.t().contiguous() if values.dim() == 2 else values  # (out, in), as linear wants it
+
+        for index in range(config.num_layers):
+            name = f"{config.prefix}encoder.layer.{index}"
+            own = [f"{name}.attention.self.{part}" for part in ("query", "key", "value")]
+            layer = {
+                "qkv": torch.cat([get(f"{part}.weight", (hidden, hidden)) for part in own]),
+                "qkv_bias": torch.cat([get(f"{part}.bias", (hidden,)) for part in own]),
+            }
+            for short, part, width_in, width_out in (
+                ("attended", "attention.output.dense", hidden, hidden),
+                ("inner", "intermediate.dense", hidden, inner),
+                ("outer", "output.dense", inner, hidden),
+            ):
+                layer[short] = get(f"{name}.{part}.weight", (width_in, width_out))
+                layer[f"{short}_bias"] = get(f"{name}.{part}.bias", (width_out,))
+            for short, part in (("first", "attention.output.LayerNorm"), ("second", "output.LayerNorm")):
+                layer[f"{short}_gamma"] = get(f"{name}.{part}.weight", (hidden,))
+                layer[f"{short}_beta"] = get(f"{name}.{part}.bias", (hidden,))
+            self.layers.append(layer)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """All layers."""
+        heads, size = self.config.num_heads, self.config.head_size
+        shape, epsilon = (self.config.hidden_size,), self.config.layer_norm_eps
+        for w in self.layers:
+            qkv = linear(x, w["qkv"], w["qkv_bias"]).unflatten(-1, (3, heads, size))  # (B, S, 3, N, D)
+            q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, N, S, D)
+            context = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            attended = linear(context, w["attended"], w["attended_bias"])
+            x = layer_norm(attended + x, shape, w["first_gamma"], w["first_beta"], epsilon)
+            y = linear(gelu(linear(x, w["inner"], w["inner_bias"])), w["outer"], w["outer_bias"])
+            x = layer_norm(y + x, shape, w["second_gamma"], w["second_beta"], epsilon)
+        return x
+
+
+def hugging_face(config: BertConfig) -> torch.nn.Module:
+    """Hugging Face's encoder of the same sizes; its weights make no difference to the time."""
+    from transformers import BertConfig as HfConfig
+    from transformers import BertModel
+
+    made = BertModel(
+        HfConfig(
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            intermediate_size=config.intermediate_size,
+            attn_implementation="sdpa",
+        )
+    )
+    return made.encoder.cuda().half().eval()
+
+
+# --- ours -------------------------------------------------------------------------------------------------
+
+
+def our_module(folder: ModelFolder, fused: tuple[str, ...]) -> torch.nn.Module:
+    """The encoder of builder.py's packed network: (T, H) and cu_seqlens (B + 1,) -> (T, H)."""
+    made = assemble(folder, TrtLog(), "fp16", batching="packed", fused=fused)
+    first, *_, last = made.hidden_state_names
+    inputs = [first, LENGTHS_NAME]
+    if "QkvToContext" not in fused:
+        inputs = [first, "mask.bias"]  # native attention: made once for all layers, by layers outside the encoder
+    return NetworkRunner(made.network, "cuda", [last], made.known, inputs=inputs).module
+
+
+def our_second_input(fused: tuple[str, ...], batch: int, length: int) -> torch.Tensor:
+    """cu_seqlens for the plugin, else what native attention adds to its scores."""
+    if "QkvToContext" in fused:
+        return torch.arange(batch + 1, dtype=torch.int32, device="cuda") * length
+    sentence = torch.arange(batch * length, device="cuda") // length
+    return ((sentence[:, None] == sentence[None]).float()[None] - 1) * 1e30
+
+
+# --- measuring --------------------------------------------------------------------------------------------
+
+
+def products_alone(peer: Peer, tokens: int) -> Function:
+    """The matrix products of all layers, through cuBLAS, without biases."""
+    hidden, inner = peer.config.hidden_size, peer.config.intermediate_size
+    x = torch.randn(tokens, hidden, device="cuda", dtype=torch.float16)
+    wide = torch.randn(tokens, inner, device="cuda", dtype=torch.float16)
+
+    def run() -> None:
+        for w in peer.layers:
+            linear(x, w["qkv"])
+            linear(x, w["attended"])
+            linear(x, w["inner"])
+            linear(wide, w["outer"])
+
+    return run
+
+
+def compiled(module: torch.nn.Module, mode: str) -> torch.nn.Module:
+    """torch.compile, one graph, for exactly these shapes."""
+    torch._dynamo.reset()
+    compiled_module: Any = torch.compile(module, fullgraph=True, dynamic=False, mode=mode)
+    return compiled_module
+
+
+def measure(folder: ModelFolder, batch: int, length: int, args: argparse.Namespace) -> dict[str, Any]:
+    """All contenders at one size, in one run."""
+    config = folder.config
+    torch.manual_seed(0)
+    x = torch.randn(batch, length, config.hidden_size, device="cuda", dtype=torch.float16)
+    flat = x.flatten(0, 1)
+    peer = Peer(config, folder.weights())
+    functions: dict[str, Function] = {"products alone": products_alone(peer, batch * length)}
+    results: dict[str, torch.Tensor] = {}
+
+    def add(name: str, run: Callable[..., Any], *inputs: torch.Tensor) -> None:
+        with log_console.status(f"B{batch} S{length}: {name}"):
+            answer = run(*inputs)
+            results[name] = (answer[0] if isinstance(answer, tuple) else answer).reshape(flat.shape).clone()
+        functions[name] = lambda: run(*inputs)
+
+    with torch.inference_mode():
+        times = {name: _time_with(backend, peer, x) for name, backend in BACKENDS.items()}
+        best = min(times, key=lambda name: times[name])
+        with sdpa_kernel(BACKENDS[best]):
+            add("PyTorch eager", peer, x)
+            add("PyTorch compiled", compiled(peer, "default"), x)
+            if args.tuned:
+                add("PyTorch tuned", compiled(peer, "max-autotune-no-cudagraphs"), x)
+            for name, fused in FUSIONS.items():
+                if name != "all" and batch * length > args.elementary:
+                    continue
+                module, second = our_module(folder, fused), our_second_input(fused, batch, length)
+                add(f"ours {name}", module, flat, second)
+                add(f"ours {name} compiled", compiled(module, "default"), flat, second)
+                if args.tuned and name == "all":
+                    add(f"ours {name} tuned", compiled(module, "max-autotune-no-cudagraphs"), flat, second)
+            found = graph_times(functions, launches=4, rounds=25)
+        if args.hugging_face:
+            encoder = hugging_face(config)
+            found["Hugging Face eager"] = graph_times({"it": lambda: encoder(x)}, launches=4, rounds=25)["it"]
+    reference = results["PyTorch eager"].double()
+    errors = {
+        name: float((result.double() - reference).norm() / reference.norm()) for name, result in results.items()
+    }
+    return {"batch": batch, "length": length, "backend": best, "microseconds": found, "rel_l2_to_eager": errors}
+
+
+def _time_with(backend: SDPBackend, peer: Peer, x: torch.Tensor) -> float:
+    with sdpa_kernel(backend):
+        return graph_times({"it": lambda: peer(x)}, launches=4, rounds=5)["it"]
+
+
+HEADINGS = (
+    "B",
+    "S",
+    "what",
+    "us",
+    "compiled peer : this",
+    "eager peer : this",
+    "this : products",
+    "rel. L2 to eager",
+)
+
+
+def rows(results: list[dict[str, Any]]) -> list[list[str]]:
+    """The table's rows."""
+    made = []
+    for one in results:
+        times = one["microseconds"]
+        for name, time in times.items():
+            error = one["rel_l2_to_eager"].get(name)
+            made.append(
+                [
+                    str(one["batch"]),
+                    str(one["length"]),
+                    name + (f" ({one['backend']})" if name.startswith("PyTorch") else ""),
+                    f"{time:.1f}",
+                    f"{times['PyTorch compiled'] / time:.3f}",
+                    f"{times['PyTorch eager'] / time:.3f}",
+                    f"{time / times['products alone']:.3f}",
+                    "—" if error is None else f"{error:.1e}",
+                ]
+            )
+    return made
+
+
+def size(text: str) -> tuple[int, int]:
+    """Reads ``8x128``."""
+    try:
+        batch, length = (int(part) for part in text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected BATCHxLENGTH, such as 8x128") from None
+    return batch, length
+
+
+def main() -> int:
+    """The script."""
+    parser = argparse.ArgumentParser(description="The encoder in a CUDA graph, ours and PyTorch's.")
+    parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
+    parser.add_argument("--sizes", type=size, nargs="+", default=list(SIZES), metavar="BxS")
+    parser.add_argument("--tuned", action="store_true", help="also torch.compile's mode max-autotune: takes minutes")
+    parser.add_argument("--hugging-face", action="store_true", help="also Hugging Face's own encoder")
+    parser.add_argument(
+        "--elementary", type=int, default=1024, metavar="T", help="single fusions up to so many tokens: T x T scores"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise UserError("benchmarks/encoder.py needs an NVIDIA GPU and PyTorch for CUDA")
+    folder, about = ModelFolder(args.model_dir), versions("cuda")
+    command = " ".join(["python benchmarks/encoder.py", *sys.argv[1:]])
+    results: list[dict[str, Any]] = []
+    for batch, length in args.sizes:
+        results.append(measure(folder, batch, length, args))
+        print_table("Encoder, fp16, CUDA graph, median", HEADINGS, rows(results[-1:]))
+        record = {"about": about, "command": command, "results": results}
+        lines = [
+            "# The encoder in a CUDA graph",
+            "",
+            "fp16, BERT-base size. Ours is run by `network_runner.py` from the TensorRT network definition, not by "
+            f"TensorRT. {', '.join(f'{key} {value}' for key, value in about.items())}. Command: `{command}`",
+            "",
+            *markdown_table(HEADINGS, rows(results)),
+        ]
+        for path, text in ((args.json, json.dumps(record, indent=2)), (args.markdown, "\n".join(lines))):
+            if path is not None:
+                with write_whole(path) as file:
+                    file.write(f"{text}\n".encode())
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
