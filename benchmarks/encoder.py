@@ -4,11 +4,11 @@
     python model2onnx.py --model out/base/checkpoint --out-dir out/base/model --text "a [MASK] ."
     python benchmarks/encoder.py out/base/model --json FILE --markdown FILE
 
-fp16, without embeddings and head. Ours is the TensorRT network definition of builder.py, run by network_runner.py with
-the plugins' own kernels: not TensorRT. "compiled" is torch.compile, "tuned" its mode max-autotune, which tries several
-matrix product kernels, as TensorRT's builder does. The peer is the same encoder written in PyTorch, with one merged
-product for Q, K and V and scaled_dot_product_attention with the faster of its backends, eager and compiled; its own
-Hugging Face form stands beside it. "products alone" are the 48 matrix products through cuBLAS.
+fp16, without embeddings and head. Ours is the TensorRT network definition of builder.py, run by network_runner.py
+with the plugins' own kernels: not TensorRT. "compiled" is torch.compile, "tuned" its mode max-autotune, which tries
+several matrix product kernels, as TensorRT's builder does. The peer is the same encoder written in PyTorch, with one
+merged product for Q, K and V and scaled_dot_product_attention with the faster of its backends, eager and compiled;
+its own Hugging Face form stands beside it. "products alone" are the 48 matrix products through cuBLAS.
 """
 
 from __future__ import annotations
@@ -101,16 +101,13 @@ def hugging_face(config: BertConfig) -> torch.nn.Module:
     from transformers import BertConfig as HfConfig
     from transformers import BertModel
 
-    made = BertModel(
-        HfConfig(
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            intermediate_size=config.intermediate_size,
-            attn_implementation="sdpa",
-        )
+    sizes = HfConfig(
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        intermediate_size=config.intermediate_size,
     )
-    return made.encoder.cuda().half().eval()
+    return BertModel(sizes).encoder.cuda().half().eval()
 
 
 # --- ours -------------------------------------------------------------------------------------------------
