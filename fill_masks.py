@@ -60,8 +60,8 @@ def make_batches(
     limits = Limits(min(TOKENS_AT_ONCE, batch.maximum * seq_len.maximum), batch.maximum, seq_len.maximum)
     ids, lines = [sentence.ids for sentence in sentences], [sentence.line for sentence in sentences]
     if batching == "packed":
-        return [_packed(made) for made in pack(ids, limits, lines=lines)]
-    return [_padded(made) for made in pad(ids, limits, lines=lines, buckets=BUCKET)]
+        return [packed_batch(made) for made in pack(ids, limits, lines=lines)]
+    return [padded_batch(made) for made in pad(ids, limits, lines=lines, buckets=BUCKET)]
 
 
 def _single(sentence: Sentence, place: int) -> Batch:
@@ -70,13 +70,15 @@ def _single(sentence: Sentence, place: int) -> Batch:
     return Batch(dict(zip(INPUT_NAMES, values, strict=True)), [place], lambda output: [output[0]])
 
 
-def _packed(made: PackedBatch) -> Batch:
+def packed_batch(made: PackedBatch) -> Batch:
+    """A packed batch as the network takes it."""
     values = (made.input_ids, made.token_type_ids, made.position_ids)
     inputs = dict(zip(INPUT_NAMES, values, strict=True)) | {LENGTHS_NAME: made.cu_seqlens}
     return Batch(inputs, made.sentences.tolist(), made.split)
 
 
-def _padded(made: PaddedBatch) -> Batch:
+def padded_batch(made: PaddedBatch) -> Batch:
+    """A padded batch as the network takes it."""
     values = (made.input_ids, made.token_type_ids, made.position_ids)
     inputs = dict(zip(INPUT_NAMES, values, strict=True)) | {MASK_NAME: made.mask}
     return Batch(inputs, made.sentences.tolist(), made.split)

@@ -1,0 +1,163 @@
+"""Packed against padded batches on the GPU: what does a batch cost without padding?
+
+    python benchmarks/random_checkpoint.py out/base/checkpoint      weights of BERT-base size from a seed
+    python model2onnx.py --model out/base/checkpoint --out-dir out/base/model --text "a [MASK] ."
+    python benchmarks/packed_batches.py out/base/model --json FILE --markdown FILE
+
+fp16, embeddings and encoder with the fused plugins, in CUDA graphs. The TensorRT network definition of builder.py is run
+by network_runner.py, not by TensorRT. Padded: every sentence as long as the longest of its batch, with a mask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+import torch
+from network_accuracy import versions
+from quantization_accuracy import markdown_table, print_table
+
+from builder import FUSED_LAYERS, assemble
+from common import UserError, run_script, write_whole
+from fill_masks import Batch, packed_batch, padded_batch
+from model_files import ModelFolder
+from network_runner import NetworkRunner
+from packing import Limits, pack, pad
+from plugins.measure import graph_times
+from quantization import DEFAULT_DATA
+from sentences import load_tokenizer, read_sentences
+from trt_helper import TrtLog
+
+MIX = 64  # sentences of the calibration text
+SEQUENCES = 32  # of a batch of the mix
+HEADINGS = ("sentences", "padded", "tokens", "padded us", "packed us", "time ratio", "token ratio", "share reached")
+
+
+def cases(folder: ModelFolder) -> dict[str, list[np.ndarray]]:
+    """Word ids of the sentences of each case."""
+    random = np.random.default_rng(0)
+
+    def of(lengths: Sequence[int]) -> list[np.ndarray]:
+        return [random.integers(5, folder.config.vocab_size, length).astype(np.int32) for length in lengths]
+
+    lines, _ = read_sentences(DEFAULT_DATA, load_tokenizer(folder), folder.config, truncate=True)
+    mix = [lines[place * len(lines) // MIX].ids for place in range(MIX)]
+    return {
+        "10 and 100": of([10, 100]),
+        "16 of 10, 16 of 100": of([10, 100] * 16),
+        f"{MIX} of the calibration text": mix,
+    }
+
+
+def in_given_order(sentences: Sequence[np.ndarray], limits: Limits) -> list[Batch]:
+    """Padded batches as the sentences come, each padded to its longest: no length buckets."""
+    groups = [sentences[start : start + SEQUENCES] for start in range(0, len(sentences), SEQUENCES)]
+    wide = Limits(10**9, SEQUENCES, limits.max_positions)
+    return [
+        padded_batch(made) for group in groups for made in pad(group, wide, buckets=[max(len(ids) for ids in group)])
+    ]
+
+
+def time_of(folder: ModelFolder, batches: Sequence[Batch], batching: str) -> float:
+    """Microseconds for all batches, one after another, each in its own CUDA graph."""
+    made = assemble(folder, TrtLog(), "fp16", batching=batching, fused=FUSED_LAYERS)
+    last = made.hidden_state_names[-1]
+    runner = NetworkRunner(made.network, "cuda", [last], made.known)
+
+    def function(batch: Batch) -> Callable[[], Any]:
+        inputs = [torch.as_tensor(batch.inputs[name]).cuda() for name in runner.input_names]
+        return lambda: runner.module(*inputs)
+
+    with torch.inference_mode():
+        times = graph_times({str(place): function(batch) for place, batch in enumerate(batches)}, 4, 25)
+    return sum(times.values())
+
+
+def measure(folder: ModelFolder, name: str, sentences: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """One case: padded in the order given, padded in length buckets, and packed."""
+    positions = folder.config.max_positions
+    limits = Limits(SEQUENCES * positions, SEQUENCES, positions)
+    packed = [packed_batch(made) for made in pack(sentences, limits)]
+    tokens = sum(len(ids) for ids in sentences)
+    packed_time = time_of(folder, packed, "packed")
+    results = []
+    ways = {
+        "as they come": in_given_order(sentences, limits),
+        "length buckets": [padded_batch(made) for made in pad(sentences, limits, buckets=16)],
+    }
+    for way, batches in ways.items():
+        padded_tokens = sum(batch.inputs["input_ids"].size for batch in batches)
+        time = time_of(folder, batches, "padded")
+        results.append(
+            {
+                "case": name,
+                "padded": way,
+                "batches": len(batches),
+                "packed_batches": len(packed),
+                "padded_tokens": padded_tokens,
+                "tokens": tokens,
+                "padded_us": time,
+                "packed_us": packed_time,
+                "time_ratio": time / packed_time,
+                "token_ratio": padded_tokens / tokens,
+            }
+        )
+    return results
+
+
+def rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The table's rows."""
+    return [
+        [
+            one["case"],
+            f"{one['padded']}, {one['batches']} batches",
+            f"{one['padded_tokens']} : {one['tokens']}",
+            f"{one['padded_us']:.0f}",
+            f"{one['packed_us']:.0f} ({one['packed_batches']} batches)",
+            f"{one['time_ratio']:.2f}",
+            f"{one['token_ratio']:.2f}",
+            f"{one['time_ratio'] / one['token_ratio']:.0%}",
+        ]
+        for one in results
+    ]
+
+
+def main() -> int:
+    """The script."""
+    parser = argparse.ArgumentParser(description="Time of packed and padded batches.")
+    parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise UserError("benchmarks/packed_batches.py needs an NVIDIA GPU and PyTorch for CUDA")
+    folder, about = ModelFolder(args.model_dir), versions("cuda")
+    command = f"python benchmarks/packed_batches.py {args.model_dir}"
+    results = [one for name, sentences in cases(folder).items() for one in measure(folder, name, sentences)]
+    print_table("Packed against padded, fp16", HEADINGS, rows(results))
+    lines = [
+        "# Packed against padded batches",
+        "",
+        "fp16, embeddings and encoder with the fused plugins, in CUDA graphs, run by `network_runner.py` from the "
+        f"TensorRT network definition, not by TensorRT. {', '.join(f'{key} {value}' for key, value in about.items())}. "
+        f"Command: `{command}`. Share reached: the time ratio as a share of the token ratio.",
+        "",
+        *markdown_table(HEADINGS, rows(results)),
+    ]
+    record = {"about": about, "command": command, "results": results}
+    for path, text in ((args.json, json.dumps(record, indent=2)), (args.markdown, "\n".join(lines))):
+        if path is not None:
+            with write_whole(path) as file:
+                file.write(f"{text}\n".encode())
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
