@@ -41,9 +41,9 @@ __global__ void __launch_bounds__(Shape::kBLOCK, 1) layerNormFastKernel(
     Shape::load(betas, beta, hidden);
 
     float values[Shape::kVECTORS][Shape::kPER];
-    RowStatistics const statistics = Shape::statistics(
-        values, width, hidden, epsilon, [&](int v, int i) { return toFloat(loaded[v].values[i]); });
-    if (!place.exists)
+    Shape::forEach([&](int v, int i) { values[v][i] = toFloat(loaded[v].values[i]); });
+    RowStatistics const statistics = Shape::statistics(values, width, hidden, epsilon);
+    if (Shape::kSHARES_WARP && !place.exists)
     {
         return;
     }
