@@ -26,8 +26,8 @@ def run_guarded(plugin: Plugin, tensors: list[torch.Tensor], shift: int = 0) -> 
         Buffer(device, math.prod(spec.shape) * dtype.itemsize, shift=shift)
         for spec, dtype in zip(outputs, types, strict=True)
     ]
-    addresses = ([buffer.address for buffer in buffers] for buffers in (inputs, found))
-    plugin.enqueue(specs, *addresses, stream=device.stream)
+    pointers = [[buffer.address for buffer in buffers] for buffers in (inputs, found)]
+    plugin.enqueue(specs, pointers[0], pointers[1], stream=device.stream)
     device.synchronize()
     assert all(buffer.guards_intact() for buffer in [*inputs, *found])
     return [buffer.tensor(spec.shape, dtype) for buffer, spec, dtype in zip(found, outputs, types, strict=True)]

@@ -210,7 +210,7 @@ def pytorchs(words, types, positions, word_table, position_table, type_table, ga
 def total_of(words, types, positions, word_table, position_table, type_table, gamma, beta):
     """What is normalised, in float64."""
     pairs = ((words, word_table), (types, type_table), (positions, position_table))
-    return sum(table.double()[ids.long()] for ids, table in pairs)
+    return torch.stack([table.double()[ids.long()] for ids, table in pairs]).sum(0)
 
 
 @needs_gpu

@@ -24,7 +24,7 @@ constexpr int kSMALL_BLOCK = 64;
 // How a row is spread over threads. Each has kVECTORS vectors of kPER elements, kTHREADS apart. kEXACT: together they
 // fill the row; else some lie behind its end, are never loaded or stored, and count as nothing.
 //
-// Kernels with such rows have __launch_bounds__(Shape::kBLOCK, 1). The 1 tells the compiler that one block at a time
+// Kernels with such rows have __launch_bounds__(Shape::kBLOCK, 1), or kBLOCKS for the 1. The 1 tells the compiler that one block at a time
 // would do: else it saves registers by fetching gamma and beta last, and every row waits for them (0.3 us of 1.9 with
 // 16 rows of 768 fp16 elements on an H200).
 template <int kPER_, int kTHREADS_, int kVECTORS_, bool kEXACT_>
@@ -171,7 +171,7 @@ struct RowShape
 
 // The second number of __launch_bounds__ for kernels with more than one row in registers. Where 64 registers to a thread
 // do, they are asked for, so that 1024 threads fit into a multiprocessor: 131072 embeddings of 768 fp16 elements took
-// 106 us without it and 84 with it on an H200. Elsewhere 64 would have to go to memory and back.
+// 106 us without it and 84 with it on an H200. Elsewhere values would have to go to memory and back.
 template <typename W, typename Shape>
 constexpr int kBLOCKS = Shape::kEXACT && Shape::kVECTORS <= 3 && sizeof(W) < 4 ? 1024 / Shape::kBLOCK : 1;
 
