@@ -11,6 +11,7 @@ until the error is at most X. Errors are measured with network_runner.py on sent
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -65,7 +66,7 @@ class Change:
 
     Attributes:
         sentences: how many were compared.
-        rel_l2: relative L2 error over all outputs together.
+        rel_l2: relative L2 error over all outputs together; infinite if one of them is not finite.
         cosine: mean cosine similarity of a token's output to fp32's.
         first_word_same: share of sentences whose best word for [MASK] is the same; None without a head.
         ten_best_same: how many of the ten best words are the same, mean; None without a head.
@@ -140,7 +141,7 @@ class Evaluation:
         masked = self.mask_id is not None
         return Change(
             count,
-            (difference / square) ** 0.5,
+            (difference / square) ** 0.5 if math.isfinite(difference) else math.inf,  # a NaN could not be ranked
             cosine / tokens,
             sum(first) / count if masked else None,
             sum(ten) / count if masked else None,
