@@ -58,6 +58,7 @@ from trt_helper import QUANTIZED_TYPES, TrtLog
 EVALUATION_SENTENCES = 64
 CHOICE_SENTENCES = 32
 SMOOTHING_STRENGTHS = (None, 0.5, 0.7, 0.85)
+SPREADING_PRIME = 7919  # beyond any length, so that no length divides it
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def hide_word(sentence: Sentence, mask_id: int | None) -> Sentence:
     if mask_id is None or mask_id in sentence.ids or len(sentence.ids) < 3:
         return sentence
     ids = sentence.ids.copy()
-    ids[1 + sentence.line * 7 % (len(ids) - 2)] = mask_id  # neither [CLS] nor [SEP]
+    ids[1 + sentence.line * SPREADING_PRIME % (len(ids) - 2)] = mask_id  # neither [CLS] nor [SEP]
     return replace(sentence, ids=ids)
 
 
