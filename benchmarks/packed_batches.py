@@ -147,8 +147,8 @@ def main() -> int:
         "# Packed against padded batches",
         "",
         "fp16, embeddings and encoder with the fused plugins, in CUDA graphs, run by `network_runner.py` from the "
-        f"TensorRT network definition, not by TensorRT. {told}. Command: `{command}`. Share reached: the time ratio as "
-        "a share of the token ratio.",
+        f"TensorRT network definition, not by TensorRT. {told}. Command: `{command}`. Share reached: time ratio by "
+        "token ratio.",
         "",
         *markdown_table(HEADINGS, rows(results)),
     ]
