@@ -64,6 +64,18 @@ def matrix_multiply(a: torch.Tensor, b: torch.Tensor, transpose_a: bool, transpo
     return torch.matmul(a, b)
 
 
+def product_with_bias(
+    a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor, transpose_a: bool, transpose_b: bool
+) -> torch.Tensor:
+    """a @ b + bias: (..., M, K), (..., K, N) and (1 ..., N) -> (..., M, N).
+
+    On CUDA in one kernel, as TensorRT fuses them: the bias is added before the one rounding of the result.
+    """
+    if not a.is_cuda or a.dim() != 2 or bias.numel() != bias.shape[-1]:
+        return matrix_multiply(a, b, transpose_a, transpose_b) + bias
+    return torch.addmm(bias.reshape(-1), a.t() if transpose_a else a, b.t() if transpose_b else b)
+
+
 def quantize(x: torch.Tensor, scale: torch.Tensor, axis: int | None, dtype: torch.dtype) -> torch.Tensor:
     """x / scale, rounded half to even, saturated: to int8 [-128, 127], or to fp8 (E4M3) [-448, 448].
 
@@ -272,7 +284,7 @@ class PluginModule(torch.nn.Module):
         if device.type == "cuda":
             version, namespace = plugin_layers.VERSION, plugin_layers.NAMESPACE
             self._plugin = _plugin_host().create(layer.plugin, version, namespace, layer.fields)
-            self._number = len(_PLUGINS)
+            self._number = next(_NUMBERS)
             _PLUGINS[self._number] = self._plugin
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
@@ -287,7 +299,8 @@ class PluginModule(torch.nn.Module):
         return f"{self.layer.plugin}, {dict(self.layer.fields)}"
 
 
-_PLUGINS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+_NUMBERS = itertools.count()
+_PLUGINS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # those that are alive, by number
 
 
 @torch.library.custom_op("bert_plugins::run", mutates_args=())
@@ -439,6 +452,7 @@ class _Lowering:
         self.values: dict[str, _Value] = {}
         self.constants: dict[str, Any] = {}  # constant layers
         self.dequantized: dict[str, Any] = {}  # dequantize layers, by output
+        self.products: dict[str, tuple[Any, ...]] = {}  # matrix products, by output: function, arguments
         self.placed: dict[tuple[str, bool], torch.fx.Node] = {}  # constants and moved tensors, by (name, on_host)
 
     def run(self, given: Sequence[str], wanted: Sequence[str]) -> torch.fx.GraphModule:
@@ -471,7 +485,7 @@ class _Lowering:
             return
         if kind == "DEQUANTIZE":
             self.dequantized[name] = layer
-        rule = self.quantized_rule(kind, layer) or RULES.get(kind)
+        rule = self.quantized_rule(kind, layer) or self.bias_rule(kind, layer) or RULES.get(kind)
         if rule is None:
             raise UnsupportedLayerError(
                 f"network_runner cannot run layer {layer.name!r}: type {kind}; it knows {', '.join(sorted(RULES))}"
@@ -479,6 +493,8 @@ class _Lowering:
         computed = [self.values[key].on_host for key in input_names(layer) if key in self.values]
         on_host = kind == "SHAPE" or (bool(computed) and all(computed))  # arithmetic on shapes stays on the CPU
         function, *arguments = rule(layer)
+        if function is matrix_multiply:
+            self.products[name] = tuple(arguments)
         resolved = tuple(
             self.node(argument.name, argument.on_host or (on_host and kind != "SHAPE"))
             if isinstance(argument, _Input)
@@ -495,6 +511,16 @@ class _Lowering:
         if a is None or b is None or not _is_one_scale(a) or not (_is_one_scale(b) or _is_scale_of_columns(b, layer)):
             return None
         return functools.partial(_quantized_product, a=a, b=b, int8_kernel=self.int8_kernels)
+
+    def bias_rule(self, kind: str, layer: Any) -> Callable[[Any], Call] | None:
+        """The rule for the sum of a product and a constant; else None."""
+        if kind != "ELEMENTWISE" or layer.op != trt.ElementWiseOperation.SUM:
+            return None
+        product, bias = input_names(layer)
+        if product not in self.products or bias not in self.constants:
+            return None
+        a, b, *transposes = self.products[product]
+        return lambda _: (product_with_bias, a, b, _Input(bias), *transposes)
 
     def plugin(self, layer: Any) -> list[torch.fx.Node]:
         """The nodes of a plugin layer's outputs."""
@@ -754,11 +780,10 @@ class NetworkRunner:
         """
         if set(inputs) != set(self.input_names):
             raise UserError(f"inputs given: {sorted(inputs)}; the network has {sorted(self.input_names)}")
-        if not any(isinstance(values, torch.Tensor) and values.is_cuda for values in inputs.values()):
-            check_batch({name: np.asarray(values) for name, values in inputs.items()})  # on a GPU it would wait
-        arguments = [
-            torch.as_tensor(inputs[name]).to(self.device, self._input_types[name]) for name in self.input_names
-        ]
+        cast = {name: torch.as_tensor(inputs[name]).to(self._input_types[name]) for name in self.input_names}
+        if not any(tensor.is_cuda for tensor in cast.values()):  # on a GPU the check would wait for it
+            check_batch({name: tensor.numpy() for name, tensor in cast.items() if tensor.dtype == torch.int32})
+        arguments = [tensor.to(self.device) for tensor in cast.values()]
         with torch.inference_mode(), _accurate_products():
             return dict(zip(self.output_names, self.module(*arguments), strict=True))
 
