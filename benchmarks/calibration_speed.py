@@ -1,0 +1,92 @@
+"""How many sentences a second does the calibration run, beside PyTorch's eager model on the CPU?
+
+    python benchmarks/random_checkpoint.py out/base/checkpoint      weights of BERT-base size from a seed
+    python model2onnx.py --model out/base/checkpoint --out-dir out/base/model --text "a [MASK] ."
+    python benchmarks/calibration_speed.py out/base/model out/base/checkpoint --json FILE
+
+Both see the same lines of calibrator_data.txt. Calibration: calibrator.py, sentences of one length in one batch, with
+all histograms. The peer: Hugging Face's model in eager fp32 on the CPU, one sentence after another, without its head.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from network_accuracy import versions
+from quantization_accuracy import print_table
+
+from builder import assemble
+from calibrator import Subject, read_data
+from common import run_script, write_whole
+from model2onnx import load_checkpoint
+from model_files import ModelFolder
+from quantization import DEFAULT_DATA, Settings
+from sentences import Sentence
+from trt_helper import TrtLog
+
+SENTENCES = 512
+EAGER_SENTENCES = 64  # evenly spread over the others: the CPU is slow
+
+
+def calibration_rate(folder: ModelFolder, sentences: list[Sentence], device: str) -> float:
+    """Sentences a second of the second run; the first warms up."""
+    subject = Subject(folder, sentences, DEFAULT_DATA, assemble, TrtLog(), device)
+    settings = Settings(smoothing=None)
+    rate = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        subject.observe(settings, {})
+        rate = len(sentences) / (time.perf_counter() - start)
+    return rate
+
+
+def eager_rate(checkpoint: str, sentences: list[Sentence], threads: int) -> float:
+    """Sentences a second of PyTorch's eager model on the CPU."""
+    torch.set_num_threads(threads)
+    model, _, _ = load_checkpoint(checkpoint)
+    encoder = getattr(model, "bert", model)
+    with torch.inference_mode():
+        encoder(torch.from_numpy(sentences[0].ids)[None])
+        start = time.perf_counter()
+        for sentence in sentences:
+            encoder(torch.from_numpy(sentence.ids)[None])
+    return len(sentences) / (time.perf_counter() - start)
+
+
+def main() -> int:
+    """The script."""
+    parser = argparse.ArgumentParser(description="Speed of the calibration.")
+    parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
+    parser.add_argument("checkpoint")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--sentences", type=int, default=SENTENCES)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    folder = ModelFolder(args.model_dir)
+    data = read_data(folder, DEFAULT_DATA, args.sentences, EAGER_SENTENCES)
+    rates: dict[str, Any] = {f"calibration on {args.device}": calibration_rate(folder, data.calibration, args.device)}
+    for threads in sorted({2, os.cpu_count() or 2}):
+        some = data.calibration[:: max(1, len(data.calibration) // EAGER_SENTENCES)]
+        rates[f"PyTorch eager, CPU, {threads} threads"] = eager_rate(args.checkpoint, some, threads)
+    ours = next(iter(rates.values()))
+    rows = [[name, f"{rate:.1f}", f"{ours / rate:.1f}"] for name, rate in rates.items()]
+    print_table("Sentences a second", ("what", "sentences a second", "calibration : this"), rows)
+    if args.json is not None:
+        command = f"python benchmarks/calibration_speed.py {args.model_dir} {args.checkpoint}"
+        record = {"about": versions(args.device), "command": command, "sentences_per_second": rates}
+        with write_whole(args.json) as file:
+            file.write((json.dumps(record, indent=2) + "\n").encode())
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,229 @@
+"""How much do int8 and fp8 change the answers, with which calibration method and how many sentences?
+
+    python model2onnx.py                                            the bundled checkpoint, in out/
+    python benchmarks/quantization_accuracy.py out out/minilm       out/minilm: see benchmarks/packaged_checkpoint.py
+    python benchmarks/quantization_accuracy.py out out/minilm --json FILE --markdown FILE
+
+First every method with 8 to 512 sentences, with and without smoothing, measured on lines that none was calibrated on.
+Then the defaults of builder.py, int8 and fp8, on 200 such lines, and for the bundled checkpoint also on questions for
+capitals in forms that it was not trained on. The networks are run by network_runner.py, not by TensorRT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from network_accuracy import versions
+from rich.table import Table
+
+from builder import assemble
+from calibrator import Subject, choose_ranges, load_tokenizer, read_data, spread
+from common import console, log_console, run_script, write_whole
+from model_files import ModelFolder
+from quantization import DEFAULT_DATA, METHODS, Settings
+from sensitivity import Evaluation, calibrate_best, quantization_of
+from sentences import Sentence, read_sentences
+from trt_helper import TrtLog
+
+COUNTS = (8, 32, 128, 512)
+STRENGTHS = (None, 0.7)
+EVALUATED = 200
+CAPITAL_QUESTIONS = 400
+
+
+def methods_and_counts(folder: ModelFolder, device: str) -> list[dict[str, Any]]:
+    """The error of every method with every number of sentences, with and without smoothing."""
+    log = TrtLog()
+    data = read_data(folder, DEFAULT_DATA, max(COUNTS), EVALUATED)
+    evaluation = Evaluation(folder, data.evaluation, data.mask_id, assemble, log, device)
+    results = []
+    for count in COUNTS:
+        sentences = [data.calibration[place] for place in spread(len(data.calibration), count)]
+        subject = Subject(folder, sentences, data.path, assemble, log, device)
+        settings = Settings(sentences=count, smoothing=None)
+        plain = subject.observe(settings, {})
+        for strength in STRENGTHS:
+            smoothing = subject.smoothing(settings, plain, strength) if strength else {}
+            with log_console.status(f"{folder.path}: {count} sentences, smoothing {strength}"):
+                results += [
+                    measure_method(
+                        subject, evaluation, replace(settings, method=method, smoothing=strength), smoothing
+                    )
+                    for method in METHODS
+                ]
+    return results
+
+
+def measure_method(
+    subject: Subject, evaluation: Evaluation, settings: Settings, smoothing: dict[str, Any]
+) -> dict[str, Any]:
+    """Calibrates with one method, from the start, and measures the error."""
+
+    start = time.perf_counter()
+    made = choose_ranges(subject.observe(settings, smoothing), settings, smoothing, start)
+    change = evaluation.measure(settings.kind, quantization_of(made, subject.products(settings)))
+    return {
+        "model": model_name(subject.folder),
+        "method": settings.method,
+        "sentences": settings.sentences,
+        "smoothing": settings.smoothing or "off",
+        "seconds": made.seconds,
+        **{key: value for key, value in asdict(change).items() if key != "sentences"},
+        "evaluated": change.sentences,
+    }
+
+
+def defaults(folder: ModelFolder, device: str) -> list[dict[str, Any]]:
+    """int8 and fp8 as builder.py makes them by default."""
+    log, settings = TrtLog(), Settings()
+    data = read_data(folder, DEFAULT_DATA, settings.sentences, EVALUATED)
+    kinds_of_text = {"lines not calibrated on": data.evaluation}
+    if folder.config.has_head:
+        kinds_of_text["questions for capitals"] = capital_questions(folder)
+    results = []
+    for kind in ("int8", "fp8"):
+        subject = Subject(folder, data.calibration, data.path, assemble, log, device)
+        made = calibrate_best(subject, replace(settings, kind=kind), data.mask_id)
+        quantization = quantization_of(made, subject.products(settings))
+        for text, sentences in kinds_of_text.items():
+            evaluation = Evaluation(folder, sentences, data.mask_id, assemble, log, device)
+            for precision in (kind, "fp16") if kind == "int8" else (kind,):
+                change = evaluation.measure(precision, quantization if precision == kind else None)
+                results.append({"model": model_name(folder), "precision": precision, "text": text, **asdict(change)})
+    return results
+
+
+def capital_questions(folder: ModelFolder) -> list[Sentence]:
+    """Sentences with [MASK] for a capital, in forms that the bundled checkpoint was not trained on."""
+    from demo_model.facts import HELD_OUT_CAPITAL_FORMS, load_countries, plain
+
+    tokenizer = load_tokenizer(folder)
+    vocabulary = tokenizer.get_vocab()
+    questions = [
+        form.format(country=country.name, capital="[MASK]")
+        for country in load_countries()
+        for form in HELD_OUT_CAPITAL_FORMS
+        if plain(country.capital).lower() in vocabulary
+    ]
+    chosen = [questions[place] for place in spread(len(questions), min(CAPITAL_QUESTIONS, len(questions)))]
+
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt") as file:
+        file.write("\n".join(chosen) + "\n")
+        file.flush()
+        sentences, problems = read_sentences(Path(file.name), tokenizer, folder.config, need_mask=True)
+    assert not problems
+    return sentences
+
+
+def model_name(folder: ModelFolder) -> str:
+    """Folder and sizes."""
+    return f"{folder.path.name} ({folder.config.num_layers} layers, H {folder.config.hidden_size})"
+
+
+def share(value: float | None) -> str:
+    """A share as text."""
+    return "—" if value is None else f"{value:.1%}"
+
+
+def method_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """One row for each model, smoothing and number of sentences; a column for each method."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for one in results:
+        key = (one["model"], str(one["smoothing"]), str(one["sentences"]))
+        rows.setdefault(key, []).append(f"{one['rel_l2']:.4f} ({one['cosine']:.4f}), {one['seconds']:.1f} s")
+    return [[*key, *cells] for key, cells in rows.items()]
+
+
+def default_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """One row for each model, precision and kind of text."""
+    return [
+        [
+            one["model"],
+            one["precision"],
+            f"{one['sentences']} {one['text']}",
+            f"{one['rel_l2']:.4f}",
+            f"{one['cosine']:.5f}",
+            share(one["first_word_same"]),
+            "—" if one["ten_best_same"] is None else f"{one['ten_best_same']:.2f}",
+        ]
+        for one in results
+    ]
+
+
+METHOD_HEADINGS = ("model", "smoothing", "sentences", *METHODS)
+DEFAULT_HEADINGS = ("model", "precision", "text", "relative L2", "mean cosine", "first word same", "of ten best")
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table for a Markdown file."""
+    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The file for people."""
+    about = ", ".join(f"{key} {value}" for key, value in results["about"].items())
+    lines = [
+        "# int8 and fp8 against fp32",
+        "",
+        f"Run by `network_runner.py` from the TensorRT network definition, not by TensorRT. {about}. "
+        f"Command: `{results['command']}`. All linear layers of the encoder are quantized; everything else is fp16.",
+        "",
+        "## With the defaults",
+        "Ranges by mse from 128 sentences, smoothing auto. Each on sentences that were not calibrated on.",
+        "",
+        *markdown_table(DEFAULT_HEADINGS, default_rows(results["defaults"])),
+        "",
+        "## Methods and numbers of sentences",
+        "int8: relative L2 error (mean cosine similarity), seconds to calibrate.",
+        "",
+        *markdown_table(METHOD_HEADINGS, method_rows(results["methods"])),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on the console."""
+    table = Table(*headings, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def main() -> int:
+    """The script."""
+    parser = argparse.ArgumentParser(description="Accuracy of int8 and fp8 by calibration method and data.")
+    parser.add_argument("model_dirs", nargs="+", type=Path, metavar="MODEL_DIR")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    folders = [ModelFolder(path) for path in args.model_dirs]
+    results = {
+        "about": versions(args.device),
+        "command": "python benchmarks/quantization_accuracy.py " + " ".join(map(str, args.model_dirs)),
+        "defaults": [one for folder in folders for one in defaults(folder, args.device)],
+        "methods": [one for folder in folders for one in methods_and_counts(folder, args.device)],
+    }
+    print_table("With the defaults", DEFAULT_HEADINGS, default_rows(results["defaults"]))
+    print_table("Methods and numbers of sentences, int8", METHOD_HEADINGS, method_rows(results["methods"]))
+    for path, text in ((args.json, json.dumps(results, indent=2) + "\n"), (args.markdown, markdown(results))):
+        if path is not None:
+            with write_whole(path) as file:
+                file.write(text.encode())
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,116 @@
+"""How large are plans in int8, fp8, fp16 and fp32, and how large should they be?
+
+    python benchmarks/random_checkpoint.py out/base/checkpoint      weights of BERT-base size from a seed
+    python model2onnx.py --model out/base/checkpoint --out-dir out/base/model --text "a [MASK] ."
+    python benchmarks/quantized_plans.py out/base/model --json FILE --markdown FILE
+
+The expected size is that of the weights in the network: 1 byte an element for those of quantized products, 2 for all
+others (4 in fp32), and what the network adds, such as scales. A plan has code besides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from network_accuracy import versions
+from quantization_accuracy import markdown_table, print_table
+
+from builder import assemble
+from calibrator import Subject, calibrate, read_data
+from common import log_console, run_script, write_whole
+from model_files import ModelFolder
+from quantization import DEFAULT_DATA, Quantization, Settings, inspect
+from sensitivity import quantization_of
+from trt_helper import BuildOptions, SequenceRange, TrtLog, build_plan
+
+HEADINGS = (
+    "precision",
+    "products in it",
+    "weights, MB",
+    "plan, MB",
+    "plan : weights",
+    "plan : fp32 plan",
+    "build, s",
+)
+SENTENCES = 8  # the ranges' values make no difference to the size
+
+
+def measure(folder: ModelFolder, precision: str, quantization: Quantization | None) -> dict[str, Any]:
+    """Builds one plan."""
+    log = TrtLog()
+    with TemporaryDirectory() as place, log_console.status(f"{folder.path} {precision}"):
+        made = assemble(folder, log, precision, quantization=quantization)
+        options = BuildOptions(SequenceRange(1, 32, 128))
+        info = build_plan(made.builder, made.network, log, options, Path(place) / "plan")
+    parts = inspect(made.network)
+    return {
+        "precision": precision,
+        "plan_bytes": info.num_bytes,
+        "seconds_build": info.seconds_build,
+        **asdict(parts),
+    }
+
+
+def rows(results: list[dict[str, Any]]) -> list[list[str]]:
+    """The table's rows."""
+    largest = results[0]["plan_bytes"]
+    return [
+        [
+            one["precision"],
+            f"{one['quantized_products']} of {one['products']}" if one["quantized_products"] else "all",
+            f"{one['weight_bytes'] / 1e6:.1f}",
+            f"{one['plan_bytes'] / 1e6:.1f}",
+            f"{one['plan_bytes'] / one['weight_bytes']:.3f}",
+            f"{one['plan_bytes'] / largest:.3f}",
+            f"{one['seconds_build']:.1f}",
+        ]
+        for one in results
+    ]
+
+
+def main() -> int:
+    """The script."""
+    parser = argparse.ArgumentParser(description="Plan sizes by precision, beside the weights' bytes.")
+    parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    folder = ModelFolder(args.model_dir)
+    results = [measure(folder, precision, None) for precision in ("fp32", "fp16")]
+    for kind in ("int8", "fp8"):
+        settings = Settings(kind, sentences=SENTENCES, smoothing=None)
+        data = read_data(folder, DEFAULT_DATA, SENTENCES, 0)
+        subject = Subject(folder, data.calibration, data.path, assemble, TrtLog())
+        quantization = quantization_of(calibrate(subject, settings), subject.products(settings))
+        results.append(measure(folder, kind, quantization))
+    print_table("Plans", HEADINGS, rows(results))
+    about, command = versions("cpu"), f"python benchmarks/quantized_plans.py {args.model_dir}"
+    config = folder.config
+    told = ", ".join(f"{key} {value}" for key, value in about.items())
+    lines = [
+        "# Plan sizes",
+        "",
+        f"BERT with {config.num_layers} layers, hidden size {config.hidden_size}, vocabulary {config.vocab_size}. "
+        f"Built without a GPU: {told}. Command: `{command}`. MB are 10^6 bytes. The word table, which is also the "
+        "head's matrix, is not quantized: it is the larger part of what int8 does not halve.",
+        "",
+        *markdown_table(HEADINGS, rows(results)),
+    ]
+    record = {"about": about, "command": command, "results": results}
+    for path, text in ((args.json, json.dumps(record, indent=2)), (args.markdown, "\n".join(lines))):
+        if path is not None:
+            with write_whole(path) as file:
+                file.write(f"{text}\n".encode())
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
