@@ -102,7 +102,7 @@ class Weights:
 
 
 def smooth(x_maxima: np.ndarray, strength: float, **weights: np.ndarray) -> np.ndarray:
-    products = [Product(name, "qkv", ("x",), weight.shape) for name, weight in weights.items()]  # type: ignore
+    products = [Product(name, "qkv", ("x",), weight.shape) for name, weight in weights.items()]
     stored: Any = Weights(**weights)
     (factors,) = smoothing_factors(products, stored, {"x": x_maxima}, strength).values()
     return factors
@@ -127,13 +127,13 @@ def test_the_equation_with_all_weights_that_read_the_tensor():
 
 
 def test_channels_without_values_stay_as_they_are():
-    x, w = np.float32([2, 0, 2, 0]), np.float32([[1], [1], [0], [0]])
+    x, w = np.array([2, 0, 2, 0], np.float32), np.array([[1], [1], [0], [0]], np.float32)
     assert smooth(x, 0.5, a=w).tolist() == pytest.approx([2**0.5, 1, 1, 1])
 
 
 def test_divisors_and_their_inverses_are_fp16_numbers():
     """A GELU that is almost never on leaves a channel of 1e-7; such a divisor's inverse would be infinite in fp16."""
-    x, w = np.float32([1e-30, 1e-7, 1, 1e30]), np.float32([[1], [1], [1e-40], [1e-3]])
+    x, w = np.array([1e-30, 1e-7, 1, 1e30], np.float32), np.array([[1], [1], [1e-40], [1e-3]], np.float32)
     for strength in (0.0, 0.5, 0.85, 1.0):
         found = smooth(x, strength, a=w)
         assert DIVISORS[0] <= found.min() <= found.max() <= DIVISORS[1]
