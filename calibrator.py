@@ -61,6 +61,8 @@ CACHE_FORMAT = 1
 BINS = 8192
 ENTROPY_BINS, ENTROPY_LEVELS = 2048, 128
 BATCH_TOKENS = 4096  # sentences of one length are run together, up to so many tokens
+COUNTED_AT_ONCE = 2**24  # torch.histc counts in fp32, exact up to here
+LARGEST_COUNTED = 2.0**114  # torch.histc multiplies by the number of bins, in fp32
 
 
 # --- histograms -------------------------------------------------------------------------------------------
@@ -69,12 +71,12 @@ BATCH_TOKENS = 4096  # sentences of one length are run together, up to so many t
 class Histogram:
     """Counts of absolute values in equal bins from 0 to ``limit``.
 
-    ``limit`` is a power of two and doubles, pairs of bins becoming one, when a larger value comes: nothing has to be
+    ``limit`` is a power of two and doubles, pairs of bins becoming one, when a value reaches it: nothing has to be
     known beforehand, and the result does not depend on the order of the data.
 
     Attributes:
-        counts: int64 (BINS,), on the device of the data.
-        limit: upper end of the last bin.
+        counts: int64 (BINS,), on the device of the data. A value at the edge of two bins is in the upper one.
+        limit: upper end of the last bin, greater than every value.
         largest: the largest absolute value, exactly.
     """
 
@@ -88,16 +90,17 @@ class Histogram:
         """Counts more values.
 
         Args:
-            magnitudes: absolute values, any shape, finite.
+            magnitudes: absolute values, any shape, less than LARGEST_COUNTED.
             largest: the largest of them.
         """
         self.largest = max(self.largest, largest)
-        while self.limit < largest:
+        while self.limit <= largest:
             if not self.is_empty:
                 merged = self.counts.view(-1, 2).sum(1)
                 self.counts = torch.cat([merged, torch.zeros_like(merged)])
             self.limit *= 2
-        self.counts += torch.histc(magnitudes.float(), BINS, 0, self.limit).to(torch.int64)
+        for part in magnitudes.float().flatten().split(COUNTED_AT_ONCE):
+            self.counts += torch.histc(part, BINS, 0, self.limit).to(torch.int64)
         self.is_empty = False
 
     def on_cpu(self) -> np.ndarray:
@@ -119,7 +122,7 @@ def find_range(counts: np.ndarray, limit: float, largest: float, method: str, ki
     if method == "max":
         return largest
     if method == "percentile":
-        return min(percentile_range(counts, limit, percentile), largest)
+        return float(min(percentile_range(counts, limit, percentile), largest))
     if method == "entropy":
         return min(entropy_range(counts, limit, largest), largest)
     return mse_range(counts, limit, largest, kind)
@@ -141,7 +144,7 @@ def entropy_range(counts: np.ndarray, limit: float, largest: float) -> float:
     For each candidate, what lies beyond it is added to its last bin (as saturation does), and the bins are averaged
     in 128 groups, the positive half of int8. (Migacz, "8-bit inference with TensorRT", GTC 2017.)
     """
-    used = math.ceil(largest / limit * len(counts))
+    used = math.floor(largest / limit * len(counts)) + 1  # up to the bin of the largest value
     edges = np.linspace(0, used, ENTROPY_BINS + 1)
     reached = np.concatenate([[0], np.cumsum(counts)]).astype(np.float64)
     fine = np.diff(np.interp(edges, np.arange(len(reached)), reached))  # (ENTROPY_BINS,)
@@ -255,11 +258,12 @@ class BertCalibrator:
         magnitudes = {name: tensor.abs() for name, tensor in tensors.items()}
         maxima = torch.stack([tensor.flatten(1).amax(1) for tensor in magnitudes.values()]).cpu()  # (tensors, B)
         for name, of_sentences in zip(magnitudes, maxima, strict=True):
-            bad = (~of_sentences.isfinite()).nonzero().flatten().tolist()
+            bad = (~(of_sentences < LARGEST_COUNTED)).nonzero().flatten().tolist()  # NaN is not less
             if bad:
                 raise UserError(
-                    f"tensor {name!r} has the value {of_sentences[bad[0]]} in the sentence of {source}, line "
-                    f"{batch[bad[0]].line}; expected finite values: the model is damaged or computes beyond fp32"
+                    f"tensor {name!r} has the value {of_sentences[bad[0]]:.4g} in the sentence of {source}, line "
+                    f"{batch[bad[0]].line}; expected finite values, less than {LARGEST_COUNTED:.0e}: the model is "
+                    "damaged or computes beyond fp32"
                 )
             self.histograms[name].add(magnitudes[name], float(of_sentences.max()))
             channels = magnitudes[name].flatten(0, -2).amax(0)
@@ -419,13 +423,10 @@ def read_cache(path: Path, wanted: Mapping[str, Any], settings: Settings) -> Cal
         entry = read_json(path).get(settings.kind)
         if entry is None:
             return None
-        found = dict(entry["fingerprint"])
-        ranges = {str(name): _positive(value) for name, value in entry["ranges"].items()}
-        maxima = {str(name): _positive(value) for name, value in entry["largest values"].items()}
-        smoothing = {
-            str(name): np.array([_positive(value) for value in values], np.float32)
-            for name, values in entry["smoothing"].items()
-        }
+        if entry.pop("checksum") != _checksum(entry):
+            raise ValueError(f"the checksum of its {settings.kind} part does not fit")
+        found, ranges, maxima = entry["fingerprint"], entry["ranges"], entry["largest values"]
+        smoothing = {name: np.array(values, np.float32) for name, values in entry["smoothing"].items()}
     except (UserError, AttributeError, LookupError, TypeError, ValueError) as error:
         warn(f"{path} is damaged ({error}); calibrating again")
         return None
@@ -437,10 +438,9 @@ def read_cache(path: Path, wanted: Mapping[str, Any], settings: Settings) -> Cal
     return Calibration(settings, ranges, maxima, smoothing)
 
 
-def _positive(value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise ValueError(f"{value!r} where a positive number was expected")
-    return float(value)
+def _checksum(entry: Mapping[str, Any]) -> str:
+    """Of everything in an entry, so that a range that was changed or lost is noticed."""
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
 
 
 def _tell_change(key: str, before: Any, now: Any) -> str:
@@ -453,12 +453,13 @@ def write_cache(path: Path, calibration: Calibration, belongs_to: Mapping[str, A
         entries = {key: value for key, value in read_json(path).items() if key in QUANTIZED_TYPES}
     except UserError:
         entries = {}  # missing, or damaged, which read_cache has said
-    entries[calibration.settings.kind] = {
+    entry = {
         "fingerprint": dict(belongs_to),
         "ranges": calibration.ranges,
         "largest values": calibration.maxima,
         "smoothing": {name: values.tolist() for name, values in calibration.smoothing.items()},
     }
+    entries[calibration.settings.kind] = {**entry, "checksum": _checksum(entry)}
     with write_whole(path) as file:
         file.write((json.dumps(entries, indent=1) + "\n").encode())
 
@@ -554,7 +555,7 @@ def plot_histograms(calibration: Calibration, path: Path) -> None:
         axis.axis("off")
     for axis, name in zip(axes.flat, worst, strict=False):
         histogram = calibration.histograms[name]
-        used = math.ceil(histogram.largest / histogram.limit * BINS)
+        used = math.floor(histogram.largest / histogram.limit * BINS) + 1
         counts = np.add.reduceat(histogram.on_cpu()[:used], np.arange(0, used, max(1, used // 128)))
         edges = np.linspace(0, histogram.largest, len(counts) + 1)
         axis.stairs(counts, edges, fill=True)

@@ -33,6 +33,7 @@ DEFAULT_DATA = Path(__file__).with_name("calibrator_data.txt")
 CACHE_NAME = "calibration.json"
 MEASURABLE_BYTES = 2**24  # a plan has some 10 MB of code
 BASE_PRECISION = "fp16"  # of everything that is not quantized
+DIVISORS = (2.0**-14, 2.0**14)  # of smoothing, and their inverses, are ordinary fp16 numbers
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,8 @@ def smoothing_factors(
         strength: 0 to 1; 0.5 splits the difficulty evenly.
 
     Returns:
-        Divisors by tensor, float32 (H,), all of them greater than 0.
+        Divisors by tensor, float32 (H,), within ``DIVISORS``: a channel that is almost never on is not blown up
+        beyond fp16.
     """
     rows: dict[str, np.ndarray] = {}
     for product in products:
@@ -200,8 +202,8 @@ def smoothing_factors(
     for tensor, largest in rows.items():
         maxima = channel_maxima[tensor]
         usable = (maxima > 0) & (largest > 0)  # a channel that is always zero stays as it is
-        x, w = np.where(usable, maxima, 1), np.where(usable, largest, 1)
-        factors[tensor] = np.where(usable, x**strength / w ** (1 - strength), 1).astype(np.float32)
+        x, w = np.where(usable, maxima, 1).astype(np.float64), np.where(usable, largest, 1).astype(np.float64)
+        factors[tensor] = np.where(usable, x**strength / w ** (1 - strength), 1).clip(*DIVISORS).astype(np.float32)
     return factors
 
 

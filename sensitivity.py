@@ -11,6 +11,7 @@ until the error is at most X. Errors are measured with network_runner.py on sent
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -57,6 +58,7 @@ from trt_helper import QUANTIZED_TYPES, TrtLog
 EVALUATION_SENTENCES = 64
 CHOICE_SENTENCES = 32
 SMOOTHING_STRENGTHS = (None, 0.5, 0.7, 0.85)
+SPREADING_PRIME = 7919  # beyond any length, so that no length divides it
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Change:
 
     Attributes:
         sentences: how many were compared.
-        rel_l2: relative L2 error over all outputs together.
+        rel_l2: relative L2 error over all outputs together; infinite if one of them is not finite.
         cosine: mean cosine similarity of a token's output to fp32's.
         first_word_same: share of sentences whose best word for [MASK] is the same; None without a head.
         ten_best_same: how many of the ten best words are the same, mean; None without a head.
@@ -140,7 +142,7 @@ class Evaluation:
         masked = self.mask_id is not None
         return Change(
             count,
-            (difference / square) ** 0.5,
+            (difference / square) ** 0.5 if math.isfinite(difference) else math.inf,  # a NaN could not be ranked
             cosine / tokens,
             sum(first) / count if masked else None,
             sum(ten) / count if masked else None,
@@ -152,7 +154,7 @@ def hide_word(sentence: Sentence, mask_id: int | None) -> Sentence:
     if mask_id is None or mask_id in sentence.ids or len(sentence.ids) < 3:
         return sentence
     ids = sentence.ids.copy()
-    ids[1 + sentence.line * 7 % (len(ids) - 2)] = mask_id  # neither [CLS] nor [SEP]
+    ids[1 + sentence.line * SPREADING_PRIME % (len(ids) - 2)] = mask_id  # neither [CLS] nor [SEP]
     return replace(sentence, ids=ids)
 
 

@@ -650,7 +650,8 @@ def quantize_weight(values: np.ndarray, dtype: trt.DataType, name: str) -> tuple
     """
     wide = convert_weight(values, trt.DataType.FLOAT, name)
     largest = np.abs(wide).max(axis=0)  # (out,)
-    scales = (np.where(largest > 0, largest, 1) / np.float32(QUANTIZED_MAXIMA[dtype])).astype(np.float32)
+    scales = (largest / np.float32(QUANTIZED_MAXIMA[dtype])).astype(np.float32)
+    scales[scales < np.finfo(np.float32).tiny] = 1  # a channel of zeros, or of values that no fp32 scale can hold
     scaled = wide / scales
     target = NUMPY_TYPES[dtype]
     return (np.rint(scaled) if target is np.int8 else scaled).astype(target), scales

@@ -4,8 +4,8 @@
     python model2onnx.py --model out/base/checkpoint --out-dir out/base/model --text "a [MASK] ."
     python benchmarks/packed_batches.py out/base/model --json FILE --markdown FILE
 
-fp16, embeddings and encoder with the fused plugins, in CUDA graphs. The TensorRT network definition of builder.py is run
-by network_runner.py, not by TensorRT. Padded: every sentence as long as the longest of its batch, with a mask.
+fp16, embeddings and encoder with the fused plugins, in CUDA graphs. The TensorRT network definition of builder.py is
+run by network_runner.py, not by TensorRT. Padded: every sentence as long as the longest of its batch, with a mask.
 """
 
 from __future__ import annotations
@@ -142,12 +142,13 @@ def main() -> int:
     command = f"python benchmarks/packed_batches.py {args.model_dir}"
     results = [one for name, sentences in cases(folder).items() for one in measure(folder, name, sentences)]
     print_table("Packed against padded, fp16", HEADINGS, rows(results))
+    told = ", ".join(f"{key} {value}" for key, value in about.items())
     lines = [
         "# Packed against padded batches",
         "",
         "fp16, embeddings and encoder with the fused plugins, in CUDA graphs, run by `network_runner.py` from the "
-        f"TensorRT network definition, not by TensorRT. {', '.join(f'{key} {value}' for key, value in about.items())}. "
-        f"Command: `{command}`. Share reached: the time ratio as a share of the token ratio.",
+        f"TensorRT network definition, not by TensorRT. {told}. Command: `{command}`. Share reached: time ratio by "
+        "token ratio.",
         "",
         *markdown_table(HEADINGS, rows(results)),
     ]

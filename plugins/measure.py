@@ -29,13 +29,15 @@ def graph_times(
     """Microseconds of one launch of each function, the median over ``rounds``.
 
     Within a graph launches follow each other at the GPU's own pace, the same for all; Python takes no part.
-    The functions take turns, so that a clock that drifts meets all of them.
+    The functions take turns, so that a clock that drifts meets all of them. Each graph is replayed once before it is
+    timed: what the one before left in the cache, above all what has still to be written to memory, is not its affair.
     """
     graphs = {name: capture(function, launches) for name, function in functions.items()}
     times: dict[str, list[float]] = {name: [] for name in graphs}
     for measured in (False, *[True] * rounds):  # the first round warms up
         for name, graph in graphs.items():
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            graph.replay()
             start.record()
             graph.replay()
             end.record()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizer
 
 import model2onnx
+from common import run_script
 
 ROOT = Path(__file__).parent.parent
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -74,3 +76,51 @@ def script(tmp_path: Path) -> Script:
         return subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     return run
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a script left: exit code, standard output and standard error."""
+
+    code: object
+    out: str
+    err: str
+
+
+InProcess = Callable[..., Ended]
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InProcess:
+    """Runs a script's ``main`` with arguments as a user's call does, without importing PyTorch once more."""
+
+    def run(main: Callable[[], int], *arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["script.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            run_script(main)
+        captured = capsys.readouterr()
+        return Ended(ended.value.code, captured.out, captured.err)
+
+    return run
+
+
+SENTENCES = """The capital of France contains the Eiffel tower .
+paris , lyon , nice .
+london a b c d e
+rome
+the tower of london
+the capital , the capital , the capital of rome
+e d c b a
+nice tower
+lyon contains the the tower .
+a b c paris d e france of
+eiffel , london .
+capital of the tower of the capital
+"""
+
+
+@pytest.fixture
+def sentence_file(tmp_path: Path) -> Path:
+    """Twelve sentences in the random checkpoint's vocabulary, of different lengths."""
+    (tmp_path / "sentences.txt").write_text(SENTENCES)
+    return tmp_path / "sentences.txt"

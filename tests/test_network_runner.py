@@ -2,18 +2,22 @@
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_trt_helper import OneLayer, random
 
 import builder
 import network_runner
 import onnx2trt
 from common import UserError
-from model_files import ModelFolder
+from model_files import INPUT_NAMES, MASK_NAME, ModelFolder
 from network_runner import NetworkRunner, UnsupportedLayerError
 from plugin_layers import Known
+from quantization import Quantization, encoder_products
 from tensorrt_product import trt
 from trt_helper import TrtLog
 
@@ -211,3 +215,220 @@ def test_cuda_equals_cpu(model_dir, precision):
     ]
     tolerance = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2}[precision]
     assert (outputs[0] - outputs[1]).norm() <= tolerance * outputs[0].norm()
+
+
+# --- int8 and fp8 -----------------------------------------------------------------------------------------
+
+INT8, FP8 = torch.int8, torch.float8_e4m3fn
+
+
+def one(value: float) -> torch.Tensor:
+    return torch.tensor(value)
+
+
+def test_int8_rounds_half_to_even_and_saturates():
+    x = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 127.4, 127.5, 200.0, -128.0, -128.5, -129.0, 1e30, -torch.inf])
+    found = network_runner.quantize(x, one(1.0), None, INT8)
+    assert found.dtype == INT8
+    assert found.tolist() == [0, 2, 2, 0, -2, -2, 127, 127, 127, -128, -128, -128, 127, -128]
+
+
+def test_the_value_is_divided_by_the_scale_not_multiplied_by_its_inverse():
+    """Ties, which the other way misses often."""
+    scales = np.random.default_rng(0).uniform(0.1, 10, 20000).astype(np.float32)
+    x = (np.random.default_rng(1).integers(-127, 127, 20000).astype(np.float32) + np.float32(0.5)) * scales
+    found = network_runner.quantize(torch.from_numpy(x), torch.from_numpy(scales), 0, INT8)
+    np.testing.assert_array_equal(found.numpy(), np.rint(x / scales))
+    assert (np.rint(x / scales) != np.rint(x * (1 / scales))).any()
+
+
+def test_fp8_rounds_half_to_even_and_saturates():
+    x = torch.tensor([17.0, 19.0, -17.0, 0.0009765625, 0.0029296875, 448.0, 463.9, 1e6, -1e6, 2.0**-10 * 0.9])
+    found = network_runner.quantize(x, one(1.0), None, FP8)
+    assert found.dtype == FP8
+    assert found.float().tolist() == [16, 20, -16, 0, 0.00390625, 448, 448, 448, -448, 0]
+
+
+@pytest.mark.parametrize("dtype", [INT8, FP8])
+@pytest.mark.parametrize("axis", [None, 0, 1, -1])
+@pytest.mark.parametrize("source", [torch.float32, torch.float16])
+def test_quantize_and_dequantize_by_numpy(dtype, axis, source):
+    x = torch.from_numpy(random(3, 4, 5, scale=300)).to(source)
+    scale = np.float32(0.7) if axis is None else np.geomspace(0.5, 8, x.shape[axis]).astype(np.float32)
+    shaped = scale if axis is None else scale.reshape([-1 if place == axis % 3 else 1 for place in range(3)])
+    wide = x.float().numpy() / shaped
+    if dtype == INT8:
+        expected = np.clip(np.rint(wide), -128, 127)
+    else:
+        expected = np.clip(wide, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    q = network_runner.quantize(x, torch.as_tensor(scale), axis, dtype)
+    np.testing.assert_array_equal(q.float().numpy(), expected)
+    back = network_runner.dequantize(q, torch.as_tensor(scale), axis, source)
+    assert back.dtype == source
+    np.testing.assert_array_equal(back.numpy(), (expected * shaped).astype(back.numpy().dtype))
+
+
+def integers(*shape: int, seed: int = 0, low: int = -128, high: int = 128) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(low, high, shape).astype(np.int8))
+
+
+@pytest.mark.parametrize("int8_kernel", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@settings(max_examples=20, deadline=None)
+@given(
+    batch=st.integers(1, 3), rows=st.integers(1, 40), inner=st.integers(1, 1024), columns=st.integers(1, 40),
+    ta=st.booleans(), tb=st.booleans(), per_column=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_quantized_product_is_that_of_integers(
+    int8_kernel, dtype, batch, rows, inner, columns, ta, tb, per_column, seed
+):
+    """Sums of at most 1024 products of int8 are below 2^24: exact in fp32 in any order."""
+    a = integers(batch, *((inner, rows) if ta else (rows, inner)), seed=seed)
+    b = integers(1, *((columns, inner) if tb else (inner, columns)), seed=seed + 1)
+    scale_a = np.float32(0.013)
+    scale_b = np.geomspace(1e-3, 1e-1, columns).astype(np.float32) if per_column else np.float32(0.02)
+    found = network_runner.quantized_product(
+        a, torch.as_tensor(scale_a), b, torch.as_tensor(scale_b), ta, tb, dtype, int8_kernel
+    )
+    wide_a, wide_b = a.numpy().astype(np.int64), b.numpy().astype(np.int64)
+    exact = (wide_a.swapaxes(-1, -2) if ta else wide_a) @ (wide_b.swapaxes(-1, -2) if tb else wide_b)
+    assert found.dtype == dtype
+    expected = torch.from_numpy(exact.astype(np.float32) * (scale_a * scale_b)).to(dtype)
+    np.testing.assert_array_equal(found.numpy(), expected.numpy())
+
+
+def test_long_sums_are_exact_in_the_int8_kernel_and_rounded_in_fp32():
+    a, b = integers(1, 20, 4096, low=100), integers(1, 4096, 8, seed=1, low=100)
+    exact = (a.numpy().astype(np.int64) @ b.numpy().astype(np.int64)).astype(np.float32)
+    assert exact.min() > 2**24
+    kernel, simulated = (
+        network_runner.quantized_product(a, one(1.0), b, one(1.0), False, False, torch.float32, one_kernel).numpy()
+        for one_kernel in (True, False)
+    )
+    np.testing.assert_array_equal(kernel, exact)
+    np.testing.assert_allclose(simulated, exact, rtol=1e-5)  # 4096 roundings, each of 6e-8 at most
+
+
+def test_an_fp8_product_sums_in_fp32():
+    a = network_runner.quantize(torch.from_numpy(random(1, 6, 300, scale=20)), one(0.1), None, FP8)
+    b = network_runner.quantize(torch.from_numpy(random(1, 300, 4, seed=1)), one(0.01), None, FP8)
+    found = network_runner.quantized_product(a, one(0.1), b, one(0.01), False, False, torch.float32, True)
+    reference = (a.double() @ b.double()) * 0.001
+    assert (found - reference).norm() <= 1e-6 * reference.norm()
+
+
+def quantized_bert(folder: ModelFolder, kind: str = "int8", batching: str = "single"):
+    products = encoder_products(folder.config)
+    ranges = {tensor: 6.0 for product in products for tensor in product.activations}
+    quantization = Quantization(kind, frozenset(product.name for product in products), ranges)
+    return builder.assemble(folder, TrtLog(), kind, batching=batching, quantization=quantization)
+
+
+def functions_of(runner: NetworkRunner) -> list[Any]:
+    return [node.target for node in runner.module.graph.nodes if node.op == "call_function"]
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_all_quantized_products_are_run_as_such(model_dir, kind):
+    made = quantized_bert(ModelFolder(model_dir), kind)
+    targets = functions_of(NetworkRunner(made.network, known=made.known))
+    assert targets.count(network_runner.quantized_product) == 2 * 8
+    assert targets.count(network_runner.matrix_multiply) == 2  # the head
+    assert targets.count(network_runner.dequantize) == 0  # nothing else reads dequantized tensors
+
+
+def test_a_product_whose_scales_cannot_follow_it_is_run_on_dequantized_factors():
+    net = OneLayer()
+    x, weight = random(1, 3, 8), random(8, 4)
+    q = net.helper.addQuantizedRange(net.input(x), 3.0, trt.DataType.INT8)
+    stored = net.helper.addConstant(np.ones((1, 8, 4), np.int8), "w", trt.DataType.INT8)
+    of_rows = net.helper.addDequantize(stored, np.abs(weight).max(1), "w.dequantized", axis=1)
+    net.helper.markOutput(net.helper.addMatMul(q, of_rows, "product"), "y")
+    assert network_runner.quantized_product not in functions_of(NetworkRunner(net.network))
+    scale = np.float32(3 / 127)
+    expected = (np.clip(np.rint(x / scale), -128, 127) * scale) @ np.tile(np.abs(weight).max(1)[:, None], 4)
+    np.testing.assert_allclose(net_output(net), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batching", builder.BATCHINGS)
+def test_int8_kernels_equal_the_simulation(model_dir, batching):
+    folder = ModelFolder(model_dir)
+    made = quantized_bert(folder, batching=batching)
+    inputs: dict[str, Any] = dict(folder.demo().inputs)
+    if batching == "padded":
+        inputs[MASK_NAME] = np.ones_like(inputs["input_ids"])
+    outputs = [
+        NetworkRunner(made.network, known=made.known, int8_kernels=kernels).run(inputs)["logit"]
+        for kernels in (False, True)
+    ]
+    assert torch.equal(*outputs)  # no sum of this small model exceeds 2^24
+    assert outputs[0].isfinite().all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and PyTorch for CUDA")
+@pytest.mark.parametrize("rows", [1, 16, 17, 100])
+def test_int8_kernels_of_cuda_are_exact(rows):
+    a, b = integers(1, rows, 3072), integers(1, 3072, 768, seed=1)
+    exact = (a.numpy().astype(np.int64) @ b.numpy().astype(np.int64)).astype(np.float32)
+    found = network_runner.int8_product(a.cuda(), b.cuda()).cpu().numpy()
+    np.testing.assert_array_equal(found, exact)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and PyTorch for CUDA")
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_quantized_cuda_equals_cpu(model_dir, kind):
+    folder = ModelFolder(model_dir)
+    made = quantized_bert(folder, kind)
+    cpu, simulated, kernels = (
+        NetworkRunner(made.network, device, known=made.known, int8_kernels=real)
+        .run(folder.demo().inputs)["logit"]
+        .cpu()
+        for device, real in (("cpu", False), ("cuda", False), ("cuda", True))
+    )
+    assert torch.equal(simulated, kernels)
+    assert (simulated - cpu).norm() <= 2e-2 * cpu.norm()  # an fp16 rounding may move a value to the next integer
+
+
+# --- padded batches ---------------------------------------------------------------------------------------
+
+LENGTHS = (1, 3, 17, 64)
+
+
+def padded_inputs(length: int, padding: int) -> dict[str, np.ndarray]:
+    """Sentences of ``LENGTHS`` in one batch; the padding holds ids from another generator for each ``padding``."""
+    generator, other = np.random.default_rng(7), np.random.default_rng(100 + padding)
+    limits = dict(zip(INPUT_NAMES, (71, 2, 64), strict=True))
+    made = {name: np.zeros((len(LENGTHS), length), np.int32) for name in (*INPUT_NAMES, MASK_NAME)}
+    for row, own in enumerate(LENGTHS):
+        made[MASK_NAME][row, :own] = 1
+        for name, limit in limits.items():
+            made[name][row, :own] = generator.integers(0, limit, own)
+            made[name][row, own:] = other.integers(0, limit, length - own)
+    return made
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 5e-3), ("bf16", 3e-2)])
+def test_a_padded_batch_gives_what_single_sentences_give(model_dir, precision, tolerance):
+    folder = ModelFolder(model_dir)
+    single, padded = (builder.assemble(folder, TrtLog(), precision, batching=way) for way in builder.BATCHINGS)
+    inputs = padded_inputs(max(LENGTHS), 0)
+    together = NetworkRunner(padded.network, known=padded.known).run(inputs)["logit"]
+    alone = NetworkRunner(single.network, known=single.known)
+    for row, length in enumerate(LENGTHS):
+        reference = alone.run({name: inputs[name][row : row + 1, :length] for name in INPUT_NAMES})["logit"][0]
+        error = (together[row, :length] - reference).norm() / reference.norm()
+        assert error <= tolerance, length
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
+def test_what_the_padding_holds_does_not_matter_bit_for_bit(model_dir, precision):
+    folder = ModelFolder(model_dir)
+    if precision in ("int8", "fp8"):
+        made = quantized_bert(folder, precision, "padded")
+    else:
+        made = builder.assemble(folder, TrtLog(), precision, batching="padded")
+    runner = NetworkRunner(made.network, known=made.known)
+    first, second = (runner.run(padded_inputs(64, padding))["logit"] for padding in (0, 1))
+    assert not torch.equal(first, second)  # the padding's own rows differ
+    for row, length in enumerate(LENGTHS):
+        assert torch.equal(first[row, :length], second[row, :length]), length

@@ -206,22 +206,23 @@ def test_placeholders_have_the_planned_types():
 H, EPSILON, SCALE = 16, 1e-12, 0.05
 
 
-def planned_network(planned, dtype=trt.DataType.HALF):
+def planned_network(planned, dtype=trt.DataType.HALF) -> Any:
     log = TrtLog()
     parts = create_builder(log)
     return parts, TrtNetworkHelper(parts[1], log, dtype, PluginLayers(parts[1], log, planned))
 
 
-def known(helper):
+def known(helper: Any) -> Known:
     return Known(helper.weights, helper.plugins.planned)
 
 
-def build_with_plugins(parts, helper, path):
+def build_with_plugins(made, path):
+    (made_builder, network), helper = made
     options = BuildOptions(SequenceRange(1, 4, 8), plugin_library=build.library_path())
-    return build_plan(*parts, helper.log, options, path)
+    return build_plan(made_builder, network, helper.log, options, path)
 
 
-def weights(count):
+def weights(count) -> Any:
     generator = np.random.default_rng(0)
     return [generator.standard_normal(H, np.float32) for _ in range(count)]
 
@@ -240,10 +241,10 @@ def test_a_residual_sum_and_norm_in_one_layer(tmp_path, precision, bias):
     total = tensors["x"] + tensors["skip"] + (torch.from_numpy(linear_bias) if bias else 0)
     expected = torch.nn.functional.layer_norm(total, (H,), torch.from_numpy(gamma), torch.from_numpy(beta), EPSILON)
     assert relative_l2(found.numpy(), expected.numpy()) <= TOLERANCES[precision]
-    assert build_with_plugins(parts, helper, tmp_path / "p.plan").num_bytes > 0
+    assert build_with_plugins((parts, helper), tmp_path / "p.plan").num_bytes > 0
 
 
-def two_outputs():
+def two_outputs() -> Any:
     """SkipLayerNorm in fp16 that gives y and y in int8, both marked as outputs."""
     planned = [skip_layer_norm_layer("norm", H, trt.DataType.HALF, EPSILON, output_scale=SCALE, outputs="both")]
     parts, helper = planned_network(planned)
@@ -280,7 +281,7 @@ def test_the_runner_gives_both_outputs_of_the_plugins_kernel():
 
 
 def test_tensorrt_builds_an_engine_with_two_outputs(tmp_path):
-    assert build_with_plugins(*two_outputs(), tmp_path / "p.plan").num_bytes > 0
+    assert build_with_plugins(two_outputs(), tmp_path / "p.plan").num_bytes > 0
 
 
 def quantize(helper, x, name):
@@ -295,7 +296,7 @@ def dequantize(helper, x, name):
 
 def test_tensorrt_builds_an_engine_with_int8_in_and_out(tmp_path):
     """int8 from QUANTIZE into a plugin, from plugin to plugin, and from a plugin into DEQUANTIZE."""
-    scales = {"x_scale": SCALE, "output_scale": SCALE}
+    scales: Any = {"x_scale": SCALE, "output_scale": SCALE}
     planned = [
         skip_layer_norm_layer("first", H, trt.DataType.HALF, EPSILON, True, outputs="both", **scales),
         skip_layer_norm_layer("second", H, trt.DataType.HALF, EPSILON, skip_scale=SCALE, **scales),
@@ -312,7 +313,7 @@ def test_tensorrt_builds_an_engine_with_int8_in_and_out(tmp_path):
     assert types == [trt.DataType.HALF, trt.DataType.INT8, trt.DataType.INT8, trt.DataType.HALF]
     total = helper.addAdd(dequantize(helper, second, "wide_again"), helper.addAdd(wide, third, "half"), "sum")
     helper.markOutput(total, "y")
-    assert build_with_plugins(parts, helper, tmp_path / "p.plan").num_bytes > 0
+    assert build_with_plugins((parts, helper), tmp_path / "p.plan").num_bytes > 0
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
@@ -335,7 +336,7 @@ def test_embeddings_and_norm_in_one_layer(tmp_path, precision):
     total, affine = torch.from_numpy(sum(rows)), (torch.from_numpy(gamma), torch.from_numpy(beta))
     expected = torch.nn.functional.layer_norm(total, (H,), *affine, EPSILON)
     assert relative_l2(found[0, [0, 1, 3]].numpy(), expected.numpy()) <= TOLERANCES[precision]
-    assert build_with_plugins(parts, helper, tmp_path / "p.plan").num_bytes > 0
+    assert build_with_plugins((parts, helper), tmp_path / "p.plan").num_bytes > 0
 
 
 def test_another_epsilon_than_planned_is_an_error():

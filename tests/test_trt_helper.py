@@ -19,6 +19,7 @@ from plugin_layers import Known
 from tensorrt_product import trt
 from trt_helper import (
     DTYPES,
+    QUANTIZED_MAXIMA,
     BuildOptions,
     Latency,
     LayerError,
@@ -33,6 +34,7 @@ from trt_helper import (
     convert_weight,
     create_builder,
     info_path,
+    quantize_weight,
     set_compute_capabilities,
 )
 
@@ -467,3 +469,154 @@ def test_messages_reach_the_newest_log_after_older_ones_are_gone():
             net.helper.addAdd(x, y, "sum")
         del net, x, y
         gc.collect()
+
+
+# --- int8 and fp8 -----------------------------------------------------------------------------------------
+
+INT8, FP8 = trt.DataType.INT8, trt.DataType.FP8
+QUANTIZED = pytest.mark.parametrize("kind", [INT8, FP8])
+
+
+@QUANTIZED
+@pytest.mark.parametrize("shape", [(5, 8), (1, 5, 8), (2, 5, 8)])
+def test_a_quantized_linear_has_these_layers_types_and_shapes(kind, shape):
+    net = OneLayer("fp16")
+    x = net.input(random(*shape), dynamic=(0, 1) if len(shape) == 3 else (0,))
+    y = net.helper.addLinear(net.helper.addQuantizedRange(x, 2.0, kind), random(8, 3), random(3), "m", kind)
+    assert y.dtype == HALF
+    found = {
+        layer.name: (layer.type.name, layer.get_output(0).dtype.name, tuple(layer.get_output(0).shape))
+        for layer in (net.network.get_layer(index) for index in range(net.network.num_layers))
+    }
+    dynamic = tuple(x.shape)
+    front = (1,) * (len(shape) - 2)
+    assert found == {
+        "x0.quantized.scale": ("CONSTANT", "FLOAT", ()),
+        "x0.quantized": ("QUANTIZE", kind.name, dynamic),
+        "x0.dequantized.scale": ("CONSTANT", "FLOAT", ()),
+        "x0.dequantized": ("DEQUANTIZE", "HALF", dynamic),
+        "m.weight": ("CONSTANT", kind.name, (*front, 8, 3)),
+        "m.weight.dequantized.scale": ("CONSTANT", "FLOAT", (3,)),
+        "m.weight.dequantized": ("DEQUANTIZE", "HALF", (*front, 8, 3)),
+        "m.product": ("MATRIX_MULTIPLY", "HALF", (*dynamic[:-1], 3)),
+        "m.bias": ("CONSTANT", "HALF", (*front, 1, 3)),
+        "m": ("ELEMENTWISE", "HALF", (*dynamic[:-1], 3)),
+    }
+    assert net.helper.weights["m.weight"].nbytes == 8 * 3
+
+
+@QUANTIZED
+@settings(max_examples=15, deadline=None)
+@given(length=sizes, width_in=sizes, width_out=sizes, seed=st.integers(0, 99))
+def test_a_quantized_linear_computes_with_the_rounded_factors(kind, length, width_in, width_out, seed):
+    x, weight, bias = (
+        random(length, width_in, seed=seed),
+        random(width_in, width_out, seed=1),
+        random(width_out, seed=2),
+    )
+    net = OneLayer("fp32")
+    largest = float(np.abs(x).max())
+    y = net.helper.addLinear(net.helper.addQuantizedRange(net.input(x), largest, kind), weight, bias, "m", kind)
+    q, scales = quantize_weight(weight, kind, "m")
+    scale = np.float32(largest / QUANTIZED_MAXIMA[kind])
+    scaled = x / scale
+    rounded = np.clip(np.rint(scaled), -128, 127) if kind == INT8 else scaled.astype(ml_dtypes.float8_e4m3fn)
+    reference = (rounded.astype(np.float64) * scale) @ (q.astype(np.float64) * scales) + bias
+    close(net.run(y), reference, factor=4)
+
+
+def test_one_tensor_is_quantized_once_for_all_its_readers():
+    net = OneLayer("fp16")
+    x = net.input(random(2, 8))
+    first, second = (net.helper.addQuantizedRange(x, 2.0, INT8) for _ in range(2))
+    assert first is second
+    assert net.helper.addQuantizedRange(x, 2.0, FP8) is not first
+    kinds = [net.network.get_layer(index).type for index in range(net.network.num_layers)]
+    assert kinds.count(trt.LayerType.QUANTIZE) == 2
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_quantize_and_dequantize_along_an_axis(axis):
+    x = random(2, 3, 4, scale=10)
+    scale = np.float32([0.5, 0.25, 2.0, 1.0])[: x.shape[axis]]
+    net = OneLayer()
+    q = net.helper.addQuantize(net.input(x), scale, "q", INT8, axis)
+    output = net.run(net.helper.addDequantize(q, scale, "dq", axis))
+    shaped = scale.reshape([-1 if place == axis else 1 for place in range(3)])
+    np.testing.assert_array_equal(output, np.clip(np.rint(x / shaped), -128, 127) * shaped)
+
+
+def test_weights_are_rounded_half_to_even_with_a_scale_for_each_output_channel():
+    weight = np.float32([[127, 0.5, 0], [2.5, -127, 0], [-3.5, 1.5, 0], [0.4, -0.5, 0]])  # (in 4, out 3)
+    q, scales = quantize_weight(weight, INT8, "w")
+    assert q.dtype == np.int8
+    assert scales.dtype == np.float32
+    assert scales.tolist() == [1, 1, 1]  # a channel of zeros must not divide by zero
+    assert q.T.tolist() == [[127, 2, -4, 0], [0, -127, 2, 0], [0, 0, 0, 0]]
+
+
+@QUANTIZED
+@settings(max_examples=25, deadline=None)
+@given(rows=sizes, columns=sizes, exponent=st.integers(-100, 100), seed=st.integers(0, 99))
+def test_every_channel_uses_the_whole_range_and_is_within_half_a_step(kind, rows, columns, exponent, seed):
+    weight = np.ldexp(random(rows, columns, seed=seed), exponent) * np.geomspace(1, 1e3, columns, dtype=np.float32)
+    weight = weight.astype(np.float32)
+    q, scales = quantize_weight(weight, kind, "w")
+    np.testing.assert_allclose(np.abs(q.astype(np.float64)).max(0), QUANTIZED_MAXIMA[kind])
+    error = np.abs(q.astype(np.float64) * scales - weight)
+    if kind == INT8:
+        assert (error <= 0.5001 * scales).all()
+    else:  # E4M3: 3 bits of mantissa, below 2^-6 steps of 2^-9
+        assert (error <= np.maximum(np.abs(weight) * 2.0**-4, 2.0**-10 * scales) * 1.0001).all()
+
+
+@QUANTIZED
+def test_channels_too_small_for_a_scale_become_zero(kind):
+    weight = np.float32([[1e-44, 1e-39, 1.0], [-3e-44, 1e-40, -1.0]])
+    q, scales = quantize_weight(weight, kind, "w")
+    assert np.isfinite(scales).all()
+    np.testing.assert_allclose(q.astype(np.float64) * scales, weight, atol=1e-38)
+    assert np.abs(q[:, 2].astype(np.float64)).tolist() == [QUANTIZED_MAXIMA[kind]] * 2
+
+
+def test_fp8_weights_are_the_nearest_numbers_of_e4m3():
+    weight = np.float32([[448, 448], [17, 19], [0.001, -21]])  # between 16 and 18: a tie, to the even mantissa
+    q, scales = quantize_weight(weight, FP8, "w")
+    assert scales.tolist() == [1, 1]
+    assert q.dtype == ml_dtypes.float8_e4m3fn
+    assert q.astype(np.float32).tolist() == [[448, 448], [16, 20], [0.001953125, -20]]
+
+
+@QUANTIZED
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_not_finite_is_named_before_it_is_quantized(kind, value):
+    net = OneLayer("fp16")
+    weight = random(8, 3)
+    weight[4, 1] = value
+    x = net.helper.addQuantizedRange(net.input(random(2, 8)), 2.0, kind)
+    with pytest.raises(UserError, match=r"weight 'm\.weight' has values that are not finite"):
+        net.helper.addLinear(x, weight, random(3), "m", kind)
+
+
+# --- for padded batches -----------------------------------------------------------------------------------
+
+
+@PRECISIONS
+def test_softmax_with_a_bias_gives_masked_places_no_weight(precision):
+    x = random(2, 3, 4, 5, scale=3)
+    bias = np.zeros((2, 1, 1, 5), np.float32)
+    bias[1, ..., 3:] = -1e30  # beyond fp16: the bias stays fp32
+    net = OneLayer(precision)
+    output = net.run(net.helper.addSoftmax(net.input(x), "p", bias=net.input(bias, FLOAT)))
+    wide = as_stored(x, precision) + bias
+    reference = np.exp(wide - wide.max(-1, keepdims=True))
+    close(output, reference / reference.sum(-1, keepdims=True), precision)
+    assert (output[1, ..., 3:] == 0).all()
+
+
+@PRECISIONS
+def test_channel_scale(precision):
+    x, factors = random(2, 3, 5), random(5, seed=1)
+    net = OneLayer(precision)
+    output = net.run(net.helper.addChannelScale(net.input(x), factors, "s"))
+    close(output, as_stored(x, precision) * as_stored(factors, precision), precision)

@@ -39,8 +39,8 @@ private:
 struct RowStatistics
 {
     float firstMean;
-    float correction;
     float inverseDeviation;
+    float offset; // the correction, as it counts in the normalised row: -correction * inverseDeviation
 };
 
 // `sums` are those of d and d^2 over the row, d = x - firstMean.
@@ -48,12 +48,13 @@ inline __device__ RowStatistics makeStatistics(float firstMean, float2 sums, Wid
 {
     float const correction = width.average(sums.x);
     float const variance = fmaxf(width.average(sums.y) - correction * correction, 0.0F);
-    return {firstMean, correction, __frsqrt_rn(variance + epsilon)};
+    float const inverseDeviation = __frsqrt_rn(variance + epsilon);
+    return {firstMean, inverseDeviation, -correction * inverseDeviation};
 }
 
 inline __device__ float normalize(float x, RowStatistics const& row, float gamma, float beta)
 {
-    return (x - row.firstMean - row.correction) * row.inverseDeviation * gamma + beta;
+    return fmaf(fmaf(x - row.firstMean, row.inverseDeviation, row.offset), gamma, beta);
 }
 
 // Calls function(T{}, W{}) with the types of x and of gamma and beta, which are `type` as well or fp32.

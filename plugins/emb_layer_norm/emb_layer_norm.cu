@@ -45,7 +45,8 @@ inline __device__ RowStatistics spoilUnless(bool valid, RowStatistics statistics
 }
 
 template <typename T, typename W, typename Shape>
-__global__ void __launch_bounds__(Shape::kBLOCK, 1) embLayerNormKernel(EmbLayerNormArguments const a)
+__global__ void __launch_bounds__(Shape::kBLOCK, kBLOCKS<W, Shape>)
+    embLayerNormKernel(EmbLayerNormArguments const a)
 {
     constexpr int kPER = Shape::kPER;
     constexpr int kVECTORS = Shape::kVECTORS;
@@ -57,8 +58,6 @@ __global__ void __launch_bounds__(Shape::kBLOCK, 1) embLayerNormKernel(EmbLayerN
     }
     uint32_t const hidden = a.hidden;
     Rows const rows = lookUp(a, place.row);
-
-    Width const width{hidden};
 
     // Rows of a table are wanted again, by other words of the text: they stay in the cache.
     Vector<W, kPER> gammas[kVECTORS];
@@ -73,14 +72,15 @@ __global__ void __launch_bounds__(Shape::kBLOCK, 1) embLayerNormKernel(EmbLayerN
     }
 
     float values[kVECTORS][kPER];
-    RowStatistics const statistics = spoilUnless(
-        rows.valid, Shape::statistics(values, width, hidden, a.epsilon,
-                        [&](int v, int i)
-                        {
-                            return toFloat(parts[0][v].values[i]) + toFloat(parts[1][v].values[i])
-                                   + toFloat(parts[2][v].values[i]);
-                        }));
-    if (!place.exists)
+    Shape::forEach(
+        [&](int v, int i)
+        {
+            values[v][i] = toFloat(parts[0][v].values[i]) + toFloat(parts[1][v].values[i])
+                           + toFloat(parts[2][v].values[i]);
+        });
+    RowStatistics const statistics
+        = spoilUnless(rows.valid, Shape::statistics(values, Width{hidden}, hidden, a.epsilon));
+    if (Shape::kSHARES_WARP && !place.exists)
     {
         return;
     }

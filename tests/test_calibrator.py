@@ -1,0 +1,627 @@
+"""calibrator.py: histograms against NumPy, each method against another implementation, the cache, bad data."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from conftest import WORDS, InProcess, Script, make_checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnxruntime.quantization.calibrate import HistogramCollector
+from transformers import BertForMaskedLM
+
+import calibrator
+import model2onnx
+from builder import assemble
+from calibrator import (
+    BATCH_TOKENS,
+    BINS,
+    COUNTED_AT_ONCE,
+    BertCalibrator,
+    Calibration,
+    Histogram,
+    Subject,
+    batch_inputs,
+    batches,
+    calibrate,
+    calibrate_cached,
+    find_range,
+    fingerprint,
+    read_cache,
+    read_data,
+    spread,
+    tensors_of,
+    write_cache,
+)
+from common import UserError
+from model_files import MASK_NAME, ModelFolder
+from network_runner import NetworkRunner
+from quantization import GROUPS, LINEAR_GROUPS, METHODS, Settings, encoder_products, in_groups
+from sentences import Sentence
+from trt_helper import QUANTIZED_MAXIMA, QUANTIZED_TYPES, TrtLog
+
+BIN = 2.0 / BINS  # a bin's width, relative to the largest value: the limit is at most twice that
+
+
+# --- histograms -------------------------------------------------------------------------------------------
+
+
+def histogram_of(*parts: np.ndarray) -> Histogram:
+    histogram = Histogram(torch.device("cpu"))
+    for part in parts:
+        magnitudes = torch.from_numpy(np.abs(part).astype(np.float32))
+        histogram.add(magnitudes, float(magnitudes.max()))
+    return histogram
+
+
+def random(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+magnitudes = st.lists(st.floats(0, 2.0**40, width=32), min_size=1, max_size=20).map(
+    lambda values: np.array(values, np.float32)
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(parts=st.lists(magnitudes, min_size=1, max_size=5))
+def test_histogram_counts_exactly_in_any_order(parts):
+    found = histogram_of(*parts)
+    values = np.concatenate(parts).astype(np.float64)
+    places = np.floor(values / found.limit * BINS).astype(int)
+    np.testing.assert_array_equal(found.on_cpu(), np.bincount(places, minlength=BINS))
+    assert found.largest == values.max() < found.limit
+    assert found.limit == 2.0**-60 or found.limit <= 2 * found.largest
+    backwards = histogram_of(*parts[::-1])
+    np.testing.assert_array_equal(found.on_cpu(), backwards.on_cpu())
+    assert (found.limit, found.largest) == (backwards.limit, backwards.largest)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_power_of_two_is_in_the_same_bin_whether_it_came_before_a_larger_value_or_after(order):
+    found = histogram_of(*[np.array([1.0]), np.array([2.0])][::order])
+    assert np.flatnonzero(found.on_cpu()).tolist() == [BINS // 4, BINS // 2]
+
+
+def test_more_values_in_one_bin_than_fp32_can_count():
+    """Attention probabilities of long sentences: almost all of them are nearly zero."""
+    values = torch.zeros(COUNTED_AT_ONCE + 3)
+    values[-1] = 1.0
+    found = Histogram(torch.device("cpu"))
+    found.add(values, 1.0)
+    assert found.on_cpu()[[0, BINS // 2]].tolist() == [COUNTED_AT_ONCE + 2, 1]
+
+
+# --- the methods ------------------------------------------------------------------------------------------
+
+
+def range_of(values: np.ndarray, method: str, kind: str = "int8", percentile: float = 99.99) -> float:
+    found = histogram_of(values)
+    return find_range(found.on_cpu(), found.limit, found.largest, method, kind, percentile)
+
+
+HARD = {
+    "normal": random(20000),
+    "heavy tails": np.random.default_rng(1).laplace(size=20000).astype(np.float32),
+    "half of it zero, as after GELU": np.maximum(random(20000), 0),
+    "three planted outliers": np.concatenate([random(20000), np.float32([40, -40, 39])]),
+    "one value": np.float32([0.3]),
+    "a power of two": np.full(50, 4, np.float32),
+    "tiny": random(1000, scale=1e-12),
+    "huge": random(1000, scale=1e30),
+}
+VALID = [(method, kind) for method in METHODS for kind in QUANTIZED_TYPES if (method, kind) != ("entropy", "fp8")]
+
+
+@pytest.mark.parametrize(("method", "kind"), VALID)
+@pytest.mark.parametrize("case", HARD)
+def test_ranges_are_positive_and_at_most_the_largest_value(case, method, kind):
+    found = range_of(HARD[case], method, kind)
+    assert 0 < found <= np.abs(HARD[case]).max()
+    assert method != "max" or found == np.abs(HARD[case]).max()
+
+
+@pytest.mark.parametrize(("method", "kind"), VALID)
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 1000), exponent=st.integers(-30, 30))
+def test_data_times_a_power_of_two_has_the_range_times_that(method, kind, seed, exponent):
+    values = np.random.default_rng(seed).standard_t(3, 500).astype(np.float32)
+    assert range_of(np.ldexp(values, exponent), method, kind) == pytest.approx(
+        math.ldexp(range_of(values, method, kind), exponent), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("case", HARD)
+@pytest.mark.parametrize("percentile", [10, 50, 99, 99.9, 99.99, 100])
+def test_percentile_is_numpys_to_a_bin(case, percentile):
+    values = np.abs(HARD[case]).astype(np.float64)
+    expected = [np.percentile(values, percentile, method=how) for how in ("lower", "higher")]  # between two values
+    found = range_of(HARD[case], "percentile", percentile=percentile)
+    bin_width = BIN * values.max()
+    assert expected[0] - bin_width <= found <= expected[1] + bin_width
+
+
+def test_percentile_leaves_outliers_out():
+    values = HARD["three planted outliers"]
+    assert range_of(values, "percentile", percentile=99.9) < 4
+    assert range_of(values, "percentile", percentile=100) == 40
+
+
+def plain_entropy(fine: np.ndarray, levels: int) -> int:
+    """The candidate with the least divergence, in loops: number of bins."""
+    best, least = 0, math.inf
+    for end in range(levels, len(fine) + 1):
+        p = [float(count) for count in fine[:end]]
+        p[-1] += float(sum(fine[end:]))
+        q = [0.0] * end
+        for level in range(levels):
+            group = range(level * end // levels, (level + 1) * end // levels)
+            filled = [place for place in group if fine[place] > 0]
+            for place in filled:
+                q[place] = sum(float(fine[one]) for one in group) / len(filled)
+        sums = sum(p), sum(q)
+        divergence = 0.0
+        for a, b in zip(p, q, strict=True):
+            if a > 0:
+                divergence += a / sums[0] * math.log(a / sums[0] / max(b / max(sums[1], 1e-300), 1e-12))
+        if divergence < least:
+            best, least = end, divergence
+    return best
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_entropy_is_the_published_algorithm(monkeypatch, seed):
+    """Beside a literal version in loops, with fewer bins; the largest value is at the very end of the last one."""
+    monkeypatch.setattr(calibrator, "ENTROPY_BINS", 96)
+    monkeypatch.setattr(calibrator, "ENTROPY_LEVELS", 16)
+    counts = np.random.default_rng(seed).poisson(3000 * np.exp(-np.linspace(0, 9, 96)))
+    counts[-1] = 2
+    assert calibrator.entropy_range(counts, 1.0, 1 - 1e-9) == pytest.approx(plain_entropy(counts, 16) / 96)
+
+
+@pytest.mark.parametrize("case", ["normal", "half of it zero, as after GELU", "three planted outliers"])
+def test_entropy_is_near_onnx_runtimes(case):
+    """ONNX Runtime puts the bins that 255 does not divide into its last level, and smooths: hence not the same."""
+    values = np.abs(HARD[case]).astype(np.float64)
+    largest = values.max()
+    histogram = np.histogram(np.concatenate([values, -values]), 2 * calibrator.ENTROPY_BINS + 1, (-largest, largest))
+    collector: Any = object.__new__(HistogramCollector)
+    _, theirs = collector.get_entropy_threshold((*histogram, -largest, largest), 255)
+    assert range_of(HARD[case], "entropy") == pytest.approx(float(theirs), rel=0.25)
+
+
+def brute_force_error(values: np.ndarray, largest: float, kind: str) -> float:
+    """Sum of squared errors of the values themselves, quantized and dequantized."""
+    top = QUANTIZED_MAXIMA[QUANTIZED_TYPES[kind]]
+    scaled = np.clip(values.astype(np.float64) / (largest / top), -top, top)
+    rounded = np.rint(scaled) if kind == "int8" else scaled.astype(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    return float(np.sum((rounded * (largest / top) - values) ** 2))
+
+
+@pytest.mark.parametrize("kind", QUANTIZED_TYPES)
+@pytest.mark.parametrize(
+    "case", ["normal", "heavy tails", "three planted outliers", "half of it zero, as after GELU"]
+)
+def test_mse_is_the_least_error_of_the_values_themselves(case, kind):
+    values = HARD[case]
+    candidates = np.abs(values).max() * np.geomspace(1, 1 / 16, 300)
+    least = min(brute_force_error(values, candidate, kind) for candidate in candidates)
+    assert brute_force_error(values, range_of(values, "mse", kind), kind) <= 1.02 * least
+
+
+def test_one_outlier_makes_max_coarse_and_mse_not():
+    values = np.concatenate([random(200_000), np.float32([15.0])])
+    found = {method: range_of(values, method) for method in METHODS}
+    assert found["max"] == 15
+    assert max(found["mse"], found["percentile"], found["entropy"]) < 8
+    assert brute_force_error(values, found["mse"], "int8") < 0.5 * brute_force_error(values, 15, "int8")
+
+
+# --- running over sentences -------------------------------------------------------------------------------
+
+
+def sentence(line: int, length: int) -> Sentence:
+    return Sentence(line, "", np.arange(length, dtype=np.int32))
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.integers(1, BATCH_TOKENS + 5), min_size=1, max_size=40))
+def test_each_sentence_is_in_one_batch_of_its_own_length(lengths):
+    given_sentences = [sentence(line, length) for line, length in enumerate(lengths)]
+    made = batches(given_sentences)
+    assert sorted(one.line for batch in made for one in batch) == list(range(len(lengths)))
+    for batch in made:
+        assert len({len(one.ids) for one in batch}) == 1
+        assert len(batch) == 1 or len(batch) * len(batch[0].ids) <= BATCH_TOKENS
+
+
+def test_a_batch_has_true_lengths_and_no_padding():
+    made = batch_inputs([sentence(1, 5), sentence(2, 5)])
+    assert made["position_ids"].tolist() == [[0, 1, 2, 3, 4]] * 2
+    assert made[MASK_NAME].tolist() == [[1] * 5] * 2
+    assert made["token_type_ids"].tolist() == [[0] * 5] * 2
+
+
+@given(total=st.integers(1, 2000), data=st.data())
+def test_spread_takes_different_places_from_all_over(total, data):
+    wanted = data.draw(st.integers(1, total))
+    places = spread(total, wanted)
+    assert len(set(places)) == len(places) == wanted
+    assert places == sorted(places)
+    assert 0 <= min(places) <= max(places) < total
+    assert max(places) >= total - 1 - total / wanted
+
+
+@pytest.fixture(scope="module")
+def folder(model_dir: Path) -> ModelFolder:
+    return ModelFolder(model_dir)
+
+
+def subject_of(folder: ModelFolder, path: Path, wanted: int) -> Subject:
+    data = read_data(folder, path, wanted, 0)
+    return Subject(folder, data.calibration, data.path, assemble, TrtLog(), "cpu")
+
+
+PLAIN = Settings(sentences=12, smoothing=None, method="max", groups=GROUPS)
+
+
+def test_maxima_are_those_of_the_sentences_one_by_one(folder, sentence_file):
+    subject = subject_of(folder, sentence_file, 12)
+    found = calibrate(subject, PLAIN)
+    names = tensors_of(encoder_products(folder.config), {})
+    assert list(found.ranges) == names
+    made = assemble(folder, TrtLog())
+    runner = NetworkRunner(made.network, outputs=names)
+    largest = dict.fromkeys(names, 0.0)
+    counted = dict.fromkeys(names, 0)
+    for one in subject.sentences:
+        inputs = batch_inputs([one])
+        inputs.pop(MASK_NAME)
+        for name, tensor in runner.run(inputs).items():
+            largest[name] = max(largest[name], float(tensor.abs().max()))
+            counted[name] += tensor.numel()
+    assert found.maxima == pytest.approx(largest, rel=1e-5)
+    assert found.ranges == found.maxima
+    assert {name: int(one.counts.sum()) for name, one in found.histograms.items()} == counted
+
+
+def test_smoothing_levels_the_channels(folder, sentence_file):
+    subject = subject_of(folder, sentence_file, 12)
+    settings_ = replace(PLAIN, groups=LINEAR_GROUPS, smoothing=1.0)
+    found = calibrate(subject, settings_)
+    assert all(name.endswith(".smoothed") for name in found.ranges)
+    assert found.maxima == pytest.approx(dict.fromkeys(found.maxima, 1.0), rel=1e-4)  # x / max|x|
+
+
+def damaged(tmp_path: Path, change: Any) -> ModelFolder:
+    source = make_checkpoint(tmp_path / "source")
+    model: Any = BertForMaskedLM.from_pretrained(source)
+    with torch.no_grad():
+        change(model.bert)
+    model.save_pretrained(source)
+    model2onnx.export(str(source), "paris [MASK]", tmp_path / "out")
+    return ModelFolder(tmp_path / "out")
+
+
+def test_a_tensor_that_is_zero_is_named(tmp_path, sentence_file):
+    def change(bert):
+        bert.encoder.layer[1].intermediate.dense.weight.zero_()
+        bert.encoder.layer[1].intermediate.dense.bias.zero_()
+
+    subject = subject_of(damaged(tmp_path, change), sentence_file, 12)
+    with pytest.raises(
+        UserError, match=r"'bert\.encoder\.layer\.1\.intermediate\.intermediate_act_fn' is zero"
+    ) as told:
+        calibrate(subject, PLAIN)
+    assert "in all 12 sentences" in str(told.value)
+    assert f"{sentence_file}, line 1 on" in str(told.value)
+    assert "--quantize" in str(told.value)
+    calibrate(subject, replace(PLAIN, groups=("qkv", "intermediate")))  # what the message advises
+
+
+def test_a_tensor_that_is_not_finite_is_named_with_the_sentence(tmp_path, sentence_file):
+    """Two huge values are finite each; their sum is not, and only in line 6 do they meet: "rome" in place 10."""
+
+    def change(bert):
+        bert.embeddings.word_embeddings.weight[5 + WORDS.index("rome"), 7] = 3e38
+        bert.embeddings.position_embeddings.weight[10, 7] = 3e38
+
+    subject = subject_of(damaged(tmp_path, change), sentence_file, 12)
+    with pytest.raises(UserError, match=r"tensor 'bert\.embeddings\.LayerNorm' has the value nan") as told:
+        calibrate(subject, PLAIN)
+    assert f"{sentence_file}, line 6;" in str(told.value)
+    others = [one for one in subject.sentences if one.line != 6]
+    calibrate(replace(subject, sentences=others), PLAIN)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
+def test_values_that_cannot_be_counted_are_refused(value):
+    runner: Any = SimpleNamespace(output_names=["a", "b"], device=torch.device("cpu"))
+    tensors = {"a": torch.ones(3, 4, 2), "b": torch.ones(3, 4, 2)}
+    tensors["b"][1, 3, 0] = -value
+    with pytest.raises(
+        UserError, match=r"tensor 'b' has the value .* in the sentence of file\.txt, line 8; expected"
+    ):
+        BertCalibrator(runner).add(tensors, [sentence(line, 4) for line in (7, 8, 9)], Path("file.txt"))
+
+
+# --- reading the sentences --------------------------------------------------------------------------------
+
+
+def test_calibration_and_evaluation_have_no_sentence_in_common(folder, sentence_file):
+    data = read_data(folder, sentence_file, 5, 4)
+    lines = [[one.line for one in part] for part in (data.calibration, data.evaluation)]
+    assert [len(part) for part in lines] == [5, 4]
+    assert not {*lines[0]} & {*lines[1]}
+    assert data.mask_id == 4
+    assert len(read_data(folder, sentence_file, 10, 64).evaluation) == 2
+
+
+def test_lines_are_cut_to_the_position_table(folder, tmp_path):
+    (tmp_path / "long.txt").write_text("a " * 200)
+    data = read_data(folder, tmp_path / "long.txt", 1, 0)
+    assert len(data.calibration[0].ids) == 64
+    assert data.calibration[0].ids[-1] == 3  # [SEP]
+
+
+BAD_DATA = [
+    (None, r"cannot read .*bad\.txt: No such file"),
+    (b"", r"bad\.txt holds no sentence, only blank lines"),
+    (b"  \n\t\n\n", r"bad\.txt holds no sentence, only blank lines"),
+    (b"paris\nly\xf6n\n", r"bad\.txt, line 2: byte 3 \(0xf6\) is not UTF-8.*\(1 bad lines in all\)"),
+    (b"paris\nlyon\n", r"bad\.txt has 2 sentences, fewer than the 3 asked for.*--calibration-sentences"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_DATA)
+def test_bad_data(folder, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "bad.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_data(folder, tmp_path / "bad.txt", 3, 0)
+
+
+# --- the cache --------------------------------------------------------------------------------------------
+
+MADE = Calibration(
+    Settings(), {"x.smoothed": 0.1, "y": 3.0}, {"x.smoothed": 0.2, "y": 4.0}, {"x": np.float32([1, 2])}
+)
+
+
+class Cache:
+    """A cache in a copy of a model's folder, and what a calibration would be made of."""
+
+    def __init__(self, model: Path, place: Path) -> None:
+        shutil.copytree(model, place)
+        self.folder = ModelFolder(place)
+        self.sentences = [sentence(1, 5), sentence(2, 7)]
+        self.settings = Settings()
+        self.path = place / "calibration.json"
+        self.made = 0
+
+    def get(self) -> Calibration:
+        def make() -> Calibration:
+            self.made += 1
+            return replace(MADE, settings=self.settings)
+
+        return calibrate_cached(self.folder, self.sentences, self.settings, self.path, make)
+
+
+@pytest.fixture
+def cache(model_dir, tmp_path) -> Cache:
+    return Cache(model_dir, tmp_path / "model")
+
+
+def test_the_cache_is_used_again(cache, capsys):
+    first, second = cache.get(), cache.get()
+    assert cache.made == 1
+    assert second.ranges == first.ranges == MADE.ranges
+    assert second.maxima == MADE.maxima
+    np.testing.assert_array_equal(second.smoothing["x"], MADE.smoothing["x"])
+    assert "model, sentences and settings are the same" in capsys.readouterr().err
+    assert sorted(path.name for path in cache.path.parent.iterdir() if "calibration" in path.name) == [
+        cache.path.name
+    ]
+
+
+def test_a_range_comes_back_bit_for_bit(cache):
+    ranges = {"x": 0.1 + 0.2, "y": float(np.float32(1e-7))}
+    write_cache(cache.path, replace(MADE, ranges=ranges), fingerprint(cache.folder, cache.sentences, cache.settings))
+    assert cache.get().ranges == ranges
+
+
+def append(name: str) -> Any:
+    def change(cache: Cache) -> None:
+        with (cache.folder.path / name).open("ab") as file:
+            file.write(b" ")
+
+    return change
+
+
+def set_to(**changed: object) -> Any:
+    def change(cache: Cache) -> None:
+        cache.settings = replace(cache.settings, **changed)  # pyright: ignore[reportArgumentType]
+
+    return change
+
+
+CHANGES = [
+    (append("model.onnx.data"), "Changed: weights"),
+    (append("config.json"), "Changed: configuration"),
+    (lambda cache: cache.sentences.reverse(), "Changed: calibration sentences"),
+    (lambda cache: cache.sentences.pop(), "Changed: calibration sentences"),
+    (set_to(method="max"), "Changed: setting method (mse -> max)"),
+    (set_to(percentile=99.0), "Changed: setting percentile (99.99 -> 99.0)"),
+    (set_to(sentences=2), "Changed: setting sentences (128 -> 2)"),
+    (set_to(groups=("qkv",)), "Changed: setting groups (["),
+    (set_to(smoothing=None), "Changed: setting smoothing (auto -> None)"),
+    (set_to(smoothing=0.5, method="max"), "setting method (mse -> max), setting smoothing (auto -> 0.5)"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), CHANGES, ids=[told for _, told in CHANGES])
+def test_a_cache_that_does_not_fit_is_made_again_and_says_why(cache, capsys, change, told):
+    cache.get()
+    change(cache)
+    cache.get()
+    assert cache.made == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+    cache.get()
+    assert cache.made == 2
+
+
+def test_int8_and_fp8_are_kept_beside_each_other(cache):
+    for kind in ("int8", "fp8", "int8", "fp8"):
+        cache.settings = Settings(kind)
+        assert cache.get().settings.kind == kind
+    assert cache.made == 2
+    assert set(json.loads(cache.path.read_text())) == {"int8", "fp8"}
+
+
+def changed_entry(**parts: object) -> Any:
+    return lambda text: json.dumps({"int8": json.loads(text)["int8"] | parts})
+
+
+DAMAGE = {
+    "empty": lambda text: "",
+    "cut off": lambda text: text[:-20],
+    "no JSON": lambda text: "ranges: 1",
+    "a list": lambda text: "[]",
+    "an entry that is a list": lambda text: '{"int8": []}',
+    "an entry that is a number": lambda text: '{"int8": 5}',
+    "an empty entry": lambda text: '{"int8": {}}',
+    "a changed range": lambda text: text.replace("3.0", "8.0"),
+    "a negative range": lambda text: text.replace("3.0", "-3.0"),
+    "a range that is NaN": lambda text: text.replace("3.0", "NaN"),
+    "a range that is text": lambda text: text.replace("3.0", '"3.0"'),
+    "a range that is missing": changed_entry(ranges={"y": 3.0}),
+    "ranges that are a list": changed_entry(ranges=[3.0]),
+    "divisors that are missing": changed_entry(smoothing={"x": [1.0]}),
+    "smoothing that is null": changed_entry(smoothing=None),
+    "a fingerprint that is null": changed_entry(fingerprint=None),
+    "too deep": lambda text: "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_cache_is_made_again_and_says_so(cache, capsys, damage):
+    cache.get()
+    text = cache.path.read_text()
+    broken = DAMAGE[damage](text)
+    assert broken != text
+    cache.path.write_text(broken)
+    found = cache.get()
+    assert cache.made == 2
+    assert found.ranges == MADE.ranges
+    assert f"{cache.path} is damaged (" in capsys.readouterr().err
+    assert cache.path.read_text() == text
+
+
+def test_a_cache_that_is_not_utf8(cache, capsys):
+    cache.path.write_bytes(b"\xff\xfe{}")
+    assert cache.get().ranges == MADE.ranges
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_no_cache_yet_is_nothing_to_tell(cache, capsys):
+    wanted = fingerprint(cache.folder, cache.sentences, cache.settings)
+    assert read_cache(cache.path, wanted, cache.settings) is None
+    assert capsys.readouterr().err == ""
+
+
+def test_a_cache_that_cannot_be_written_is_named(cache):
+    cache.path.mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*calibration\.json: Is a directory"):
+        cache.get()
+
+
+def test_a_failed_write_leaves_the_old_cache(cache, monkeypatch):
+    cache.get()
+    before = cache.path.read_bytes()
+    cache.settings = Settings("fp8")
+    monkeypatch.setattr(calibrator.json, "dumps", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_cache(cache.path, replace(MADE, settings=cache.settings), {})
+    monkeypatch.undo()
+    assert cache.path.read_bytes() == before
+
+
+# --- the script -------------------------------------------------------------------------------------------
+
+
+def test_the_script_writes_table_cache_json_and_picture(in_process: InProcess, model_dir, sentence_file, tmp_path):
+    cache, result, picture = tmp_path / "new" / "c.json", tmp_path / "r.json", tmp_path / "p.png"
+    options = ["--model-dir", model_dir, "--calibration-data", sentence_file, "--calibration-sentences", 8]
+    options += ["--cache", cache, "--json", result, "--plot", picture, "--calibration", "percentile"]
+    done = in_process(calibrator.main, *options)
+    assert done.code == 0, done.err
+    assert "Ranges by percentile" in done.out
+    assert f"-> {cache}" in " ".join(done.out.split())
+    assert "8 tensors, 8 sentences in" in done.out
+    assert "relative L2 error by strength: off " in done.err
+    said = json.loads(result.read_text())
+    entry = json.loads(cache.read_text())["int8"]
+    assert said["ranges"] == entry["ranges"]
+    assert all(name.removesuffix(".smoothed") in done.out for name in said["ranges"])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_fp8_and_all_groups(in_process: InProcess, model_dir, sentence_file, tmp_path):
+    options = ["--model-dir", model_dir, "--calibration-data", sentence_file, "--calibration-sentences", 4]
+    options += ["--precision", "fp8", "--quantize", ",".join(GROUPS), "--smooth", "off", "--plot", tmp_path / "p.svg"]
+    done = in_process(calibrator.main, *options, "--cache", tmp_path / "c.json")
+    assert done.code == 0, done.err
+    assert len(json.loads((tmp_path / "c.json").read_text())["fp8"]["ranges"]) == 2 * (4 + 4)
+    assert "of fp8" in done.out
+    assert (tmp_path / "p.svg").read_bytes().lstrip().startswith(b"<?xml")
+
+
+WRONG = [
+    (["--calibration", "median"], 2, "invalid choice: 'median'"),
+    (["--precision", "fp16"], 2, "invalid choice: 'fp16'"),
+    (["--percentile", "0"], 2, "'0': expected more than 0 and at most 100, such as 99.99"),
+    (["--percentile", "nan"], 2, "'nan': expected more than 0"),
+    (["--calibration-sentences", "0"], 2, "'0': expected a whole number from 1"),
+    (["--calibration-sentences", "1.5"], 2, "'1.5': expected a whole number from 1"),
+    (["--quantize", "qkv,head"], 2, "'head' is none of qkv, attention-output, intermediate, output, attention"),
+    (["--quantize", ""], 2, "'' is none of qkv"),
+    (["--smooth", "1.1"], 2, "'1.1': expected off, auto, or a number from 0 to 1"),
+    (["--plot", "ranges.txt"], 2, "'ranges.txt': expected a name that ends in .png, .svg or .pdf"),
+    (["--precision", "fp8", "--calibration", "entropy"], 1, "choose max, percentile or mse"),
+    (["--model-dir", "nowhere"], 1, "no model folder at nowhere"),
+    (["--calibration-data", "none.txt"], 1, "cannot read none.txt: No such file"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), WRONG)
+def test_wrong_options(in_process: InProcess, model_dir, tmp_path, arguments, code, message):
+    cache = tmp_path / "c.json"
+    done = in_process(calibrator.main, "--model-dir", model_dir, "--cache", cache, *arguments)
+    assert done.code == code
+    assert message in " ".join(done.err.split())
+    assert not cache.exists()
+
+
+def test_as_a_script_a_wrong_option_is_exit_code_2(script: Script):
+    done = script("calibrator.py", "--smooth", "much")
+    assert done.returncode == 2
+    assert "'much': expected off, auto" in done.stderr
+
+
+def test_a_model_without_tokenizer_says_so(model_dir, tmp_path, sentence_file):
+    shutil.copytree(model_dir, tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json is missing; write it again with model2onnx\.py"):
+        read_data(ModelFolder(tmp_path / "model"), sentence_file, 1, 0)
+
+
+def test_groups_of_products(folder):
+    assert len(in_groups(encoder_products(folder.config), ["attention"])) == 4
