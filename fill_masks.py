@@ -100,8 +100,9 @@ def fill(
     for batch in batches:
         for place, all_scores in zip(batch.sentences, batch.split(run(batch.inputs)), strict=True):
             scores = all_scores[sentences[place].ids == mask_id]  # (number of [MASK], vocabulary)
-            words = [describe_words(row, best_words(row), tokens) for row in scores]
-            found[sentences[place].line] = words if np.isfinite(scores).all() else None
+            usable = np.isfinite(scores).all()
+            words = [describe_words(row, best_words(row), tokens) for row in scores] if usable else None
+            found[sentences[place].line] = words
     return found
 
 
@@ -161,7 +162,8 @@ def fill_file(
     make_folder(target.parent)
     sentences, problems = read_maskable(folder, source, seq_len)
     batches = make_batches(sentences, batching, seq_len, batch)
-    progress: Iterator[Batch] = iter(track(batches, "filling", console=log_console, transient=True))
+    shown = {"console": log_console, "transient": True, "disable": not log_console.is_terminal}
+    progress: Iterator[Batch] = iter(track(batches, "filling", **shown))
     mask_id = load_tokenizer(folder).mask_token_id
     fillings = fill(sentences, progress, run, mask_id, folder.tokens())
     told = "the network's scores are not finite; build with --precision bf16 or fp32"
@@ -176,9 +178,9 @@ def fill_file(
     with write_whole(target) as file:
         for line in sorted(records):
             file.write((json.dumps(records[line], ensure_ascii=False) + "\n").encode())
+    filled = len(sentences) - len(overflown)
     console.print(
-        f"{len(sentences) - len(overflown)} sentences in {len(batches)} batches, {len(problems)} bad lines -> {target}",
-        soft_wrap=True,
+        f"{filled} sentences in {len(batches)} batches, {len(problems)} bad lines -> {target}", soft_wrap=True
     )
 
 
