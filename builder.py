@@ -5,11 +5,12 @@
     python builder.py --precision fp16 --seq-len 1,64,512
     python builder.py --compare-layers
     python builder.py --gelu decomposed --verbose
+    python builder.py --fusion plugins              fused layers: EmbLayerNorm, QkvToContext, SkipLayerNorm
+    python builder.py --batching packed             many sentences without padding; padded: with a mask
+    python builder.py --batching packed --sentences FILE      fills every [MASK] of a text file
 
 The network is the checkpoint's own graph (Devlin et al., arXiv:1810.04805), read from top to bottom:
 ``embeddings``, L times ``encoder_layer``, ``head``.
-    python builder.py --fusion plugins              fused layers: EmbLayerNorm, QkvToContext, SkipLayerNorm
-    python builder.py --batching packed             many sentences without padding; padded: with a mask
 
 Letters in shapes: B batch, S sequence length, T tokens of all sentences together, H hidden size, N heads, D head size
 (H = N · D). For one sentence tensors are (S, H), without an axis of length 1 in front, which builds faster; for a
@@ -29,6 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from common import UserError, run_script
+from fill_masks import check_source, fill_network
 from fusion_log import print_fusions
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, BertConfig, ModelFolder, WeightFile
 from pipeline import Job, add_common_arguments, finish, print_report, sequence_range, write_json
@@ -57,6 +59,10 @@ from trt_helper import (
 BATCHINGS = ("single", "padded", "packed")
 FUSED_LAYERS = ("EmbLayerNorm", "SkipLayerNorm", "QkvToContext")
 DEFAULT_BATCH = SequenceRange(1, 8, 32)
+ATTENTION_STAYS = (
+    "--quantize attention: the QkvToContext plugin computes attention's own products in fp16; leave attention out, "
+    "or build with --fusion none"
+)
 FUSIONS = {"none": (), "plugins": FUSED_LAYERS}  # which of them a network has
 
 
@@ -331,6 +337,12 @@ def run(args: argparse.Namespace) -> Job:
     batch = args.batch or (ONE_SENTENCE if args.batching == "single" else DEFAULT_BATCH)
     if args.batching == "single" and batch != ONE_SENTENCE:
         raise UserError("--batch: one sentence has no batch; add --batching padded or --batching packed")
+    if "QkvToContext" in fused and args.precision in QUANTIZED_TYPES and "attention" in args.quantize:
+        raise UserError(ATTENTION_STAYS)
+    if args.fillings is not None and args.sentences is None:
+        raise UserError("--fillings: nothing is filled without --sentences FILE; add it")
+    if args.sentences is not None:
+        check_source(folder, args.sentences, batch)
     job = Job.prepare("builder.py", folder, args, args.batching, batch, fused)
     with job.logging() as log:
         quantization = job.quantize(args, assemble, log)
@@ -347,8 +359,6 @@ def run(args: argparse.Namespace) -> Job:
                 bert.network, names, folder, job.tolerance, bert.known, job.inputs
             )
         if args.sentences is not None:
-            from fill_masks import fill_network
-
             fill_network(job, bert.network, bert.known, args.sentences, args.fillings)
     if args.gelu == "decomposed" and job.verbose_log is not None:
         print_fusions(job.verbose_log, bert.gelu_parts, job.plan_path)
@@ -447,14 +457,9 @@ def refuse_attention_products(quantization: Quantization) -> None:
     Raises:
         UserError: one of them is to be quantized.
     """
-    own = [
-        name for name in quantization.products if name.endswith((".attention.self.scores", ".attention.self.context"))
-    ]
-    if own:
-        raise UserError(
-            f"--quantize attention: {len(own)} of attention's own products are to be quantized, but the QkvToContext "
-            "plugin computes them in fp16; leave attention out, or build with --fusion none"
-        )
+    own = (".attention.self.scores", ".attention.self.context")
+    if any(name.endswith(own) for name in quantization.products):
+        raise UserError(ATTENTION_STAYS)
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:

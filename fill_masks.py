@@ -54,10 +54,11 @@ class Batch:
 def make_batches(
     sentences: Sequence[Sentence], batching: str, seq_len: SequenceRange, batch: SequenceRange
 ) -> list[Batch]:
-    """Puts sentences into batches that a plan with these ranges accepts; none may be longer than ``seq_len`` says."""
+    """Puts sentences, whose lengths ``seq_len`` allows, into batches that a plan with these ranges accepts."""
     if batching == "single":
         return [_single(sentence, place) for place, sentence in enumerate(sentences)]
-    limits = Limits(min(TOKENS_AT_ONCE, batch.maximum * seq_len.maximum), batch.maximum, seq_len.maximum)
+    budget = min(max(TOKENS_AT_ONCE, seq_len.maximum), batch.maximum * seq_len.maximum)
+    limits = Limits(budget, batch.maximum, seq_len.maximum)
     ids, lines = [sentence.ids for sentence in sentences], [sentence.line for sentence in sentences]
     if batching == "packed":
         return [packed_batch(made) for made in pack(ids, limits, lines=lines)]
@@ -86,41 +87,61 @@ def padded_batch(made: PaddedBatch) -> Batch:
 
 def fill(
     sentences: Sequence[Sentence], batches: Iterable[Batch], run: Run, mask_id: int, tokens: Sequence[str]
-) -> list[list[list[dict[str, Any]]]]:
+) -> dict[int, list[list[dict[str, Any]]] | None]:
     """Runs the batches.
 
     Returns:
-        For each sentence, for each [MASK] in it, the ten best words: ``{"word", "id", "probability"}``.
+        By line, for each [MASK] in it, the ten best words: ``{"word", "id", "probability"}``; None if a score of the
+        line is not finite.
     """
     from pipeline import best_words, describe_words
 
-    found: dict[int, list[list[dict[str, Any]]]] = {}
+    found: dict[int, list[list[dict[str, Any]]] | None] = {}
     for batch in batches:
-        for place, scores in zip(batch.sentences, batch.split(run(batch.inputs)), strict=True):  # (S, vocabulary)
-            positions = np.flatnonzero(sentences[place].ids == mask_id)
-            found[place] = [describe_words(scores[at], best_words(scores[at]), tokens) for at in positions]
-    return [found[place] for place in range(len(sentences))]
+        for place, all_scores in zip(batch.sentences, batch.split(run(batch.inputs)), strict=True):
+            scores = all_scores[sentences[place].ids == mask_id]  # (number of [MASK], vocabulary)
+            usable = np.isfinite(scores).all()
+            words = [describe_words(row, best_words(row), tokens) for row in scores] if usable else None
+            found[sentences[place].line] = words
+    return found
 
 
-def read_maskable(folder: ModelFolder, path: Path, longest: int) -> tuple[list[Sentence], list[Problem]]:
-    """The file's sentences with [MASK], and its bad lines; a sentence longer than ``longest`` tokens is one of those.
+def check_source(folder: ModelFolder, path: Path, batch: SequenceRange) -> None:
+    """Checks what can be checked before a plan is built.
 
     Raises:
-        UserError: the model has no head, or no line can be used.
+        UserError: the model has no head, the file is missing, or the smallest batch has several sentences.
     """
     if not folder.config.has_head:
         raise UserError(f"{folder.path} has no masked-language-model head; expected a BertForMaskedLM checkpoint")
-    sentences, problems = read_sentences(path, load_tokenizer(folder), folder.config, need_mask=True)
-    told = "tokens, more than the {} of the plan; build with a wider --seq-len, or shorten the line"
-    problems += [
-        Problem(one.line, f"{path}, line {one.line}: {len(one.ids)} {told.format(longest)}")
-        for one in sentences
-        if len(one.ids) > longest
-    ]
-    usable = [one for one in sentences if len(one.ids) <= longest]
-    if not usable:
+    if not path.exists():
+        raise UserError(f"no file {path}; name a text file with one sentence a line")
+    if batch.minimum > 1:
+        raise UserError(
+            f"the plan's smallest batch has {batch.minimum} sentences, but the last ones of a file may be fewer; "
+            "build with --batch 1,OPT,MAX"
+        )
+
+
+def read_maskable(folder: ModelFolder, path: Path, seq_len: SequenceRange) -> tuple[list[Sentence], list[Problem]]:
+    """The file's sentences with [MASK], and its bad lines; one that ``seq_len`` does not allow is among those.
+
+    Raises:
+        UserError: no line can be used.
+    """
+    found, problems = read_sentences(path, load_tokenizer(folder), folder.config, need_mask=True)
+    sentences = []
+    for one in found:
+        length = len(one.ids)
+        if seq_len.minimum <= length <= seq_len.maximum:
+            sentences.append(one)
+            continue
+        told = f"the plan takes {seq_len.minimum} to {seq_len.maximum}; build with a wider --seq-len"
+        problems.append(Problem(one.line, f"{path}, line {one.line}: {length} tokens, but {told}"))
+    problems.sort(key=lambda problem: problem.line)
+    if not sentences:
         raise UserError(f"{path}: no line can be used; the first: {problems[0].message}")
-    return usable, sorted(problems, key=lambda problem: problem.line)
+    return sentences, problems
 
 
 def fill_file(
@@ -132,16 +153,24 @@ def fill_file(
     batch: SequenceRange,
     run: Run,
 ) -> None:
-    """Fills every [MASK] of ``source`` and writes ``target``: a JSON object for each line that is not blank."""
+    """Fills every [MASK] of ``source`` and writes ``target``: a JSON object for each line that is not blank.
+
+    Raises:
+        UserError: see ``check_source`` and ``read_maskable``; or ``target`` cannot be written.
+    """
+    check_source(folder, source, batch)
     make_folder(target.parent)
-    sentences, problems = read_maskable(folder, source, seq_len.maximum)
+    sentences, problems = read_maskable(folder, source, seq_len)
     batches = make_batches(sentences, batching, seq_len, batch)
-    progress: Iterator[Batch] = iter(track(batches, "filling", console=log_console, transient=True))
+    shown = {"console": log_console, "transient": True, "disable": not log_console.is_terminal}
+    progress: Iterator[Batch] = iter(track(batches, "filling", **shown))
     mask_id = load_tokenizer(folder).mask_token_id
     fillings = fill(sentences, progress, run, mask_id, folder.tokens())
+    told = "the network's scores are not finite; build with --precision bf16 or fp32"
+    overflown = [one.line for one in sentences if fillings[one.line] is None]
+    problems += [Problem(line, f"{source}, line {line}: {told}") for line in overflown]
     records: dict[int, dict[str, Any]] = {
-        sentence.line: {"line": sentence.line, "text": sentence.text, "fillings": words}
-        for sentence, words in zip(sentences, fillings, strict=True)
+        one.line: {"line": one.line, "text": one.text, "fillings": fillings[one.line]} for one in sentences
     }
     for problem in problems:
         warn(problem.message)
@@ -149,8 +178,9 @@ def fill_file(
     with write_whole(target) as file:
         for line in sorted(records):
             file.write((json.dumps(records[line], ensure_ascii=False) + "\n").encode())
+    filled = len(sentences) - len(overflown)
     console.print(
-        f"{len(sentences)} sentences in {len(batches)} batches, {len(problems)} bad lines -> {target}", soft_wrap=True
+        f"{filled} sentences in {len(batches)} batches, {len(problems)} bad lines -> {target}", soft_wrap=True
     )
 
 
@@ -174,7 +204,13 @@ def fill_network(job: Job, network: trt.INetworkDefinition, known: Known, source
 
 
 def ranges_of_plan(profile: Mapping[str, Sequence[Sequence[int]]]) -> tuple[str, SequenceRange, SequenceRange]:
-    """(batching, sequence lengths, sentences in a batch) of a plan, from the profile of its inputs."""
+    """(batching, sequence lengths, sentences in a batch) of a plan, from the profile of its inputs.
+
+    Raises:
+        UserError: it is no plan of BERT.
+    """
+    if not profile.keys() >= set(INPUT_NAMES):
+        raise UserError(f"the plan's inputs are {', '.join(profile)}; expected a plan of builder.py")
     ids = np.array(profile[INPUT_NAMES[0]])  # (3, rank): minimum, optimum, maximum
     if LENGTHS_NAME in profile:
         sentences = np.array(profile[LENGTHS_NAME])[:, 0] - 1

@@ -27,7 +27,7 @@ import torch
 
 import plugin_layers
 from common import UserError
-from packing import check_batch
+from packing import CHECKED, check_batch
 from plugin_layers import Known, PluginLayer
 from plugins import reference
 from tensorrt_product import trt
@@ -777,13 +777,13 @@ class NetworkRunner:
             One tensor per wanted name, in the type that it has in the network, on the runner's device.
 
         Raises:
-            UserError: an input is missing or unknown.
+            UserError: an input is missing or unknown, or what keeps the sentences of a batch apart is wrong.
         """
         if set(inputs) != set(self.input_names):
             raise UserError(f"inputs given: {sorted(inputs)}; the network has {sorted(self.input_names)}")
         cast = {name: torch.as_tensor(inputs[name]).to(self._input_types[name]) for name in self.input_names}
-        if not any(tensor.is_cuda for tensor in cast.values()):  # on a GPU the check would wait for it
-            check_batch({name: tensor.numpy() for name, tensor in cast.items() if tensor.dtype == torch.int32})
+        if not any(tensor.is_cuda for tensor in cast.values()):  # to look at what is on a GPU would be to wait for it
+            check_batch({name: cast[name].numpy() for name in CHECKED if name in cast})
         arguments = [tensor.to(self.device) for tensor in cast.values()]
         with torch.inference_mode(), _accurate_products():
             return dict(zip(self.output_names, self.module(*arguments), strict=True))

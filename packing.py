@@ -19,6 +19,7 @@ from common import UserError
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME
 
 Ids = Sequence[int] | np.ndarray  # of one sentence
+CHECKED = (INPUT_NAMES[0], MASK_NAME, LENGTHS_NAME)  # what ``check_batch`` looks at
 
 
 @dataclass(frozen=True)

@@ -241,15 +241,16 @@ class Job:
 
     @property
     def inputs(self) -> dict[str, np.ndarray]:
-        """The demo's sentence as the network takes it."""
-        ids = self.demo.inputs
+        """The demo's sentence as the network takes it, in a batch as often as the smallest batch has sentences."""
+        ids, copies = self.demo.inputs, self.options.batch.minimum
         if self.batching == "single":
             return ids
         length = ids["input_ids"].shape[1]
+        rows = {name: np.repeat(values, copies, axis=0) for name, values in ids.items()}  # (B, S)
         if self.batching == "padded":
-            return ids | {MASK_NAME: np.ones((1, length), np.int32)}
-        flat = {name: values.reshape(-1) for name, values in ids.items()}
-        return flat | {LENGTHS_NAME: np.array([0, length], np.int32)}
+            return rows | {MASK_NAME: np.ones((copies, length), np.int32)}
+        flat = {name: values.reshape(-1) for name, values in rows.items()}  # (T,)
+        return flat | {LENGTHS_NAME: np.arange(copies + 1, dtype=np.int32) * length}
 
     @property
     def tolerance(self) -> float:
@@ -352,7 +353,8 @@ def finish(
         job.executed_by = "pytorch"
         output = _run_with_pytorch(job, network, known)
     tokens = job.folder.tokens() if job.demo.mask_positions else []
-    job.comparison = Comparison.of(output.reshape(job.demo.output.shape), job.demo, tokens)
+    last = output.reshape(-1, *job.demo.output.shape[1:])[-1:]  # (1, S, vocabulary or H)
+    job.comparison = Comparison.of(last, job.demo, tokens)
 
 
 def write_json(path: Path | None, results: dict[str, Any] | list[dict[str, Any]]) -> None:

@@ -1,0 +1,361 @@
+"""builder.py with masks, batches, packed sentences and fused layers: every combination says what PyTorch says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plugin_build_for_tests import built_plugins
+from transformers import BertForMaskedLM
+
+import builder
+import model2onnx
+from builder import BATCHINGS, FUSED_LAYERS, FUSIONS
+from common import UserError
+from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
+from network_runner import NetworkRunner
+from packing import Limits, pack, pad, scatter
+from pipeline import TOLERANCES, relative_l2
+from plugins import build
+from quantization import LINEAR_GROUPS, Quantization, encoder_products, in_groups, inspect, range_name
+from tensorrt_product import trt
+from trt_helper import ONE_SENTENCE, BuildOptions, SequenceRange, TrtLog, build_plan, check_plan, read_info
+
+POSITIONS = 64  # of the fixture's checkpoint
+LENGTHS = (7, 64, 1, 33, 2, 16)  # one token, the whole position table, both sides of a power of two
+EVERY_FUSION = pytest.mark.parametrize("fusion", list(FUSIONS))
+BATCHED = pytest.mark.parametrize("batching", ["padded", "packed"])
+EVERY_BATCHING = pytest.mark.parametrize("batching", BATCHINGS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugins() -> Path:
+    return built_plugins()
+
+
+@dataclass(frozen=True)
+class Words:
+    """A sentence as ids and token types, each (S,)."""
+
+    ids: np.ndarray
+    types: np.ndarray
+
+
+def make_sentences(lengths: Sequence[int], seed: int = 0) -> list[Words]:
+    random = np.random.default_rng(seed)
+    return [Words(random.integers(0, 71, length), random.integers(0, 2, length)) for length in lengths]
+
+
+def padded_inputs(sentences: Sequence[Words], filling: int = 0) -> dict[str, np.ndarray]:
+    """(B, S) each; ids and types of the padding are ``filling``."""
+    shape = (len(sentences), max(len(one.ids) for one in sentences))
+    ids, types = np.full(shape, filling, np.int32), np.full(shape, filling, np.int32)
+    mask = np.zeros(shape, np.int32)
+    for row, one in enumerate(sentences):
+        inside = (row, slice(len(one.ids)))
+        ids[inside], types[inside], mask[inside] = one.ids, one.types, 1
+    positions = np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1))
+    return dict(zip(INPUT_NAMES, (ids, types, positions), strict=True)) | {MASK_NAME: mask}
+
+
+def packed_inputs(sentences: Sequence[Words]) -> dict[str, np.ndarray]:
+    """(T,) each, and cu_seqlens (B + 1,)."""
+    lengths = [len(one.ids) for one in sentences]
+    values = ([one.ids for one in sentences], [one.types for one in sentences], map(np.arange, lengths))
+    joined = {name: np.concatenate(list(parts)) for name, parts in zip(INPUT_NAMES, values, strict=True)}
+    return joined | {LENGTHS_NAME: np.cumsum([0, *lengths], dtype=np.int32)}
+
+
+def run_sentences(runner: NetworkRunner, batching: str, sentences: Sequence[Words]) -> list[np.ndarray]:
+    """The network's output for each sentence, (S_i, vocabulary)."""
+    (name,) = runner.output_names
+    lengths = [len(one.ids) for one in sentences]
+    if batching == "single":
+        alone = [padded_inputs([one]) for one in sentences]
+        return [runner.run({key: one[key] for key in INPUT_NAMES})[name].numpy()[0] for one in alone]
+    if batching == "padded":
+        rows = runner.run(padded_inputs(sentences))[name].numpy()
+        return [row[:length] for row, length in zip(rows, lengths, strict=True)]
+    return np.split(runner.run(packed_inputs(sentences))[name].numpy(), np.cumsum(lengths)[:-1])
+
+
+@pytest.fixture(scope="module")
+def hugging_face(checkpoint: Path) -> Any:
+    return BertForMaskedLM.from_pretrained(checkpoint, attn_implementation="eager").eval()
+
+
+def pytorchs_answer(model: Any, sentences: Sequence[Words]) -> list[np.ndarray]:
+    """Hugging Face's own model on a padded batch with its own attention mask."""
+    given = {name: torch.from_numpy(values) for name, values in padded_inputs(sentences).items()}
+    with torch.inference_mode():
+        scores = model(**given).logits.numpy()  # (B, S, vocabulary)
+    return [row[: len(one.ids)] for row, one in zip(scores, sentences, strict=True)]
+
+
+def error(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+    """Relative L2 of all sentences together; NaN if anything is NaN."""
+    assert [one.shape for one in found] == [one.shape for one in expected]
+    return relative_l2(np.concatenate(found), np.concatenate(expected))
+
+
+Made = tuple[NetworkRunner, builder.AssembledBert]  # the second owns what the first reads
+
+
+def make_runner(folder: Path, precision: str, batching: str, fused: Sequence[str], **options: Any) -> Made:
+    bert = builder.assemble(ModelFolder(folder), TrtLog(), precision, batching=batching, fused=fused, **options)
+    return NetworkRunner(bert.network, known=bert.known), bert
+
+
+@pytest.fixture(scope="module")
+def runner_of(model_dir: Path) -> Callable[[str, str, Sequence[str]], NetworkRunner]:
+    """Makes each network once for all tests of this file."""
+    made: dict[Any, Made] = {}
+
+    def get(precision: str, batching: str, fused: Sequence[str]) -> NetworkRunner:
+        key = (precision, batching, tuple(fused))
+        if key not in made:
+            made[key] = make_runner(model_dir, precision, batching, fused)
+        return made[key][0]
+
+    return get
+
+
+def layer_kinds(network: trt.INetworkDefinition) -> list[str]:
+    return [network.get_layer(index).type.name for index in range(network.num_layers)]
+
+
+# --- against PyTorch ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@EVERY_BATCHING
+@EVERY_FUSION
+def test_a_ragged_batch_equals_pytorch(runner_of, hugging_face, fusion, batching, precision):
+    sentences = make_sentences(LENGTHS)
+    found = run_sentences(runner_of(precision, batching, FUSIONS[fusion]), batching, sentences)
+    assert error(found, pytorchs_answer(hugging_face, sentences)) <= TOLERANCES[precision]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@EVERY_BATCHING
+@pytest.mark.parametrize("layer", FUSED_LAYERS)
+def test_each_fused_layer_alone(model_dir, hugging_face, layer, batching, precision):
+    sentences = make_sentences(LENGTHS, seed=1)
+    runner, bert = make_runner(model_dir, precision, batching, (layer,))
+    found = run_sentences(runner, batching, sentences)
+    assert error(found, pytorchs_answer(hugging_face, sentences)) <= TOLERANCES[precision]
+    assert {one.plugin for one in bert.known.plugins.values()} == {layer}
+
+
+@EVERY_BATCHING
+def test_fused_layers_take_the_place_of_elementary_ones(model_dir, batching):
+    _, bert = make_runner(model_dir, "fp16", batching, FUSED_LAYERS)
+    kinds = layer_kinds(bert.network)
+    assert kinds.count("PLUGIN_V3") == 1 + 2 * (1 + 2)  # embeddings; in each layer attention and two sums
+    assert kinds.count("SOFTMAX") == 0
+    assert kinds.count("NORMALIZATION") == 1  # of the head
+    assert kinds.count("MATRIX_MULTIPLY") == 2 * 4 + 2
+    _, plain = make_runner(model_dir, "fp16", batching, ())
+    assert "PLUGIN_V3" not in layer_kinds(plain.network)
+
+
+@BATCHED
+def test_other_layer_norms_are_of_the_layer_norm_plugin(model_dir, hugging_face, batching):
+    sentences = make_sentences(LENGTHS, seed=2)
+    runner, bert = make_runner(model_dir, "fp32", batching, ("SkipLayerNorm",), layer_norm="fast")
+    assert error(run_sentences(runner, batching, sentences), pytorchs_answer(hugging_face, sentences)) <= 1e-5
+    assert layer_kinds(bert.network).count("NORMALIZATION") == 0
+
+
+@pytest.fixture(scope="module", params=["without a head", "relu and an untied decoder"])
+def other_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    folder = tmp_path_factory.mktemp("other")
+    bare = request.param == "without a head"
+    options: Any = {"head": False} if bare else {"hidden_act": "relu", "tie_word_embeddings": False}
+    source = make_checkpoint(folder / "source", **options)
+    model2onnx.export(str(source), "paris" if bare else model2onnx.DEFAULT_TEXT, folder / "out")
+    return ModelFolder(folder / "out")
+
+
+@EVERY_BATCHING
+@EVERY_FUSION
+def test_other_checkpoints(other_model, fusion, batching):
+    demo = other_model.demo()
+    sentence = Words(demo.inputs["input_ids"][0], demo.inputs["token_type_ids"][0])
+    runner, _owner = make_runner(other_model.path, "fp32", batching, FUSIONS[fusion])
+    for found in run_sentences(runner, batching, [sentence, sentence]):
+        assert relative_l2(found[None], demo.output) <= 1e-5
+
+
+@EVERY_FUSION
+@settings(max_examples=10, deadline=None)
+@given(lengths=st.lists(st.integers(1, POSITIONS), min_size=1, max_size=7), seed=st.integers(0, 9))
+def test_packed_sentences_of_any_lengths(runner_of, hugging_face, fusion, lengths, seed):
+    sentences = make_sentences(lengths, seed)
+    runner = runner_of("fp32", "packed", FUSIONS[fusion])
+    found = run_sentences(runner, "packed", sentences)
+    assert error(found, pytorchs_answer(hugging_face, sentences)) <= 1e-5
+
+
+@BATCHED
+@EVERY_FUSION
+def test_batches_of_packing_go_in_and_results_come_back_in_order(runner_of, hugging_face, fusion, batching):
+    sentences = make_sentences((3, 40, 12, 12, 64, 5, 28, 1), seed=3)
+    ids, types = [one.ids for one in sentences], [one.types for one in sentences]
+    make, key = (pack, LENGTHS_NAME) if batching == "packed" else (pad, MASK_NAME)
+    batches: Any = make(ids, Limits(100, 4, POSITIONS), token_types=types)
+    assert len(batches) > 1
+    runner = runner_of("fp32", batching, FUSIONS[fusion])
+    results = []
+    for batch in batches:
+        inputs = {name: getattr(batch, name) for name in INPUT_NAMES}
+        separator = batch.cu_seqlens if batching == "packed" else batch.mask
+        results.append(runner.run(inputs | {key: separator})["logit"].numpy())
+    assert error(scatter(batches, results), pytorchs_answer(hugging_face, sentences)) <= 1e-5
+
+
+# --- sentences do not see each other ------------------------------------------------------------------------
+
+
+def same_bits(found: np.ndarray, expected: np.ndarray) -> bool:
+    return found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@BATCHED
+@EVERY_FUSION
+def test_another_sentence_changes_nothing_for_the_others(runner_of, fusion, batching, precision):
+    """Bit for bit: what is masked out must not even round differently."""
+    before = make_sentences(LENGTHS)
+    others = make_sentences(LENGTHS, seed=99)
+    runner = runner_of(precision, batching, FUSIONS[fusion])
+    expected = run_sentences(runner, batching, before)
+    for changed in (0, 3, len(LENGTHS) - 1):
+        after = [*before[:changed], others[changed], *before[changed + 1 :]]
+        found = run_sentences(runner, batching, after)
+        same = [same_bits(*pair) for pair in zip(found, expected, strict=True)]
+        assert same == [place != changed for place in range(len(LENGTHS))]
+
+
+@EVERY_FUSION
+def test_what_stands_in_the_padding_does_not_matter(runner_of, fusion):
+    sentences = make_sentences(LENGTHS)
+    runner = runner_of("fp16", "padded", FUSIONS[fusion])
+    results = [runner.run(padded_inputs(sentences, filling))["logit"].numpy() for filling in (0, 1)]
+    assert not same_bits(*results)  # rows of the padding itself
+    for row, one in enumerate(sentences):
+        assert same_bits(*(result[row, : len(one.ids)] for result in results))
+
+
+@BATCHED
+@EVERY_FUSION
+def test_the_order_of_sentences_does_not_matter(runner_of, fusion, batching):
+    sentences = make_sentences(LENGTHS)
+    order = np.random.default_rng(0).permutation(len(sentences))
+    runner = runner_of("fp32", batching, FUSIONS[fusion])
+    found = run_sentences(runner, batching, [sentences[place] for place in order])
+    expected = run_sentences(runner, batching, sentences)
+    assert error(found, [expected[place] for place in order]) <= 2e-6  # a product sums in blocks of rows
+
+
+@EVERY_FUSION
+def test_without_the_mask_the_answers_are_wrong(runner_of, hugging_face, fusion):
+    """The tests above can fail: a mask of ones lets words look at the padding."""
+    sentences = make_sentences(LENGTHS)
+    runner = runner_of("fp32", "padded", FUSIONS[fusion])
+    inputs = padded_inputs(sentences)
+    rows = runner.run(inputs | {MASK_NAME: np.ones_like(inputs[MASK_NAME])})["logit"].numpy()
+    found = [row[: len(one.ids)] for row, one in zip(rows, sentences, strict=True)]
+    assert error(found, pytorchs_answer(hugging_face, sentences)) > 1e-2
+
+
+# --- int8 ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quantization(model_dir: Path) -> Quantization:
+    """Every linear layer of the encoder in int8, ranges from the very sentences."""
+    products = in_groups(encoder_products(ModelFolder(model_dir).config), LINEAR_GROUPS)
+    names = sorted({range_name(tensor, {}) for product in products for tensor in product.activations})
+    bert = builder.assemble(ModelFolder(model_dir), TrtLog(), batching="packed")
+    values = NetworkRunner(bert.network, outputs=names, known=bert.known).run(packed_inputs(make_sentences(LENGTHS)))
+    ranges = {name: float(values[name].abs().max()) for name in names}
+    return Quantization("int8", frozenset(product.name for product in products), ranges)
+
+
+@EVERY_BATCHING
+@EVERY_FUSION
+def test_int8_equals_pytorch(model_dir, hugging_face, quantization, fusion, batching):
+    sentences = make_sentences(LENGTHS)
+    runner, bert = make_runner(model_dir, "int8", batching, FUSIONS[fusion], quantization=quantization)
+    found = run_sentences(runner, batching, sentences)
+    assert error(found, pytorchs_answer(hugging_face, sentences)) <= TOLERANCES["int8"]
+    expected = 2 * (4 if fusion == "plugins" else 6)  # query, key and value are one product in a fused network
+    assert bert.quantized_products == inspect(bert.network).quantized_products == expected
+
+
+@pytest.mark.parametrize("kept", [("query",), ("key", "value"), ("query", "key", "value")])
+def test_a_merged_product_with_a_part_in_fp16_is_in_fp16(model_dir, hugging_face, quantization, kept):
+    sentences, layer = make_sentences(LENGTHS), "bert.encoder.layer.1.attention.self"
+    partly = replace(quantization, products=quantization.products - {f"{layer}.{part}" for part in kept})
+    runner, bert = make_runner(model_dir, "int8", "packed", FUSED_LAYERS, quantization=partly)
+    assert bert.quantized_products == inspect(bert.network).quantized_products == 7
+    names = {bert.network.get_layer(index).name for index in range(bert.network.num_layers)}
+    assert f"{layer}.qkv.weight" in names
+    assert f"{layer}.qkv.weight.dequantized" not in names
+    assert f"{layer.replace('1', '0')}.qkv.weight.dequantized" in names
+    found = run_sentences(runner, "packed", sentences)
+    assert error(found, pytorchs_answer(hugging_face, sentences)) <= TOLERANCES["int8"]
+
+
+@EVERY_FUSION
+def test_smoothed_channels_change_nothing_but_rounding(model_dir, hugging_face, quantization, fusion):
+    sentences = make_sentences(LENGTHS)
+    divisors = np.random.default_rng(0).uniform(0.25, 4, 128).astype(np.float32)
+    tensors = ("bert.embeddings.LayerNorm", "bert.encoder.layer.0.attention.self")
+    smoothed = Quantization("int8", smoothing=dict.fromkeys(tensors, divisors))
+    runner, _owner = make_runner(model_dir, "fp32", "packed", FUSIONS[fusion], quantization=smoothed)
+    assert error(run_sentences(runner, "packed", sentences), pytorchs_answer(hugging_face, sentences)) <= 1e-5
+
+
+@pytest.mark.parametrize("part", ["scores", "context"])
+def test_attentions_own_products_cannot_be_int8_in_the_plugin(model_dir, quantization, part):
+    own = f"bert.encoder.layer.0.attention.self.{part}"
+    with pytest.raises(UserError, match=r"--quantize attention: .* leave attention out, or .*--fusion none"):
+        make_runner(
+            model_dir, "int8", "single", FUSED_LAYERS, quantization=replace(quantization, products=frozenset({own}))
+        )
+
+
+# --- plans --------------------------------------------------------------------------------------------------
+
+PROFILES = {
+    "single": {INPUT_NAMES[0]: [[1, 1], [1, 8], [1, 64]]},
+    "padded": {INPUT_NAMES[0]: [[2, 1], [4, 8], [16, 64]], MASK_NAME: [[2, 1], [4, 8], [16, 64]]},
+    "packed": {INPUT_NAMES[0]: [[2], [32], [1024]], LENGTHS_NAME: [[3], [5], [17]]},
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@EVERY_BATCHING
+@EVERY_FUSION
+def test_tensorrt_builds_the_plan(model_dir, quantization, tmp_path, fusion, batching, precision):
+    chosen = {"quantization": quantization} if precision == "int8" else {}
+    _, bert = make_runner(model_dir, precision, batching, FUSIONS[fusion], **chosen)
+    batch = ONE_SENTENCE if batching == "single" else SequenceRange(2, 4, 16)
+    library = build.library_path() if fusion == "plugins" else None
+    options = BuildOptions(SequenceRange(1, 8, 64), batch, plugin_library=library)
+    build_plan(bert.builder, bert.network, TrtLog(), options, tmp_path / "p.plan")
+    assert len(check_plan(tmp_path / "p.plan")) > 0
+    info = read_info(tmp_path / "p.plan")
+    assert info is not None
+    assert info.profile == dict.fromkeys(INPUT_NAMES, PROFILES[batching][INPUT_NAMES[0]]) | PROFILES[batching]
+    assert info.plugins_embedded == (fusion == "plugins")

@@ -1,0 +1,429 @@
+"""fill_masks.py: every line gets its answer or its error, in order, however the sentences are put into batches."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plugin_build_for_tests import built_plugins
+from transformers import AutoTokenizer, BertForMaskedLM
+
+import builder
+import fill_masks
+import model2onnx
+from builder import BATCHINGS, FUSIONS
+from common import UserError, run_script
+from fill_masks import fill_file, make_batches, ranges_of_plan
+from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
+from network_runner import NetworkRunner
+from packing import check_batch
+from sentences import Sentence
+from trt_helper import (
+    ONE_SENTENCE,
+    SequenceRange,
+    TrtLog,
+    check_in_profile,
+    execution_obstacle,
+    info_path,
+    profile_shapes,
+    read_info,
+)
+
+SEQ_LEN, BATCH = SequenceRange(1, 8, 24), SequenceRange(1, 2, 3)
+COMBINATIONS = [(batching, fusion) for batching in BATCHINGS for fusion in FUSIONS]
+EVERY_COMBINATION = pytest.mark.parametrize(("batching", "fusion"), COMBINATIONS)
+
+GOOD = {
+    1: "the capital of [MASK] , contains the eiffel tower .",
+    4: "[MASK] [MASK] of france , [MASK]",
+    7: "paris [MASK]",
+    9: "[MASK]",
+    10: "lyon , nice , [MASK] a b c d e a b c d e a b c d e",
+    11: "the [MASK] of france",
+}
+BAD = {
+    3: (b"a line without one", "no [MASK]"),
+    5: (b"[MASK]" + b" a" * 30, "33 tokens, but the plan takes 1 to 24; build with a wider --seq-len"),
+    6: (b"paris \xff [MASK]", "byte 7 (0xff) is not UTF-8"),
+    8: (b"[MASK]" + b" b" * 80, "83 tokens, but the position table has 64"),
+}
+
+
+def lines_of_file() -> list[bytes]:
+    last = max(*GOOD, *BAD)
+    content = {number: text.encode() for number, text in GOOD.items()} | {n: text for n, (text, _) in BAD.items()}
+    return [content.get(number, b"") for number in range(1, last + 1)]  # line 2 is blank
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugins() -> Path:
+    return built_plugins()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "lines.txt"
+    path.write_bytes(b"\n".join(lines_of_file()) + b"\n")
+    return path
+
+
+def run_main(main: Callable[[], int], *arguments: object) -> int:
+    """A script in this process: its exit code."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["script", *map(str, arguments)])
+        run_script(main)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What builder.py made."""
+
+    plan: Path
+    records: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def filled(model_dir: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Filled]:
+    """builder.py --sentences in every combination."""
+    made = {}
+    for batching, fusion in COMBINATIONS:
+        plan = tmp_path_factory.mktemp("plan") / f"{batching}.{fusion}.plan"
+        arguments = ["--model-dir", model_dir, "--plan", plan, "--batching", batching, "--fusion", fusion]
+        arguments += ["--sentences", source, "--seq-len", "1,8,24"]
+        arguments += [] if batching == "single" else ["--batch", "1,2,3"]
+        assert run_main(builder.main, *arguments) == 0
+        made[batching, fusion] = Filled(plan, read_lines(plan.with_suffix(".fillings.jsonl")))
+    return made
+
+
+# --- the answers --------------------------------------------------------------------------------------------
+
+
+def test_a_record_for_every_line_in_order(filled):
+    for made in filled.values():
+        assert [record["line"] for record in made.records] == sorted([*GOOD, *BAD])
+        for record in made.records:
+            line = record["line"]
+            if line in GOOD:
+                assert record["text"] == GOOD[line]
+                assert len(record["fillings"]) == GOOD[line].count("[MASK]")
+                assert all(len(words) == 10 for words in record["fillings"])
+            else:
+                assert record.keys() == {"line", "error"}
+                assert f"lines.txt, line {line}: " in record["error"]
+                assert BAD[line][1] in record["error"]
+
+
+def test_the_words_are_pytorchs(filled, checkpoint):
+    tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
+    model: Any = BertForMaskedLM.from_pretrained(checkpoint).eval()
+    for record in filled["packed", "plugins"].records:
+        if "error" in record:
+            continue
+        encoded = tokenizer(record["text"], return_tensors="pt")
+        with torch.inference_mode():
+            probabilities = model(**encoded).logits[0].softmax(-1)  # (S, vocabulary)
+        positions = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0]
+        for words, position in zip(record["fillings"], positions, strict=True):
+            best = probabilities[position].topk(10)
+            assert [word["id"] for word in words] == best.indices.tolist()
+            assert [word["word"] for word in words] == tokenizer.convert_ids_to_tokens(best.indices.tolist())
+            np.testing.assert_allclose([word["probability"] for word in words], best.values, rtol=1e-3)
+
+
+@EVERY_COMBINATION
+def test_the_words_do_not_depend_on_batches_and_fusion(filled, batching, fusion):
+    expected = filled["single", "none"].records
+    for record, same in zip(filled[batching, fusion].records, expected, strict=True):
+        assert record.get("error") == same.get("error")
+        for words, others in zip(record.get("fillings", []), same.get("fillings", []), strict=True):
+            assert [word["id"] for word in words] == [word["id"] for word in others]
+            np.testing.assert_allclose(
+                [word["probability"] for word in words], [word["probability"] for word in others], rtol=1e-3
+            )
+
+
+# --- with a plan --------------------------------------------------------------------------------------------
+
+
+@EVERY_COMBINATION
+def test_ranges_are_those_that_the_plan_was_built_for(filled, batching, fusion):
+    info = read_info(filled[batching, fusion].plan)
+    assert info is not None
+    expected = ONE_SENTENCE if batching == "single" else BATCH
+    assert ranges_of_plan(info.profile) == (batching, SEQ_LEN, expected)
+
+
+@pytest.mark.parametrize("batch", [(1, 8, 32), (4, 4, 4), (2, 3, 50)])
+@pytest.mark.parametrize("seq_len", [(1, 32, 128), (7, 7, 7), (3, 64, 512)])
+@pytest.mark.parametrize("batching", ["padded", "packed"])
+def test_ranges_of_any_profile(batching, seq_len, batch):
+    shape, extra = {"padded": ((-1, -1), MASK_NAME), "packed": ((-1,), LENGTHS_NAME)}[batching]
+    ranges = SequenceRange(*seq_len), SequenceRange(*batch)
+    profile = {name: profile_shapes(name, shape, *ranges) for name in (*INPUT_NAMES, extra)}
+    assert ranges_of_plan(profile) == (batching, *ranges)
+
+
+def test_a_plan_of_another_network_is_refused():
+    with pytest.raises(UserError, match=r"the plan's inputs are x, y; expected a plan of builder\.py"):
+        ranges_of_plan({"x": [[1], [1], [1]], "y": [[1], [1], [1]]})
+
+
+class StandIn:
+    """Takes InferHelper's place: checks inputs as it does, and runs the same network with PyTorch."""
+
+    folder: Path
+
+    def __init__(self, plan: Path) -> None:
+        info = read_info(plan)
+        assert info is not None
+        self.profile = info.profile
+        batching, fusion, _ = plan.name.split(".")
+        folder = ModelFolder(self.folder)
+        self.bert = builder.assemble(folder, TrtLog(), batching=batching, fused=FUSIONS[fusion])
+        self.runner = NetworkRunner(self.bert.network, known=self.bert.known)
+
+    def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        check_batch(inputs)
+        for name, values in inputs.items():
+            check_in_profile(name, values.shape, self.profile[name])
+        return {name: values.numpy() for name, values in self.runner.run(inputs).items()}
+
+    def __enter__(self) -> StandIn:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+@EVERY_COMBINATION
+def test_a_plan_fills_as_builder_does(filled, model_dir, source, tmp_path, monkeypatch, capsys, batching, fusion):
+    monkeypatch.setattr(StandIn, "folder", model_dir, raising=False)
+    monkeypatch.setattr(fill_masks, "InferHelper", StandIn)
+    made, target = filled[batching, fusion], tmp_path / "made" / "f.jsonl"
+    arguments = [made.plan, source, "--model-dir", model_dir, "--fillings", target]
+    assert run_main(fill_masks.main, *arguments) == 0
+    assert read_lines(target) == made.records
+    said = capsys.readouterr()
+    assert f"{len(GOOD)} sentences in" in said.out
+    assert f"{len(BAD)} bad lines -> {target}" in said.out
+    assert [line.startswith("warning: ") for line in said.err.splitlines()] == [True] * len(BAD)
+
+
+@pytest.mark.skipif(execution_obstacle() is None, reason="here plans can be executed")
+def test_where_plans_cannot_be_executed_it_says_so(filled, model_dir, source, capsys):
+    plan = filled["packed", "none"].plan
+    before = plan.with_suffix(".fillings.jsonl").read_bytes()
+    assert run_main(fill_masks.main, plan, source, "--model-dir", model_dir) == 1
+    assert "plans cannot be executed here: " in capsys.readouterr().err
+    assert plan.with_suffix(".fillings.jsonl").read_bytes() == before
+
+
+# --- batches ------------------------------------------------------------------------------------------------
+
+
+def numbered(lengths: Sequence[int]) -> list[Sentence]:
+    """Sentence i consists of the id 7 + i, so that its rows are known again."""
+    return [
+        Sentence(place + 1, f"text {place}", np.full(length, 7 + place, np.int32))
+        for place, length in enumerate(lengths)
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(3, 40), min_size=1, max_size=30),
+    batching=st.sampled_from(BATCHINGS),
+    most=st.integers(1, 9),
+    longest=st.integers(40, 64),
+)
+def test_every_batch_is_in_the_profile_and_every_sentence_in_one(lengths, batching, most, longest):
+    sentences = numbered(lengths)
+    seq_len = SequenceRange(3, 16, longest)
+    batch = ONE_SENTENCE if batching == "single" else SequenceRange(1, 1, most)
+    shape = {"single": (1, -1), "padded": (-1, -1), "packed": (-1,)}[batching]
+    seen = []
+    for one in make_batches(sentences, batching, seq_len, batch):
+        check_batch(one.inputs)
+        for name, values in one.inputs.items():
+            check_in_profile(name, values.shape, profile_shapes(name, shape, seq_len, batch))
+            assert values.dtype == np.int32
+        for place, part in zip(one.sentences, one.split(one.inputs[INPUT_NAMES[0]]), strict=True):
+            np.testing.assert_array_equal(part, sentences[place].ids)
+        for part in one.split(one.inputs[INPUT_NAMES[2]]):
+            np.testing.assert_array_equal(part, np.arange(len(part)))
+        assert not one.inputs[INPUT_NAMES[1]].any()
+        seen += one.sentences
+    assert sorted(seen) == list(range(len(sentences)))
+
+
+def fill_with(run, model_dir: Path, text: str, target: Path, seq_len=SEQ_LEN, batch=BATCH) -> list[dict[str, Any]]:
+    source = target.with_suffix(".txt")
+    source.write_text(text, encoding="utf-8")
+    fill_file(ModelFolder(model_dir), source, target, "packed", seq_len, batch, run)
+    return read_lines(target)
+
+
+def word_itself(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """A network for which word i stands where word i + 1 is: (T,) -> (T, 71)."""
+    return 10 * np.eye(71, dtype=np.float32)[np.roll(inputs[INPUT_NAMES[0]], -1)]
+
+
+def test_the_scores_at_the_mask_count(model_dir, tmp_path, checkpoint):
+    tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
+    records = fill_with(word_itself, model_dir, "[MASK] paris [MASK] tower\nlyon [MASK] nice\n", tmp_path / "f.jsonl")
+    best = [[words[0]["word"] for words in record["fillings"]] for record in records]
+    assert best == [["paris", "tower"], ["nice"]]
+    first = records[0]["fillings"][0][0]
+    assert first["id"] == tokenizer.convert_tokens_to_ids("paris")
+    assert first["probability"] == pytest.approx(np.exp(10) / (np.exp(10) + 70))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_the_lines_error(model_dir, tmp_path, capsys, wrong):
+    """An fp16 network that overflows: JSON has no NaN, and a NaN is no answer."""
+
+    def overflows(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        scores, bounds = word_itself(inputs), inputs[LENGTHS_NAME]
+        longest = int(np.diff(bounds).argmax())
+        scores[bounds[longest] : bounds[longest + 1], 5] = wrong
+        return scores
+
+    records = fill_with(overflows, model_dir, "paris [MASK] a b c\n[MASK] lyon\n", tmp_path / "f.jsonl")
+    assert records[0].keys() == {"line", "error"}
+    assert "f.txt, line 1: the network's scores are not finite" in records[0]["error"]
+    assert records[1]["fillings"][0][0]["word"] == "lyon"
+    said = capsys.readouterr()
+    assert "1 sentences in 1 batches, 1 bad lines" in said.out
+    assert "line 1: the network's scores are not finite; build with --precision bf16 or fp32" in said.err
+
+
+def test_a_sentence_shorter_than_the_plan_takes_is_the_lines_error(model_dir, tmp_path):
+    records = fill_with(
+        word_itself, model_dir, "[MASK]\n[MASK] of the a\n", tmp_path / "f.jsonl", SequenceRange(5, 8, 24)
+    )
+    assert "line 1: 3 tokens, but the plan takes 5 to 24" in records[0]["error"]
+    assert len(records[1]["fillings"]) == 1
+
+
+def test_text_beyond_ascii_stays_readable(model_dir, tmp_path):
+    fill_with(word_itself, model_dir, "Île-de-France: [MASK] 巴黎\n", tmp_path / "f.jsonl")
+    assert "Île-de-France: [MASK] 巴黎" in (tmp_path / "f.jsonl").read_text(encoding="utf-8")
+
+
+# --- what cannot be filled ----------------------------------------------------------------------------------
+
+
+def never(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    raise AssertionError("nothing must be run")
+
+
+def test_a_failure_leaves_the_old_file(model_dir, tmp_path):
+    (tmp_path / "f.jsonl").write_text("old")
+
+    def fails(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        raise UserError("TensorRT could not execute the plan")
+
+    with pytest.raises(UserError, match="could not execute"):
+        fill_with(fails, model_dir, "[MASK]\n", tmp_path / "f.jsonl")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.jsonl", "f.txt"]
+    assert (tmp_path / "f.jsonl").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "holds no sentence"),
+        ("\n \n", "holds no sentence"),
+        ("paris\nlyon\n", r"no line can be used \(2 are bad\); the first: .*line 1: no \[MASK\]"),
+        ("[MASK]" + " a" * 30, r"no line can be used; the first: .*line 1: 33 tokens, but the plan takes 1 to 24"),
+    ],
+)
+def test_a_file_without_a_line_to_fill(model_dir, tmp_path, text, told):
+    with pytest.raises(UserError, match=told):
+        fill_with(never, model_dir, text, tmp_path / "f.jsonl")
+    assert not (tmp_path / "f.jsonl").exists()
+
+
+def test_a_smallest_batch_of_several_sentences_is_refused(model_dir, tmp_path):
+    with pytest.raises(UserError, match=r"smallest batch has 4 sentences.*--batch 1,OPT,MAX"):
+        fill_with(never, model_dir, "[MASK]\n", tmp_path / "f.jsonl", batch=SequenceRange(4, 8, 8))
+
+
+def test_a_model_without_a_head_fills_nothing(tmp_path, capsys):
+    source = make_checkpoint(tmp_path / "source", head=False)
+    model2onnx.export(str(source), "paris", tmp_path / "out")
+    with pytest.raises(UserError, match="has no masked-language-model head; expected a BertForMaskedLM checkpoint"):
+        fill_with(never, tmp_path / "out", "[MASK]\n", tmp_path / "f.jsonl")
+    assert run_main(builder.main, "--model-dir", tmp_path / "out", "--sentences", tmp_path / "f.txt") == 1
+    assert "no masked-language-model head" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.plan"))  # told before the long work
+
+
+WRONG = [
+    (["--sentences", "none.txt"], 1, "no file none.txt; name a text file with one sentence a line"),
+    (["--fillings", "f.jsonl"], 1, "--fillings: nothing is filled without --sentences FILE"),
+    (["--batch", "1,2,3"], 1, "--batch: one sentence has no batch; add --batching padded or --batching packed"),
+    (["--batching", "packed", "--batch", "0,1,2"], 2, "expected 1 <= MIN <= OPT <= MAX"),
+    (["--batching", "ragged"], 2, "invalid choice: 'ragged'"),
+    (["--fusion", "all"], 2, "invalid choice: 'all'"),
+    (["--batching", "padded", "--batch", "2,4,8", "--sentences", __file__], 1, "smallest batch has 2 sentences"),
+    (["--precision", "int8", "--fusion", "plugins", "--quantize", "qkv,attention"], 1, "leave attention out, or"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), WRONG)
+def test_wrong_options_of_builder(model_dir, tmp_path, capsys, arguments, code, message):
+    assert run_main(builder.main, "--model-dir", model_dir, "--plan", tmp_path / "p.plan", *arguments) == code
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_options_of_fill_masks(filled, model_dir, source, tmp_path, capsys):
+    plan = filled["packed", "none"].plan
+    alone = tmp_path / "alone.plan"
+    alone.write_bytes(plan.read_bytes())
+    damaged = tmp_path / "damaged.plan"
+    damaged.write_bytes(plan.read_bytes()[:-1])
+    info_path(damaged).write_bytes(info_path(plan).read_bytes())
+    cases = [
+        ([], 2, "the following arguments are required: PLAN, FILE"),
+        ([alone, source], 1, "alone.plan.json is missing; build the plan again with builder.py"),
+        ([damaged, source], 1, "is corrupt or truncated; build it again"),
+        ([plan, source, "--model-dir", tmp_path / "none"], 1, "no model folder at"),
+    ]
+    for arguments, code, message in cases:
+        given = arguments if "--model-dir" in arguments else [*arguments, "--model-dir", model_dir]
+        assert run_main(fill_masks.main, *given) == code
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_place_that_cannot_be_written(filled, model_dir, source, monkeypatch, capsys):
+    monkeypatch.setattr(StandIn, "folder", model_dir, raising=False)
+    monkeypatch.setattr(fill_masks, "InferHelper", StandIn)
+    plan = filled["packed", "none"].plan
+    assert run_main(fill_masks.main, plan, source, "--model-dir", model_dir, "--fillings", "/proc/none/f.jsonl") == 1
+    assert "/proc/none" in capsys.readouterr().err
+
+
+def test_the_script_itself(script, filled, model_dir):
+    done = script("fill_masks.py", filled["single", "none"].plan, "none.txt", "--model-dir", model_dir)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
