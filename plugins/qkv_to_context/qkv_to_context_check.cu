@@ -278,6 +278,11 @@ void runTypes(std::vector<Kernel> const& kernels)
             runCase<In, Out>({"single", 1, length, size, {}}, kernels);
         }
         runCase<In, Out>({"single", 3, 70, size, {}}, kernels);
+        if (size == 64) // more tiles than a GPU takes at a time, of 64 and of 192 queries
+        {
+            runCase<In, Out>({"single", 210, 70, size, {}}, kernels);
+            runCase<In, Out>({"single", 150, 192, size, {}}, kernels);
+        }
         std::vector<int32_t> mask(3 * 131, 1);
         for (int32_t i = 0; i < 131; ++i)
         {
