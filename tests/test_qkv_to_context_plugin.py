@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -235,7 +236,8 @@ def heads_of(qkv, num_heads):
 def sdpa(qkv, num_heads, mask=None):
     """PyTorch's attention in float64 on (B, S, 3H)."""
     counts = None if mask is None else (mask != 0)[:, None, None, :]
-    context = scaled_dot_product_attention(*heads_of(qkv, num_heads), attn_mask=counts)
+    q, k, v = heads_of(qkv, num_heads)
+    context = scaled_dot_product_attention(q, k, v, attn_mask=counts)
     return context.transpose(1, 2).flatten(2)
 
 
@@ -291,6 +293,11 @@ def relative_error(found, expected):
 TOLERANCES = {torch.float32: 2e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 
 
+def settings_of(fields) -> dict[str, Any]:
+    """The plugin's fields as the reference wants them."""
+    return {"num_heads": 2} | fields
+
+
 def check(host, qkv, second=None, **fields):
     """Runs the plugin into poisoned memory and compares with float64."""
     plugin = create(host, **fields)
@@ -300,7 +307,7 @@ def check(host, qkv, second=None, **fields):
     context = torch.empty(spec.shape, dtype=dtype, device="cuda")
     context.fill_(77 if dtype == torch.int8 else float("nan"))
     plugin.run_torch(inputs, [context])
-    exact = reference.qkv_to_context(qkv, second, dtype=torch.float64, **({"num_heads": 2} | fields))
+    exact = reference.qkv_to_context(qkv, second, dtype=torch.float64, **settings_of(fields))
     if dtype == torch.int8:
         # Half a step of rounding, and what fp16 or bf16 weights add to it.
         error = (context.double() - (exact / fields["output_scale"]).clamp(-128, 127)).abs().max().item()
@@ -421,7 +428,8 @@ def test_large_scores_on_the_gpu(host, dtype, head_size, spread):
     (context,) = create(host).run_torch([qkv])
     expected = sdpa(qkv, 2)
     ours = relative_error(context, expected)
-    pytorchs = scaled_dot_product_attention(*heads_of(qkv, 2).to(dtype)).transpose(1, 2).flatten(2)
+    q, k, v = heads_of(qkv, 2).to(dtype)
+    pytorchs = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     assert ours <= max(1.5 * relative_error(pytorchs, expected), TOLERANCES[dtype])
 
 
