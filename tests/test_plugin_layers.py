@@ -29,6 +29,7 @@ from trt_helper import (
     build_plan,
     create_builder,
     read_info,
+    shape_of,
 )
 
 
@@ -219,7 +220,7 @@ def test_attention_plugin_in_an_engine(tmp_path, layout, dtype, options, output)
     leading = (-1, -1) if layout == "padded" else (-1,)
     qkv = helper.addInput("qkv", given, (*leading, 3 * hidden))
     if dtype == "int8":
-        scale = helper.addConstant(np.float32([0.1]).reshape(()), "scale", trt.DataType.FLOAT)
+        scale = helper.addConstant(np.array(0.1, np.float32), "scale", trt.DataType.FLOAT)
         quantized = parts[1].add_quantize(qkv, scale, trt.DataType.INT8)
         qkv = quantized.get_output(0)
     inputs = [qkv]
@@ -227,7 +228,7 @@ def test_attention_plugin_in_an_engine(tmp_path, layout, dtype, options, output)
         inputs.append(helper.addInput("second", trt.DataType.INT32, (-1, -1) if layout == "padded" else (-1,)))
     context = helper.addPlugin("attention", inputs)
     assert context.dtype == output
-    assert tuple(context.shape) == (*leading, hidden)
+    assert shape_of(context) == (*leading, hidden)
     parts[1].mark_output(context)
     config = parts[0].create_builder_config()
     profile = parts[0].create_optimization_profile()
