@@ -302,7 +302,7 @@ public:
     }
 
     // Scores become weights, those of one query all divided by the same number. Returns whether sums of weighted
-    // values must be multiplied by factor(); all lanes of a warp get the same answer.
+    // values must be rescaled; all lanes of a warp get the same answer.
     template <int kTILES>
     __device__ bool weigh(float (&scores)[kTILES][4])
     {
