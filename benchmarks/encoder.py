@@ -5,10 +5,10 @@
     python benchmarks/encoder.py out/base/model --json FILE --markdown FILE
 
 fp16, without embeddings and head. Ours is the TensorRT network definition of builder.py, run by network_runner.py
-with the plugins' own kernels: not TensorRT. "compiled" is torch.compile, "tuned" its mode max-autotune, which tries
-several matrix product kernels, as TensorRT's builder does. The peer is the same encoder written in PyTorch, with one
-merged product for Q, K and V and scaled_dot_product_attention with the faster of its backends, eager and compiled;
-its own Hugging Face form stands beside it. "products alone" are the 48 matrix products through cuBLAS.
+with the plugins' own kernels: not TensorRT, and not torch.compile. The peer is the same encoder written in PyTorch,
+with one merged product for Q, K and V and scaled_dot_product_attention with the faster of its backends: eager, and by
+torch.compile, layer by layer. Hugging Face's own encoder stands beside it. "products alone" are the 48 matrix
+products through cuBLAS, with weights as PyTorch's linear has them, (out, in), and as ONNX has them, (in, out).
 """
 
 from __future__ import annotations
@@ -83,17 +83,33 @@ class Peer(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """All layers."""
+        for weights in self.layers:
+            x = self.run_layer(x, weights)
+        return x
+
+    def run_layer(self, x: torch.Tensor, w: dict[str, torch.Tensor]) -> torch.Tensor:
+        """One layer."""
         heads, size = self.config.num_heads, self.config.head_size
         shape, epsilon = (self.config.hidden_size,), self.config.layer_norm_eps
-        for w in self.layers:
-            qkv = linear(x, w["qkv"], w["qkv_bias"]).unflatten(-1, (3, heads, size))  # (B, S, 3, N, D)
-            q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, N, S, D)
-            context = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-            attended = linear(context, w["attended"], w["attended_bias"])
-            x = layer_norm(attended + x, shape, w["first_gamma"], w["first_beta"], epsilon)
-            y = linear(gelu(linear(x, w["inner"], w["inner_bias"])), w["outer"], w["outer_bias"])
-            x = layer_norm(y + x, shape, w["second_gamma"], w["second_beta"], epsilon)
-        return x
+        qkv = linear(x, w["qkv"], w["qkv_bias"]).unflatten(-1, (3, heads, size))  # (B, S, 3, N, D)
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, N, S, D)
+        context = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        attended = linear(context, w["attended"], w["attended_bias"])
+        x = layer_norm(attended + x, shape, w["first_gamma"], w["first_beta"], epsilon)
+        y = linear(gelu(linear(x, w["inner"], w["inner_bias"])), w["outer"], w["outer_bias"])
+        return layer_norm(y + x, shape, w["second_gamma"], w["second_beta"], epsilon)
+
+    def compiled(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The same with every layer through torch.compile: compiled once, since all have the same shapes."""
+        torch._dynamo.reset()
+        run_layer: Any = torch.compile(self.run_layer, fullgraph=True, dynamic=False)
+
+        def run(x: torch.Tensor) -> torch.Tensor:
+            for weights in self.layers:
+                x = run_layer(x, weights)
+            return x
+
+        return run
 
 
 def hugging_face(config: BertConfig) -> torch.nn.Module:
@@ -134,27 +150,23 @@ def our_second_input(fused: tuple[str, ...], batch: int, length: int) -> torch.T
 # --- measuring --------------------------------------------------------------------------------------------
 
 
-def products_alone(peer: Peer, tokens: int) -> Function:
-    """The matrix products of all layers, through cuBLAS, without biases."""
+def products_alone(peer: Peer, tokens: int, turned: bool) -> Function:
+    """The matrix products of all layers, through cuBLAS, without biases; ``turned``: weights (in, out) in memory."""
     hidden, inner = peer.config.hidden_size, peer.config.intermediate_size
     x = torch.randn(tokens, hidden, device="cuda", dtype=torch.float16)
     wide = torch.randn(tokens, inner, device="cuda", dtype=torch.float16)
 
+    names = ("qkv", "attended", "inner", "outer")
+    layers = [[w[name].t().contiguous().t() if turned else w[name] for name in names] for w in peer.layers]
+
     def run() -> None:
-        for w in peer.layers:
-            linear(x, w["qkv"])
-            linear(x, w["attended"])
-            linear(x, w["inner"])
-            linear(wide, w["outer"])
+        for qkv, attended, inner_weight, outer in layers:
+            linear(x, qkv)
+            linear(x, attended)
+            linear(x, inner_weight)
+            linear(wide, outer)
 
     return run
-
-
-def compiled(module: torch.nn.Module, mode: str) -> torch.nn.Module:
-    """torch.compile, one graph, for exactly these shapes."""
-    torch._dynamo.reset()
-    compiled_module: Any = torch.compile(module, fullgraph=True, dynamic=False, mode=mode)
-    return compiled_module
 
 
 def measure(folder: ModelFolder, batch: int, length: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -164,7 +176,10 @@ def measure(folder: ModelFolder, batch: int, length: int, args: argparse.Namespa
     x = torch.randn(batch, length, config.hidden_size, device="cuda", dtype=torch.float16)
     flat = x.flatten(0, 1)
     peer = Peer(config, folder.weights())
-    functions: dict[str, Function] = {"products alone": products_alone(peer, batch * length)}
+    functions: dict[str, Function] = {
+        "products alone": products_alone(peer, batch * length, turned=False),
+        "products alone, (in, out)": products_alone(peer, batch * length, turned=True),
+    }
     results: dict[str, torch.Tensor] = {}
 
     def add(name: str, run: Callable[..., Any], *inputs: torch.Tensor) -> None:
@@ -178,21 +193,15 @@ def measure(folder: ModelFolder, batch: int, length: int, args: argparse.Namespa
         best = min(times, key=lambda name: times[name])
         with sdpa_kernel(BACKENDS[best]):
             add("PyTorch eager", peer, x)
-            add("PyTorch compiled", compiled(peer, "default"), x)
-            if args.tuned:
-                add("PyTorch tuned", compiled(peer, "max-autotune-no-cudagraphs"), x)
+            add("PyTorch compiled", peer.compiled(), x)
             for name, fused in FUSIONS.items():
                 if name != "all" and batch * length > args.elementary:
                     continue
                 module, second = our_module(folder, fused), our_second_input(fused, batch, length)
                 add(f"ours {name}", module, flat, second)
-                add(f"ours {name} compiled", compiled(module, "default"), flat, second)
-                if args.tuned and name == "all":
-                    add(f"ours {name} tuned", compiled(module, "max-autotune-no-cudagraphs"), flat, second)
             found = graph_times(functions, launches=4, rounds=25)
-        if args.hugging_face:
-            encoder = hugging_face(config)
-            found["Hugging Face eager"] = graph_times({"it": lambda: encoder(x)}, launches=4, rounds=25)["it"]
+        encoder = hugging_face(config)
+        found["Hugging Face eager"] = graph_times({"it": lambda: encoder(x)}, launches=4, rounds=25)["it"]
     reference = results["PyTorch eager"].double()
     errors = {
         name: float((result.double() - reference).norm() / reference.norm()) for name, result in results.items()
@@ -253,8 +262,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="The encoder in a CUDA graph, ours and PyTorch's.")
     parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--sizes", type=size, nargs="+", default=list(SIZES), metavar="BxS")
-    parser.add_argument("--tuned", action="store_true", help="also torch.compile's mode max-autotune: takes minutes")
-    parser.add_argument("--hugging-face", action="store_true", help="also Hugging Face's own encoder")
     parser.add_argument(
         "--elementary", type=int, default=1024, metavar="T", help="single fusions up to so many tokens: T x T scores"
     )

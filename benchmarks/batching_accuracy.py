@@ -1,0 +1,158 @@
+"""Do all combinations of fusion and batching give PyTorch's answers?
+
+    python model2onnx.py                                        the bundled checkpoint, in out/
+    python benchmarks/batching_accuracy.py out demo_model       on the GPU if there is one
+    python benchmarks/batching_accuracy.py out demo_model out/base/model out/base/checkpoint --json FILE
+
+Sentences of different lengths, in one batch, against Hugging Face's model in fp32 on the CPU with its own attention
+mask. The networks are run by network_runner.py, with the plugins' own kernels on CUDA: not by TensorRT. "others
+unchanged": with one sentence of the batch replaced, the results of all others are the same bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+import torch
+from network_accuracy import versions
+from quantization_accuracy import markdown_table, model_name, print_table
+
+from builder import BATCHINGS, FUSED_LAYERS, assemble
+from common import log_console, run_script, write_whole
+from fill_masks import make_batches
+from model2onnx import load_checkpoint
+from model_files import ModelFolder
+from network_runner import NetworkRunner
+from pipeline import TOLERANCES, relative_l2
+from quantization import DEFAULT_DATA
+from sentences import Sentence, load_tokenizer, read_sentences
+from trt_helper import ONE_SENTENCE, SequenceRange, TrtLog
+
+FUSIONS = {"none": (), **{name: (name,) for name in FUSED_LAYERS}, "all three": FUSED_LAYERS}
+SENTENCES = 12
+HEADINGS = ("model", "precision", "fused", "batching", "relative L2", "at most", "others unchanged")
+
+
+def chosen_sentences(folder: ModelFolder) -> list[Sentence]:
+    """Lines of the calibration text, of different lengths."""
+    lines, _ = read_sentences(DEFAULT_DATA, load_tokenizer(folder), folder.config, truncate=True)
+    return [lines[place * len(lines) // SENTENCES] for place in range(SENTENCES)]
+
+
+def reference(checkpoint: str, sentences: Sequence[Sentence]) -> list[np.ndarray]:
+    """Hugging Face's answers, each (S, vocabulary or H), from one padded batch with its mask."""
+    model, _, config = load_checkpoint(checkpoint)
+    model.set_attn_implementation("eager")  # for the export it was loaded with an attention that has no mask
+    longest = max(len(sentence.ids) for sentence in sentences)
+    ids = np.zeros((len(sentences), longest), np.int64)
+    mask = np.zeros_like(ids)
+    for row, sentence in enumerate(sentences):
+        ids[row, : len(sentence.ids)], mask[row, : len(sentence.ids)] = sentence.ids, 1
+    with torch.inference_mode():
+        answer = model(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
+    output = answer.logits if config.has_head else answer.last_hidden_state
+    return [output[row, : len(sentence.ids)].numpy() for row, sentence in enumerate(sentences)]
+
+
+def run(runner: NetworkRunner, name: str, sentences: Sequence[Sentence], batching: str) -> list[np.ndarray]:
+    """Our answers, in the order of the sentences; all in one batch but for ``single``."""
+    longest = max(len(sentence.ids) for sentence in sentences)
+    batch = ONE_SENTENCE if batching == "single" else SequenceRange(1, 1, len(sentences))
+    answers: dict[int, np.ndarray] = {}
+    for made in make_batches(sentences, batching, SequenceRange(1, longest, longest), batch):
+        output = runner.run(made.inputs)[name].cpu().numpy()
+        answers |= dict(zip(made.sentences, made.split(output), strict=True))
+    return [answers[place] for place in range(len(sentences))]
+
+
+def replaced(sentences: Sequence[Sentence]) -> list[Sentence]:
+    """The same with other words in the first sentence."""
+    first = sentences[0]
+    ids = first.ids.copy()
+    ids[1:-1] = ids[1:-1][::-1]
+    return [Sentence(first.line, first.text, ids), *sentences[1:]]
+
+
+def measure(folder: ModelFolder, checkpoint: str, device: str) -> list[dict[str, Any]]:
+    """All combinations of one model."""
+    sentences = chosen_sentences(folder)
+    expected, name, results = reference(checkpoint, sentences), folder.config.output_name, []
+    for precision, (fusion, fused), batching in itertools.product(("fp32", "fp16"), FUSIONS.items(), BATCHINGS):
+        with log_console.status(f"{folder.path} {precision} {fusion} {batching}"):
+            made = assemble(folder, TrtLog(), precision, batching=batching, fused=fused)
+            runner = NetworkRunner(made.network, device, known=made.known)
+            answers = run(runner, name, sentences, batching)
+            others = run(runner, name, replaced(sentences), batching)[1:]
+        results.append(
+            {
+                "model": model_name(folder),
+                "precision": precision,
+                "fused": fusion,
+                "batching": batching,
+                "rel_l2": relative_l2(np.concatenate(answers), np.concatenate(expected)),
+                "tolerance": TOLERANCES[precision],
+                "others_unchanged": all(np.array_equal(a, b) for a, b in zip(answers[1:], others, strict=True)),
+            }
+        )
+    return results
+
+
+def rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The table's rows."""
+    return [
+        [
+            one["model"],
+            one["precision"],
+            one["fused"],
+            one["batching"],
+            f"{one['rel_l2']:.2e}",
+            f"{one['tolerance']:.0e}",
+            "yes" if one["others_unchanged"] else "NO",
+        ]
+        for one in results
+    ]
+
+
+def main() -> int:
+    """The script."""
+    parser = argparse.ArgumentParser(description="Accuracy of every combination of fusion and batching.")
+    parser.add_argument("models", nargs="+", metavar="MODEL_DIR CHECKPOINT", help="pairs")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    if len(args.models) % 2:
+        parser.error("expected pairs of MODEL_DIR and CHECKPOINT")
+    about, command = versions(args.device), " ".join(["python benchmarks/batching_accuracy.py", *args.models])
+    pairs = zip(args.models[::2], args.models[1::2], strict=True)
+    results = [one for path, checkpoint in pairs for one in measure(ModelFolder(Path(path)), checkpoint, args.device)]
+    print_table("Fusion and batching against PyTorch", HEADINGS, rows(results))
+    told = ", ".join(f"{key} {value}" for key, value in about.items())
+    lines = [
+        "# Fusion and batching against PyTorch",
+        "",
+        f"{SENTENCES} sentences of different lengths, against Hugging Face's model in fp32 with its own mask. Run by "
+        f"`network_runner.py` from the TensorRT network definition, not by TensorRT. {told}. Command: `{command}`",
+        "",
+        *markdown_table(HEADINGS, rows(results)),
+    ]
+    record = {"about": about, "command": command, "results": results}
+    for path, text in ((args.json, json.dumps(record, indent=2)), (args.markdown, "\n".join(lines))):
+        if path is not None:
+            with write_whole(path) as file:
+                file.write(f"{text}\n".encode())
+    within = all(one["rel_l2"] <= one["tolerance"] and one["others_unchanged"] for one in results)
+    return 0 if within else 1
+
+
+if __name__ == "__main__":
+    run_script(main)
