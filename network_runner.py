@@ -200,13 +200,12 @@ def reduce(x: torch.Tensor, operation: str, axes: Sequence[int], keep_dims: bool
     return REDUCTIONS[operation](x, dim=list(axes), keepdim=keep_dims)
 
 
-def cumulative(x: torch.Tensor, axis: torch.Tensor, exclusive: bool, reverse: bool) -> torch.Tensor:
+def cumulative(x: torch.Tensor, axis: int, exclusive: bool, reverse: bool) -> torch.Tensor:
     """Sums of all elements up to each one along ``axis``; exclusive: itself not; reverse: from the end."""
-    along = int(axis)
-    turned = x.flip(along) if reverse else x
-    total = turned.cumsum(along, dtype=x.dtype)
+    turned = x.flip(axis) if reverse else x
+    total = turned.cumsum(axis, dtype=x.dtype)
     total = total - turned if exclusive else total
-    return total.flip(along) if reverse else total
+    return total.flip(axis) if reverse else total
 
 
 def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -272,7 +271,7 @@ class PluginModule(torch.nn.Module):
         if device.type == "cuda":
             version, namespace = plugin_layers.VERSION, plugin_layers.NAMESPACE
             self._plugin = _plugin_host().create(layer.plugin, version, namespace, layer.fields)
-            self._number = len(_PLUGINS)
+            self._number = next(_NUMBERS)
             _PLUGINS[self._number] = self._plugin
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
@@ -288,6 +287,7 @@ class PluginModule(torch.nn.Module):
 
 
 _PLUGINS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+_NUMBERS = itertools.count()  # never one twice: a compiled graph holds the number of its plugin
 
 
 @torch.library.custom_op("bert_plugins::run", mutates_args=())
@@ -406,6 +406,7 @@ class _Input:
 
     name: str
     on_host: bool = False  # needed as numbers on the CPU, whatever else the layer works on
+    as_number: bool = False  # a constant that TensorRT wants to know when it builds: so does a compiled graph
 
     @classmethod
     def all_of(cls, layer: Any) -> list[_Input]:
@@ -479,13 +480,16 @@ class _Lowering:
         computed = [self.values[key].on_host for key in input_names(layer) if key in self.values]
         on_host = kind == "SHAPE" or (bool(computed) and all(computed))  # arithmetic on shapes stays on the CPU
         function, *arguments = rule(layer)
-        resolved = tuple(
-            self.node(argument.name, argument.on_host or (on_host and kind != "SHAPE"))
-            if isinstance(argument, _Input)
-            else argument
-            for argument in arguments
-        )
+        resolved = tuple(self.argument(argument, on_host and kind != "SHAPE") for argument in arguments)
         self.values[name] = _Value(self.graph.call_function(function, resolved), on_host)
+
+    def argument(self, argument: Any, on_host: bool) -> Any:
+        """What a rule's argument is in the graph."""
+        if not isinstance(argument, _Input):
+            return argument
+        if argument.as_number:
+            return int(self.constant(self.constants[argument.name]))
+        return self.node(argument.name, argument.on_host or on_host)
 
     def quantized_rule(self, kind: str, layer: Any) -> Callable[[Any], Call] | None:
         """The rule for a product of two dequantized tensors whose scales can follow the product; else None."""
@@ -575,7 +579,7 @@ def _cumulative(layer: Any) -> Call:
     if layer.op != trt.CumulativeOperation.SUM:
         _refuse(layer, f"CUMULATIVE {layer.op}")
     x, axis = _Input.all_of(layer)
-    return cumulative, x, _Input(axis.name, on_host=True), layer.exclusive, layer.reverse
+    return cumulative, x, _Input(axis.name, as_number=True), layer.exclusive, layer.reverse
 
 
 def _value_and_scale(layer: Any) -> list[_Input]:
