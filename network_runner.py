@@ -64,6 +64,18 @@ def matrix_multiply(a: torch.Tensor, b: torch.Tensor, transpose_a: bool, transpo
     return torch.matmul(a, b)
 
 
+def product_with_bias(
+    a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor, transpose_a: bool, transpose_b: bool
+) -> torch.Tensor:
+    """a @ b + bias: (..., M, K), (..., K, N) and (1 ..., N) -> (..., M, N).
+
+    On CUDA in one kernel, as TensorRT fuses them: the bias is added before the one rounding of the result.
+    """
+    if not a.is_cuda or a.dim() != 2 or bias.numel() != bias.shape[-1]:
+        return matrix_multiply(a, b, transpose_a, transpose_b) + bias
+    return torch.addmm(bias.reshape(-1), a.t() if transpose_a else a, b.t() if transpose_b else b)
+
+
 def quantize(x: torch.Tensor, scale: torch.Tensor, axis: int | None, dtype: torch.dtype) -> torch.Tensor:
     """x / scale, rounded half to even, saturated: to int8 [-128, 127], or to fp8 (E4M3) [-448, 448].
 
@@ -114,6 +126,7 @@ def quantized_product(
     a = a.transpose(-1, -2) if transpose_a else a
     b = b.transpose(-1, -2) if transpose_b else b
     is_one_weight = a.dtype == torch.int8 and b.numel() == b.shape[-1] * b.shape[-2]
+    is_one_weight &= b.shape[-1] % 8 == 0 and b.shape[-2] % 8 == 0  # what cuBLAS wants
     product = int8_product(a, b) if int8_kernel and is_one_weight else torch.matmul(a.float(), b.float())
     return (product * (scale_a.float().reshape(()) * scale_b.float().reshape(-1))).to(dtype)
 
@@ -286,8 +299,8 @@ class PluginModule(torch.nn.Module):
         return f"{self.layer.plugin}, {dict(self.layer.fields)}"
 
 
-_PLUGINS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()  # never one twice: a compiled graph holds the number of its plugin
+_PLUGINS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # those that are alive, by number
 
 
 @torch.library.custom_op("bert_plugins::run", mutates_args=())
@@ -440,6 +453,7 @@ class _Lowering:
         self.values: dict[str, _Value] = {}
         self.constants: dict[str, Any] = {}  # constant layers
         self.dequantized: dict[str, Any] = {}  # dequantize layers, by output
+        self.products: dict[str, tuple[Any, ...]] = {}  # matrix products, by output: function, arguments
         self.placed: dict[tuple[str, bool], torch.fx.Node] = {}  # constants and moved tensors, by (name, on_host)
 
     def run(self, given: Sequence[str], wanted: Sequence[str]) -> torch.fx.GraphModule:
@@ -472,7 +486,7 @@ class _Lowering:
             return
         if kind == "DEQUANTIZE":
             self.dequantized[name] = layer
-        rule = self.quantized_rule(kind, layer) or RULES.get(kind)
+        rule = self.quantized_rule(kind, layer) or self.bias_rule(kind, layer) or RULES.get(kind)
         if rule is None:
             raise UnsupportedLayerError(
                 f"network_runner cannot run layer {layer.name!r}: type {kind}; it knows {', '.join(sorted(RULES))}"
@@ -480,6 +494,8 @@ class _Lowering:
         computed = [self.values[key].on_host for key in input_names(layer) if key in self.values]
         on_host = kind == "SHAPE" or (bool(computed) and all(computed))  # arithmetic on shapes stays on the CPU
         function, *arguments = rule(layer)
+        if function is matrix_multiply:
+            self.products[name] = tuple(arguments)
         resolved = tuple(self.argument(argument, on_host and kind != "SHAPE") for argument in arguments)
         self.values[name] = _Value(self.graph.call_function(function, resolved), on_host)
 
@@ -499,6 +515,16 @@ class _Lowering:
         if a is None or b is None or not _is_one_scale(a) or not (_is_one_scale(b) or _is_scale_of_columns(b, layer)):
             return None
         return functools.partial(_quantized_product, a=a, b=b, int8_kernel=self.int8_kernels)
+
+    def bias_rule(self, kind: str, layer: Any) -> Callable[[Any], Call] | None:
+        """The rule for the sum of a product and a constant; else None."""
+        if kind != "ELEMENTWISE" or layer.op != trt.ElementWiseOperation.SUM:
+            return None
+        product, bias = input_names(layer)
+        if product not in self.products or bias not in self.constants:
+            return None
+        a, b, *transposes = self.products[product]
+        return lambda _: (product_with_bias, a, b, _Input(bias), *transposes)
 
     def plugin(self, layer: Any) -> list[torch.fx.Node]:
         """The nodes of a plugin layer's outputs."""

@@ -419,7 +419,7 @@ def print_report(*jobs: Job) -> None:
         ("largest difference", lambda job: f"{_compared(job).max_abs:.2e}"),
         ("network layers", lambda job: str(job.num_layers)),
         ("plan", lambda job: f"{job.plan_bytes / 2**20:.2f} MiB"),
-        ("products in int8 or fp8", _products_cell),
+        *([("products in int8 or fp8", _products_cell)] if jobs[0].parts is not None else []),
         ("seconds for network + plan", lambda job: f"{job.seconds_network:.2f} + {job.seconds_build:.2f}"),
         ("network run by", lambda job: {"tensorrt": "TensorRT", "pytorch": "PyTorch"}[job.executed_by]),
         ("milliseconds, median (p99)", _latency_cell),
@@ -446,8 +446,7 @@ def _word_cell(comparison: Comparison, rank: int) -> Text:  # Text, not markup: 
 
 
 def _products_cell(job: Job) -> str:
-    if job.parts is None:
-        return "none"
+    assert job.parts is not None
     return f"{job.parts.quantized_products} of {job.parts.products}"
 
 

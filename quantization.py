@@ -190,7 +190,7 @@ def smoothing_factors(
 
     Returns:
         Divisors by tensor, float32 (H,), within ``DIVISORS``: a channel that is almost never on is not blown up
-        beyond fp16.
+        beyond fp16. Their reciprocals are numbers of fp16, so that x / s and s W are off by no rounding of s.
     """
     rows: dict[str, np.ndarray] = {}
     for product in products:
@@ -203,7 +203,9 @@ def smoothing_factors(
         maxima = channel_maxima[tensor]
         usable = (maxima > 0) & (largest > 0)  # a channel that is always zero stays as it is
         x, w = np.where(usable, maxima, 1).astype(np.float64), np.where(usable, largest, 1).astype(np.float64)
-        factors[tensor] = np.where(usable, x**strength / w ** (1 - strength), 1).clip(*DIVISORS).astype(np.float32)
+        divisors = np.where(usable, x**strength / w ** (1 - strength), 1).clip(*DIVISORS)
+        reciprocals = (1 / divisors).astype(np.float16)  # what the network multiplies by, in its own type
+        factors[tensor] = 1 / reciprocals.astype(np.float32)
     return factors
 
 

@@ -22,6 +22,7 @@ from plugin_layers import (
     PluginLayers,
     emb_layer_norm_layer,
     layer_norm_layer,
+    qkv_to_context_layer,
     skip_layer_norm_layer,
 )
 from plugins import build, reference
@@ -36,6 +37,7 @@ from trt_helper import (
     build_plan,
     create_builder,
     read_info,
+    shape_of,
 )
 
 
@@ -360,3 +362,63 @@ def test_a_planned_layer_knows_its_types():
     assert layer.outputs == (half, int8)
     assert layer.fields["output_type"] == "fp16"
     assert skip_layer_norm_layer("norm", H, half, EPSILON, output_scale=0.3).outputs == (int8,)
+
+
+@pytest.mark.parametrize("layout", ["single", "padded", "packed"])
+@pytest.mark.parametrize(
+    ("dtype", "options", "output"),
+    [
+        ("fp32", {}, trt.DataType.FLOAT),
+        ("fp16", {}, trt.DataType.HALF),
+        ("bf16", {}, trt.DataType.BF16),
+        ("fp16", {"output_scale": 0.02}, trt.DataType.INT8),
+        ("int8", {"qkv_scale": 0.1, "output_scale": 0.02}, trt.DataType.INT8),
+        ("int8", {"qkv_scale": 0.1, "output": trt.DataType.HALF}, trt.DataType.HALF),
+        ("int8", {"qkv_scale": 0.1, "output": trt.DataType.BF16}, trt.DataType.BF16),
+        ("int8", {"qkv_scale": 0.1, "output": trt.DataType.FLOAT}, trt.DataType.FLOAT),
+    ],
+)
+def test_attention_plugin_in_an_engine(tmp_path, layout, dtype, options, output):
+    """Placed by the parser's way, and built by TensorRT; int8 comes from a quantize layer."""
+    hidden, heads, given = 128, 2, trt.DataType.HALF if dtype == "int8" else DTYPES[dtype]
+    kind = trt.DataType.INT8 if dtype == "int8" else given
+    log = TrtLog()
+    parts = create_builder(log)
+    layer = qkv_to_context_layer("attention", hidden, heads, kind, layout, **options)
+    helper = TrtNetworkHelper(parts[1], log, given, PluginLayers(parts[1], log, [layer]))
+    leading = (-1, -1) if layout == "padded" else (-1,)
+    qkv = helper.addInput("qkv", given, (*leading, 3 * hidden))
+    if dtype == "int8":
+        scale = helper.addConstant(np.array(0.1, np.float32), "scale", trt.DataType.FLOAT)
+        quantized = parts[1].add_quantize(qkv, scale, trt.DataType.INT8)
+        qkv = quantized.get_output(0)
+    inputs = [qkv]
+    if layout != "single":
+        inputs.append(helper.addInput("second", trt.DataType.INT32, (-1, -1) if layout == "padded" else (-1,)))
+    context = helper.addPlugin("attention", inputs)
+    assert context.dtype == output
+    assert shape_of(context) == (*leading, hidden)
+    parts[1].mark_output(context)
+    config = parts[0].create_builder_config()
+    profile = parts[0].create_optimization_profile()
+    for tensor in (parts[1].get_input(index) for index in range(parts[1].num_inputs)):
+        shapes = [[size if axis == -1 else axis for axis in tensor.shape] for size in (1, 4, 8)]
+        profile.set_shape(tensor.name, *(trt.Dims(shape) for shape in shapes))
+    config.add_optimization_profile(profile)
+    plan = parts[0].build_serialized_network(parts[1], config)
+    assert plan is not None, log.errors
+
+
+def test_wrong_attention_fields_are_named():
+    log = TrtLog()
+    _builder, network = create_builder(log)
+    wrong = qkv_to_context_layer("attention", 96, 2, trt.DataType.HALF)
+    with pytest.raises(UserError, match=r"a head has 48 elements; expected 32, 64 or 128"):
+        PluginLayers(network, log, [wrong])
+
+
+def test_attention_on_a_cpu_is_its_reference():
+    layer = qkv_to_context_layer("attention", 64, 2, trt.DataType.FLOAT, "padded")
+    qkv, mask = torch.randn(2, 3, 192), torch.tensor([[1, 1, 0], [1, 0, 0]], dtype=torch.int32)
+    found = reference.REFERENCES[layer.plugin](qkv, mask, **layer.fields)
+    torch.testing.assert_close(found[1, 0], qkv[1, 0, 128:])  # one key: its value

@@ -102,7 +102,7 @@ class Weights:
 
 
 def smooth(x_maxima: np.ndarray, strength: float, **weights: np.ndarray) -> np.ndarray:
-    products = [Product(name, "qkv", ("x",), weight.shape) for name, weight in weights.items()]  # type: ignore
+    products = [Product(name, "qkv", ("x",), weight.shape) for name, weight in weights.items()]
     stored: Any = Weights(**weights)
     (factors,) = smoothing_factors(products, stored, {"x": x_maxima}, strength).values()
     return factors
@@ -121,24 +121,24 @@ def test_the_equation_with_all_weights_that_read_the_tensor():
     x, q, k = random(7, 4), random(4, 3, seed=1), random(4, 6, seed=2)
     maxima = np.abs(x).max(0)
     row = np.maximum(np.abs(q).max(1), np.abs(k).max(1))
-    np.testing.assert_allclose(smooth(maxima, 0.7, q=q, k=k), maxima**0.7 / row**0.3, rtol=1e-6)
-    np.testing.assert_allclose(smooth(maxima, 1.0, q=q), maxima, rtol=1e-6)  # everything into the weights
-    np.testing.assert_allclose(smooth(maxima, 0.0, q=q), 1 / np.abs(q).max(1), rtol=1e-6)
+    half = 2**-11 * 1.001  # the reciprocal is rounded to fp16
+    np.testing.assert_allclose(smooth(maxima, 0.7, q=q, k=k), maxima**0.7 / row**0.3, rtol=half)
+    np.testing.assert_allclose(smooth(maxima, 1.0, q=q), maxima, rtol=half)  # everything into the weights
+    np.testing.assert_allclose(smooth(maxima, 0.0, q=q), 1 / np.abs(q).max(1), rtol=half)
 
 
 def test_channels_without_values_stay_as_they_are():
-    x, w = np.float32([2, 0, 2, 0]), np.float32([[1], [1], [0], [0]])
-    assert smooth(x, 0.5, a=w).tolist() == pytest.approx([2**0.5, 1, 1, 1])
+    x, w = np.array([2, 0, 2, 0], np.float32), np.array([[1], [1], [0], [0]], np.float32)
+    assert smooth(x, 0.5, a=w).tolist() == pytest.approx([2**0.5, 1, 1, 1], rel=2**-11)
 
 
 def test_divisors_and_their_inverses_are_fp16_numbers():
     """A GELU that is almost never on leaves a channel of 1e-7; such a divisor's inverse would be infinite in fp16."""
-    x, w = np.float32([1e-30, 1e-7, 1, 1e30]), np.float32([[1], [1], [1e-40], [1e-3]])
+    x, w = np.array([1e-30, 1e-7, 1, 1e30], np.float32), np.array([[1], [1], [1e-40], [1e-3]], np.float32)
     for strength in (0.0, 0.5, 0.85, 1.0):
         found = smooth(x, strength, a=w)
         assert DIVISORS[0] <= found.min() <= found.max() <= DIVISORS[1]
-        for values in (found, 1 / found):
-            np.testing.assert_allclose(values.astype(np.float16), values, rtol=1e-3)
+        np.testing.assert_allclose((1 / found).astype(np.float16), 1 / found, rtol=2e-7)
 
 
 def test_attention_products_are_not_smoothed():
@@ -189,10 +189,10 @@ def test_two_activations_are_a_quantized_product_without_weights():
 
 def test_a_network_with_another_number_of_quantized_products_is_refused():
     net = linear_network(2, 1)
-    assert check_quantized(net.network, Quantization("int8", frozenset(["q0", "q1"]))).quantized_products == 2
-    for names in (["q0"], ["q0", "q1", "p0"]):
-        with pytest.raises(UserError, match=rf"2 products .* both factors in int8, expected {len(names)}"):
-            check_quantized(net.network, Quantization("int8", frozenset(names)))
+    assert check_quantized(net.network, "int8", 2).quantized_products == 2
+    for expected in (1, 3):
+        with pytest.raises(UserError, match=rf"2 products .* both factors in int8, expected {expected}"):
+            check_quantized(net.network, "int8", expected)
 
 
 def test_the_plans_size_shows_the_weights_width():

@@ -298,7 +298,7 @@ def test_both_readmes_show_the_same():
 
 
 def test_marks_of_blocks_are_known():
-    assert {info for info, _ in blocks(ENGLISH)} <= {"sh", "sh download", "sh gpu", "text"}
+    assert {info for info, _ in blocks(ENGLISH)} <= {"sh", "sh download", "sh gpu", "sh slow", "text"}
 
 
 def test_file_map_is_complete():

@@ -27,6 +27,7 @@ from trt_helper import (
     SequenceRange,
     TrtLog,
     TrtNetworkHelper,
+    as_tuple,
     build_plan,
     cast_input,
     check_in_profile,
@@ -487,10 +488,10 @@ def test_a_quantized_linear_has_these_layers_types_and_shapes(kind, shape):
     y = net.helper.addLinear(net.helper.addQuantizedRange(x, 2.0, kind), random(8, 3), random(3), "m", kind)
     assert y.dtype == HALF
     found = {
-        layer.name: (layer.type.name, layer.get_output(0).dtype.name, tuple(layer.get_output(0).shape))
+        layer.name: (layer.type.name, layer.get_output(0).dtype.name, as_tuple(layer.get_output(0).shape))
         for layer in (net.network.get_layer(index) for index in range(net.network.num_layers))
     }
-    dynamic = tuple(x.shape)
+    dynamic = as_tuple(x.shape)
     front = (1,) * (len(shape) - 2)
     assert found == {
         "x0.quantized.scale": ("CONSTANT", "FLOAT", ()),
@@ -540,7 +541,7 @@ def test_one_tensor_is_quantized_once_for_all_its_readers():
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_quantize_and_dequantize_along_an_axis(axis):
     x = random(2, 3, 4, scale=10)
-    scale = np.float32([0.5, 0.25, 2.0, 1.0])[: x.shape[axis]]
+    scale = np.array([0.5, 0.25, 2.0, 1.0], np.float32)[: x.shape[axis]]
     net = OneLayer()
     q = net.helper.addQuantize(net.input(x), scale, "q", INT8, axis)
     output = net.run(net.helper.addDequantize(q, scale, "dq", axis))
@@ -549,7 +550,7 @@ def test_quantize_and_dequantize_along_an_axis(axis):
 
 
 def test_weights_are_rounded_half_to_even_with_a_scale_for_each_output_channel():
-    weight = np.float32([[127, 0.5, 0], [2.5, -127, 0], [-3.5, 1.5, 0], [0.4, -0.5, 0]])  # (in 4, out 3)
+    weight = np.array([[127, 0.5, 0], [2.5, -127, 0], [-3.5, 1.5, 0], [0.4, -0.5, 0]], np.float32)  # (in 4, out 3)
     q, scales = quantize_weight(weight, INT8, "w")
     assert q.dtype == np.int8
     assert scales.dtype == np.float32
@@ -574,7 +575,7 @@ def test_every_channel_uses_the_whole_range_and_is_within_half_a_step(kind, rows
 
 @QUANTIZED
 def test_channels_too_small_for_a_scale_become_zero(kind):
-    weight = np.float32([[1e-44, 1e-39, 1.0], [-3e-44, 1e-40, -1.0]])
+    weight = np.array([[1e-44, 1e-39, 1.0], [-3e-44, 1e-40, -1.0]], np.float32)
     q, scales = quantize_weight(weight, kind, "w")
     assert np.isfinite(scales).all()
     np.testing.assert_allclose(q.astype(np.float64) * scales, weight, atol=1e-38)
@@ -582,7 +583,9 @@ def test_channels_too_small_for_a_scale_become_zero(kind):
 
 
 def test_fp8_weights_are_the_nearest_numbers_of_e4m3():
-    weight = np.float32([[448, 448], [17, 19], [0.001, -21]])  # between 16 and 18: a tie, to the even mantissa
+    weight = np.array(
+        [[448, 448], [17, 19], [0.001, -21]], np.float32
+    )  # between 16 and 18: a tie, to the even mantissa
     q, scales = quantize_weight(weight, FP8, "w")
     assert scales.tolist() == [1, 1]
     assert q.dtype == ml_dtypes.float8_e4m3fn

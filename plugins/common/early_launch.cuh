@@ -21,6 +21,15 @@ inline __device__ void waitForPreviousKernel()
 #endif
 }
 
+// Allows the next kernel of the stream to be launched from now on, if it is launched early. What its blocks do before
+// they wait is over then when this kernel ends.
+inline __device__ void letNextKernelIn()
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+
 // Whether the code of `kernel` that the current device runs has the wait above in it. Code for an older architecture,
 // which a Hopper GPU runs from its PTX, has not, and would read what is not written yet.
 template <typename Kernel>

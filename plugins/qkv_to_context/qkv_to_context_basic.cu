@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(BasicShape<kSIZE>::kTHREADS)
     QueryTile const tile = findTile<kTILE>(p, blockIdx.x / p.heads);
     if (tile.broken)
     {
-        poison<kSIZE>(p, tile, head);
+        poison<kSIZE>(p, tile, head, Shape::kTHREADS);
         return;
     }
     if (tile.queries <= 0)
@@ -107,25 +107,40 @@ __global__ void __launch_bounds__(BasicShape<kSIZE>::kTHREADS)
     float sum[4]{};
     float sums[4][kCOLUMNS]{};
     KeyBits<kTILE> bits{p, tile};
-    for (int32_t first = 0; first < tile.keys; first += kTILE)
+    for (int32_t firstKey = 0; firstKey < tile.keys; firstKey += kTILE)
     {
-        bits.fetch(first / kTILE);
-        bits.gather();
+        bits.fetch(firstKey / kTILE);
+        bits.gather(firstKey / kTILE);
         __syncthreads(); // nobody reads the chunk before any more
-        int32_t const count = tile.keys - first;
-        loadTransposed<In, kSIZE>(memory.keys, keys + first * stride, stride, count);
+        int32_t const count = tile.keys - firstKey;
+        loadTransposed<In, kSIZE>(memory.keys, keys + firstKey * stride, stride, count);
         for (int i = static_cast<int>(threadIdx.x); i < kTILE * kSIZE; i += Shape::kTHREADS)
         {
-            int64_t const source = (first + i / kSIZE) * stride + hidden + i % kSIZE;
+            int64_t const source = (firstKey + i / kSIZE) * stride + hidden + i % kSIZE;
             memory.values[i / kSIZE][i % kSIZE] = i / kSIZE < count ? toFloat(keys[source]) : 0.0F;
         }
         __syncthreads();
 
+        // In parts of 16 elements: a sum of sums rounds less than one long chain, which large scores feel.
         float scores[4][4]{}; // queries 4y.., keys 4x..
-#pragma unroll 8
-        for (int d = 0; d < kSIZE; ++d)
+        constexpr int kPART = 16;
+        for (int first = 0; first < kSIZE; first += kPART)
         {
-            multiplyAdd(scores, load4(&memory.queries[d][4 * y]), load4(&memory.keys[d][4 * x]));
+            float part[4][4]{};
+#pragma unroll
+            for (int d = first; d < first + kPART; ++d)
+            {
+                multiplyAdd(part, load4(&memory.queries[d][4 * y]), load4(&memory.keys[d][4 * x]));
+            }
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+            {
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+                {
+                    scores[i][j] += part[i][j];
+                }
+            }
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i)

@@ -152,19 +152,27 @@ public:
     }
     __device__ void fetch(int32_t chunk)
     {
-#pragma unroll
-        for (int w = 0; w < kWORDS; ++w)
+        if (mMask != nullptr)
         {
-            int32_t const key = chunk * kKEYS + w * kWARP + static_cast<int>(threadIdx.x % kWARP);
-            mCounts[w] = key < mKeys && (mMask == nullptr || mMask[key] != 0);
+#pragma unroll
+            for (int w = 0; w < kWORDS; ++w)
+            {
+                int32_t const key = chunk * kKEYS + w * kWARP + static_cast<int>(threadIdx.x % kWARP);
+                mCounts[w] = key < mKeys && mMask[key] != 0;
+            }
         }
     }
-    __device__ void gather()
+    __device__ void gather(int32_t chunk)
     {
 #pragma unroll
         for (int w = 0; w < kWORDS; ++w)
         {
-            mBits[w] = __ballot_sync(kALL_LANES, mCounts[w]);
+            int32_t const left = mKeys - chunk * kKEYS - w * kWARP;
+            mBits[w] = left >= kWARP ? ~0U : (1U << max(left, 0)) - 1U;
+            if (mMask != nullptr)
+            {
+                mBits[w] = __ballot_sync(kALL_LANES, mCounts[w]);
+            }
         }
     }
     __device__ bool all() const
@@ -236,9 +244,9 @@ __device__ Out* contextRow(AttentionProblem const& p, int64_t token, uint32_t he
     return static_cast<Out*>(p.context) + (token * p.heads + head) * kSIZE;
 }
 
-// A block's share of an output that cannot be computed.
+// A block's share of an output that cannot be computed. `threads` threads of it take part, the first ones.
 template <int kSIZE>
-__device__ void poison(AttentionProblem const& p, QueryTile const& tile, uint32_t head)
+__device__ void poison(AttentionProblem const& p, QueryTile const& tile, uint32_t head, int threads)
 {
     dispatchOutput(p.outputType,
         [&](auto element)
@@ -253,8 +261,7 @@ __device__ void poison(AttentionProblem const& p, QueryTile const& tile, uint32_
             {
                 value = fromFloat<Out>(kNAN);
             }
-            for (int i = static_cast<int>(threadIdx.x); i < tile.queries * kSIZE;
-                i += static_cast<int>(blockDim.x))
+            for (int i = static_cast<int>(threadIdx.x); i < tile.queries * kSIZE; i += threads)
             {
                 contextRow<Out, kSIZE>(p, tile.firstQuery + i / kSIZE, head)[i % kSIZE] = value;
             }

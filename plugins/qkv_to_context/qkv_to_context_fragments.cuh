@@ -84,7 +84,25 @@ inline __device__ uint2 widen(uint32_t bytes)
     return {*reinterpret_cast<uint32_t const*>(&a), *reinterpret_cast<uint32_t const*>(&b)};
 }
 
-// Copies kROWS rows from global memory into a SharedTile, by all kTHREADS threads; rows that do not exist become zeros.
+inline __device__ void storePiece(uint32_t target, uint4 const& piece)
+{
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(target), "r"(piece.x), "r"(piece.y),
+        "r"(piece.z), "r"(piece.w)
+        : "memory");
+}
+// 16 int8 of a row become two pieces of fp16.
+template <int kROWS, int kSIZE>
+__device__ void storeWidened(uint32_t tile, int row, int piece, uint4 const& bytes)
+{
+    uint2 const a = widen(bytes.x);
+    uint2 const b = widen(bytes.y);
+    uint2 const c = widen(bytes.z);
+    uint2 const d = widen(bytes.w);
+    storePiece(tile + SharedTile<kROWS, kSIZE>::offset(row, 2 * piece), {a.x, a.y, b.x, b.y});
+    storePiece(tile + SharedTile<kROWS, kSIZE>::offset(row, 2 * piece + 1), {c.x, c.y, d.x, d.y});
+}
+
+// Copies kROWS rows from global memory into a SharedTile, by kTHREADS threads, a block or a warp; rows that do not exist become zeros.
 // Two-byte elements go there by themselves after start. int8 waits in registers until finish widens it.
 template <typename In, int kROWS, int kSIZE, int kTHREADS>
 class TileLoader
@@ -112,15 +130,7 @@ public:
         if constexpr (kWIDEN)
         {
             forPieces(
-                [&](int i, int row, int piece)
-                {
-                    uint2 const a = widen(mPieces[i].x);
-                    uint2 const b = widen(mPieces[i].y);
-                    uint2 const c = widen(mPieces[i].z);
-                    uint2 const d = widen(mPieces[i].w);
-                    store(tile + Tile::offset(row, 2 * piece), {a.x, a.y, b.x, b.y});
-                    store(tile + Tile::offset(row, 2 * piece + 1), {c.x, c.y, d.x, d.y});
-                });
+                [&](int i, int row, int piece) { storeWidened<kROWS, kSIZE>(tile, row, piece, mPieces[i]); });
         }
     }
 
@@ -131,25 +141,20 @@ private:
     static constexpr int kPIECES_OF_ROW = kSIZE / kPER_PIECE;
     static constexpr int kPIECES = kROWS * kPIECES_OF_ROW;
     static constexpr int kEACH = (kPIECES + kTHREADS - 1) / kTHREADS;
+    static constexpr int kMOST_AT_ONCE = 4; // unrolled more than that, addresses take too many registers
 
     template <typename Function>
     static __device__ void forPieces(Function&& function)
     {
-#pragma unroll
+#pragma unroll(kWIDEN ? kEACH : kMOST_AT_ONCE)
         for (int i = 0; i < kEACH; ++i)
         {
-            int const index = i * kTHREADS + static_cast<int>(threadIdx.x);
+            int const index = i * kTHREADS + static_cast<int>(threadIdx.x) % kTHREADS;
             if (kPIECES % kTHREADS == 0 || index < kPIECES)
             {
                 function(i, index / kPIECES_OF_ROW, index % kPIECES_OF_ROW);
             }
         }
-    }
-    static __device__ void store(uint32_t target, uint4 const& piece)
-    {
-        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(target), "r"(piece.x), "r"(piece.y),
-            "r"(piece.z), "r"(piece.w)
-            : "memory");
     }
 
     uint4 mPieces[kWIDEN ? kEACH : 1];
@@ -301,50 +306,34 @@ public:
     template <int kTILES>
     __device__ bool weigh(float (&scores)[kTILES][4])
     {
-        float largest[2] = {scores[0][0], scores[0][2]};
+        float columns[4]
+            = {scores[0][0], scores[0][1], scores[0][2], scores[0][3]}; // short chains of dependent steps
 #pragma unroll
-        for (int n = 0; n < kTILES; ++n)
+        for (int n = 1; n < kTILES; ++n)
         {
-            largest[0] = fmaxf(largest[0], fmaxf(scores[n][0], scores[n][1]));
-            largest[1] = fmaxf(largest[1], fmaxf(scores[n][2], scores[n][3]));
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+            {
+                columns[i] = fmaxf(columns[i], scores[n][i]);
+            }
         }
+        float const largest[2] = {fmaxf(columns[0], columns[1]), fmaxf(columns[2], columns[3])};
         bool const grown = largest[0] > mMaximum[0] + mSlack || largest[1] > mMaximum[1] + mSlack;
         bool const rescale = __any_sync(kALL_LANES, grown);
         if (rescale)
         {
             grow(largest);
         }
-        float sums[2] = {0.0F, 0.0F};
+        float const shift[2] = {mMaximum[0] * mScale, mMaximum[1] * mScale};
         if (mWide)
         {
             // The products would be rounded to steps of more than 2^-7.
-#pragma unroll
-            for (int n = 0; n < kTILES; ++n)
-            {
-#pragma unroll
-                for (int i = 0; i < 4; ++i)
-                {
-                    scores[n][i] = exponential2((scores[n][i] - mMaximum[i / 2]) * mScale);
-                    sums[i / 2] += scores[n][i];
-                }
-            }
+            exponentiate(scores, [&](float score, int row) { return (score - mMaximum[row]) * mScale; });
         }
         else
         {
-            float const shift[2] = {mMaximum[0] * mScale, mMaximum[1] * mScale};
-#pragma unroll
-            for (int n = 0; n < kTILES; ++n)
-            {
-#pragma unroll
-                for (int i = 0; i < 4; ++i)
-                {
-                    scores[n][i] = exponential2(fmaf(scores[n][i], mScale, -shift[i / 2]));
-                    sums[i / 2] += scores[n][i];
-                }
-            }
+            exponentiate(scores, [&](float score, int row) { return fmaf(score, mScale, -shift[row]); });
         }
-        mSum[0] += sums[0];
-        mSum[1] += sums[1];
         return rescale;
     }
     template <int kTILES>
@@ -367,7 +356,7 @@ public:
         for (int row = 0; row < 2; ++row)
         {
             float const sum = warpSum<4>(mSum[row]);
-            factors[row] = sum == 0.0F ? 0.0F : 1.0F / sum;
+            factors[row] = sum == 0.0F ? 0.0F : __fdividef(1.0F, sum);
         }
     }
 
@@ -375,6 +364,31 @@ private:
     static constexpr float kSLACK = 8.0F;
     static constexpr float kWIDE = 65536.0F;
 
+    // Sums lag behind exponentials, which take a while: nothing waits for the one just begun.
+    template <int kTILES, typename Exponent>
+    __device__ void exponentiate(float (&scores)[kTILES][4], Exponent&& exponent)
+    {
+        constexpr int kLAG = 2;
+        float sums[4]{};
+#pragma unroll
+        for (int n = 0; n < kTILES + kLAG; ++n)
+        {
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+            {
+                if (n < kTILES)
+                {
+                    scores[n][i] = exponential2(exponent(scores[n][i], i / 2));
+                }
+                if (n >= kLAG)
+                {
+                    sums[i] += scores[n - kLAG][i];
+                }
+            }
+        }
+        mSum[0] += sums[0] + sums[1];
+        mSum[1] += sums[2] + sums[3];
+    }
     __device__ void grow(float const (&largest)[2])
     {
         bool wide = false;

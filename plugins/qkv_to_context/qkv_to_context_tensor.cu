@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kWARPS* kWARP, kBLOCKS) qkvToContextTensorKern
     QueryTile const tile = findTile<Shape::kROWS>(p, blockIdx.x / p.heads);
     if (tile.broken)
     {
-        poison<kSIZE>(p, tile, head);
+        poison<kSIZE>(p, tile, head, Shape::kTHREADS);
         return;
     }
     if (tile.queries <= 0)
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kWARPS* kWARP, kBLOCKS) qkvToContextTensorKern
     for (int32_t chunk = 0; chunk < count; ++chunk)
     {
         chunks.finish(chunk);
-        bits.gather();
+        bits.gather(chunk);
         __syncthreads(); // the chunk is there, and nobody reads the one before any more
         chunks.start(chunk + kAHEAD);
         bits.fetch(chunk + 1);

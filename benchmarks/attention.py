@@ -1,0 +1,206 @@
+"""How fast and how exact is the QkvToContext plugin beside PyTorch's attention?
+
+    python benchmarks/attention.py                                 the table; needs a CUDA GPU and the built plugins
+    python benchmarks/attention.py --json FILE --markdown FILE     the same as files
+
+The plugin reads the packed product [B, S, 3H] as a merged QKV layer writes it. PyTorch's attention gets Q, K and V
+separated and transposed to (B, N, S, D), each contiguous, which nothing is counted for. Lengths of packed sentences
+are spread evenly from S / 8 to S; PyTorch computes the padded batch for them. int8 goes in and out.
+
+Errors are relative L2 norms against float64 on the same inputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from rich.table import Table
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from common import UserError, console, log_console, run_script, write_whole
+from plugins import reference
+from plugins.measure import graph_times
+from plugins.plugin_host import PluginHost
+
+TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "int8": torch.int8}
+SHAPES = ((1, 128), (8, 128), (32, 128), (1, 384), (32, 384), (8, 512))
+PACKED_SHAPES = ((8, 128), (32, 128), (32, 384))
+INT8_STEP = 1 / 30  # of inputs with deviation 1
+OUTPUT_STEP = 0.01
+# By type of the inputs of PyTorch, which has no int8 attention: it runs in fp16.
+PEERS = {
+    torch.float16: {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION},
+    torch.bfloat16: {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION},
+    torch.float32: {"efficient": SDPBackend.EFFICIENT_ATTENTION, "math": SDPBackend.MATH},
+}
+METHOD = "CUDA graphs of 20 or 50 launches on the same buffers, median of 30 replays, contenders in turn"
+
+
+@dataclass
+class Row:
+    """One line of the table: microseconds, and errors of the floating types."""
+
+    type: str
+    layout: str
+    batch: int
+    length: int
+    tokens: int
+    plugin: float
+    peers: dict[str, float]
+    ratio: float  # fastest peer / plugin
+    error: float | None
+    peer_error: float | None  # of the first peer
+
+
+def make_inputs(type_name: str, layout: str, batch: int, length: int, width: int) -> list[torch.Tensor]:
+    """qkv (B, S, 3H), or (T, 3H) and cu_seqlens (B + 1,)."""
+    lengths = torch.linspace(length // 8, length, batch).round().int()
+    shape = (batch, length) if layout == "single" else (int(lengths.sum()),)
+    qkv = torch.randn(*shape, 3 * width, device="cuda")
+    if type_name == "int8":
+        qkv = (qkv / INT8_STEP).round().clamp(-128, 127)
+    inputs = [qkv.to(TYPES[type_name])]
+    if layout == "packed":
+        inputs.append(torch.cat([torch.zeros(1), lengths.cumsum(0)]).int().cuda())
+    return inputs
+
+
+def attend(backend: SDPBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """PyTorch's attention on (B, N, S, D), with one of its kernels."""
+    with sdpa_kernel(backend):
+        return scaled_dot_product_attention(q, k, v)
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """‖found − expected‖ / ‖expected‖ in float64."""
+    return ((found.double() - expected).norm() / expected.norm()).item()
+
+
+def measure(
+    host: PluginHost, type_name: str, layout: str, batch: int, length: int, heads: int, head_size: int
+) -> Row:
+    """Times plugin and peers on one shape."""
+    width = heads * head_size
+    inputs = make_inputs(type_name, layout, batch, length, width)
+    fields: dict[str, Any] = {"num_heads": heads, "layout": layout}
+    if type_name == "int8":
+        fields |= {"qkv_scale": INT8_STEP, "output_scale": OUTPUT_STEP}
+    plugin = host.create("QkvToContext", fields=fields)
+    (context,) = plugin.run_torch(inputs)
+
+    peer_type = torch.float16 if type_name == "int8" else TYPES[type_name]
+    padded = inputs[0] if layout == "single" else torch.randn(batch, length, 3 * width, device="cuda")
+    q, k, v = (
+        part.contiguous() for part in padded.to(peer_type).view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    )
+    contenders: dict[str, Callable[[], object]] = {"plugin": lambda: plugin.run_torch(inputs, [context])}
+    contenders |= {name: functools.partial(attend, backend, q, k, v) for name, backend in PEERS[peer_type].items()}
+    times = graph_times(contenders, 50 if batch * length <= 4096 else 20)
+    peers = {name: round(time, 2) for name, time in times.items() if name != "plugin"}
+
+    error = peer_error = None
+    if layout == "single" and type_name != "int8":
+        exact = reference.qkv_to_context(*inputs, **fields, dtype=torch.float64)  # (B, S, H)
+        error = relative_error(context, exact)
+        peer = attend(next(iter(PEERS[peer_type].values())), q, k, v)  # (B, N, S, D)
+        peer_error = relative_error(peer.transpose(1, 2).flatten(2), exact)
+    tokens = inputs[0].numel() // (3 * width)
+    ratio = round(min(peers.values()) / times["plugin"], 3)
+    return Row(type_name, layout, batch, length, tokens, round(times["plugin"], 2), peers, ratio, error, peer_error)
+
+
+def environment(arguments: argparse.Namespace) -> dict[str, str]:
+    """What the figures depend on."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "driver": driver.splitlines()[0] if driver else "unknown",
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),
+        "python": platform.python_version(),
+        "heads": f"{arguments.heads} of {arguments.head_size}",
+        "method": METHOD,
+    }
+
+
+HEADINGS = ("type", "layout", "B", "S", "tokens", "plugin", "PyTorch", "faster ÷ plugin", "error", "PyTorch's error")
+
+
+def cells(row: Row) -> list[str]:
+    """One line of the table as text."""
+    errors = ["" if error is None else f"{error:.2e}" for error in (row.error, row.peer_error)]
+    peers = ", ".join(f"{name} {time:.2f}" for name, time in row.peers.items())
+    return [
+        row.type, row.layout, str(row.batch), str(row.length), str(row.tokens),
+        f"{row.plugin:.2f}", peers, f"{row.ratio:.2f}", *errors,
+    ]  # fmt: skip
+
+
+def markdown(rows: list[Row], about: dict[str, str]) -> str:
+    """The table and what its figures depend on."""
+    lines = ["# Attention", "", __doc__.split("\n\n", 2)[2].strip() if __doc__ else "", ""]
+    lines += ["Microseconds.", "", "| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
+    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
+    lines += ["", *(f"- {key}: {value}" for key, value in about.items())]
+    return "\n".join(lines) + "\n"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--type", choices=list(TYPES), help="only this type")
+    parser.add_argument("--heads", type=int, default=12, help="heads (default: 12)")
+    parser.add_argument("--head-size", type=int, choices=(32, 64, 128), default=64, help="elements of a head")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the table as JSON")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the table as Markdown")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Measures all types, layouts and shapes."""
+    arguments = parse_arguments()
+    if not torch.cuda.is_available():
+        raise UserError("PyTorch finds no CUDA GPU; the benchmark needs one and PyTorch for CUDA")
+    torch.manual_seed(0)
+    host = PluginHost()
+    cases = [
+        (type_name, layout, *shape)
+        for layout, shapes in (("single", SHAPES), ("packed", PACKED_SHAPES))
+        for type_name in ([arguments.type] if arguments.type else TYPES)
+        for shape in shapes
+    ]
+    rows = []
+    for case in cases:
+        rows.append(measure(host, *case, arguments.heads, arguments.head_size))
+        log_console.print("  ".join(cells(rows[-1])))
+    table = Table(*HEADINGS)
+    for row in rows:
+        table.add_row(*cells(row))
+    console.print(table)
+    about = environment(arguments) | {"command": "python " + " ".join(sys.argv)}
+    if arguments.json:
+        with write_whole(arguments.json) as file:
+            file.write(json.dumps({"environment": about, "rows": [asdict(row) for row in rows]}, indent=1).encode())
+    if arguments.markdown:
+        with write_whole(arguments.markdown) as file:
+            file.write(markdown(rows, about).encode())
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
