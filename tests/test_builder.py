@@ -377,7 +377,7 @@ def test_a_padded_batch_quantized_gives_what_single_sentences_give(model_dir, se
     quantization = quantization_for(folder, sentence_file, kind, smoothing=0.5)
     inputs = dict(folder.demo().inputs)
     outputs = []
-    for batching in builder.BATCHINGS:
+    for batching in ("single", "padded"):
         made = builder.assemble(folder, TrtLog(), kind, batching=batching, quantization=quantization)
         outputs.append(NetworkRunner(made.network, known=made.known).run(inputs)["logit"][0].numpy())
         inputs[MASK_NAME] = np.ones_like(inputs["input_ids"])
