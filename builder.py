@@ -35,6 +35,7 @@ from fusion_log import print_fusions
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, BertConfig, ModelFolder, WeightFile
 from pipeline import Job, add_common_arguments, finish, print_report, sequence_range, write_json
 from plugin_layers import (
+    HEAD_SIZES,
     Known,
     PluginLayer,
     PluginLayers,
@@ -427,7 +428,11 @@ def hidden_state_names(config: BertConfig) -> list[str]:
 def planned_layers(
     config: BertConfig, dtype: trt.DataType, layer_norm: str, batching: str, fused: Sequence[str]
 ) -> list[PluginLayer]:
-    """All plugin layers that the network will hold."""
+    """All plugin layers that the network will hold.
+
+    Raises:
+        UserError: no plugin has the model's head size.
+    """
     hidden, epsilon = config.hidden_size, config.layer_norm_eps
     embeddings, *outputs = hidden_state_names(config)
     layers = [f"{config.prefix}encoder.layer.{index}" for index in range(config.num_layers)]
@@ -444,6 +449,11 @@ def planned_layers(
     else:
         norms = [*norms, *sums]
     if "QkvToContext" in fused:
+        if config.head_size not in HEAD_SIZES:
+            raise UserError(
+                f"--fusion plugins: the model's heads have {config.head_size} elements, and the QkvToContext plugin "
+                f"takes {', '.join(map(str, HEAD_SIZES))}; build with --fusion none"
+            )
         heads = config.num_heads
         planned += [qkv_to_context_layer(f"{name}.attention.self", hidden, heads, dtype, batching) for name in layers]
     if layer_norm != "native":

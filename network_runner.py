@@ -213,13 +213,12 @@ def reduce(x: torch.Tensor, operation: str, axes: Sequence[int], keep_dims: bool
     return REDUCTIONS[operation](x, dim=list(axes), keepdim=keep_dims)
 
 
-def cumulative(x: torch.Tensor, axis: torch.Tensor, exclusive: bool, reverse: bool) -> torch.Tensor:
+def cumulative(x: torch.Tensor, axis: int, exclusive: bool, reverse: bool) -> torch.Tensor:
     """Sums of all elements up to each one along ``axis``; exclusive: itself not; reverse: from the end."""
-    along = int(axis)
-    turned = x.flip(along) if reverse else x
-    total = turned.cumsum(along, dtype=x.dtype)
+    turned = x.flip(axis) if reverse else x
+    total = turned.cumsum(axis, dtype=x.dtype)
     total = total - turned if exclusive else total
-    return total.flip(along) if reverse else total
+    return total.flip(axis) if reverse else total
 
 
 def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -300,7 +299,7 @@ class PluginModule(torch.nn.Module):
         return f"{self.layer.plugin}, {dict(self.layer.fields)}"
 
 
-_NUMBERS = itertools.count()
+_NUMBERS = itertools.count()  # never one twice: a compiled graph holds the number of its plugin
 _PLUGINS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # those that are alive, by number
 
 
@@ -420,6 +419,7 @@ class _Input:
 
     name: str
     on_host: bool = False  # needed as numbers on the CPU, whatever else the layer works on
+    as_number: bool = False  # a constant that TensorRT wants to know when it builds: so does a compiled graph
 
     @classmethod
     def all_of(cls, layer: Any) -> list[_Input]:
@@ -496,13 +496,16 @@ class _Lowering:
         function, *arguments = rule(layer)
         if function is matrix_multiply:
             self.products[name] = tuple(arguments)
-        resolved = tuple(
-            self.node(argument.name, argument.on_host or (on_host and kind != "SHAPE"))
-            if isinstance(argument, _Input)
-            else argument
-            for argument in arguments
-        )
+        resolved = tuple(self.argument(argument, on_host and kind != "SHAPE") for argument in arguments)
         self.values[name] = _Value(self.graph.call_function(function, resolved), on_host)
+
+    def argument(self, argument: Any, on_host: bool) -> Any:
+        """What a rule's argument is in the graph."""
+        if not isinstance(argument, _Input):
+            return argument
+        if argument.as_number:
+            return int(self.constant(self.constants[argument.name]))
+        return self.node(argument.name, argument.on_host or on_host)
 
     def quantized_rule(self, kind: str, layer: Any) -> Callable[[Any], Call] | None:
         """The rule for a product of two dequantized tensors whose scales can follow the product; else None."""
@@ -602,7 +605,7 @@ def _cumulative(layer: Any) -> Call:
     if layer.op != trt.CumulativeOperation.SUM:
         _refuse(layer, f"CUMULATIVE {layer.op}")
     x, axis = _Input.all_of(layer)
-    return cumulative, x, _Input(axis.name, on_host=True), layer.exclusive, layer.reverse
+    return cumulative, x, _Input(axis.name, as_number=True), layer.exclusive, layer.reverse
 
 
 def _value_and_scale(layer: Any) -> list[_Input]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from conftest import make_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plugin_build_for_tests import built_plugins
+from test_fill_masks import run_main
 from transformers import BertForMaskedLM
 
 import builder
@@ -22,12 +25,21 @@ from builder import BATCHINGS, FUSED_LAYERS, FUSIONS
 from common import UserError
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
 from network_runner import NetworkRunner
-from packing import Limits, pack, pad, scatter
-from pipeline import TOLERANCES, relative_l2
+from packing import Limits, check_batch, pack, pad, scatter
+from pipeline import TOLERANCES, Job, add_common_arguments, relative_l2
 from plugins import build
 from quantization import LINEAR_GROUPS, Quantization, encoder_products, in_groups, inspect, range_name
 from tensorrt_product import trt
-from trt_helper import ONE_SENTENCE, BuildOptions, SequenceRange, TrtLog, build_plan, check_plan, read_info
+from trt_helper import (
+    ONE_SENTENCE,
+    BuildOptions,
+    SequenceRange,
+    TrtLog,
+    build_plan,
+    check_in_profile,
+    check_plan,
+    read_info,
+)
 
 POSITIONS = 64  # of the fixture's checkpoint
 LENGTHS = (7, 64, 1, 33, 2, 16)  # one token, the whole position table, both sides of a power of two
@@ -359,3 +371,60 @@ def test_tensorrt_builds_the_plan(model_dir, quantization, tmp_path, fusion, bat
     assert info is not None
     assert info.profile == dict.fromkeys(INPUT_NAMES, PROFILES[batching][INPUT_NAMES[0]]) | PROFILES[batching]
     assert info.plugins_embedded == (fusion == "plugins")
+
+
+@BATCHED
+def test_a_plan_for_several_sentences_at_least_is_checked_with_so_many(model_dir, tmp_path, batching):
+    """The demo's one sentence would be outside such a plan's profile."""
+    plan, result = tmp_path / "p.plan", tmp_path / "r.json"
+    arguments = [
+        "--model-dir",
+        model_dir,
+        "--plan",
+        plan,
+        "--json",
+        result,
+        "--batching",
+        batching,
+        "--compare-layers",
+    ]
+    arguments += ["--batch", "3,4,8", "--fusion", "plugins", "--compare-layers"]
+    assert run_main(builder.main, *arguments) == 0
+    said = json.loads(result.read_text())
+    assert (said["batching"], said["fused"]) == (batching, list(FUSED_LAYERS))
+    assert said["within_tolerance"] is True
+    job = make_job(model_dir, batching, SequenceRange(3, 4, 8))
+    info = read_info(plan)
+    assert info is not None
+    for name, values in job.inputs.items():
+        check_in_profile(name, values.shape, info.profile[name])
+    check_batch(job.inputs)
+
+
+def make_job(folder: Path, batching: str, batch: SequenceRange) -> Job:
+    parser = argparse.ArgumentParser()
+    add_common_arguments(parser)
+    return Job.prepare("builder.py", ModelFolder(folder), parser.parse_args([]), batching, batch)
+
+
+@EVERY_FUSION
+def test_builder_calibrates_and_builds_int8(model_dir, tmp_path, fusion):
+    """The whole way: calibration, plan, and the products counted in the network that was built."""
+    result = tmp_path / "r.json"
+    arguments = ["--model-dir", model_dir, "--plan", tmp_path / "p.plan", "--json", result, "--smooth", "off"]
+    arguments += ["--precision", "int8", "--batching", "packed", "--fusion", fusion, "--calibration-sentences", "8"]
+    assert run_main(builder.main, *arguments) == 0
+    said = json.loads(result.read_text())
+    assert said["quantized_parts"]["quantized_products"] == 2 * (4 if fusion == "plugins" else 6)
+    assert said["rel_l2"] <= TOLERANCES["int8"]
+
+
+def test_a_head_size_that_the_plugin_has_not_is_an_error(tmp_path):
+    """8 heads of 16: elementary layers take any size."""
+    source = make_checkpoint(tmp_path / "source", num_attention_heads=8)
+    model2onnx.export(str(source), model2onnx.DEFAULT_TEXT, tmp_path / "out")
+    make_runner(tmp_path / "out", "fp16", "packed", ("EmbLayerNorm", "SkipLayerNorm"))
+    with pytest.raises(
+        UserError, match=r"heads have 16 elements, and .* takes 32, 64, 128; build with --fusion none"
+    ):
+        make_runner(tmp_path / "out", "fp16", "packed", FUSED_LAYERS)

@@ -5,6 +5,7 @@ computes y = 2 x in it; both record what is asked of them. Whether TensorRT exec
 test_plan_execution below, which needs a GPU that the installed TensorRT supports.
 """
 
+import math
 import sys
 import types
 from typing import Any
@@ -14,9 +15,9 @@ import pytest
 
 import trt_helper
 from common import UserError
-from model_files import ModelFolder
+from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
 from tensorrt_product import trt
-from trt_helper import InferHelper, PlanError, TrtLog, execution_obstacle
+from trt_helper import InferHelper, PlanError, SequenceRange, TrtLog, execution_obstacle, profile_shapes
 
 
 class FakeCuda(types.ModuleType):
@@ -115,7 +116,7 @@ class FakeEngine:
     def get_tensor_mode(self, name):
         return trt.TensorIOMode.INPUT if name == "x" else trt.TensorIOMode.OUTPUT
 
-    def get_tensor_profile_shape(self, name, profile):
+    def get_tensor_profile_shape(self, name, profile) -> Any:
         return [(1, 1), (1, 4), (1, 8)]
 
     def create_execution_context(self):
@@ -125,7 +126,7 @@ class FakeEngine:
         self.length = tuple(shape)[1]
         return True
 
-    def get_tensor_shape(self, name):
+    def get_tensor_shape(self, name) -> Any:
         return (1, self.length)
 
     def set_tensor_address(self, name, address):
@@ -355,3 +356,106 @@ def test_a_captured_graph_is_replayed_and_timed_on_a_real_gpu():
     assert len(times) == 20
     assert all(0 < time < 100 for time in times)
     np.testing.assert_array_equal(result, host)
+
+
+# --- batches ------------------------------------------------------------------------------------------------
+
+
+class BatchEngine(FakeEngine):
+    """y = 2 x for a packed or a padded batch of at most 3 sentences of at most 4 words."""
+
+    def __init__(self, cuda: FakeCuda, batching: str) -> None:
+        super().__init__(cuda)
+        shape, separator = {"packed": ((-1,), LENGTHS_NAME), "padded": ((-1, -1), MASK_NAME)}[batching]
+        ranges = (SequenceRange(1, 2, 4), SequenceRange(1, 2, 3))
+        self.names = (INPUT_NAMES[0], separator, "y")
+        self.num_io_tensors = 3
+        self.profile = {name: profile_shapes(name, shape, *ranges) for name in self.names[:2]}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def get_tensor_dtype(self, name):
+        return trt.DataType.FLOAT if name == "y" else trt.DataType.INT32
+
+    def get_tensor_mode(self, name):
+        return trt.TensorIOMode.OUTPUT if name == "y" else trt.TensorIOMode.INPUT
+
+    def get_tensor_profile_shape(self, name, profile):
+        return self.profile[name]
+
+    def set_input_shape(self, name, shape):
+        self.shapes[name] = tuple(shape)
+        return True
+
+    def get_tensor_shape(self, name):
+        return self.shapes[INPUT_NAMES[0] if name == "y" else name]
+
+    def execute_async_v3(self, stream):
+        count = math.prod(self.shapes[INPUT_NAMES[0]])
+        x = self.cuda.memory[self.addresses[INPUT_NAMES[0]]].view(np.int32)[:count]
+        self.cuda.memory[self.addresses["y"]].view(np.float32)[:count] = 2.0 * x
+        self.cuda.calls.append("execute")
+        return True
+
+
+@pytest.fixture
+def batch_helper(cuda, plan, monkeypatch):
+    helpers = []
+
+    def open_plan(batching: str) -> InferHelper:
+        engine = BatchEngine(cuda, batching)
+        runtime = types.SimpleNamespace(deserialize_cuda_engine=lambda plan: engine)
+        monkeypatch.setattr(trt, "Runtime", lambda log: runtime)
+        helpers.append(InferHelper(plan))
+        return helpers[-1]
+
+    yield open_plan
+    for helper in helpers:
+        helper.close()
+
+
+PACKED = {INPUT_NAMES[0]: np.arange(6), LENGTHS_NAME: np.array([0, 4, 6])}
+PADDED = {INPUT_NAMES[0]: np.arange(6).reshape(2, 3), MASK_NAME: np.array([[1, 1, 1], [1, 0, 0]])}
+
+
+def test_batches_are_run_at_any_size_of_the_profile(batch_helper):
+    packed, padded = batch_helper("packed"), batch_helper("padded")
+    np.testing.assert_array_equal(packed.infer(PACKED)["y"], 2 * np.arange(6))
+    np.testing.assert_array_equal(padded.infer(PADDED)["y"], 2 * np.arange(6).reshape(2, 3))
+    full = {INPUT_NAMES[0]: np.arange(12), LENGTHS_NAME: np.array([0, 4, 8, 12])}
+    np.testing.assert_array_equal(packed.infer(full)["y"], 2 * np.arange(12))
+    alone = {INPUT_NAMES[0]: np.array([7]), LENGTHS_NAME: np.array([0, 1])}
+    np.testing.assert_array_equal(packed.infer(alone)["y"], [14])
+
+
+WRONG_BATCHES = [
+    (PACKED | {LENGTHS_NAME: np.array([1, 4, 6])}, r"cu_seqlens\[0\] is 1, expected 0"),
+    (PACKED | {LENGTHS_NAME: np.array([0, 4, 4, 6])}, "sentence 2 of the batch is empty; leave it out"),
+    (PACKED | {LENGTHS_NAME: np.array([0, 5, 4, 6])}, "sentence 2 of the batch ends before it starts"),
+    (PACKED | {LENGTHS_NAME: np.array([0, 4, 5])}, "ends with 5, expected 6, the number of packed tokens"),
+    (PACKED | {LENGTHS_NAME: np.array([0, 4, 7])}, "cu_seqlens ends with 7, expected 6"),
+    (PACKED | {LENGTHS_NAME: np.array([[0, 4, 6]])}, r"cu_seqlens is int32 \[1, 3\], expected int32 \[B \+ 1\]"),
+    (
+        PACKED | {LENGTHS_NAME: np.array([0, 1, 2, 4, 6])},
+        r"'cu_seqlens' is \[5\], .* \[2\] to \[4\].*--batch MIN",
+    ),
+    (
+        {INPUT_NAMES[0]: np.arange(13), LENGTHS_NAME: np.array([0, 13])},
+        r"'input_ids' is \[13\], outside .* \[1\] to \[12\]",
+    ),
+    (PADDED | {MASK_NAME: np.ones((2, 4), int)}, r"the mask is int32 \[2, 4\], expected int32 \[2, 3\] like the ids"),
+    (PADDED | {MASK_NAME: np.array([[1, 1, 1], [0, 0, 0]])}, "row 1 of the mask has no 1: sentence 2 of the batch"),
+    (PADDED | {MASK_NAME: -PADDED[MASK_NAME]}, r"mask\[0, 0\] is -1, expected 1 for a word or 0 for padding"),
+    (
+        {name: np.ones((4, 3), int) for name in PADDED},
+        r"'input_ids' is \[4, 3\], .* \[1, 1\] to \[3, 4\].*--batch",
+    ),
+    ({name: np.ones((2, 5), int) for name in PADDED}, r"'input_ids' is \[2, 5\], .* \[1, 1\] to \[3, 4\]"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "told"), WRONG_BATCHES)
+def test_a_wrong_batch_never_reaches_the_gpu(batch_helper, cuda, inputs, told):
+    helper = batch_helper("packed" if LENGTHS_NAME in inputs else "padded")
+    with pytest.raises(UserError, match=told):
+        helper.infer(inputs)
+    assert "execute" not in cuda.calls

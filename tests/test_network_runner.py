@@ -1,5 +1,6 @@
 """The runner reads any order of layers, honours types, follows shapes, and refuses what it does not know."""
 
+import gc
 from typing import Any
 
 import ml_dtypes
@@ -8,15 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plugin_build_for_tests import built_plugins
 from test_trt_helper import OneLayer, random
 
 import builder
 import network_runner
 import onnx2trt
 from common import UserError
-from model_files import INPUT_NAMES, MASK_NAME, ModelFolder
+from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
 from network_runner import NetworkRunner, UnsupportedLayerError
-from plugin_layers import Known
+from plugin_layers import Known, layer_norm_layer
+from plugins.plugin_host import TensorSpec
 from quantization import Quantization, encoder_products
 from tensorrt_product import trt
 from trt_helper import TrtLog
@@ -357,6 +360,9 @@ def test_int8_kernels_equal_the_simulation(model_dir, batching):
     inputs: dict[str, Any] = dict(folder.demo().inputs)
     if batching == "padded":
         inputs[MASK_NAME] = np.ones_like(inputs["input_ids"])
+    if batching == "packed":
+        inputs = {name: values[0] for name, values in inputs.items()}
+        inputs[LENGTHS_NAME] = np.array([0, len(inputs["input_ids"])])
     outputs = [
         NetworkRunner(made.network, known=made.known, int8_kernels=kernels).run(inputs)["logit"]
         for kernels in (False, True)
@@ -410,7 +416,7 @@ def padded_inputs(length: int, padding: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 5e-3), ("bf16", 3e-2)])
 def test_a_padded_batch_gives_what_single_sentences_give(model_dir, precision, tolerance):
     folder = ModelFolder(model_dir)
-    single, padded = (builder.assemble(folder, TrtLog(), precision, batching=way) for way in builder.BATCHINGS)
+    single, padded = (builder.assemble(folder, TrtLog(), precision, batching=way) for way in ("single", "padded"))
     inputs = padded_inputs(max(LENGTHS), 0)
     together = NetworkRunner(padded.network, known=padded.known).run(inputs)["logit"]
     alone = NetworkRunner(single.network, known=single.known)
@@ -432,3 +438,189 @@ def test_what_the_padding_holds_does_not_matter_bit_for_bit(model_dir, precision
     assert not torch.equal(first, second)  # the padding's own rows differ
     for row, length in enumerate(LENGTHS):
         assert torch.equal(first[row, :length], second[row, :length]), length
+
+
+# --- parts of a network -------------------------------------------------------------------------------------
+
+
+def test_a_part_gives_what_the_whole_gives(model_dir):
+    """From one layer's output to another's: what lies before is neither run nor asked for."""
+    bert = builder.assemble(ModelFolder(model_dir), TrtLog(), "fp16")
+    first, middle, last = bert.hidden_state_names
+    inputs = ModelFolder(model_dir).demo().inputs
+    whole = NetworkRunner(bert.network, outputs=[first, middle, last], known=bert.known).run(inputs)
+    part = NetworkRunner(bert.network, outputs=[last], known=bert.known, inputs=[middle])
+    assert part.input_names == [middle]
+    assert torch.equal(part.run({middle: whole[middle]})[last], whole[last])
+    functions = [node.target for node in part.module.graph.nodes if node.op == "call_function"]
+    assert functions.count(network_runner.matrix_multiply) == 8  # of one encoder layer
+    both = NetworkRunner(bert.network, outputs=[last, middle], known=bert.known, inputs=[first, middle])
+    other = torch.zeros_like(whole[middle])
+    found = both.run({first: whole[first], middle: other})
+    assert torch.equal(found[middle], other)  # given and wanted: passed through
+    assert not torch.equal(found[last], whole[last])
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_part_takes_any_type_for_the_one_it_has(model_dir, precision):
+    """NumPy has no bf16: such a tensor cannot be looked at as an array on its way in."""
+    bert = builder.assemble(ModelFolder(model_dir), TrtLog(), precision)
+    first, _, last = bert.hidden_state_names
+    runner = NetworkRunner(bert.network, outputs=[last], known=bert.known, inputs=[first])
+    x = torch.randn(5, 128).to(runner._input_types[first])
+    assert x.dtype == {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    narrow, wide = runner.run({first: x})[last], runner.run({first: x.float().numpy()})[last]
+    assert torch.equal(narrow, wide)
+
+
+def test_unknown_names_of_a_part_are_named(model_dir):
+    bert = builder.assemble(ModelFolder(model_dir), TrtLog())
+    with pytest.raises(UserError, match="the network has no tensor 'hidden'"):
+        NetworkRunner(bert.network, inputs=["hidden"])
+    runner = NetworkRunner(bert.network, outputs=["logit"], inputs=[bert.hidden_state_names[1]])
+    with pytest.raises(UserError, match=r"inputs given: \['input_ids'\]; the network has \['bert\.encoder"):
+        runner.run({"input_ids": np.ones((1, 2), np.int32)})
+
+
+# --- running sums -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [trt.DataType.FLOAT, trt.DataType.INT32])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_cumulative(exclusive, reverse, axis, dtype):
+    net = OneLayer()
+    values = np.random.default_rng(0).integers(-9, 9, (3, 5, 4))
+    x = net.input(values.astype(np.float32 if dtype == trt.DataType.FLOAT else np.int32), dtype, dynamic=(1,))
+    along = net.helper.addConstant(np.array(axis, np.int32), "axis", trt.DataType.INT32, ())
+    layer = net.network.add_cumulative(x, along, trt.CumulativeOperation.SUM, exclusive, reverse)
+    layer.name = layer.get_output(0).name = "sums"
+    turned = np.flip(values, axis) if reverse else values
+    expected = np.cumsum(turned, axis) - (turned if exclusive else 0)
+    expected = np.flip(expected, axis) if reverse else expected
+    found = NetworkRunner(net.network, outputs=["sums"], known=Known(net.helper.weights)).run(net.inputs)["sums"]
+    assert found.dtype == network_runner.TORCH_TYPES[dtype]
+    np.testing.assert_array_equal(found.numpy(), expected)
+
+
+# --- batches ------------------------------------------------------------------------------------------------
+
+
+def batch_inputs(batching: str) -> dict[str, np.ndarray]:
+    """Two sentences, of 3 and of 5 words."""
+    if batching == "packed":
+        ids = np.array([5, 6, 7, 5, 6, 7, 8, 9])
+        positions = np.array([0, 1, 2, 0, 1, 2, 3, 4])
+        values, separator = (ids, 0 * ids, positions), {LENGTHS_NAME: np.array([0, 3, 8], np.int32)}
+    else:
+        ids = np.array([[5, 6, 7, 0, 0], [5, 6, 7, 8, 9]])
+        values = (ids, 0 * ids, np.tile(np.arange(5), (2, 1)))
+        separator = {MASK_NAME: (ids != 0).astype(np.int32)}
+    return dict(zip(INPUT_NAMES, values, strict=True)) | separator
+
+
+WRONG_BATCHES = [
+    ("packed", {LENGTHS_NAME: np.array([1, 3, 8])}, r"cu_seqlens\[0\] is 1, expected 0"),
+    ("packed", {LENGTHS_NAME: np.array([0, 5, 3, 8])}, r"cu_seqlens\[2\] is 3 after 5, expected more"),
+    ("packed", {LENGTHS_NAME: np.array([0, 3, 3, 8])}, "sentence 2 of the batch is empty; leave it out"),
+    ("packed", {LENGTHS_NAME: np.array([0, 3, 7])}, "ends with 7, expected 8, the number of packed tokens"),
+    ("packed", {LENGTHS_NAME: np.array([0, 3, 9])}, "cu_seqlens ends with 9, expected 8"),
+    ("packed", {LENGTHS_NAME: np.array([0])}, r"cu_seqlens is int32 \[1\], expected int32 \[B \+ 1\]"),
+    ("packed", {LENGTHS_NAME: np.array([[0, 3, 8]])}, r"cu_seqlens is int32 \[1, 3\]"),
+    ("padded", {MASK_NAME: np.ones((2, 4), np.int32)}, r"the mask is int32 \[2, 4\], expected int32 \[2, 5\]"),
+    ("padded", {MASK_NAME: np.ones((1, 5), np.int32)}, r"the mask is int32 \[1, 5\], expected int32 \[2, 5\]"),
+    ("padded", {MASK_NAME: np.full((2, 5), 2)}, r"mask\[0, 0\] is 2, expected 1 for a word or 0 for padding"),
+    ("padded", {MASK_NAME: np.eye(2, 5, 5)}, "row 0 of the mask has no 1: sentence 1 of the batch is empty"),
+]
+
+
+@pytest.mark.parametrize(("batching", "wrong", "told"), WRONG_BATCHES)
+def test_a_wrong_batch_is_refused_before_it_runs(model_dir, batching, wrong, told):
+    bert = builder.assemble(ModelFolder(model_dir), TrtLog(), batching=batching)
+    runner = NetworkRunner(bert.network, known=bert.known)
+    right = batch_inputs(batching)
+    assert runner.run(right)["logit"].isfinite().all()
+    with pytest.raises(UserError, match=told):
+        runner.run(right | wrong)
+    with pytest.raises(UserError, match=told):
+        runner.run({name: torch.as_tensor(values) for name, values in (right | wrong).items()})
+
+
+# --- compiled graphs, and the plugins in them ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batching", builder.BATCHINGS)
+@pytest.mark.parametrize("fusion", list(builder.FUSIONS))
+def test_networks_of_batches_and_plugins_can_be_compiled_as_a_whole(model_dir, fusion, batching):
+    built_plugins()
+    folder = ModelFolder(model_dir)
+    made = builder.assemble(folder, TrtLog(), batching=batching, fused=builder.FUSIONS[fusion])
+    runner = NetworkRunner(made.network, known=made.known)
+    inputs = folder.demo().inputs if batching == "single" else batch_inputs(batching)
+    tensors = [torch.as_tensor(inputs[name]).to(torch.int32) for name in runner.input_names]
+    with torch.inference_mode():
+        (expected,) = runner.module(*tensors)
+        (found,) = torch.compile(runner.module, backend="eager", fullgraph=True)(*tensors)
+    assert torch.equal(found, expected)
+
+
+class FakePlugin:
+    """Takes the place of a plugin on a GPU: adds its epsilon, and tells what it will return."""
+
+    def __init__(self, fields: Any) -> None:
+        self.epsilon = fields["epsilon"]
+
+    def run_torch(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        assert all(tensor.is_contiguous() for tensor in inputs)
+        return [inputs[0] + self.epsilon]
+
+    def output_specs(self, specs: list[TensorSpec]) -> list[TensorSpec]:
+        return specs[:1]
+
+
+class FakeHost:
+    def create(self, name: str, version: str, namespace: str, fields: Any) -> FakePlugin:
+        return FakePlugin(fields)
+
+
+def plugin_module(epsilon: float) -> network_runner.PluginModule:
+    layer = layer_norm_layer("norm", 4, trt.DataType.FLOAT, epsilon, "fast")
+    return network_runner.PluginModule(layer, torch.device("cuda"))
+
+
+def test_each_plugin_keeps_its_number_when_others_are_gone(monkeypatch):
+    monkeypatch.setattr(network_runner, "_plugin_host", FakeHost)
+    modules = [plugin_module(epsilon) for epsilon in (1.0, 2.0, 3.0)]
+    x = torch.zeros(2, 4)
+    del modules[0]
+    gc.collect()
+    modules.append(plugin_module(4.0))
+    assert [float(module(x)[0, 0]) for module in modules] == [2.0, 3.0, 4.0]
+
+
+def test_plugins_in_a_compiled_graph(monkeypatch):
+    """The operation stays one node of the graph; inputs that are not contiguous are made so."""
+    monkeypatch.setattr(network_runner, "_plugin_host", FakeHost)
+    module = plugin_module(0.5)
+    compiled: Any = torch.compile(lambda x: module(x.t()) * 2, backend="aot_eager", fullgraph=True)
+    x = torch.randn(4, 3)
+    assert torch.equal(compiled(x), (x.t() + 0.5) * 2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU and PyTorch for CUDA")
+@pytest.mark.parametrize("batching", ["padded", "packed"])
+def test_a_compiled_fused_encoder_equals_the_uncompiled_one(model_dir, batching):
+    built_plugins()
+    made = builder.assemble(ModelFolder(model_dir), TrtLog(), "fp16", batching=batching, fused=builder.FUSED_LAYERS)
+    first, *_, last = made.hidden_state_names
+    separator = LENGTHS_NAME if batching == "packed" else MASK_NAME
+    runner = NetworkRunner(made.network, "cuda", [last], made.known, inputs=[first, separator])
+    inputs = batch_inputs(batching)
+    torch.manual_seed(0)
+    x = torch.randn(*inputs[INPUT_NAMES[0]].shape, 128, device="cuda", dtype=torch.float16)
+    given = (x, torch.as_tensor(inputs[separator]).cuda())
+    with torch.inference_mode():
+        (expected,) = runner.module(*given)
+        (found,) = torch.compile(runner.module, fullgraph=True, dynamic=False)(*given)
+    assert (found.double() - expected.double()).norm() <= 2e-3 * expected.double().norm()

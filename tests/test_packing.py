@@ -18,6 +18,7 @@ from packing import (
     PackedBatch,
     PaddedBatch,
     Statistics,
+    check_batch,
     check_cu_seqlens,
     check_mask,
     pack,
@@ -377,3 +378,15 @@ def test_wrong_masks_are_refused(mask, told):
     with pytest.raises(UserError) as raised:
         check_mask(mask, (2, 3))
     assert told in str(raised.value)
+
+
+def test_a_batch_is_checked_by_what_its_inputs_have():
+    ids = np.zeros((2, 3), np.int32)
+    check_batch({"input_ids": ids[:1]})  # one sentence: nothing keeps it apart from others
+    check_batch({"input_ids": ids, "attention_mask": np.ones((2, 3), np.int32)})
+    check_batch({"input_ids": ids[0], "cu_seqlens": np.array([0, 1, 3], np.int32)})
+    check_batch({"hidden": ids, "cu_seqlens": np.array([7], np.int32)})  # a part of a network, without the ids
+    with pytest.raises(UserError, match="the mask is"):
+        check_batch({"input_ids": ids, "attention_mask": np.ones((1, 3), np.int32)})
+    with pytest.raises(UserError, match="cu_seqlens ends with 2, expected 3"):
+        check_batch({"input_ids": ids[0], "cu_seqlens": np.array([0, 2], np.int32)})

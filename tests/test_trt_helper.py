@@ -35,7 +35,9 @@ from trt_helper import (
     convert_weight,
     create_builder,
     info_path,
+    profile_shapes,
     quantize_weight,
+    read_info,
     set_compute_capabilities,
 )
 
@@ -623,3 +625,77 @@ def test_channel_scale(precision):
     net = OneLayer(precision)
     output = net.run(net.helper.addChannelScale(net.input(x), factors, "s"))
     close(output, as_stored(x, precision) * as_stored(factors, precision), precision)
+
+
+# --- for packed batches, and for fused layers -------------------------------------------------------------
+
+
+@PRECISIONS
+def test_linear_without_a_bias_is_the_product_alone(precision):
+    """A fused layer adds the bias; the product then carries the module's name."""
+    x, weight = random(2, 3, 8), random(8, 5, seed=1)
+    net = OneLayer(precision)
+    output = net.run(net.helper.addLinear(net.input(x), weight, None, "dense"))
+    close(output, as_stored(x, precision) @ as_stored(weight, precision), precision)
+    assert "dense" in {net.network.get_layer(index).name for index in range(net.network.num_layers)}
+
+
+@settings(max_examples=15, deadline=None)
+@given(length=sizes, width=sizes)
+def test_running_sum(length, width):
+    x = np.random.default_rng(0).integers(-9, 9, (length, width)).astype(np.float32)
+    net = OneLayer()
+    np.testing.assert_array_equal(
+        net.run(net.helper.addRunningSum(net.input(x, dynamic=(0,)), "sum")), np.cumsum(x, 0)
+    )
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_sum_along_one_axis(axis):
+    x = random(3, 4, 5)
+    net = OneLayer()
+    output = net.run(net.helper.addSum(net.input(x), axis, "sum"))
+    close(output, x.astype(np.float64).sum(axis))
+
+
+@pytest.mark.parametrize(("method", "function"), [("addLess", np.less), ("addEqual", np.equal)])
+def test_comparisons_broadcast(method, function):
+    column, row = np.arange(4, dtype=np.int32)[:, None], np.array([[2, 0, 3, 7, 3]], np.int32)
+    net = OneLayer()
+    a, b = net.input(column, trt.DataType.INT32, dynamic=(0,)), net.input(row, trt.DataType.INT32, dynamic=(1,))
+    compared = getattr(net.helper, method)(a, b, "compared")
+    assert compared.dtype == trt.DataType.BOOL
+    np.testing.assert_array_equal(net.run(compared), function(column, row))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("input_ids", (1, -1), [[1, 2], [1, 8], [1, 64]]),  # of one sentence
+        ("input_ids", (-1, -1), [[3, 2], [5, 8], [7, 64]]),  # padded
+        ("input_ids", (-1,), [[6], [40], [448]]),  # packed
+        ("cu_seqlens", (-1,), [[4], [6], [8]]),
+        ("x0", (1, -1, 8), [[1, 2, 8], [1, 8, 8], [1, 64, 8]]),
+        ("x0", (-1, -1, 8), [[3, 2, 8], [5, 8, 8], [7, 64, 8]]),
+        ("x0", (4, 8), [[4, 8]] * 3),  # nothing dynamic
+    ],
+)
+def test_profile_shapes(name, shape, expected):
+    assert profile_shapes(name, shape, SequenceRange(2, 8, 64), SequenceRange(3, 5, 7)) == expected
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=st.lists(st.integers(2, 9), min_size=1, max_size=4))
+def test_every_batch_in_the_ranges_is_in_the_packed_profile(lengths):
+    ranges = SequenceRange(2, 3, 9), SequenceRange(1, 2, 4)
+    check_in_profile("input_ids", (sum(lengths),), profile_shapes("input_ids", (-1,), *ranges))
+    check_in_profile("cu_seqlens", (len(lengths) + 1,), profile_shapes("cu_seqlens", (-1,), *ranges))
+
+
+def test_a_plan_has_the_profile_of_its_batch(tmp_path):
+    net = OneLayer()
+    x = net.input(random(2, 3, 8), dynamic=(0, 1))
+    net.helper.markOutput(net.helper.addReLU(x, "act"), "y")
+    info = build(net, tmp_path / "p.plan", batch=SequenceRange(2, 3, 5))
+    assert info.profile == {"x0": [[2, 1, 8], [3, 2, 8], [5, 8, 8]]}
+    assert read_info(tmp_path / "p.plan") == info
