@@ -173,7 +173,8 @@ def test_the_graph_can_be_printed_and_traced(model_dir):
     bert = builder.assemble(ModelFolder(model_dir), TrtLog())
     runner = NetworkRunner(bert.network)
     functions = [node.target for node in runner.module.graph.nodes if node.op == "call_function"]
-    assert functions.count(network_runner.matrix_multiply) == 2 * 8 + 2
+    assert functions.count(network_runner.product_with_bias) == 2 * 6 + 2
+    assert functions.count(network_runner.matrix_multiply) == 2 * 2  # attention's own
     assert functions.count(network_runner.normalization) == 2 * 2 + 2
     assert "def forward(self, input_ids, token_type_ids, position_ids)" in runner.module.code
 
@@ -336,7 +337,8 @@ def test_all_quantized_products_are_run_as_such(model_dir, kind):
     made = quantized_bert(ModelFolder(model_dir), kind)
     targets = functions_of(NetworkRunner(made.network, known=made.known))
     assert targets.count(network_runner.quantized_product) == 2 * 8
-    assert targets.count(network_runner.matrix_multiply) == 2  # the head
+    assert targets.count(network_runner.product_with_bias) == 2  # the head
+    assert targets.count(network_runner.matrix_multiply) == 0
     assert targets.count(network_runner.dequantize) == 0  # nothing else reads dequantized tensors
 
 
@@ -453,7 +455,8 @@ def test_a_part_gives_what_the_whole_gives(model_dir):
     assert part.input_names == [middle]
     assert torch.equal(part.run({middle: whole[middle]})[last], whole[last])
     functions = [node.target for node in part.module.graph.nodes if node.op == "call_function"]
-    assert functions.count(network_runner.matrix_multiply) == 8  # of one encoder layer
+    assert functions.count(network_runner.product_with_bias) == 6  # of one encoder layer
+    assert functions.count(network_runner.matrix_multiply) == 2
     both = NetworkRunner(bert.network, outputs=[last, middle], known=bert.known, inputs=[first, middle])
     other = torch.zeros_like(whole[middle])
     found = both.run({first: whole[first], middle: other})
@@ -480,6 +483,24 @@ def test_unknown_names_of_a_part_are_named(model_dir):
     runner = NetworkRunner(bert.network, outputs=["logit"], inputs=[bert.hidden_state_names[1]])
     with pytest.raises(UserError, match=r"inputs given: \['input_ids'\]; the network has \['bert\.encoder"):
         runner.run({"input_ids": np.ones((1, 2), np.int32)})
+
+
+def test_a_product_and_its_bias_are_one_unless_the_product_is_wanted_too():
+    net = OneLayer()
+    a, b, square = random(3, 4), random(4, 3, seed=1), random(3, 3, seed=2)
+    product = net.helper.addMatMul(net.input(a), net.helper.addConstant(b, "b"), "product")
+    biased = net.helper.addBias(product, square[0], "biased")
+    shifted = net.helper.addAdd(
+        product, net.helper.addConstant(square, "square"), "shifted"
+    )  # not one for each column
+    both = net.helper.addAdd(biased, shifted, "both")
+    assert both.name == "both"
+    found = NetworkRunner(net.network, outputs=["biased", "shifted", "product"]).run(net.inputs)
+    np.testing.assert_allclose(found["biased"].numpy(), a @ b + square[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["shifted"].numpy(), a @ b + square, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["product"].numpy(), a @ b, rtol=1e-5, atol=1e-6)
+    alone = functions_of(NetworkRunner(net.network, outputs=["biased"]))
+    assert alone == [network_runner.product_with_bias]
 
 
 # --- running sums -------------------------------------------------------------------------------------------
