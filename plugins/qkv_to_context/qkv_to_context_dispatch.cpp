@@ -60,7 +60,7 @@ cudaError_t launchQkvToContext(QkvToContextArguments const& arguments, cudaStrea
         return launchQkvToContextBasic(arguments, stream);
     }
 #if defined(BERT_HOPPER)
-    if (capability.major == 9 && capability.minor == 0)
+    if (capability.major == 9 && capability.minor == 0 && arguments.type != ElementType::kINT8)
     {
         return launchQkvToContextHopper(arguments, stream);
     }

@@ -35,20 +35,14 @@ struct HopperShape
     static constexpr int kTHREADS = (kGROUPS + 1) * kWARPGROUP; // the last one fetches
     static constexpr int kROWS = kGROUPS * kQUERIES;
     static constexpr int kREADERS = kGROUPS * 4; // warps
-    // One warp starts copies; the others of its warpgroup are there to hand over registers. All four widen int8.
-    static constexpr int kFETCHERS = sizeof(In) == 2 ? kWARP : kWARPGROUP;
-    static constexpr int kWRITERS
-        = sizeof(In) == 2 ? 1 : kFETCHERS; // threads that say that something is there
+    // One warp starts copies; the others of its warpgroup are there to hand over registers.
+    static constexpr int kFETCHERS = kWARP;
     using Queries = SharedTile<kQUERIES, kSIZE>;
     using Chunk = SharedTile<kKEYS, kSIZE>;
-    // int8 keys and values as they are copied, before they are widened.
-    static constexpr int kRAW_SLOTS = sizeof(In) == 1 ? 2 : 0;
-    static constexpr int kRAW_TILE = kKEYS * kSIZE;
     // Where the parts of shared memory begin.
     static constexpr int kCHUNKS = kGROUPS * Queries::kBYTES;
-    static constexpr int kRAW = kCHUNKS + kSLOTS * 2 * Chunk::kBYTES;
-    static constexpr int kBARRIERS = kRAW + kRAW_SLOTS * 2 * kRAW_TILE;
-    static constexpr int kBYTES = kBARRIERS + (1 + kSLOTS) * 16 + kRAW_SLOTS * 8;
+    static constexpr int kBARRIERS = kCHUNKS + kSLOTS * 2 * Chunk::kBYTES;
+    static constexpr int kBYTES = kBARRIERS + (1 + kSLOTS) * 16;
 };
 
 // The addresses in shared memory.
@@ -85,18 +79,6 @@ struct HopperMemory
     {
         return chunkThere(slot) + 8;
     }
-    __device__ uint32_t rawKeys(int slot) const
-    {
-        return begin + Shape::kRAW + slot * 2 * Shape::kRAW_TILE;
-    }
-    __device__ uint32_t rawValues(int slot) const
-    {
-        return rawKeys(slot) + Shape::kRAW_TILE;
-    }
-    __device__ uint32_t rawThere(int slot) const
-    {
-        return begin + Shape::kBARRIERS + 16 * (1 + kSLOTS) + 8 * slot;
-    }
 };
 
 // Slots are used in turn; the parity of their barriers changes with every round.
@@ -123,7 +105,6 @@ struct Progress
 {
     Turn<1> queries;
     Turn<kSLOTS> chunks;
-    Turn<2> raw;
 };
 
 // Copies kROWS rows of a head in boxes; one thread does.
@@ -131,7 +112,7 @@ template <typename In, int kROWS, int kSIZE>
 __device__ void copyTile(uint32_t tile, CUtensorMap const& map, int32_t column, int64_t row, uint32_t barrier)
 {
     using Tile = SharedTile<kROWS, kSIZE>;
-    constexpr int kCOLUMNS = sizeof(In) == 2 ? Tile::kPANEL_COLUMNS : kSIZE;
+    constexpr int kCOLUMNS = Tile::kPANEL_COLUMNS;
     constexpr int kROW_BYTES = kCOLUMNS * sizeof(In);
 #pragma unroll
     for (int first = 0; first < kROWS; first += kBOX_ROWS)
@@ -167,39 +148,15 @@ public:
     }
     __device__ void run()
     {
-        if constexpr (sizeof(In) == 2)
+        waitForReaders(mMemory.queriesRead(), mProgress.queries);
+        copyQueries();
+        __syncwarp();
+        for (int32_t key = 0; key < mTile.keys; key += kKEYS)
         {
-            waitForReaders(mMemory.queriesRead(), mProgress.queries);
-            copyQueries();
+            int const slot = mProgress.chunks.slot;
+            waitForReaders(mMemory.chunkRead(slot), mProgress.chunks);
+            copyChunk(key, slot);
             __syncwarp();
-            for (int32_t key = 0; key < mTile.keys; key += kKEYS)
-            {
-                int const slot = mProgress.chunks.slot;
-                waitForReaders(mMemory.chunkRead(slot), mProgress.chunks);
-                copyChunk(key, slot);
-                __syncwarp();
-            }
-        }
-        else
-        {
-            for (int i = 0; i < Shape::kRAW_SLOTS; ++i)
-            {
-                copyRaw(i * kKEYS, (mProgress.raw.slot + i) % Shape::kRAW_SLOTS);
-            }
-            waitForReaders(mMemory.queriesRead(), mProgress.queries);
-            widenQueries();
-            for (int32_t key = 0; key < mTile.keys; key += kKEYS)
-            {
-                int const slot = mProgress.chunks.slot;
-                int const raw = mProgress.raw.slot;
-                waitForBarrier(mMemory.rawThere(raw), mProgress.raw.parity);
-                mProgress.raw.next();
-                waitForReaders(mMemory.chunkRead(slot), mProgress.chunks);
-                widenTile(mMemory.rawKeys(raw), mMemory.keys(slot));
-                widenTile(mMemory.rawValues(raw), mMemory.values(slot));
-                showAndArrive(mMemory.chunkThere(slot));
-                copyRaw(key + Shape::kRAW_SLOTS * kKEYS, raw); // all have read it
-            }
         }
     }
 
@@ -216,7 +173,7 @@ private:
     {
         showToTensorCores();
         asm volatile("bar.sync 1, %0;" ::"n"(Shape::kFETCHERS) : "memory");
-        if (Shape::kWRITERS == Shape::kFETCHERS || isFirst())
+        if (isFirst())
         {
             arrive(barrier);
         }
@@ -267,44 +224,6 @@ private:
         endGroup();
         waitForGroups<0>();
         showAndArrive(there);
-    }
-    // Rows behind the sentence's end do no harm: int8 has no NaN.
-    __device__ void copyRaw(int32_t key, int raw)
-    {
-        if (isFirst() && key < mTile.keys)
-        {
-            uint32_t const there = mMemory.rawThere(raw);
-            int64_t const row = mTile.firstKey + key;
-            arriveAndExpect(there, 2 * Shape::kRAW_TILE);
-            copyTile<In, kKEYS, kSIZE>(mMemory.rawKeys(raw), mMap, mColumn + mHidden, row, there);
-            copyTile<In, kKEYS, kSIZE>(mMemory.rawValues(raw), mMap, mColumn + 2 * mHidden, row, there);
-        }
-    }
-    __device__ void widenQueries()
-    {
-        int64_t const stride = int64_t{3} * mHidden;
-        for (int group = 0; group < kGROUPS; ++group)
-        {
-            TileLoader<In, kQUERIES, kSIZE, Shape::kFETCHERS> loader;
-            loader.start(mOfHead + (mTile.firstQuery + group * kQUERIES) * stride, stride,
-                mTile.queries - group * kQUERIES, 0);
-            loader.finish(mMemory.queries(group));
-        }
-        showAndArrive(mMemory.queriesThere());
-    }
-    static __device__ void widenTile(uint32_t raw, uint32_t tile)
-    {
-        constexpr int kPIECES = kSIZE / 16; // of a row
-#pragma unroll 4
-        for (int i = static_cast<int>(threadIdx.x % kWARPGROUP); i < kKEYS * kPIECES; i += kWARPGROUP)
-        {
-            uint4 piece;
-            asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                : "=r"(piece.x), "=r"(piece.y), "=r"(piece.z), "=r"(piece.w)
-                : "r"(raw + i * 16)
-                : "memory");
-            storeWidened<kKEYS, kSIZE>(tile, i / kPIECES, i % kPIECES, piece);
-        }
     }
 
     CUtensorMap const& mMap;
@@ -477,13 +396,13 @@ __device__ void forTiles(AttentionProblem const& p, uint32_t count, Function&& f
 
 // Registers of a thread: a multiprocessor has 512 for each of its 128 lanes. What the fetching ones give back, the
 // computing ones get.
-template <int kGROUPS, int kBLOCKS, int kOF_FETCHING>
+template <int kGROUPS, int kBLOCKS>
 struct Registers
 {
     static constexpr int kLAUNCHED = 512 / ((kGROUPS + 1) * kBLOCKS) / 8 * 8;
     static constexpr int kMOST = 240;
-    static constexpr int kLEFT = (kLAUNCHED * (kGROUPS + 1) - kOF_FETCHING) / kGROUPS / 8 * 8;
-    static constexpr int kFETCHING = kOF_FETCHING;
+    static constexpr int kFETCHING = 32;
+    static constexpr int kLEFT = (kLAUNCHED * (kGROUPS + 1) - kFETCHING) / kGROUPS / 8 * 8;
     static constexpr int kCOMPUTING = kLEFT < kMOST ? kLEFT : kMOST;
 };
 
@@ -493,21 +412,17 @@ __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS) qkvToCont
     AttentionProblem const p, uint32_t tiles, __grid_constant__ CUtensorMap const map)
 {
     using Shape = HopperShape<In, kSIZE, kGROUPS, kKEYS, kSLOTS>;
-    using Share = Registers<kGROUPS, kBLOCKS, sizeof(In) == 2 ? 32 : (kBLOCKS == 3 ? 40 : 56)>;
+    using Share = Registers<kGROUPS, kBLOCKS>;
     extern __shared__ __align__(1024) unsigned char bytes[]; // as the swizzle wants it
     HopperMemory<Shape, kSLOTS> const memory{sharedAddress(bytes)};
     if (threadIdx.x == 0)
     {
-        initBarrier(memory.queriesThere(), Shape::kWRITERS);
+        initBarrier(memory.queriesThere(), 1);
         initBarrier(memory.queriesRead(), Shape::kREADERS);
         for (int slot = 0; slot < kSLOTS; ++slot)
         {
-            initBarrier(memory.chunkThere(slot), Shape::kWRITERS);
+            initBarrier(memory.chunkThere(slot), 1);
             initBarrier(memory.chunkRead(slot), Shape::kREADERS);
-        }
-        for (int slot = 0; slot < Shape::kRAW_SLOTS; ++slot)
-        {
-            initBarrier(memory.rawThere(slot), 1);
         }
         showBarriers();
     }
@@ -559,8 +474,7 @@ EncodeTiled findEncodeTiled()
                : nullptr;
 }
 
-// qkv as a matrix (tokens, 3H), from which boxes of kBOX_ROWS rows are copied: of one panel of columns, or for int8 of
-// all columns of a head.
+// qkv as a matrix (tokens, 3H), from which boxes of kBOX_ROWS rows of one panel of columns are copied.
 template <typename In, int kSIZE>
 cudaError_t describeQkv(QkvToContextArguments const& a, CUtensorMap& map)
 {
@@ -570,18 +484,14 @@ cudaError_t describeQkv(QkvToContextArguments const& a, CUtensorMap& map)
     {
         return cudaErrorNotSupported;
     }
-    constexpr bool kINT8 = sizeof(In) == 1;
     constexpr CUtensorMapDataType kTYPE
-        = kINT8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8
-                : (std::is_same_v<In, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                              : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16);
+        = std::is_same_v<In, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
     constexpr CUtensorMapSwizzle kSWIZZLE
-        = kINT8 ? CU_TENSOR_MAP_SWIZZLE_NONE
-                : (Tile::kROW_BYTES == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B);
+        = Tile::kROW_BYTES == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
     uint64_t const tokens = static_cast<uint64_t>(a.length) * (a.cuSeqlens != nullptr ? 1 : a.sentences);
     cuuint64_t const sizes[2] = {static_cast<cuuint64_t>(a.heads) * kSIZE * 3, tokens};
     cuuint64_t const strides[1] = {sizes[0] * sizeof(In)};
-    cuuint32_t const box[2] = {kINT8 ? kSIZE : Tile::kPANEL_COLUMNS, kBOX_ROWS};
+    cuuint32_t const box[2] = {Tile::kPANEL_COLUMNS, kBOX_ROWS};
     cuuint32_t const steps[2] = {1, 1};
     CUresult const status = encode(&map, kTYPE, 2, const_cast<void*>(a.qkv), sizes, strides, box, steps,
         CU_TENSOR_MAP_INTERLEAVE_NONE, kSWIZZLE, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
@@ -638,7 +548,11 @@ cudaError_t launchQkvToContextHopper(QkvToContextArguments const& arguments, cud
         [&](auto element, auto size)
         {
             using In = decltype(element);
-            if constexpr (size() == 128)
+            if constexpr (sizeof(In) == 1)
+            {
+                return cudaErrorNotSupported; // the tensor kernel takes int8
+            }
+            else if constexpr (size() == 128)
             {
                 return launchShape<In, 128, 1, 64, 2, 2, false>(arguments, multiprocessors, stream);
             }
@@ -650,8 +564,7 @@ cudaError_t launchQkvToContextHopper(QkvToContextArguments const& arguments, cud
                 }
                 if (countBlocks<kQUERIES>(arguments) > 2 * multiprocessors)
                 {
-                    return launchShape<In, size(), 1, 64, 3, 3, sizeof(In) == 2>(
-                        arguments, multiprocessors, stream);
+                    return launchShape<In, size(), 1, 64, 3, 3, true>(arguments, multiprocessors, stream);
                 }
                 return launchShape<In, size(), 1, 128, 2, 2, false>(arguments, multiprocessors, stream);
             }
