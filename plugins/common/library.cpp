@@ -3,8 +3,8 @@
 #include "common/plugin_base.h"
 #include "emb_layer_norm/emb_layer_norm_plugin.h"
 #include "layer_norm/layer_norm_plugin.h"
-#include "skip_layer_norm/skip_layer_norm_plugin.h"
 #include "qkv_to_context/qkv_to_context_plugin.h"
+#include "skip_layer_norm/skip_layer_norm_plugin.h"
 
 #define BERT_EXPORT extern "C" __attribute__((visibility("default")))
 
