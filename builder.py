@@ -440,8 +440,7 @@ def planned_layers(
     head = ["cls.predictions.transform.LayerNorm"] if config.has_head else []
     planned, norms = [], head
     if "EmbLayerNorm" in fused:
-        rows = (config.vocab_size, config.max_positions, config.type_vocab_size)
-        planned.append(emb_layer_norm_layer(embeddings, hidden, dtype, epsilon, *rows))
+        planned.append(emb_layer_norm_layer(embeddings, hidden, dtype, epsilon))
     else:
         norms = [embeddings, *norms]
     if "SkipLayerNorm" in fused:

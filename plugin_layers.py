@@ -9,7 +9,7 @@ empty, and each layer is connected to its real inputs later, with ``ILayer.set_i
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,13 +110,11 @@ def skip_layer_norm_layer(
     return PluginLayer(name, "SkipLayerNorm", fields, (*((kind, (-1, hidden)) for kind in kinds), *weights), made)
 
 
-def emb_layer_norm_layer(
-    name: str, hidden: int, dtype: trt.DataType, epsilon: float, words: int, positions: int, types: int
-) -> PluginLayer:
-    """The EmbLayerNorm plugin on ids (S,), tables of that many rows of ``dtype``, gamma and beta (H,) in fp32."""
-    ids, weight = (trt.DataType.INT32, (-1,)), (trt.DataType.FLOAT, (hidden,))
-    tables = [(dtype, (rows, hidden)) for rows in (words, positions, types)]
-    return PluginLayer(name, "EmbLayerNorm", {"epsilon": epsilon}, (ids, ids, ids, *tables, weight, weight), (dtype,))
+def emb_layer_norm_layer(name: str, hidden: int, dtype: trt.DataType, epsilon: float) -> PluginLayer:
+    """The EmbLayerNorm plugin on ids (S,), three tables (rows, H) of ``dtype``, gamma and beta (H,) in fp32."""
+    ids, table, weight = (trt.DataType.INT32, (-1,)), (dtype, (-1, hidden)), (trt.DataType.FLOAT, (hidden,))
+    inputs = (ids, ids, ids, table, table, table, weight, weight)
+    return PluginLayer(name, "EmbLayerNorm", {"epsilon": epsilon}, inputs, (dtype,))
 
 
 def qkv_to_context_layer(
@@ -176,6 +174,17 @@ def _load_once(path: Path) -> Path:
     return path
 
 
+def check_creators(library: Path, plugins: Collection[str]) -> None:
+    """Checks that the library has these plugins.
+
+    Raises:
+        UserError: it lacks one: it was built from an older version of plugins/.
+    """
+    for plugin in sorted(plugins):
+        if trt.get_plugin_registry().get_creator(plugin, VERSION, NAMESPACE) is None:
+            raise UserError(f"{library} has no plugin {plugin}: it is too old; build it again: {build.BUILD_COMMAND}")
+
+
 class PluginLayers:
     """Places plugin layers in a network.
 
@@ -192,6 +201,7 @@ class PluginLayers:
         self._network = network
         self._log = log
         self.library = load_library()
+        check_creators(self.library, {layer.plugin for layer in planned})
         self.planned = {layer.name: layer for layer in planned}
         self._reserved = self._reserve(planned) if IS_RTX else {}
 

@@ -20,6 +20,7 @@ from plugin_layers import (
     LAYER_NORM_KERNELS,
     Known,
     PluginLayers,
+    check_creators,
     emb_layer_norm_layer,
     layer_norm_layer,
     qkv_to_context_layer,
@@ -321,7 +322,7 @@ def test_tensorrt_builds_an_engine_with_int8_in_and_out(tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_embeddings_and_norm_in_one_layer(tmp_path, precision):
     dtype = DTYPES[precision]
-    parts, helper = planned_network([emb_layer_norm_layer("emb", H, dtype, EPSILON, 50, 20, 2)], dtype)
+    parts, helper = planned_network([emb_layer_norm_layer("emb", H, dtype, EPSILON)], dtype)
     names, sizes = ("input_ids", "token_type_ids", "position_ids"), (50, 20, 2)
     generator = np.random.default_rng(1)
     values = [generator.standard_normal((size, H), np.float32) for size in sizes]
@@ -422,3 +423,10 @@ def test_attention_on_a_cpu_is_its_reference():
     qkv, mask = torch.randn(2, 3, 192), torch.tensor([[1, 1, 0], [1, 0, 0]], dtype=torch.int32)
     found = reference.REFERENCES[layer.plugin](qkv, mask, **layer.fields)
     torch.testing.assert_close(found[1, 0], qkv[1, 0, 128:])  # one key: its value
+
+
+def test_a_library_from_before_a_plugin_was_written_is_named(tmp_path):
+    with pytest.raises(
+        UserError, match=r"libold\.so has no plugin Attention2: .* build it again: python"
+    ):
+        check_creators(tmp_path / "libold.so", ["LayerNorm", "Attention2"])
