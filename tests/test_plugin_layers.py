@@ -426,7 +426,5 @@ def test_attention_on_a_cpu_is_its_reference():
 
 
 def test_a_library_from_before_a_plugin_was_written_is_named(tmp_path):
-    with pytest.raises(
-        UserError, match=r"libold\.so has no plugin Attention2: .* build it again: python"
-    ):
+    with pytest.raises(UserError, match=r"libold\.so has no plugin Attention2: .* build it again: python"):
         check_creators(tmp_path / "libold.so", ["LayerNorm", "Attention2"])
