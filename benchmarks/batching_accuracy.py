@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,11 +22,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import torch
-from network_accuracy import versions
-from quantization_accuracy import markdown_table, model_name, print_table
+from report import markdown_table, model_name, print_table, versions, write_results
 
 from builder import BATCHINGS, FUSED_LAYERS, assemble
-from common import log_console, run_script, write_whole
+from common import log_console, run_script
 from fill_masks import make_batches
 from model2onnx import load_checkpoint
 from model_files import ModelFolder
@@ -146,10 +144,7 @@ def main() -> int:
         *markdown_table(HEADINGS, rows(results)),
     ]
     record = {"about": about, "command": command, "results": results}
-    for path, text in ((args.json, json.dumps(record, indent=2)), (args.markdown, "\n".join(lines))):
-        if path is not None:
-            with write_whole(path) as file:
-                file.write(f"{text}\n".encode())
+    write_results(args.json, record, args.markdown, lines)
     within = all(one["rel_l2"] <= one["tolerance"] and one["others_unchanged"] for one in results)
     return 0 if within else 1
 

@@ -11,7 +11,6 @@ all histograms. The peer: Hugging Face's model in eager fp32 on the CPU, one sen
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -21,12 +20,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
-from network_accuracy import versions
-from quantization_accuracy import print_table
+from report import print_table, versions, write_results
 
 from builder import assemble
 from calibrator import Subject, read_data
-from common import run_script, write_whole
+from common import run_script
 from model2onnx import load_checkpoint
 from model_files import ModelFolder
 from quantization import DEFAULT_DATA, Settings
@@ -80,11 +78,8 @@ def main() -> int:
     ours = next(iter(rates.values()))
     rows = [[name, f"{rate:.1f}", f"{ours / rate:.1f}"] for name, rate in rates.items()]
     print_table("Sentences a second", ("what", "sentences a second", "calibration : this"), rows)
-    if args.json is not None:
-        command = f"python benchmarks/calibration_speed.py {args.model_dir} {args.checkpoint}"
-        record = {"about": versions(args.device), "command": command, "sentences_per_second": rates}
-        with write_whole(args.json) as file:
-            file.write((json.dumps(record, indent=2) + "\n").encode())
+    command = f"python benchmarks/calibration_speed.py {args.model_dir} {args.checkpoint}"
+    write_results(args.json, {"about": versions(args.device), "command": command, "sentences_per_second": rates})
     return 0
 
 

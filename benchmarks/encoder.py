@@ -14,7 +14,6 @@ products through cuBLAS, with weights as PyTorch's linear has them, (out, in), a
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,13 +22,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
-from network_accuracy import versions
-from quantization_accuracy import markdown_table, print_table
+from report import markdown_table, print_table, versions, write_results
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
 from builder import FUSED_LAYERS, assemble
-from common import UserError, log_console, run_script, write_whole
+from common import UserError, log_console, run_script
 from model_files import LENGTHS_NAME, BertConfig, ModelFolder, WeightFile
 from network_runner import NetworkRunner
 from plugins.measure import graph_times
@@ -285,10 +283,7 @@ def main() -> int:
             "",
             *markdown_table(HEADINGS, rows(results)),
         ]
-        for path, text in ((args.json, json.dumps(record, indent=2)), (args.markdown, "\n".join(lines))):
-            if path is not None:
-                with write_whole(path) as file:
-                    file.write(f"{text}\n".encode())
+        write_results(args.json, record, args.markdown, lines)
     return 0
 
 

@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,12 +18,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
-from rich.table import Table
+from report import markdown_table, print_table, versions, write_results
 
 import builder
 import onnx2trt
-import tensorrt_product
-from common import console, log_console, run_script, write_whole
+from common import log_console, run_script
 from model_files import ModelFolder
 from network_runner import NetworkRunner
 from pipeline import TOLERANCES, Comparison
@@ -61,20 +57,6 @@ def measure(folder: ModelFolder, way: str, precision: str, layer_norm: str, devi
     }
 
 
-def versions(device: str) -> dict[str, str]:
-    """What the figures depend on."""
-    found = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
-        "torch": torch.__version__,
-        "tensorrt": tensorrt_product.describe(),
-        "python": platform.python_version(),
-    }
-    if device == "cuda":
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        found["driver"] = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
-    return found
-
-
 def rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """The table's rows."""
     return [
@@ -92,20 +74,17 @@ def rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     ]
 
 
-def markdown(results: list[dict[str, Any]], about: dict[str, str], command: str) -> str:
+def markdown(results: list[dict[str, Any]], about: dict[str, str], command: str) -> list[str]:
     """The table for people who read it in the repository."""
-    lines = [
+    return [
         "# The whole network against PyTorch",
         "",
         "Run by `network_runner.py` from the TensorRT network definition, not by TensorRT. "
         + ", ".join(f"{key} {value}" for key, value in about.items())
         + f". Command: `{command}`",
         "",
-        "| " + " | ".join(HEADINGS) + " |",
-        "|" + " --- |" * len(HEADINGS),
-        *("| " + " | ".join(row) + " |" for row in rows(results)),
+        *markdown_table(HEADINGS, rows(results)),
     ]
-    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
@@ -122,19 +101,10 @@ def main() -> int:
             with log_console.status(f"{path} {way} {precision} {layer_norm}"):
                 results.append(measure(ModelFolder(path), way, precision, layer_norm, args.device))
     about = versions(args.device)
-    table = Table(*HEADINGS)
-    for row in rows(results):
-        table.add_row(*row)
-    console.print(table)
+    print_table("Against PyTorch", HEADINGS, rows(results))
     command = "python benchmarks/network_accuracy.py " + " ".join(map(str, args.model_dirs))
-    texts = (
-        (args.json, json.dumps({**about, "command": command, "results": results}, indent=2) + "\n"),
-        (args.markdown, markdown(results, about, command)),
-    )
-    for path, text in texts:
-        if path is not None:
-            with write_whole(path) as file:
-                file.write(text.encode())
+    record = {**about, "command": command, "results": results}
+    write_results(args.json, record, args.markdown, markdown(results, about, command))
     return 0 if all(one["agrees"] for one in results) else 1
 
 

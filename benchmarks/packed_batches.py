@@ -11,7 +11,6 @@ run by network_runner.py, not by TensorRT. Padded: every sentence as long as the
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,11 +20,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import torch
-from network_accuracy import versions
-from quantization_accuracy import markdown_table, print_table
+from report import markdown_table, print_table, versions, write_results
 
 from builder import FUSED_LAYERS, assemble
-from common import UserError, run_script, write_whole
+from common import UserError, run_script
 from fill_masks import Batch, packed_batch, padded_batch
 from model_files import ModelFolder
 from network_runner import NetworkRunner
@@ -153,10 +151,7 @@ def main() -> int:
         *markdown_table(HEADINGS, rows(results)),
     ]
     record = {"about": about, "command": command, "results": results}
-    for path, text in ((args.json, json.dumps(record, indent=2)), (args.markdown, "\n".join(lines))):
-        if path is not None:
-            with write_whole(path) as file:
-                file.write(f"{text}\n".encode())
+    write_results(args.json, record, args.markdown, lines)
     return 0
 
 

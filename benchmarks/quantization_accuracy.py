@@ -12,7 +12,6 @@ capitals in forms that it was not trained on. The networks are run by network_ru
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -24,12 +23,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
-from network_accuracy import versions
-from rich.table import Table
+from report import markdown_table, model_name, print_table, versions, write_results
 
 from builder import assemble
 from calibrator import Subject, choose_ranges, load_tokenizer, read_data, spread
-from common import console, log_console, run_script, write_whole
+from common import log_console, run_script
 from model_files import ModelFolder
 from quantization import DEFAULT_DATA, METHODS, Settings
 from sensitivity import Evaluation, calibrate_best, quantization_of
@@ -126,11 +124,6 @@ def capital_questions(folder: ModelFolder) -> list[Sentence]:
     return sentences
 
 
-def model_name(folder: ModelFolder) -> str:
-    """Folder and sizes."""
-    return f"{folder.path.name} ({folder.config.num_layers} layers, H {folder.config.hidden_size})"
-
-
 def share(value: float | None) -> str:
     """A share as text."""
     return "—" if value is None else f"{value:.1%}"
@@ -165,16 +158,10 @@ METHOD_HEADINGS = ("model", "smoothing", "sentences", *METHODS)
 DEFAULT_HEADINGS = ("model", "precision", "text", "relative L2", "mean cosine", "first word same", "of ten best")
 
 
-def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table for a Markdown file."""
-    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
-
-
-def markdown(results: dict[str, Any]) -> str:
+def markdown(results: dict[str, Any]) -> list[str]:
     """The file for people."""
     about = ", ".join(f"{key} {value}" for key, value in results["about"].items())
-    lines = [
+    return [
         "# int8 and fp8 against fp32",
         "",
         f"Run by `network_runner.py` from the TensorRT network definition, not by TensorRT. {about}. "
@@ -190,15 +177,6 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         *markdown_table(METHOD_HEADINGS, method_rows(results["methods"])),
     ]
-    return "\n".join(lines) + "\n"
-
-
-def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on the console."""
-    table = Table(*headings, title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
 
 
 def main() -> int:
@@ -218,10 +196,7 @@ def main() -> int:
     }
     print_table("With the defaults", DEFAULT_HEADINGS, default_rows(results["defaults"]))
     print_table("Methods and numbers of sentences, int8", METHOD_HEADINGS, method_rows(results["methods"]))
-    for path, text in ((args.json, json.dumps(results, indent=2) + "\n"), (args.markdown, markdown(results))):
-        if path is not None:
-            with write_whole(path) as file:
-                file.write(text.encode())
+    write_results(args.json, results, args.markdown, markdown(results))
     return 0
 
 

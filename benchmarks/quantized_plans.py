@@ -11,7 +11,6 @@ others (4 in fp32), and what the network adds, such as scales. A plan has code b
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -20,12 +19,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from network_accuracy import versions
-from quantization_accuracy import markdown_table, print_table
+from report import markdown_table, print_table, versions, write_results
 
 from builder import assemble
 from calibrator import Subject, calibrate, read_data
-from common import log_console, run_script, write_whole
+from common import log_console, run_script
 from model_files import ModelFolder
 from quantization import DEFAULT_DATA, Quantization, Settings, inspect
 from sensitivity import quantization_of
@@ -105,10 +103,7 @@ def main() -> int:
         *markdown_table(HEADINGS, rows(results)),
     ]
     record = {"about": about, "command": command, "results": results}
-    for path, text in ((args.json, json.dumps(record, indent=2)), (args.markdown, "\n".join(lines))):
-        if path is not None:
-            with write_whole(path) as file:
-                file.write(f"{text}\n".encode())
+    write_results(args.json, record, args.markdown, lines)
     return 0
 
 

@@ -3,10 +3,9 @@
 //
 //     cmake --build plugins/build --target layer_norm_check
 //     compute-sanitizer --tool memcheck plugins/build/layer_norm_check        also: racecheck, initcheck, synccheck
-//
-// Every tensor is an allocation of its own and of its exact size: one byte too far is an error to memcheck.
 #pragma once
 
+#include "common/device_tensor.cuh"
 #include "common/element.cuh"
 
 #include <cmath>
@@ -21,17 +20,8 @@ namespace bert
 constexpr float kEPSILON = 1e-12F;
 
 // ---------------------------------------------------------------------------------------------------------------
-// Tensors on host and device
+// Values on the host
 // ---------------------------------------------------------------------------------------------------------------
-
-inline void check(cudaError_t status, char const* what)
-{
-    if (status != cudaSuccess)
-    {
-        std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(status));
-        std::exit(1);
-    }
-}
 
 inline float toHost(float value)
 {
@@ -50,43 +40,6 @@ T fromHost(float value)
 {
     return static_cast<T>(value);
 }
-
-template <typename T>
-class Tensor
-{
-public:
-    explicit Tensor(std::vector<T> const& values)
-        : mSize(values.size())
-    {
-        check(cudaMalloc(&mData, mSize * sizeof(T)), "cudaMalloc");
-        check(cudaMemcpy(mData, values.data(), mSize * sizeof(T), cudaMemcpyHostToDevice), "cudaMemcpy");
-    }
-    explicit Tensor(size_t size) // holds nothing: initcheck reports whoever reads it before it is written
-        : mSize(size)
-    {
-        check(cudaMalloc(&mData, mSize * sizeof(T)), "cudaMalloc");
-    }
-    Tensor(Tensor const&) = delete;
-    Tensor& operator=(Tensor const&) = delete;
-    ~Tensor()
-    {
-        cudaFree(mData);
-    }
-    T* data() const
-    {
-        return mData;
-    }
-    std::vector<T> values() const
-    {
-        std::vector<T> values(mSize);
-        check(cudaMemcpy(values.data(), mData, mSize * sizeof(T), cudaMemcpyDeviceToHost), "cudaMemcpy");
-        return values;
-    }
-
-private:
-    T* mData{};
-    size_t mSize;
-};
 
 template <typename T>
 std::vector<T> randomValues(size_t count, float mean, float deviation)

@@ -5,15 +5,13 @@
 //     compute-sanitizer --tool memcheck plugins/build/qkv_to_context_check     also: racecheck, initcheck, synccheck
 //
 // With the argument "few" it makes do with few cases, each of them small: racecheck and initcheck are slow.
-//
-// Every tensor is an allocation of its own and of its exact size: one byte too far is an error to memcheck.
+#include "common/device_tensor.cuh"
 #include "common/element.cuh"
 #include "qkv_to_context/qkv_to_context_kernels.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <random>
 #include <string>
 #include <vector>
@@ -24,17 +22,8 @@ namespace
 {
 
 // ---------------------------------------------------------------------------------------------------------------
-// Tensors on host and device
+// Types and values
 // ---------------------------------------------------------------------------------------------------------------
-
-void check(cudaError_t status, char const* what)
-{
-    if (status != cudaSuccess)
-    {
-        std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(status));
-        std::exit(1);
-    }
-}
 
 template <typename T>
 struct TypeOf;
@@ -82,42 +71,6 @@ T fromHost(float value)
         return static_cast<T>(value);
     }
 }
-
-template <typename T>
-class Tensor
-{
-public:
-    explicit Tensor(std::vector<T> const& values)
-        : Tensor(values.size())
-    {
-        check(cudaMemcpy(mData, values.data(), mSize * sizeof(T), cudaMemcpyHostToDevice), "cudaMemcpy");
-    }
-    explicit Tensor(size_t size) // holds nothing: initcheck reports whoever reads it before it is written
-        : mSize(size)
-    {
-        check(cudaMalloc(&mData, mSize * sizeof(T)), "cudaMalloc");
-    }
-    Tensor(Tensor const&) = delete;
-    Tensor& operator=(Tensor const&) = delete;
-    ~Tensor()
-    {
-        cudaFree(mData);
-    }
-    T* data() const
-    {
-        return mData;
-    }
-    std::vector<T> values() const
-    {
-        std::vector<T> values(mSize);
-        check(cudaMemcpy(values.data(), mData, mSize * sizeof(T), cudaMemcpyDeviceToHost), "cudaMemcpy");
-        return values;
-    }
-
-private:
-    T* mData{};
-    size_t mSize;
-};
 
 template <typename T>
 std::vector<T> randomValues(size_t count)

@@ -1,0 +1,67 @@
+"""What the benchmarks share: versions, tables, and the files that they write."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from rich.table import Table
+
+import tensorrt_product
+from common import console, write_whole
+from model_files import ModelFolder
+
+
+def versions(device: str) -> dict[str, str]:
+    """What the figures depend on."""
+    found = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+        "torch": torch.__version__,
+        "tensorrt": tensorrt_product.describe(),
+        "python": platform.python_version(),
+    }
+    if device == "cuda":
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        found["driver"] = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    return found
+
+
+def model_name(folder: ModelFolder) -> str:
+    """Folder and sizes."""
+    return f"{folder.path.name} ({folder.config.num_layers} layers, H {folder.config.hidden_size})"
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table for a Markdown file."""
+    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on the console."""
+    table = Table(*headings, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def write_results(
+    json_path: Path | None, record: dict[str, Any], markdown_path: Path | None = None, lines: Sequence[str] = ()
+) -> None:
+    """Writes what --json and --markdown ask for.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    for path, text in ((json_path, json.dumps(record, indent=2)), (markdown_path, "\n".join(lines))):
+        if path is not None:
+            with write_whole(path) as file:
+                file.write(f"{text}\n".encode())

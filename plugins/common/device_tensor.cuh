@@ -1,0 +1,59 @@
+// Tensors on host and device for the check programs. Every tensor is an allocation of its own and of its exact size: one
+// byte too far is an error to memcheck.
+#pragma once
+
+#include <cstdio>
+#include <cstdlib>
+#include <cuda_runtime_api.h>
+#include <vector>
+
+namespace bert
+{
+
+inline void check(cudaError_t status, char const* what)
+{
+    if (status != cudaSuccess)
+    {
+        std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(status));
+        std::exit(1);
+    }
+}
+
+template <typename T>
+class Tensor
+{
+public:
+    explicit Tensor(std::vector<T> const& values)
+        : mSize(values.size())
+    {
+        check(cudaMalloc(&mData, mSize * sizeof(T)), "cudaMalloc");
+        check(cudaMemcpy(mData, values.data(), mSize * sizeof(T), cudaMemcpyHostToDevice), "cudaMemcpy");
+    }
+    explicit Tensor(size_t size) // holds nothing: initcheck reports whoever reads it before it is written
+        : mSize(size)
+    {
+        check(cudaMalloc(&mData, mSize * sizeof(T)), "cudaMalloc");
+    }
+    Tensor(Tensor const&) = delete;
+    Tensor& operator=(Tensor const&) = delete;
+    ~Tensor()
+    {
+        cudaFree(mData);
+    }
+    T* data() const
+    {
+        return mData;
+    }
+    std::vector<T> values() const
+    {
+        std::vector<T> values(mSize);
+        check(cudaMemcpy(values.data(), mData, mSize * sizeof(T), cudaMemcpyDeviceToHost), "cudaMemcpy");
+        return values;
+    }
+
+private:
+    T* mData{};
+    size_t mSize;
+};
+
+} // namespace bert
