@@ -58,6 +58,7 @@ from sentences import Sentence, load_tokenizer, read_sentences
 from trt_helper import QUANTIZED_MAXIMA, QUANTIZED_TYPES, TrtLog
 
 CACHE_FORMAT = 1
+CACHE_REMEDY = "it is made again by itself"
 BINS = 8192
 ENTROPY_BINS, ENTROPY_LEVELS = 2048, 128
 BATCH_TOKENS = 4096  # sentences of one length are run together, up to so many tokens
@@ -420,9 +421,11 @@ def read_cache(path: Path, wanted: Mapping[str, Any], settings: Settings) -> Cal
     if not path.exists():
         return None
     try:
-        entry = read_json(path).get(settings.kind)
+        entry = read_json(path, CACHE_REMEDY).get(settings.kind)
         if entry is None:
             return None
+        if not isinstance(entry, dict):
+            raise ValueError(f"its {settings.kind} part is {entry!r}")
         if entry.pop("checksum") != _checksum(entry):
             raise ValueError(f"the checksum of its {settings.kind} part does not fit")
         found, ranges, maxima = entry["fingerprint"], entry["ranges"], entry["largest values"]
@@ -450,7 +453,7 @@ def _tell_change(key: str, before: Any, now: Any) -> str:
 def write_cache(path: Path, calibration: Calibration, belongs_to: Mapping[str, Any]) -> None:
     """Puts the calibration into the cache, beside that of the other kind."""
     try:
-        entries = {key: value for key, value in read_json(path).items() if key in QUANTIZED_TYPES}
+        entries = {key: value for key, value in read_json(path, CACHE_REMEDY).items() if key in QUANTIZED_TYPES}
     except UserError:
         entries = {}  # missing, or damaged, which read_cache has said
     entry = {

@@ -419,8 +419,8 @@ def check_inputs(inputs: Mapping[str, np.ndarray], config: BertConfig, source: s
             )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
+def read_json(path: Path, remedy: str = "write it again with model2onnx.py") -> dict[str, Any]:
+    """Reads a JSON object; ``remedy`` ends the message where it is damaged.
 
     Raises:
         UserError: the file is missing or is no JSON object.
@@ -430,9 +430,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; write it with model2onnx.py") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); write it again with model2onnx.py") from error
+        raise UserError(f"{path} is not valid JSON ({error}); {remedy}") from error
     if not isinstance(values, dict):
-        raise UserError(
-            f"{path} holds a JSON {type(values).__name__}, expected an object; write it again with model2onnx.py"
-        )
+        raise UserError(f"{path} holds a JSON {type(values).__name__}, expected an object; {remedy}")
     return values
