@@ -109,12 +109,10 @@ class Evaluation:
         self._batches = batches([hide_word(sentence, mask_id) for sentence in sentences])
         self._reference = self.run("fp32", None)
 
-    def run(
-        self, precision: str, quantization: Quantization | None, int8_kernels: bool = False
-    ) -> list[torch.Tensor]:
+    def run(self, precision: str, quantization: Quantization | None) -> list[torch.Tensor]:
         """The outputs of one network, for each batch fp32 (B, S, vocabulary or H)."""
         made = self._assemble(self.folder, self._log, precision, batching="padded", quantization=quantization)
-        runner = NetworkRunner(made.network, self.device, known=made.known, int8_kernels=int8_kernels)
+        runner = NetworkRunner(made.network, self.device, known=made.known)
         name = self.folder.config.output_name
         return [runner.run(batch_inputs(batch))[name] for batch in self._batches]
 
@@ -239,12 +237,14 @@ class QuantizedModel:
     Attributes:
         calibration: the ranges.
         quantization: what is quantized in the end.
+        evaluation: compares networks on sentences that were not calibrated on; None if there are none.
         change: the answers against fp32, on sentences that were not calibrated on; None if there are none.
         spared: what --max-error returned to fp16; None without it.
     """
 
     calibration: Calibration
     quantization: Quantization
+    evaluation: Evaluation | None
     change: Change | None
     spared: Spared | None
 
@@ -312,7 +312,7 @@ def quantize(
             spared = spare(evaluation, quantization, products, args.max_error)
             quantization = spared.quantization
         change = evaluation.measure(settings.kind, quantization)
-    return QuantizedModel(calibration, quantization, change, spared)
+    return QuantizedModel(calibration, quantization, evaluation, change, spared)
 
 
 def calibrate_best(subject: Subject, settings: Settings, mask_id: int | None) -> Calibration:
@@ -388,12 +388,15 @@ def main() -> int:
         if path is not None:
             make_folder(path.parent)
     model = quantize(folder, args, assemble, log, folder.path / CACHE_NAME)
-    data = read_data(folder, args.calibration_data, args.calibration_sentences, EVALUATION_SENTENCES)
-    if not data.evaluation:
-        raise UserError(f"{data.path}: no sentence is left over to measure on; lower --calibration-sentences")
-    evaluation = Evaluation(folder, data.evaluation, data.mask_id, assemble, log)
+    evaluation = model.evaluation
+    if evaluation is None:
+        raise UserError(
+            f"{args.calibration_data}: no sentence is left over to measure on; lower --calibration-sentences"
+        )
     products = in_groups(encoder_products(folder.config), args.quantize)
-    ranking = rank(evaluation, quantization_of(model.calibration, products), products)
+    ranking = model.spared.ranking if model.spared else []
+    if not ranking:  # --max-error ranks only if it has to return something
+        ranking = rank(evaluation, quantization_of(model.calibration, products), products)
     print_ranking(ranking, args.precision, evaluation.measure(BASE_PRECISION, None).rel_l2)
     model.print_change()
     if args.plot is not None:
