@@ -3,6 +3,7 @@
 // columns 2t and 2t + 1 of rows g and g + 8, with g = lane / 4 and t = lane % 4: values [0], [1] and [2], [3].
 #pragma once
 
+#include "common/exponential.cuh"
 #include "qkv_to_context/qkv_to_context_common.cuh"
 
 #include <cfloat>
@@ -249,13 +250,6 @@ __device__ void loadQueries(uint32_t (&queries)[kSIZE / 16][4], uint32_t tile, u
 // ---------------------------------------------------------------------------------------------------------------
 // Softmax
 // ---------------------------------------------------------------------------------------------------------------
-
-inline __device__ float exponential2(float x)
-{
-    float result;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-    return result;
-}
 
 inline __device__ void packPair(uint32_t& word, float low, float high, __half /*type*/)
 {
