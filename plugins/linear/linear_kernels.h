@@ -30,7 +30,8 @@ struct LinearArguments
 // Launches the kernel that suits shape, alignment and GPU; it runs later, in the stream.
 cudaError_t launchLinear(LinearArguments const& arguments, cudaStream_t stream);
 
-// The two that it chooses from: for any GPU, shape and alignment; and for Hopper, with what hopperTakes says yes to.
+// The two that it chooses from, for at least one row: for any GPU, shape and alignment; and for Hopper, with what
+// hopperTakes says yes to.
 cudaError_t launchLinearTensor(LinearArguments const& arguments, cudaStream_t stream);
 cudaError_t launchLinearHopper(LinearArguments const& arguments, cudaStream_t stream);
 
