@@ -95,11 +95,11 @@ def run_sentences(runner: NetworkRunner, batching: str, sentences: Sequence[Word
     lengths = [len(one.ids) for one in sentences]
     if batching == "single":
         alone = [padded_inputs([one]) for one in sentences]
-        return [runner.run({key: one[key] for key in INPUT_NAMES})[name].numpy()[0] for one in alone]
+        return [runner.run({key: one[key] for key in INPUT_NAMES})[name].cpu().numpy()[0] for one in alone]
     if batching == "padded":
-        rows = runner.run(padded_inputs(sentences))[name].numpy()
+        rows = runner.run(padded_inputs(sentences))[name].cpu().numpy()
         return [row[:length] for row, length in zip(rows, lengths, strict=True)]
-    return np.split(runner.run(packed_inputs(sentences))[name].numpy(), np.cumsum(lengths)[:-1])
+    return np.split(runner.run(packed_inputs(sentences))[name].cpu().numpy(), np.cumsum(lengths)[:-1])
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +214,19 @@ def test_all_products_of_the_encoder_are_the_linear_plugins(model_dir, batching)
     assert kinds.count("PLUGIN_V3") == 1 + 2 * (1 + 2 + 4)
     assert kinds.count("MATRIX_MULTIPLY") == 2  # of the head
     assert kinds.count("ACTIVATION") == 1  # likewise
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and PyTorch for CUDA")
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@EVERY_BATCHING
+@EVERY_FUSION
+def test_the_plugins_kernels_in_the_whole_network(model_dir, hugging_face, fusion, batching, precision):
+    sentences = make_sentences(LENGTHS)
+    fused = FUSIONS[fusion]
+    bert = builder.assemble(ModelFolder(model_dir), TrtLog(), precision, batching=batching, fused=fused)
+    runner = NetworkRunner(bert.network, "cuda", known=bert.known)
+    found = run_sentences(runner, batching, sentences)
+    assert error(found, pytorchs_answer(hugging_face, sentences)) <= TOLERANCES[precision]
 
 
 def test_in_fp32_all_is_what_plugins_is(model_dir):
