@@ -229,9 +229,9 @@ def kernels_gelu(x: np.ndarray) -> np.ndarray:
     a = np.minimum(np.abs(x), np.float32(limit)).astype(np.float64)
     q = np.full_like(a, np.float32(coefficients[0]))
     for coefficient in coefficients[1:]:
-        q = np.float32(q * a + np.float32(coefficient)).astype(np.float64)  # as fmaf: one rounding
-    power = np.where(q < -126, 0.0, np.float32(np.exp2(q)).astype(np.float64))  # ex2.approx.ftz
-    return np.float32(np.maximum(x, 0) - a * power)
+        q = (q * a + np.float32(coefficient)).astype(np.float32).astype(np.float64)  # as fmaf: one rounding
+    power = np.where(q < -126, 0.0, np.exp2(q).astype(np.float32).astype(np.float64))  # ex2.approx.ftz
+    return (np.maximum(x, 0) - a * power).astype(np.float32)
 
 
 def exact_gelu(x: np.ndarray) -> np.ndarray:
@@ -257,7 +257,7 @@ def test_gelu_of_every_fp16_number_is_rounded_right_but_for_a_few():
 
 
 def test_gelu_far_out():
-    x = np.float32([3e38, -3e38, 1e4, -1e4, 0.0])
+    x = np.array([3e38, -3e38, 1e4, -1e4, 0.0], np.float32)
     np.testing.assert_allclose(kernels_gelu(x), np.maximum(x, 0), rtol=0, atol=1e-30)
 
 
@@ -284,19 +284,21 @@ def make_inputs(content, rows, width_in, width_out, dtype):
     return [tensor.to(dtype) for tensor in (x, weight, bias)]
 
 
-def assert_close_to_exact(found, exact):
-    """Not much more than one rounding of the result, which is half a step; the smallest fp16 numbers are coarse."""
+def assert_close_to_exact(found, inputs, activation):
+    """Every element: little more than half a step of its type, and what fp32 sums of so many products are off by."""
+    exact = reference.linear(*inputs, activation=activation, dtype=torch.float64)
     info = torch.finfo(found.dtype)
-    allowed = 0.64 * info.eps * exact.norm() + 0.5 * info.smallest_normal * info.eps * math.sqrt(exact.numel())
-    error = (found.double() - exact).norm()
-    assert error <= allowed + 1e-6 * math.sqrt(exact.numel()), f"error {error:.2e}, allowed {allowed:.2e}"
+    x, weight = (tensor.double() for tensor in inputs[:2])
+    terms = (x.square() @ weight.square()).sqrt()  # (rows, out): how large a sum of theirs is by chance
+    allowed = 0.55 * info.eps * exact.abs() + 3e-5 * terms + info.smallest_normal * info.eps
+    error = (found.double() - exact).abs()
+    assert (error <= allowed).all(), f"{(error / allowed).max():.3g} times what is allowed"
 
 
 def check(host, inputs, activation, shift=0):
-    exact = reference.linear(*inputs, activation=activation, dtype=torch.float64)
     (found,) = run_guarded(create(host, activation=activation), inputs, shift)
     assert found.dtype == inputs[0].dtype
-    assert_close_to_exact(found, exact)
+    assert_close_to_exact(found, inputs, activation)
 
 
 @needs_gpu
@@ -340,8 +342,7 @@ def test_infinity_and_nan_stay_in_their_row(host, dtype):
     (found,) = run_guarded(create(host, activation="gelu"), [x, weight, bias])
     broken = torch.tensor([3, 130], device="cuda")
     others = torch.ones(200, dtype=torch.bool, device="cuda").index_fill(0, broken, False)
-    exact = reference.linear(x[others], weight, bias, activation="gelu", dtype=torch.float64)
-    assert_close_to_exact(found[others], exact)
+    assert_close_to_exact(found[others], [x[others], weight, bias], "gelu")
     assert found[130].isnan().all()
     assert (found[3].isposinf() | (found[3].abs() <= 1e-30)).all()  # GELU of infinity and of minus infinity
 

@@ -256,7 +256,10 @@ def test_a_product_with_bias_and_activation_in_one_layer(tmp_path, precision, bi
     dtype = DTYPES[precision]
     parts, helper = planned_network([linear_layer("gelu", dtype, bias, activation)], dtype)
     x = helper.addInput("x", dtype, shape)
-    weight, linear_bias = np.random.default_rng(0).standard_normal((H, 24), np.float32), np.float32(range(24))
+    weight, linear_bias = (
+        np.random.default_rng(0).standard_normal((H, 24), np.float32),
+        np.arange(24, dtype=np.float32),
+    )
     y = helper.addFusedLinear(x, weight, linear_bias if bias else None, "dense", "gelu")
     assert (y.name, y.dtype, tuple(y.shape)) == ("gelu", dtype, (*shape[:-1], 24))
     helper.markOutput(y, "y")
@@ -290,8 +293,10 @@ def test_a_wrong_product_is_named(precision, width, bias, told):
 
 
 def test_a_product_in_fp32_is_refused():
+    wide = trt.DataType.FLOAT
     with pytest.raises(UserError, match=r"x is fp32; expected fp16 or bf16; for other types take TensorRT's own"):
-        planned_network([linear_layer("dense", trt.DataType.FLOAT)], trt.DataType.FLOAT)
+        _owner, helper = planned_network([linear_layer("dense", wide)], wide)  # TensorRT for RTX tells it here
+        helper.addFusedLinear(helper.addInput("x", wide, (1, -1, H)), np.ones((H, H)), np.ones(H), "dense", "dense")
 
 
 def two_outputs() -> Any:
