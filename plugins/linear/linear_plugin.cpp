@@ -86,15 +86,16 @@ void checkShapes(std::vector<Dims> const& inputs)
     {
         fail("weight has the shape ", describe(weight), "; expected 1 to ", kWIDEST, " rows and columns");
     }
+    int64_t const mostRows = kMOST_TILES / ((weight.d[1] + kTILE - 1) / kTILE + 1) * kTILE;
     int64_t rows = 1;
     for (int32_t i = 0; i + 1 < x.nbDims; ++i)
     {
-        rows = x.d[i] < 0 || rows < 0 ? -1 : rows * x.d[i];
-        if (rows / kTILE > kMOST_TILES / ((weight.d[1] + kTILE - 1) / kTILE + 1))
+        if (rows > 0 && x.d[i] > mostRows / rows)
         {
             fail("x has the shape ", describe(x), ": with ", weight.d[1],
                 " columns of the weight that is more than one kernel can be launched for");
         }
+        rows = x.d[i] < 0 || rows < 0 ? -1 : rows * x.d[i];
     }
     if (inputs.size() == kMOST_INPUTS)
     {
