@@ -49,6 +49,14 @@ int64_t countBlocks(QkvToContextArguments const& a)
     return tiles * a.heads;
 }
 
+inline cudaError_t countMultiprocessors(int& count)
+{
+    int device = 0;
+    cudaError_t const status = cudaGetDevice(&device);
+    return status == cudaSuccess ? cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device)
+                                 : status;
+}
+
 // ---------------------------------------------------------------------------------------------------------------
 // Tiles of queries
 // ---------------------------------------------------------------------------------------------------------------

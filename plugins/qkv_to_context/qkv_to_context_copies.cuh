@@ -69,7 +69,8 @@ inline __device__ void copyBox(
 inline __device__ void storeBox(
     CUtensorMap const& map, int32_t column, int32_t row, int32_t matrix, uint32_t source)
 {
-    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(&map),
+    asm volatile(
+        "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(&map),
         "r"(column), "r"(row), "r"(matrix), "r"(source)
         : "memory");
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");

@@ -416,11 +416,13 @@ public:
         float const shift[2] = {mMaximum[0] * mScale, mMaximum[1] * mScale};
         if (mWide)
         {
-            exponentiate(mSum, scores, [&](float score, int row) { return (score - mMaximum[row]) * mScale; });
+            exponentiate(
+                mSum, scores, [&](float score, int row) { return (score - mMaximum[row]) * mScale; });
         }
         else
         {
-            exponentiate(mSum, scores, [&](float score, int row) { return fmaf(score, mScale, -shift[row]); });
+            exponentiate(
+                mSum, scores, [&](float score, int row) { return fmaf(score, mScale, -shift[row]); });
         }
         return rescale;
     }

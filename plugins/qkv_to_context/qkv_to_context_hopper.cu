@@ -432,14 +432,6 @@ cudaError_t describeQkv(QkvToContextArguments const& a, CUtensorMap& map)
     return describeTensor<In>(map, a.qkv, sizes, box);
 }
 
-cudaError_t countMultiprocessors(int& count)
-{
-    int device = 0;
-    cudaError_t const status = cudaGetDevice(&device);
-    return status == cudaSuccess ? cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device)
-                                 : status;
-}
-
 template <typename In, int kSIZE, int kGROUPS, int kKEYS, int kSLOTS, int kBLOCKS, bool kOVERLAP>
 cudaError_t launchShape(QkvToContextArguments const& a, int multiprocessors, cudaStream_t stream)
 {

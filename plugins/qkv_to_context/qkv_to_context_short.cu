@@ -44,7 +44,8 @@ __device__ void copyRows(
 #pragma unroll
     for (int first = 0; first < kROWS; first += kBOX_ROWS)
     {
-        copyBox(tile + first * SharedTile<kROWS, kSIZE>::kROW_BYTES, map, column, row + first, sentence, barrier);
+        copyBox(
+            tile + first * SharedTile<kROWS, kSIZE>::kROW_BYTES, map, column, row + first, sentence, barrier);
     }
 }
 
@@ -74,12 +75,16 @@ __device__ void storeBoxOfWarp(CUtensorMap const& map, int32_t column, int32_t r
     {
         storeBox(map, column, row, sentence, memory);
     }
+    __syncwarp();
 }
 
-// kBLOCKS of them at a time on a multiprocessor.
+// kBLOCKS of them at a time on a multiprocessor. Each warpgroup takes its tiles one after the other, and if kAHEAD, the
+// tensor cores multiply the next tile's queries and keys while the softmax of one is computed, and its values and
+// weights during the softmax of the next. If kBOXES, contexts are stored by copies of whole rows.
 template <typename T, int kSIZE, int kKEYS, int kGROUPS, int kTILES, int kBLOCKS, bool kAHEAD, bool kBOXES>
-__global__ void __launch_bounds__(kGROUPS* kWARPGROUP, kBLOCKS) qkvToContextShortKernel(AttentionProblem const p,
-    __grid_constant__ CUtensorMap const qkvMap, __grid_constant__ CUtensorMap const contextMap)
+__global__ void __launch_bounds__(kGROUPS* kWARPGROUP, kBLOCKS)
+    qkvToContextShortKernel(AttentionProblem const p, __grid_constant__ CUtensorMap const qkvMap,
+        __grid_constant__ CUtensorMap const contextMap)
 {
     using Shape = ShortShape<kSIZE, kKEYS, kGROUPS, kTILES>;
     extern __shared__ __align__(1024) unsigned char bytes[]; // as the swizzle wants it
@@ -91,6 +96,10 @@ __global__ void __launch_bounds__(kGROUPS* kWARPGROUP, kBLOCKS) qkvToContextShor
     if (threadIdx.x == 0)
     {
         prefetchMap(qkvMap);
+        if (kBOXES)
+        {
+            prefetchMap(contextMap);
+        }
         initBarrier(keysThere, 1);
         initBarrier(valuesThere, 1);
         showBarriers();
@@ -112,6 +121,7 @@ __global__ void __launch_bounds__(kGROUPS* kWARPGROUP, kBLOCKS) qkvToContextShor
         arriveAndExpect(valuesThere, Shape::Keys::kBYTES);
         copyRows<kKEYS, kBOX_ROWS, kSIZE>(values, qkvMap, column + 2 * hidden, 0, tile.sentence, valuesThere);
     }
+    __syncwarp();
     KeyBits<kKEYS> bits{p, tile};
     bits.fetch(0);
     bits.gather(0);
@@ -130,8 +140,7 @@ __global__ void __launch_bounds__(kGROUPS* kWARPGROUP, kBLOCKS) qkvToContextShor
         int32_t const row = firstRow + ofBlock;
         if (kBOXES && p.outputType != ElementType::kINT8)
         {
-            // All warps of the group have read their queries: contexts take their place.
-            asm volatile("bar.sync %0, %1;" ::"r"(1 + warp / 4), "n"(kWARPGROUP) : "memory");
+            __syncthreads(); // all warps have read their queries: contexts take their place
             storeBoxOfWarp<T, kSIZE>(contextMap, column, row, tile.sentence,
                 queries + ofBlock * Shape::Queries::kROW_BYTES, sums, factors);
         }
@@ -227,17 +236,65 @@ cudaError_t launchShape(QkvToContextArguments const& a, cudaStream_t stream)
     CUtensorMap contextMap{};
     if (kBOXES)
     {
-        status = describeTensor<T>(contextMap, a.context, {width, length, sentences}, {kSIZE, 16, 1}); // (B, S, H)
+        status = describeTensor<T>(
+            contextMap, a.context, {width, length, sentences}, {kSIZE, 16, 1}); // (B, S, H)
         if (status != cudaSuccess)
         {
             return status;
         }
     }
     return launchEarly(qkvToContextShortKernel<T, kSIZE, kKEYS, kGROUPS, kTILES, kBLOCKS, kAHEAD, kBOXES>,
-        LaunchSize{static_cast<unsigned int>(countBlocks<Shape::kROWS>(a)), Shape::kTHREADS, Shape::kBYTES}, stream,
-        makeProblem<Shape::kROWS>(a), qkvMap, contextMap);
+        LaunchSize{static_cast<unsigned int>(countBlocks<Shape::kROWS>(a)), Shape::kTHREADS, Shape::kBYTES},
+        stream, makeProblem<Shape::kROWS>(a), qkvMap, contextMap);
+}
+
+// The one place where it is decided how a sentence is shared out.
+template <typename T, int kSIZE>
+cudaError_t launchSuitable(QkvToContextArguments const& a, int multiprocessors, cudaStream_t stream)
+{
+    int64_t const pairs = int64_t{a.sentences} * a.heads;
+    if (a.length <= 64)
+    {
+        return launchShape<T, kSIZE, 64, 1, 1, 6, false, false>(a, stream);
+    }
+    if (2 * pairs <= multiprocessors) // a multiprocessor for every 64 queries
+    {
+        return launchShape<T, kSIZE, 128, 1, 1, 4, false, false>(a, stream);
+    }
+    if (pairs <= 2 * multiprocessors) // all at a time, two warpgroups to each
+    {
+        return launchShape<T, kSIZE, 128, 2, 1, 2, false, false>(a, stream);
+    }
+    return launchShape<T, kSIZE, 128, 1, 2, 3, true, true>(a, stream);
 }
 
 } // namespace
+
+cudaError_t launchQkvToContextShort(QkvToContextArguments const& arguments, cudaStream_t stream)
+{
+    int multiprocessors = 0;
+    cudaError_t const status = countMultiprocessors(multiprocessors);
+    if (status != cudaSuccess)
+    {
+        return status;
+    }
+    if (!suitsShortKernel(arguments))
+    {
+        return cudaErrorNotSupported;
+    }
+    return dispatchTensor(arguments,
+        [&](auto element, auto size)
+        {
+            using T = decltype(element);
+            if constexpr (sizeof(T) == 2 && size() <= 64)
+            {
+                return launchSuitable<T, size()>(arguments, multiprocessors, stream);
+            }
+            else
+            {
+                return cudaErrorNotSupported;
+            }
+        });
+}
 
 } // namespace bert
