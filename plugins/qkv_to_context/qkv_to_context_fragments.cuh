@@ -345,14 +345,14 @@ inline __device__ float invertSum(float ofLane)
     return sum == 0.0F ? 0.0F : __fdividef(1.0F, sum);
 }
 
-// Keys that do not count get no weight.
+// Keys that do not count get no weight. The first 8 keys of the scores are those with number `first` of the chunk.
 template <int kTILES, int kKEYS>
-__device__ void hide(float (&scores)[kTILES][4], KeyBits<kKEYS> const& bits)
+__device__ void hide(float (&scores)[kTILES][4], KeyBits<kKEYS> const& bits, int first = 0)
 {
 #pragma unroll
     for (int n = 0; n < kTILES; ++n)
     {
-        unsigned int const pair = bits.pairOf(n);
+        unsigned int const pair = bits.pairOf(first + n);
         scores[n][0] = (pair & 1U) != 0 ? scores[n][0] : kNEGATIVE_INFINITY;
         scores[n][1] = (pair & 2U) != 0 ? scores[n][1] : kNEGATIVE_INFINITY;
         scores[n][2] = (pair & 1U) != 0 ? scores[n][2] : kNEGATIVE_INFINITY;
@@ -360,33 +360,50 @@ __device__ void hide(float (&scores)[kTILES][4], KeyBits<kKEYS> const& bits)
     }
 }
 
-// Softmax over scores that are all there: they become weights, and sums of weighted values have to be multiplied by
-// the factors of their rows.
-template <int kTILES>
-__device__ void weighAll(float (&scores)[kTILES][4], float (&factors)[2], float scale)
+// Softmax over scores whose maximum is known: `ofLane` is that of this lane's scores.
+class PlainSoftmax
 {
-    float largest[2];
-    findLargest(largest, scores);
-    bool wide = false;
+public:
+    __device__ PlainSoftmax(float const (&ofLane)[2], float scale)
+        : mScale(scale)
+    {
+        bool wide = false;
 #pragma unroll
-    for (int row = 0; row < 2; ++row)
-    {
-        largest[row] = fmaxf(largestOfRow(largest[row]), -FLT_MAX); // a number also without keys
-        wide = wide || fabsf(largest[row]) * scale > kWIDE;
+        for (int row = 0; row < 2; ++row)
+        {
+            mMaximum[row] = fmaxf(largestOfRow(ofLane[row]), -FLT_MAX); // a number also without keys
+            wide = wide || fabsf(mMaximum[row]) * scale > kWIDE;
+        }
+        mWide = __any_sync(kALL_LANES, wide);
     }
-    float sums[2]{};
-    if (__any_sync(kALL_LANES, wide))
+    // Scores become weights, those of one query all divided by the same number.
+    template <int kTILES>
+    __device__ void weigh(float (&scores)[kTILES][4])
     {
-        exponentiate(sums, scores, [&](float score, int row) { return (score - largest[row]) * scale; });
+        if (mWide)
+        {
+            exponentiate(
+                mSum, scores, [&](float score, int row) { return (score - mMaximum[row]) * mScale; });
+        }
+        else
+        {
+            float const shift[2] = {mMaximum[0] * mScale, mMaximum[1] * mScale};
+            exponentiate(
+                mSum, scores, [&](float score, int row) { return fmaf(score, mScale, -shift[row]); });
+        }
     }
-    else
+    __device__ void finish(float (&factors)[2])
     {
-        float const shift[2] = {largest[0] * scale, largest[1] * scale};
-        exponentiate(sums, scores, [&](float score, int row) { return fmaf(score, scale, -shift[row]); });
+        factors[0] = invertSum(mSum[0]);
+        factors[1] = invertSum(mSum[1]);
     }
-    factors[0] = invertSum(sums[0]);
-    factors[1] = invertSum(sums[1]);
-}
+
+private:
+    float mScale;
+    float mMaximum[2];
+    float mSum[2]{};
+    bool mWide;
+};
 
 // Softmax over scores that come chunk by chunk. What the exponent is taken of is the score less a maximum, and the
 // maximum is that of all scores so far give or take kSLACK: only when it has grown by more are the sums so far scaled,

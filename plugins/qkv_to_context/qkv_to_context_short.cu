@@ -78,9 +78,70 @@ __device__ void storeBoxOfWarp(CUtensorMap const& map, int32_t column, int32_t r
     __syncwarp();
 }
 
-// kBLOCKS of them at a time on a multiprocessor. Each warpgroup takes its tiles one after the other, and if kAHEAD, the
-// tensor cores multiply the next tile's queries and keys while the softmax of one is computed, and its values and
-// weights during the softmax of the next. If kBOXES, contexts are stored by copies of whole rows.
+// The context of one tile, in two halves of its keys: the tensor cores multiply one while the softmax of the other is
+// computed.
+template <typename T, int kKEYS, int kSIZE>
+__device__ void attendInHalves(float (&sums)[kSIZE / 8][4], float (&factors)[2], uint32_t queries,
+    uint32_t keys, uint32_t values, uint32_t valuesThere, KeyBits<kKEYS> const& bits, float scale)
+{
+    constexpr int kHALF = kKEYS / 2;
+    constexpr int kHALF_BYTES = SharedTile<kHALF, kSIZE>::kBYTES;
+    float scores[2][kHALF / 8][4];
+    uint32_t weights[2][kHALF / 16][4];
+    float largest[2][2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+    {
+        settle(scores[half]);
+        multiplyKeys<T, kHALF, kSIZE>(scores[half], queries, keys + half * kHALF_BYTES);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+    {
+        if (half == 0)
+        {
+            waitForProducts<1>();
+        }
+        else
+        {
+            waitForProducts<0>();
+        }
+        settle(scores[half]);
+        if (!bits.all())
+        {
+            hide(scores[half], bits, half * kHALF / 8);
+        }
+        findLargest(largest[half], scores[half]);
+    }
+    float const ofBoth[2] = {fmaxf(largest[0][0], largest[1][0]), fmaxf(largest[0][1], largest[1][1])};
+    PlainSoftmax softmax{ofBoth, scale};
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+    {
+        softmax.weigh(scores[half]);
+        packWeights<T>(weights[half], scores[half]);
+        settle(weights[half]);
+        if (half == 0)
+        {
+            waitForBarrier(valuesThere, 0);
+            settle(sums);
+            multiplyValues<T, kHALF, kSIZE, false>(sums, weights[half], values);
+        }
+        else
+        {
+            multiplyValues<T, kHALF, kSIZE>(sums, weights[half], values + kHALF_BYTES);
+        }
+    }
+    softmax.finish(factors);
+    waitForProducts<0>();
+    settle(sums);
+    settle(weights[0]);
+    settle(weights[1]);
+}
+
+// kBLOCKS of them at a time on a multiprocessor. If kAHEAD, the tensor cores work while a softmax is computed: on the
+// other half of a tile's keys, or, where a warpgroup takes several tiles, on the next tile's scores and the last one's
+// context. If kBOXES, contexts are stored by copies of whole rows.
 template <typename T, int kSIZE, int kKEYS, int kGROUPS, int kTILES, int kBLOCKS, bool kAHEAD, bool kBOXES>
 __global__ void __launch_bounds__(kGROUPS* kWARPGROUP, kBLOCKS)
     qkvToContextShortKernel(AttentionProblem const p, __grid_constant__ CUtensorMap const qkvMap,
@@ -150,65 +211,80 @@ __global__ void __launch_bounds__(kGROUPS* kWARPGROUP, kBLOCKS)
                 p, int64_t{tile.sentence} * p.length + row, p.length - row, head, sums, factors);
         }
     };
-    float scores[kTILES][kKEYS / 8][4];
-    uint32_t weights[kTILES][kKEYS / 16][4];
-    float sums[kTILES][kSIZE / 8][4];
-    float factors[kTILES][2];
-    auto const finishTile = [&](int i)
-    {
-        waitForProducts<0>();
-        settle(sums[i]);
-        settle(weights[i]);
-    };
     waitForBarrier(keysThere, 0);
-    multiplyTile(scores[0], 0);
-#pragma unroll
-    for (int i = 0; i < kTILES; ++i)
+    if constexpr (kAHEAD && kTILES == 1)
     {
-        bool const last = i + 1 == kTILES;
-        if (kAHEAD && !last)
-        {
-            multiplyTile(scores[i + 1], i + 1);
-        }
-        if (kAHEAD && kTILES > 1)
-        {
-            waitForProducts<1>(); // what goes on: scores of the next tile, sums of the one before
-        }
-        else
+        float sums[kSIZE / 8][4];
+        float factors[2];
+        attendInHalves<T, kKEYS, kSIZE>(sums, factors, queries + groupRow * Shape::Queries::kROW_BYTES, keys,
+            values, valuesThere, bits, p.scale);
+        storeTile(sums, factors, 0);
+    }
+    else
+    {
+        float scores[kTILES][kKEYS / 8][4];
+        uint32_t weights[kTILES][kKEYS / 16][4];
+        float sums[kTILES][kSIZE / 8][4];
+        float factors[kTILES][2];
+        auto const finishTile = [&](int i)
         {
             waitForProducts<0>();
-        }
-        settle(scores[i]);
-        if (!bits.all())
+            settle(sums[i]);
+            settle(weights[i]);
+        };
+        multiplyTile(scores[0], 0);
+#pragma unroll
+        for (int i = 0; i < kTILES; ++i)
         {
-            hide(scores[i], bits);
+            bool const last = i + 1 == kTILES;
+            if (kAHEAD && !last)
+            {
+                multiplyTile(scores[i + 1], i + 1);
+            }
+            if (kAHEAD && kTILES > 1)
+            {
+                waitForProducts<1>(); // what goes on: scores of the next tile, sums of the one before
+            }
+            else
+            {
+                waitForProducts<0>();
+            }
+            settle(scores[i]);
+            if (!bits.all())
+            {
+                hide(scores[i], bits);
+            }
+            float largest[2];
+            findLargest(largest, scores[i]);
+            PlainSoftmax softmax{largest, p.scale};
+            softmax.weigh(scores[i]);
+            softmax.finish(factors[i]);
+            if (kAHEAD && i > 0)
+            {
+                finishTile(i - 1);
+            }
+            packWeights<T>(weights[i], scores[i]);
+            if (i == 0)
+            {
+                waitForBarrier(valuesThere, 0);
+            }
+            settle(weights[i]);
+            settle(sums[i]);
+            multiplyValues<T, kKEYS, kSIZE, false>(sums[i], weights[i], values);
+            if (kAHEAD && i > 0)
+            {
+                storeTile(sums[i - 1], factors[i - 1], i - 1);
+            }
+            if (!kAHEAD && !last)
+            {
+                finishTile(i);
+                multiplyTile(scores[i + 1], i + 1);
+                storeTile(sums[i], factors[i], i);
+            }
         }
-        weighAll(scores[i], factors[i], p.scale);
-        if (kAHEAD && i > 0)
-        {
-            finishTile(i - 1);
-        }
-        packWeights<T>(weights[i], scores[i]);
-        if (i == 0)
-        {
-            waitForBarrier(valuesThere, 0);
-        }
-        settle(weights[i]);
-        settle(sums[i]);
-        multiplyValues<T, kKEYS, kSIZE, false>(sums[i], weights[i], values);
-        if (kAHEAD && i > 0)
-        {
-            storeTile(sums[i - 1], factors[i - 1], i - 1);
-        }
-        if (!kAHEAD && !last)
-        {
-            finishTile(i);
-            multiplyTile(scores[i + 1], i + 1);
-            storeTile(sums[i], factors[i], i);
-        }
+        finishTile(kTILES - 1);
+        storeTile(sums[kTILES - 1], factors[kTILES - 1], kTILES - 1);
     }
-    finishTile(kTILES - 1);
-    storeTile(sums[kTILES - 1], factors[kTILES - 1], kTILES - 1);
     if (kBOXES)
     {
         waitForStores();
@@ -259,12 +335,13 @@ cudaError_t launchSuitable(QkvToContextArguments const& a, int multiprocessors, 
     }
     if (2 * pairs <= multiprocessors) // a multiprocessor for every 64 queries
     {
-        return launchShape<T, kSIZE, 128, 1, 1, 4, false, false>(a, stream);
+        return launchShape<T, kSIZE, 128, 1, 1, 4, true, false>(a, stream);
     }
     if (pairs <= 2 * multiprocessors) // all at a time, two warpgroups to each
     {
-        return launchShape<T, kSIZE, 128, 2, 1, 2, false, false>(a, stream);
+        return launchShape<T, kSIZE, 128, 2, 1, 2, true, false>(a, stream);
     }
+    // most of them at a time, a warpgroup to each
     return launchShape<T, kSIZE, 128, 1, 2, 3, true, true>(a, stream);
 }
 
