@@ -139,9 +139,76 @@ __device__ void attendInHalves(float (&sums)[kSIZE / 8][4], float (&factors)[2],
     settle(weights[1]);
 }
 
-// kBLOCKS of them at a time on a multiprocessor. If kAHEAD, the tensor cores work while a softmax is computed: on the
-// other half of a tile's keys, or, where a warpgroup takes several tiles, on the next tile's scores and the last one's
-// context. If kBOXES, contexts are stored by copies of whole rows.
+// A warpgroup's tiles, one after the other; store(sums, factors, i) is called for each. If kAHEAD, the tensor cores
+// multiply for the next tile's scores and the last one's context while the softmax of one is computed.
+template <typename T, int kKEYS, int kSIZE, int kTILES, bool kAHEAD, typename Store>
+__device__ void attendTiles(uint32_t queries, uint32_t keys, uint32_t values, uint32_t valuesThere,
+    KeyBits<kKEYS> const& bits, float scale, Store&& store)
+{
+    float scores[kTILES][kKEYS / 8][4];
+    uint32_t weights[kTILES][kKEYS / 16][4];
+    float sums[kTILES][kSIZE / 8][4];
+    float factors[kTILES][2];
+    auto const startTile = [&](int i)
+    {
+        settle(scores[i]);
+        multiplyKeys<T, kKEYS, kSIZE>(scores[i], queries + i * SharedTile<kQUERIES, kSIZE>::kBYTES, keys);
+    };
+    auto const finishTile = [&](int i)
+    {
+        waitForProducts<0>();
+        settle(sums[i]);
+        settle(weights[i]);
+    };
+    startTile(0);
+#pragma unroll
+    for (int i = 0; i < kTILES; ++i)
+    {
+        bool const last = i + 1 == kTILES;
+        if (kAHEAD && !last)
+        {
+            startTile(i + 1);
+        }
+        waitForProducts<kAHEAD ? 1 : 0>(); // what goes on: scores of the next tile, sums of the one before
+        settle(scores[i]);
+        if (!bits.all())
+        {
+            hide(scores[i], bits);
+        }
+        float largest[2];
+        findLargest(largest, scores[i]);
+        PlainSoftmax softmax{largest, scale};
+        softmax.weigh(scores[i]);
+        softmax.finish(factors[i]);
+        if (kAHEAD && i > 0)
+        {
+            finishTile(i - 1);
+        }
+        packWeights<T>(weights[i], scores[i]);
+        if (i == 0)
+        {
+            waitForBarrier(valuesThere, 0);
+        }
+        settle(weights[i]);
+        settle(sums[i]);
+        multiplyValues<T, kKEYS, kSIZE, false>(sums[i], weights[i], values);
+        if (kAHEAD && i > 0)
+        {
+            store(sums[i - 1], factors[i - 1], i - 1);
+        }
+        if (!kAHEAD && !last)
+        {
+            finishTile(i);
+            startTile(i + 1);
+            store(sums[i], factors[i], i);
+        }
+    }
+    finishTile(kTILES - 1);
+    store(sums[kTILES - 1], factors[kTILES - 1], kTILES - 1);
+}
+
+// kBLOCKS of them at a time on a multiprocessor. kAHEAD: products and softmax overlap within a warpgroup. kBOXES:
+// contexts are stored by copies of whole rows.
 template <typename T, int kSIZE, int kKEYS, int kGROUPS, int kTILES, int kBLOCKS, bool kAHEAD, bool kBOXES>
 __global__ void __launch_bounds__(kGROUPS* kWARPGROUP, kBLOCKS)
     qkvToContextShortKernel(AttentionProblem const p, __grid_constant__ CUtensorMap const qkvMap,
@@ -189,12 +256,7 @@ __global__ void __launch_bounds__(kGROUPS* kWARPGROUP, kBLOCKS)
 
     int const warp = static_cast<int>(threadIdx.x / kWARP);
     int32_t const groupRow = warp / 4 * kTILES * kQUERIES; // within the block
-    auto const multiplyTile = [&](float (&scores)[kKEYS / 8][4], int i)
-    {
-        settle(scores);
-        multiplyKeys<T, kKEYS, kSIZE>(
-            scores, queries + (groupRow + i * kQUERIES) * Shape::Queries::kROW_BYTES, keys);
-    };
+    uint32_t const ofGroup = queries + groupRow * Shape::Queries::kROW_BYTES;
     auto const storeTile = [&](float const(&sums)[kSIZE / 8][4], float const(&factors)[2], int i)
     {
         int32_t const ofBlock = groupRow + i * kQUERIES + warp % 4 * 16;
@@ -216,74 +278,13 @@ __global__ void __launch_bounds__(kGROUPS* kWARPGROUP, kBLOCKS)
     {
         float sums[kSIZE / 8][4];
         float factors[2];
-        attendInHalves<T, kKEYS, kSIZE>(sums, factors, queries + groupRow * Shape::Queries::kROW_BYTES, keys,
-            values, valuesThere, bits, p.scale);
+        attendInHalves<T, kKEYS, kSIZE>(sums, factors, ofGroup, keys, values, valuesThere, bits, p.scale);
         storeTile(sums, factors, 0);
     }
     else
     {
-        float scores[kTILES][kKEYS / 8][4];
-        uint32_t weights[kTILES][kKEYS / 16][4];
-        float sums[kTILES][kSIZE / 8][4];
-        float factors[kTILES][2];
-        auto const finishTile = [&](int i)
-        {
-            waitForProducts<0>();
-            settle(sums[i]);
-            settle(weights[i]);
-        };
-        multiplyTile(scores[0], 0);
-#pragma unroll
-        for (int i = 0; i < kTILES; ++i)
-        {
-            bool const last = i + 1 == kTILES;
-            if (kAHEAD && !last)
-            {
-                multiplyTile(scores[i + 1], i + 1);
-            }
-            if (kAHEAD && kTILES > 1)
-            {
-                waitForProducts<1>(); // what goes on: scores of the next tile, sums of the one before
-            }
-            else
-            {
-                waitForProducts<0>();
-            }
-            settle(scores[i]);
-            if (!bits.all())
-            {
-                hide(scores[i], bits);
-            }
-            float largest[2];
-            findLargest(largest, scores[i]);
-            PlainSoftmax softmax{largest, p.scale};
-            softmax.weigh(scores[i]);
-            softmax.finish(factors[i]);
-            if (kAHEAD && i > 0)
-            {
-                finishTile(i - 1);
-            }
-            packWeights<T>(weights[i], scores[i]);
-            if (i == 0)
-            {
-                waitForBarrier(valuesThere, 0);
-            }
-            settle(weights[i]);
-            settle(sums[i]);
-            multiplyValues<T, kKEYS, kSIZE, false>(sums[i], weights[i], values);
-            if (kAHEAD && i > 0)
-            {
-                storeTile(sums[i - 1], factors[i - 1], i - 1);
-            }
-            if (!kAHEAD && !last)
-            {
-                finishTile(i);
-                multiplyTile(scores[i + 1], i + 1);
-                storeTile(sums[i], factors[i], i);
-            }
-        }
-        finishTile(kTILES - 1);
-        storeTile(sums[kTILES - 1], factors[kTILES - 1], kTILES - 1);
+        attendTiles<T, kKEYS, kSIZE, kTILES, kAHEAD>(
+            ofGroup, keys, values, valuesThere, bits, p.scale, storeTile);
     }
     if (kBOXES)
     {
