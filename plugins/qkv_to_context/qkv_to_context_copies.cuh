@@ -4,6 +4,9 @@
 
 #include <cstdint>
 #include <cuda.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <type_traits>
 
 namespace bert
 {
@@ -53,9 +56,85 @@ inline __device__ void copyBox(
         "l"(&map), "r"(column), "r"(row), "r"(barrier)
         : "memory");
 }
+// Of a tensor with three dimensions: the box at (column, row, matrix).
+inline __device__ void copyBox(
+    uint32_t target, CUtensorMap const& map, int32_t column, int32_t row, int32_t matrix, uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, "
+                 "{%2, %3, %4}], [%5];" ::"r"(target),
+        "l"(&map), "r"(column), "r"(row), "r"(matrix), "r"(barrier)
+        : "memory");
+}
+// The other way round: from shared memory to the box at (column, row, matrix). What lies outside is not written.
+inline __device__ void storeBox(
+    CUtensorMap const& map, int32_t column, int32_t row, int32_t matrix, uint32_t source)
+{
+    asm volatile(
+        "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(&map),
+        "r"(column), "r"(row), "r"(matrix), "r"(source)
+        : "memory");
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+// Until all boxes that this thread stores are written.
+inline __device__ void waitForStores()
+{
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
 inline __device__ void prefetchMap(CUtensorMap const& map)
 {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Description of a tensor, on the host
+// ---------------------------------------------------------------------------------------------------------------
+
+using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
+
+// The driver's function, without linking against the driver.
+inline EncodeTiled findEncodeTiled()
+{
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    constexpr unsigned int kSINCE = 12000;
+    cudaError_t const status = cudaGetDriverEntryPointByVersion(
+        "cuTensorMapEncodeTiled", &function, kSINCE, cudaEnableDefault, &found);
+    return status == cudaSuccess && found == cudaDriverEntryPointSuccess
+               ? reinterpret_cast<EncodeTiled>(function)
+               : nullptr;
+}
+
+// A tensor without gaps and the boxes to be copied of it, innermost dimension first. A box's rows of 128 or 64 bytes come
+// to lie as SharedTile has them.
+template <typename T, int kRANK>
+cudaError_t describeTensor(
+    CUtensorMap& map, void const* data, cuuint64_t const (&sizes)[kRANK], cuuint32_t const (&box)[kRANK])
+{
+    static EncodeTiled const encode = findEncodeTiled();
+    if (encode == nullptr)
+    {
+        return cudaErrorNotSupported;
+    }
+    constexpr CUtensorMapDataType kTYPE
+        = std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    CUtensorMapSwizzle const swizzle
+        = box[0] * sizeof(T) == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
+    cuuint64_t strides[kRANK - 1]; // bytes
+    cuuint32_t steps[kRANK];
+    cuuint64_t stride = sizeof(T);
+    for (int i = 0; i < kRANK; ++i)
+    {
+        steps[i] = 1;
+        stride *= sizes[i];
+        if (i < kRANK - 1)
+        {
+            strides[i] = stride;
+        }
+    }
+    CUresult const status = encode(&map, kTYPE, kRANK, const_cast<void*>(data), sizes, strides, box, steps,
+        CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return status == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 } // namespace bert

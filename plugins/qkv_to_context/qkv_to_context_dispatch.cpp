@@ -1,4 +1,4 @@
-// Which of the three attention kernels suits types, shape and GPU.
+// Which of the four attention kernels suits types, shape and GPU.
 #include "common/capability.h"
 #include "qkv_to_context/qkv_to_context_kernels.h"
 
@@ -42,7 +42,8 @@ cudaError_t launchQkvToContext(QkvToContextArguments const& arguments, cudaStrea
 #if defined(BERT_HOPPER)
     if (capability.major == 9 && capability.minor == 0 && arguments.type != ElementType::kINT8)
     {
-        return launchQkvToContextHopper(arguments, stream);
+        return suitsShortKernel(arguments) ? launchQkvToContextShort(arguments, stream)
+                                           : launchQkvToContextHopper(arguments, stream);
     }
 #endif
     return launchQkvToContextTensor(arguments, stream);
