@@ -28,4 +28,12 @@ inline cudaError_t currentCapability(Capability& capability)
     return status;
 }
 
+inline cudaError_t countMultiprocessors(int& count)
+{
+    int device = 0;
+    cudaError_t const status = cudaGetDevice(&device);
+    return status == cudaSuccess ? cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device)
+                                 : status;
+}
+
 } // namespace bert

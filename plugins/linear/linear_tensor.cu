@@ -309,13 +309,8 @@ cudaError_t launchTyped(LinearArguments const& a, cudaStream_t stream)
     {
         return launchTile<T, false, 64>(a, stream);
     }
-    int device = 0;
     int multiprocessors = 0;
-    cudaError_t status = cudaGetDevice(&device);
-    if (status == cudaSuccess)
-    {
-        status = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    }
+    cudaError_t const status = countMultiprocessors(multiprocessors);
     if (status != cudaSuccess)
     {
         return status;
