@@ -304,6 +304,12 @@ void runType(Outcome& outcome, bool few)
             runWidth<T>(outcome, width, rows);
         }
     }
+    // Each shape of a tile that linear_hopper.cu chooses from, on 132 multiprocessors.
+    runWidth<T>(outcome, {392, 72}, {65});
+    runWidth<T>(outcome, {72, 72}, {5000});
+    runWidth<T>(outcome, {200, 136}, {5000});
+    runWidth<T>(outcome, {72, 136}, {5000, 12000});
+    runWidth<T>(outcome, {200, 2304}, {4000});
     runWidth<T>(outcome, {72, 64}, {1, 131}, 1);
     runSequence<T>(outcome, few ? Width{72, 64} : Width{768, 3072}, 128);
     runSequence<T>(outcome, few ? Width{33, 5} : Width{312, 1201}, few ? 7 : 1000);
@@ -311,6 +317,7 @@ void runType(Outcome& outcome, bool few)
     {
         runSequence<T>(outcome, {768, 2304}, 1);
         runSequence<T>(outcome, {768, 2304}, 1000);
+        runSequence<T>(outcome, {768, 3072}, 4096);
         runGelu<T>(outcome);
     }
 }
