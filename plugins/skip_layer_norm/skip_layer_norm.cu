@@ -13,6 +13,14 @@ namespace bert
 namespace
 {
 
+// How rows are given to threads.
+enum class Form
+{
+    kSPREAD, // a vector to a thread, several warps to a row
+    kEAGER,  // most often a warp to a row; gamma and beta are fetched together with x and skip
+    kDENSE,  // likewise with fewer registers, so more rows at a time; gamma and beta are fetched when the sum is known
+};
+
 // The share of one thread of a row of x or of skip, as it is in memory: T, or int8 if the scale is greater than 0.
 // Loading and converting are two steps, so that everything is under way before the first value is waited for.
 template <typename T, typename Shape, bool kINT8>
@@ -57,8 +65,11 @@ private:
 };
 
 // kINT8: any of x, skip and the outputs is int8. A kernel of its own, so that the other stays small.
-template <typename T, typename W, bool kINT8, typename Shape>
-__global__ void __launch_bounds__(Shape::kBLOCK, 1)
+//
+// kDENSE: in no more than 64 registers. The width is known to the compiler then, which else divides by it: it keeps the
+// loads of gamma and beta before that division, and they would not fit.
+template <typename T, typename W, bool kINT8, bool kDENSE, typename Shape>
+__global__ void __launch_bounds__(Shape::kBLOCK, kDENSE ? kBLOCKS<W, Shape> : 1)
     skipLayerNormKernel(SkipLayerNormArguments const a, Quantizer const quantizer)
 {
     constexpr int kPER = Shape::kPER;
@@ -88,7 +99,8 @@ __global__ void __launch_bounds__(Shape::kBLOCK, 1)
     Shape::forEach([&](int v, int i) { values[v][i] = toFloat(biases[v].values[i]); });
     x.addTo(values);
     skip.addTo(values);
-    RowStatistics const statistics = Shape::statistics(values, Width{hidden}, hidden, a.epsilon);
+    Width const width{kDENSE ? Shape::kTHREADS * kVECTORS * kPER : hidden};
+    RowStatistics const statistics = Shape::statistics(values, width, hidden, a.epsilon);
     if (Shape::kSHARES_WARP && !place.exists)
     {
         return;
@@ -154,16 +166,39 @@ __global__ void skipLayerNormRereadingKernel(SkipLayerNormArguments const a, Qua
 // Launcher
 // ---------------------------------------------------------------------------------------------------------------
 
+// The one place of this choice.
+Form chooseForm(int64_t rows, bool int8)
+{
+    constexpr int64_t kSPREAD_BELOW = 8; // rows for each multiprocessor
+    constexpr int64_t kDENSE_FROM = 12;
+    int64_t const perMultiprocessor = rowsPerMultiprocessor(rows);
+    if (int8)
+    {
+        return perMultiprocessor < kSPREAD_BELOW ? Form::kSPREAD : Form::kEAGER;
+    }
+    return perMultiprocessor < kDENSE_FROM ? Form::kEAGER : Form::kDENSE;
+}
+
 template <typename T, typename W, bool kINT8>
 cudaError_t launchInRegisters(SkipLayerNormArguments const& a, cudaStream_t stream)
 {
-    return dispatchRowShape<kPER_VECTOR<T>, !kINT8>(a.hidden,
-        [&](auto shape)
+    Form const form = chooseForm(a.rows, kINT8);
+    auto const launch = [&](auto shape)
+    {
+        using Shape = decltype(shape);
+        if constexpr (!kINT8 && (kBLOCKS<W, Shape>) > 1)
         {
-            using Shape = decltype(shape);
-            return launchRows<Shape>(
-                skipLayerNormKernel<T, W, kINT8, Shape>, a.rows, stream, a, Quantizer{a.outputScale});
-        });
+            if (form == Form::kDENSE)
+            {
+                return launchRows<Shape>(skipLayerNormKernel<T, W, kINT8, true, Shape>, a.rows, stream, a,
+                    Quantizer{a.outputScale});
+            }
+        }
+        return launchRows<Shape>(
+            skipLayerNormKernel<T, W, kINT8, false, Shape>, a.rows, stream, a, Quantizer{a.outputScale});
+    };
+    return form == Form::kSPREAD ? dispatchSpreadRowShape<kPER_VECTOR<T>, !kINT8>(a.hidden, launch)
+                                 : dispatchRowShape<kPER_VECTOR<T>, !kINT8>(a.hidden, launch);
 }
 
 template <typename T, typename W>
