@@ -18,7 +18,7 @@ enum class Form
 {
     kSPREAD, // a vector to a thread, several warps to a row
     kEAGER,  // most often a warp to a row; gamma and beta are fetched together with x and skip
-    kDENSE,  // likewise with fewer registers, so more rows at a time; gamma and beta are fetched when the sum is known
+    kDENSE, // likewise with fewer registers, so more rows at a time; gamma and beta are fetched when the sum is known
 };
 
 // The share of one thread of a row of x or of skip, as it is in memory: T, or int8 if the scale is greater than 0.
