@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(Shape::kBLOCK, kDENSE ? kBLOCKS<W, Shape> : 1)
     Shape::load(betas, static_cast<W const*>(a.beta), hidden);
 
     float values[kVECTORS][kPER];
-    Shape::forEach([&](int v, int i) { values[v][i] = toFloat(biases[v].values[i]); });
+    Shape::forEach([&](int v, int i) { values[v][i] = toFloat(biases[v], i); });
     x.addTo(values);
     skip.addTo(values);
     Width const width{kDENSE ? Shape::kTHREADS * kVECTORS * kPER : hidden};
