@@ -250,37 +250,14 @@ cudaError_t dispatchRowShape(int32_t hidden, Function&& function)
     return withShape(integral_constant<int, 512>{}, four);
 }
 
-// For few rows: as dispatchRowShape, but with a thread for every vector where those are whole warps, three to eight of
-// them. A multiprocessor with hardly more than one row is done sooner when all of its schedulers work on it.
-template <int kPER, bool kINSTANTIATE_EXACT = true, typename Function>
-cudaError_t dispatchSpreadRowShape(int32_t hidden, Function&& function)
-{
-    switch (hidden / kPER)
-    {
-    case 96:
-        return function(RowShape<kPER, 96, 1, true>{});
-    case 128:
-        return function(RowShape<kPER, 128, 1, true>{});
-    case 192:
-        return function(RowShape<kPER, 192, 1, true>{});
-    case 256:
-        return function(RowShape<kPER, 256, 1, true>{});
-    default:
-        return dispatchRowShape<kPER, kINSTANTIATE_EXACT>(hidden, function);
-    }
-}
-
-// Rows for each multiprocessor of the current device, rounded down.
-inline int64_t rowsPerMultiprocessor(int64_t rows)
+// Of the current device.
+inline int64_t multiprocessors()
 {
     int device = 0;
-    int count = 1;
-    if (cudaGetDevice(&device) != cudaSuccess
-        || cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
-    {
-        return rows; // no launch will succeed either
-    }
-    return rows / count;
+    int count = 1; // if the device cannot be asked, no launch will succeed either
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+    return count;
 }
 
 // Launches a kernel that waits for the one before it with blocks for all rows.

@@ -127,13 +127,6 @@ __global__ void embLayerNormRereadingKernel(EmbLayerNormArguments const a)
 // Launcher
 // ---------------------------------------------------------------------------------------------------------------
 
-// Whether several warps share a row. The one place of this choice.
-bool isSpread(int64_t rows)
-{
-    constexpr int64_t kSPREAD_BELOW = 2; // rows for each multiprocessor
-    return rowsPerMultiprocessor(rows) < kSPREAD_BELOW;
-}
-
 template <typename T, typename W>
 cudaError_t launchTyped(EmbLayerNormArguments const& a, cudaStream_t stream)
 {
@@ -147,13 +140,12 @@ cudaError_t launchTyped(EmbLayerNormArguments const& a, cudaStream_t stream)
         embLayerNormRereadingKernel<T, W><<<rowBlocks(a.rows), kREREAD_BLOCK, 0, stream>>>(a);
         return cudaGetLastError();
     }
-    auto const launch = [&](auto shape)
-    {
-        using Shape = decltype(shape);
-        return launchRows<Shape>(embLayerNormKernel<T, W, Shape>, a.rows, stream, a);
-    };
-    return isSpread(a.rows) ? dispatchSpreadRowShape<kPER_VECTOR<T>>(a.hidden, launch)
-                            : dispatchRowShape<kPER_VECTOR<T>>(a.hidden, launch);
+    return dispatchRowShape<kPER_VECTOR<T>>(a.hidden,
+        [&](auto shape)
+        {
+            using Shape = decltype(shape);
+            return launchRows<Shape>(embLayerNormKernel<T, W, Shape>, a.rows, stream, a);
+        });
 }
 
 } // namespace
