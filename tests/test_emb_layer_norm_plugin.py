@@ -239,19 +239,6 @@ def test_results(host, dtype, weight_dtype, content):
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_many_rows_and_few(host, dtype):
-    """More rows for each multiprocessor than the launcher waits for, and fewer, where rows fill their threads."""
-    torch.manual_seed(0)
-    plugin, multiprocessors = create(host), torch.cuda.get_device_properties().multi_processor_count
-    for hidden, rows in itertools.product((64, 384, 512, 768, 1024, 1536, 2048), (3, 16 * multiprocessors + 3)):
-        inputs = make_inputs((rows,), hidden, dtype, dtype, "cuda")
-        exact = reference.emb_layer_norm(*inputs, epsilon=EPSILON, dtype=torch.float64)
-        (found,) = run_guarded(plugin, inputs)
-        assert_as_good_as_pytorch(found, exact, pytorchs(*inputs), total_of(*inputs))
-
-
-@needs_gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_addresses_that_vectors_cannot_be_read_from(host, dtype):
     inputs = make_inputs((7,), 768, dtype, dtype, "cuda")
     exact = reference.emb_layer_norm(*inputs, epsilon=EPSILON, dtype=torch.float64)

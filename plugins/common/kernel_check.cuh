@@ -3,9 +3,6 @@
 //
 //     cmake --build plugins/build --target layer_norm_check
 //     compute-sanitizer --tool memcheck plugins/build/layer_norm_check        also: racecheck, initcheck, synccheck
-//
-// Those of SkipLayerNorm and EmbLayerNorm have more to do; with the argument "few" they make do with fewer runs, which
-// reach every kernel all the same.
 #pragma once
 
 #include "common/device_tensor.cuh"
@@ -15,7 +12,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <random>
-#include <string>
 #include <vector>
 
 namespace bert
@@ -154,40 +150,6 @@ void forEachShape(Function&& function)
             function(int64_t{131}, hidden);
         }
     }
-}
-
-// The same for kernels that are chosen by the number of rows for each multiprocessor as well: also many rows, of widths
-// that fill the threads they are spread over. `few`: not every number of rows with every width.
-template <typename Function>
-void forEachShapeAndForm(bool few, Function&& function)
-{
-    constexpr int64_t kMANY = 16; // for each multiprocessor: more than any launcher waits for
-    if (few)
-    {
-        for (int32_t hidden : kWIDTHS)
-        {
-            function(int64_t{7}, hidden);
-        }
-        function(int64_t{1}, 768);
-        function(int64_t{131}, 64);
-    }
-    else
-    {
-        forEachShape(function);
-    }
-    int multiprocessors = 0;
-    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0),
-        "cudaDeviceGetAttribute");
-    for (int32_t hidden : {64, 256, 384, 512, 768, 1024, 1536, 2048})
-    {
-        function(kMANY * multiprocessors + 3, hidden);
-    }
-}
-
-// Whether the program is called with "few": for racecheck and initcheck, which are slow.
-inline bool wantsFew(int argumentCount, char** arguments)
-{
-    return argumentCount > 1 && std::string{arguments[1]} == "few";
 }
 
 } // namespace bert
