@@ -4,8 +4,9 @@
     python model2onnx.py --model out/base/checkpoint --out-dir out/base/model --text "a [MASK] ."
     python benchmarks/packed_batches.py out/base/model --json FILE --markdown FILE
 
-fp16, embeddings and encoder with all fused layers (--fusion all), in CUDA graphs. The TensorRT network definition of builder.py is
-run by network_runner.py, not by TensorRT. Padded: every sentence as long as the longest of its batch, with a mask.
+fp16, embeddings and encoder with all fused layers (--fusion all), in CUDA graphs. The TensorRT network definition of
+builder.py is run by network_runner.py, not by TensorRT. Padded: every sentence as long as the longest of its batch,
+with a mask.
 """
 
 from __future__ import annotations
@@ -145,7 +146,8 @@ def main() -> int:
         "# Packed against padded batches",
         "",
         "fp16, embeddings and encoder with all fused layers (`--fusion all`), in CUDA graphs, run by "
-        f"`network_runner.py` from the TensorRT network definition, not by TensorRT. {told}. Command: `{command}`. Share reached: time ratio by "
+        "`network_runner.py` from the TensorRT network definition, not by TensorRT. "
+        f"{told}. Command: `{command}`. Share reached: time ratio by "
         "token ratio.",
         "",
         *markdown_table(HEADINGS, rows(results)),
