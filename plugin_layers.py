@@ -151,7 +151,7 @@ def qkv_to_context_layer(
 
 
 def linear_layer(name: str, dtype: trt.DataType, bias: bool = True, activation: str = "none") -> PluginLayer:
-    """The Linear plugin on x (S, K), a weight (K, N) and, if asked for, a bias (N,), all of ``dtype``.
+    """The Linear plugin on x (S, K), a constant weight (K, N) and, if asked for, a bias (N,), all of ``dtype``.
 
     K and N are left open: the constants that TensorRT for RTX reserves a layer with stay small.
 
@@ -163,7 +163,8 @@ def linear_layer(name: str, dtype: trt.DataType, bias: bool = True, activation: 
     """
     matrix, vector = (dtype, (-1, -1)), (dtype, (-1,))
     inputs = (matrix, matrix, vector) if bias else (matrix, matrix)
-    return PluginLayer(name, "Linear", {"activation": activation}, inputs, (dtype,))
+    fields = {"activation": activation, "constant_weight": 1}
+    return PluginLayer(name, "Linear", fields, inputs, (dtype,))
 
 
 def load_library(path: Path | None = None) -> Path:

@@ -166,7 +166,9 @@ def _emb_layer_norm_plugin(*inputs: torch.Tensor, epsilon: float) -> torch.Tenso
     return emb_layer_norm(*inputs, epsilon=epsilon).to(words.dtype)
 
 
-def _linear_plugin(x: torch.Tensor, *weights: torch.Tensor, activation: str = "none") -> torch.Tensor:
+def _linear_plugin(
+    x: torch.Tensor, *weights: torch.Tensor, activation: str = "none", constant_weight: int = 0
+) -> torch.Tensor:
     return linear(x, *weights, activation=activation).to(x.dtype)
 
 

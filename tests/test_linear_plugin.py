@@ -47,6 +47,9 @@ def specs(dtype="float16", leading=(2, 7), width_in=768, width_out=3072, bias=Tr
         ({"activation": ""}, "field activation is empty"),
         ({"activation": 1}, "field activation has plugin field type 5, expected char (a string)"),
         ({"gelu": 1}, "unknown field gelu"),
+        ({"constant_weight": 2}, "field constant_weight is 2; expected 0 or 1"),
+        ({"constant_weight": -1}, "field constant_weight is -1; expected 0 or 1"),
+        ({"constant_weight": "yes"}, "field constant_weight has plugin field type"),
     ],
 )
 def test_wrong_fields_are_refused_by_name(host, fields, message):
@@ -56,16 +59,17 @@ def test_wrong_fields_are_refused_by_name(host, fields, message):
 
 
 @pytest.mark.parametrize("activation", ["none", "gelu"])
-def test_serialized_fields_make_the_same_plugin(host, activation):
-    plugin = create(host, activation=activation)
+@pytest.mark.parametrize("constant_weight", [0, 1])
+def test_serialized_fields_make_the_same_plugin(host, activation, constant_weight):
+    plugin = create(host, activation=activation, constant_weight=constant_weight)
     fields = plugin.serialized_fields()
-    assert fields == {"activation": activation}
+    assert fields == {"activation": activation, "constant_weight": constant_weight}
     assert create(host, **fields).serialized_fields() == fields
     assert plugin.clone().serialized_fields() == fields
 
 
-def test_without_a_field_there_is_no_activation(host):
-    assert create(host).serialized_fields() == {"activation": "none"}
+def test_without_fields_there_is_no_activation_and_the_weight_may_change(host):
+    assert create(host).serialized_fields() == {"activation": "none", "constant_weight": 0}
 
 
 # --- Types, shapes, formats
@@ -359,13 +363,39 @@ def test_the_same_bits_every_time(host):
 
 
 @needs_gpu
+def test_a_constant_weight_gives_the_same_bits(host):
+    for rows, widths in itertools.product((1, 128, 1000, 4096), ((768, 2304), (3072, 768), (72, 136))):
+        inputs = make_inputs("normal", rows, *widths, torch.float16)
+        torch.cuda.synchronize()  # from here on the weight is constant
+        (expected,) = create(host, activation="gelu").run_torch(inputs)
+        (found,) = create(host, activation="gelu", constant_weight=1).run_torch(inputs)
+        assert torch.equal(found, expected)
+
+
+@needs_gpu
+def test_a_weight_that_the_kernel_before_writes(host):
+    plugin = create(host)
+    x, weight, bias = make_inputs("normal", 128, 768, 768, torch.float16)
+    (expected,) = plugin.run_torch([x, weight, bias])
+    square = x.new_empty(768, 768)
+    identity = torch.eye(768, dtype=torch.float16, device="cuda")
+    for _ in range(20):
+        square.fill_(float("nan"))
+        plugin.run_torch([weight, identity], [square])  # writes what the next one takes for its weight
+        (found,) = plugin.run_torch([x, square, bias])
+        assert torch.equal(found, expected)
+
+
+@needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_in_a_cuda_graph_each_waits_for_the_one_before(host, dtype):
+@pytest.mark.parametrize("constant_weight", [0, 1])
+def test_in_a_cuda_graph_each_waits_for_the_one_before(host, dtype, constant_weight):
     """The kernel is launched while the one before it still runs; here that one writes what it reads."""
-    up, down = create(host, activation="gelu"), create(host)
+    up, down = (create(host, activation=kind, constant_weight=constant_weight) for kind in ("gelu", "none"))
     for rows in (1, 100, 2048):
         x, first, bias = make_inputs("normal", rows, 768, 3072, dtype)
         second = make_inputs("normal", 1, 3072, 768, dtype)[1]
+        torch.cuda.synchronize()
         expected = x
         for _ in range(12):
             for plugin, weights in ((up, (first, bias)), (down, (second,))):

@@ -42,9 +42,10 @@ struct Variant
     char const* name;
     bool bias;
     bool gelu;
+    bool constantWeight;
 };
-constexpr Variant kVARIANTS[]
-    = {{"plain", false, false}, {"bias", true, false}, {"gelu", false, true}, {"bias and gelu", true, true}};
+constexpr Variant kVARIANTS[] = {{"plain", false, false, true}, {"bias", true, false, false},
+    {"gelu", false, true, false}, {"bias and gelu", true, true, true}};
 
 struct Width
 {
@@ -145,7 +146,8 @@ std::vector<T> run(Problem<T> const& problem, Width width, int64_t rows, Kernel 
     Tensor<T> const y{size + offset};
     poison(y.data(), size + offset);
     check(kernel.launch({xDevice.data() + offset, weight.data(), variant.bias ? bias.data() : nullptr,
-                            y.data() + offset, rows, width.in, width.out, variant.gelu, TypeOf<T>::kVALUE},
+                            y.data() + offset, rows, width.in, width.out, variant.gelu, TypeOf<T>::kVALUE,
+                            variant.constantWeight},
               nullptr),
         kernel.name);
     check(cudaDeviceSynchronize(), kernel.name);
@@ -215,8 +217,9 @@ void runSequence(Outcome& outcome, Width width, int64_t rows)
             check(cudaDeviceSynchronize(), kernel.name);
             for (int i = 0; i < kREPEATS; ++i)
             {
-                check(kernel.launch({x.data() + i % 2 * size, firstWeight.data(), firstBias.data(),
-                                        between.data(), rows, width.in, width.out, true, TypeOf<T>::kVALUE},
+                check(kernel.launch(
+                          {x.data() + i % 2 * size, firstWeight.data(), firstBias.data(), between.data(),
+                              rows, width.in, width.out, true, TypeOf<T>::kVALUE, true},
                           nullptr),
                     kernel.name);
                 check(pause ? cudaDeviceSynchronize() : cudaSuccess, kernel.name);

@@ -6,8 +6,8 @@
 //     have through each other's shared memory, always in the same order.
 //   - Where there are many, blocks stay and take tile after tile. Their two warpgroups can have tiles of their own: one
 //     adds bias, takes GELU and stores while the tensor cores work for the other.
-//   - Weights are asked for before the kernel before this one is done: into the L2 cache, where that harms nothing,
-//     whoever writes them.
+//   - Constant weights are fetched while the kernel before this one still runs; others are asked for then: into the L2
+//     cache, where that harms nothing, whoever writes them.
 //
 // Compiled for sm_90a only (CMakeLists.txt).
 #include "common/capability.h"
@@ -105,6 +105,7 @@ struct LinearProblem
     uint32_t rowTiles;
     uint32_t tiles;
     int32_t steps; // of kDEPTH along k, of a block
+    bool constantWeight;
 };
 
 template <typename Shape>
@@ -230,27 +231,66 @@ __device__ void prefetchWeights(LinearProblem const& p)
     }
 }
 
-// One thread does.
+// What brings x and W into the slots; one thread does.
 template <typename Shape>
-__device__ void fetchTile(LinearTile const& tile, CUtensorMap const& x, CUtensorMap const& weight,
-    LinearMemory<Shape> const& memory, SlotTurn<Shape::kSLOTS>& turn)
+class LinearFetcher
 {
-    for (int32_t step = tile.firstStep; step < tile.endStep; ++step)
+public:
+    __device__ LinearFetcher(
+        CUtensorMap const& x, CUtensorMap const& weight, LinearMemory<Shape> const& memory)
+        : mX(x)
+        , mWeight(weight)
+        , mMemory(memory)
     {
-        // The parity that is complete before the first phase: what was never used needs no waiting.
-        waitForBarrier(memory.read(turn.slot), turn.parity ^ 1U);
-        uint32_t const there = memory.there(turn.slot);
+    }
+    // The weights of the first tile, as far as there are slots for them.
+    __device__ void fetchWeightsAhead(LinearTile const& tile)
+    {
+        mAhead = min(Shape::kSLOTS, tile.endStep - tile.firstStep);
+        for (int32_t slot = 0; slot < mAhead; ++slot)
+        {
+            fetchWeights(tile, tile.firstStep + slot, slot);
+        }
+    }
+    __device__ void fetch(LinearTile const& tile)
+    {
+        for (int32_t step = tile.firstStep; step < tile.endStep; ++step)
+        {
+            if (mAhead > 0)
+            {
+                --mAhead;
+            }
+            else
+            {
+                // The parity that is complete before the first phase: what was never used needs no waiting.
+                waitForBarrier(mMemory.read(mTurn.slot), mTurn.parity ^ 1U);
+                fetchWeights(tile, step, mTurn.slot);
+            }
+            copyBox(mMemory.x(mTurn.slot), mX, step * kDEPTH, tile.row, mMemory.there(mTurn.slot));
+            mTurn.next();
+        }
+    }
+
+private:
+    // Announces x as well.
+    __device__ void fetchWeights(LinearTile const& tile, int32_t step, int slot)
+    {
+        uint32_t const there = mMemory.there(slot);
         arriveAndExpect(there, Shape::kSLOT_BYTES);
-        copyBox(memory.x(turn.slot), x, step * kDEPTH, tile.row, there);
 #pragma unroll
         for (int panel = 0; panel < Shape::kPANELS; ++panel)
         {
-            copyBox(memory.weight(turn.slot) + panel * kPANEL_BYTES, weight, tile.column + panel * kPANEL,
+            copyBox(mMemory.weight(slot) + panel * kPANEL_BYTES, mWeight, tile.column + panel * kPANEL,
                 step * kDEPTH, there);
         }
-        turn.next();
     }
-}
+
+    CUtensorMap const& mX;
+    CUtensorMap const& mWeight;
+    LinearMemory<Shape> const& mMemory;
+    SlotTurn<Shape::kSLOTS> mTurn;
+    int32_t mAhead{0};
+};
 
 // sums (kPARTS * 64, kCOLUMNS) = x (as many rows, k of this block) W, by a warpgroup.
 template <typename T, typename Shape>
@@ -547,12 +587,17 @@ __global__ void __launch_bounds__(Shape::kTHREADS, 1)
         prefetchMap(weight);
         prefetchMap(y);
     }
-    if (computes)
+    if (computes && !p.constantWeight)
     {
         prefetchWeights<T, Shape>(p);
     }
     __syncthreads();
     letNextKernelIn();
+    LinearFetcher<Shape> fetcher{x, weight, memory};
+    if (p.constantWeight && threadIdx.x == Shape::kCOMPUTING)
+    {
+        fetcher.fetchWeightsAhead(findLinearTile<Shape>(p, clusterNumber()));
+    }
     waitForPreviousKernel();
     if (computes)
     {
@@ -570,9 +615,7 @@ __global__ void __launch_bounds__(Shape::kTHREADS, 1)
         }
         if (threadIdx.x == Shape::kCOMPUTING)
         {
-            SlotTurn<Shape::kSLOTS> turn;
-            forLinearTiles<Shape>(
-                p, [&](LinearTile const& tile) { fetchTile<Shape>(tile, x, weight, memory, turn); });
+            forLinearTiles<Shape>(p, [&](LinearTile const& tile) { fetcher.fetch(tile); });
         }
     }
     if constexpr (Shape::kSPLITS_DEPTH)
@@ -624,8 +667,8 @@ cudaError_t launchShape(LinearArguments const& a, int32_t steps, int multiproces
     auto const cluster = static_cast<uint32_t>(divideUp(divideUp(a.in, kDEPTH), steps));
     uint32_t const clusters = Shape::kSPLITS_DEPTH ? tiles : std::min<uint32_t>(tiles, multiprocessors);
     LaunchSize const size{clusters * cluster, Shape::kTHREADS, Shape::kBYTES, cluster};
-    LinearProblem const problem{
-        a.weight, a.bias, a.y, static_cast<int32_t>(a.rows), a.in, a.out, rowTiles, tiles, steps};
+    LinearProblem const problem{a.weight, a.bias, a.y, static_cast<int32_t>(a.rows), a.in, a.out, rowTiles,
+        tiles, steps, a.constantWeight};
     return a.gelu ? launchEarly(linearHopperKernel<T, Shape, true>, size, stream, problem, x, weight, y)
                   : launchEarly(linearHopperKernel<T, Shape, false>, size, stream, problem, x, weight, y);
 }

@@ -114,14 +114,19 @@ void checkShapes(std::vector<Dims> const& inputs)
 // Plugin
 // ---------------------------------------------------------------------------------------------------------------
 
-LinearPlugin::LinearPlugin(std::string activation)
+LinearPlugin::LinearPlugin(std::string activation, int32_t constantWeight)
     : Plugin(kNAME, kVERSION)
     , mActivation(std::move(activation))
-    , mMetadata("activation=" + mActivation)
+    , mConstantWeight(constantWeight)
+    , mMetadata("activation=" + mActivation + " constant_weight=" + std::to_string(constantWeight))
 {
     if (mActivation != "none" && mActivation != "gelu")
     {
         fail("field activation is \"", mActivation, "\"; expected none or gelu");
+    }
+    if (mConstantWeight != 0 && mConstantWeight != 1)
+    {
+        fail("field constant_weight is ", mConstantWeight, "; expected 0 or 1");
     }
 }
 
@@ -228,6 +233,7 @@ int32_t LinearPlugin::enqueue(PluginTensorDesc const* inputDesc, PluginTensorDes
             arguments.in = static_cast<int32_t>(weight.d[0]);
             arguments.out = static_cast<int32_t>(weight.d[1]);
             arguments.gelu = mActivation == "gelu";
+            arguments.constantWeight = mConstantWeight == 1;
             arguments.type = elementType(inputDesc[kX].type);
             checkCuda(launchLinear(arguments, stream));
         });
@@ -236,7 +242,8 @@ int32_t LinearPlugin::enqueue(PluginTensorDesc const* inputDesc, PluginTensorDes
 std::vector<PluginField> LinearPlugin::fieldsToSerialize() const
 {
     return {
-        {"activation", mActivation.data(), PluginFieldType::kCHAR, static_cast<int32_t>(mActivation.size())}};
+        {"activation", mActivation.data(), PluginFieldType::kCHAR, static_cast<int32_t>(mActivation.size())},
+        {"constant_weight", &mConstantWeight, PluginFieldType::kINT32, 1}};
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -244,14 +251,17 @@ std::vector<PluginField> LinearPlugin::fieldsToSerialize() const
 // ---------------------------------------------------------------------------------------------------------------
 
 LinearCreator::LinearCreator()
-    : PluginCreator(kNAME, kVERSION, {{"activation", nullptr, PluginFieldType::kCHAR, 1}})
+    : PluginCreator(kNAME, kVERSION,
+          {{"activation", nullptr, PluginFieldType::kCHAR, 1},
+              {"constant_weight", nullptr, PluginFieldType::kINT32, 1}})
 {
 }
 
 nvinfer1::IPluginV3* LinearCreator::create(nvinfer1::PluginFieldCollection const* fields) const
 {
     FieldReader const reader{fields, knownFields()};
-    return new LinearPlugin(reader.has("activation") ? reader.getString("activation") : "none");
+    return new LinearPlugin(reader.has("activation") ? reader.getString("activation") : "none",
+        reader.has("constant_weight") ? reader.getInt("constant_weight") : 0);
 }
 
 } // namespace bert

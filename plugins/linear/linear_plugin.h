@@ -2,7 +2,9 @@
 //
 //   inputs   x [..., K], weight [K, N] and bias [N], which may be left out; fp16 or bf16, all of one type
 //   outputs  y = activation(x weight + bias), [..., N], of the type of x; computed in fp32 and rounded once
-//   fields   activation (string: none or gelu; default none): gelu is x Phi(x), the form with erf
+//   fields   activation (string: none or gelu; default none): gelu is x Phi(x), the form with erf ·
+//            constant_weight (int32: 0 or 1; default 0): 1 where the weight is a constant of the network; kernels may
+//            then fetch it before the layers before this one are done
 #pragma once
 
 #include "common/plugin_base.h"
@@ -16,8 +18,8 @@ namespace bert
 class LinearPlugin : public Plugin
 {
 public:
-    // Throws PluginError for an activation that it does not know.
-    explicit LinearPlugin(std::string activation);
+    // Throws PluginError for an activation that it does not know, and a constantWeight that is neither 0 nor 1.
+    LinearPlugin(std::string activation, int32_t constantWeight);
 
     // --- IPluginV3
     nvinfer1::IPluginV3* clone() noexcept override;
@@ -46,6 +48,7 @@ protected:
 
 private:
     std::string mActivation;
+    int32_t mConstantWeight;
     int32_t mNbInputs{};   // of the last onShapeChange
     std::string mMetadata; // for engine inspectors
 };
