@@ -574,6 +574,26 @@ __device__ void storeContext(AttentionProblem const& p, int64_t firstToken, int3
         });
 }
 
+// The same 16 rows to shared memory, as a SharedTile of 16 rows at `tile`.
+template <typename Out, int kSIZE>
+__device__ void stageContext(uint32_t tile, float const (&sums)[kSIZE / 8][4], float const (&factors)[2])
+{
+    uint32_t const lane = threadIdx.x % kWARP;
+#pragma unroll
+    for (int n = 0; n < kSIZE / 8; n += 2)
+    {
+        uint32_t words[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+        {
+            float const(&group)[4] = sums[n + i / 2];
+            int const row = i % 2;
+            packPair(words[i], group[2 * row] * factors[row], group[2 * row + 1] * factors[row], Out{});
+        }
+        storeMatrices(tile + SharedTile<16, kSIZE>::offset(lane % 16, n + lane / 16), words);
+    }
+}
+
 // Calls function(In{}, integral_constant of the head size).
 template <typename Function>
 cudaError_t dispatchTensor(QkvToContextArguments const& a, Function&& function)
