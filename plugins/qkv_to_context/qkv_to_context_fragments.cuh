@@ -90,6 +90,15 @@ inline __device__ void storePiece(uint32_t target, uint4 const& piece)
         "r"(piece.z), "r"(piece.w)
         : "memory");
 }
+inline __device__ uint4 loadPiece(uint32_t source)
+{
+    uint4 piece;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(piece.x), "=r"(piece.y), "=r"(piece.z), "=r"(piece.w)
+        : "r"(source)
+        : "memory");
+    return piece;
+}
 // 16 int8 of a row become two pieces of fp16.
 template <int kROWS, int kSIZE>
 __device__ void storeWidened(uint32_t tile, int row, int piece, uint4 const& bytes)
@@ -578,7 +587,9 @@ __device__ void storeContext(AttentionProblem const& p, int64_t firstToken, int3
 template <typename Out, int kSIZE>
 __device__ void stageContext(uint32_t tile, float const (&sums)[kSIZE / 8][4], float const (&factors)[2])
 {
+    using Rows = SharedTile<16, kSIZE>;
     uint32_t const lane = threadIdx.x % kWARP;
+    uint32_t const address = tile + Rows::offset(lane % 16, lane / 16);
 #pragma unroll
     for (int n = 0; n < kSIZE / 8; n += 2)
     {
@@ -590,7 +601,9 @@ __device__ void stageContext(uint32_t tile, float const (&sums)[kSIZE / 8][4], f
             int const row = i % 2;
             packPair(words[i], group[2 * row] * factors[row], group[2 * row + 1] * factors[row], Out{});
         }
-        storeMatrices(tile + SharedTile<16, kSIZE>::offset(lane % 16, n + lane / 16), words);
+        // that of piece n + lane / 16: permuted is what is added to a piece, too
+        uint32_t const piece = n % Rows::kPIECES * 16;
+        storeMatrices((address ^ piece) + n / Rows::kPIECES * Rows::kPANEL_BYTES, words);
     }
 }
 
