@@ -111,8 +111,9 @@ __device__ void storeWidened(uint32_t tile, int row, int piece, uint4 const& byt
     storePiece(tile + SharedTile<kROWS, kSIZE>::offset(row, 2 * piece + 1), {c.x, c.y, d.x, d.y});
 }
 
-// Copies kROWS rows from global memory into a SharedTile, by kTHREADS threads, a block or a warp; rows that do not exist become zeros.
-// Two-byte elements go there by themselves after start. int8 waits in registers until finish widens it.
+// Copies kROWS rows from global memory into a SharedTile, by kTHREADS threads, a block or a warp; rows that do not
+// exist become zeros. Two-byte elements go there by themselves after start. int8 waits in registers until finish widens
+// it.
 template <typename In, int kROWS, int kSIZE, int kTHREADS>
 class TileLoader
 {

@@ -239,9 +239,9 @@ private:
     In const* mOfHead;
 };
 
-// The warp's 16 rows of the context, of which `rows` exist, by way of the warp's own shared memory. From there a copy
-// (TMA) writes them while the next tile is computed; fewer than 16, since it knows nothing of sentences, the lanes write
-// in pieces of 16 bytes. int8 does not take this way.
+// The warp's 16 rows of the context, of which `rows` exist, by way of the warp's own shared memory. From there a
+// copy (TMA) writes them while the next tile is computed; fewer than 16, since it knows nothing of sentences, the lanes
+// write in pieces of 16 bytes. int8 does not take this way.
 template <typename T, int kSIZE>
 __device__ void storeRows(AttentionProblem const& p, CUtensorMap const& map, uint32_t memory,
     int64_t firstToken, int32_t rows, uint32_t head, float const (&sums)[kSIZE / 8][4],

@@ -1,9 +1,11 @@
 // Attention with Hopper's tensor cores for sentences of at most 128 tokens. What changed against the hopper kernel:
 //
-//   - A block takes one head of one sentence, fetches its queries, keys and values at once, and is done. While it waits,
-//     the other blocks of the multiprocessor compute: no ring of chunks, no warp that only fetches.
+//   - A block takes up to 128 queries of one head of one sentence, fetches them and all keys and values at once, and is
+//     done. While it waits, the other blocks of the multiprocessor compute: no ring of chunks, no warp that only
+//     fetches.
 //   - All keys are one chunk: the softmax knows its maximum from the beginning.
-//   - To the copies (TMA), sentences are matrices of their own: what lies behind a sentence's end is zeros, in every length.
+//   - To the copies (TMA), sentences are matrices of their own: what lies behind a sentence's end comes as zeros and is
+//     not written.
 //   - Queries, too, are read from shared memory by the tensor cores.
 //
 // Compiled for sm_90a only (CMakeLists.txt).
@@ -205,13 +207,13 @@ cudaError_t launchShape(QkvToContextArguments const& a, cudaStream_t stream)
 }
 
 // The one place where it is decided how a sentence is shared out. Microseconds on an H200, 12 heads of 64, development
-// runs:
+// runs, for what a block takes:
 //
-//     B, S                           8, 64   8, 128   22, 128   32, 128   128, 128
-//     64 keys                        2.69
-//     64 of the queries              4.14    4.39     4.80      6.86      29.2
-//     all queries                    5.90    5.40     5.91      6.13      28.2
-//     all, two warpgroups            4.90    4.57     4.90      7.87      30.1
+//     B, S                                8, 64   8, 128   22, 128   32, 128   128, 128
+//     64 queries, 64 keys                 2.69
+//     64 queries, 128 keys                4.14    4.39     4.80      6.86      29.2
+//     128 queries                         5.90    5.40     5.91      6.13      28.2
+//     128 queries, two warpgroups         4.90    4.57     4.90      7.87      30.1
 //
 // Contexts that threads store by themselves, 8 bytes each, cost 0.3 us with one sentence of 128, 1.3 us with 8 and 3 to
 // 4 us with 128.
