@@ -40,14 +40,23 @@ struct SharedTile
     }
 };
 
-// 16 bytes to shared memory.
+// 16 bytes to and from shared memory.
 inline __device__ void storePiece(uint32_t target, uint4 const& piece)
 {
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(target), "r"(piece.x), "r"(piece.y),
         "r"(piece.z), "r"(piece.w)
         : "memory");
 }
-// The same from global memory, zeros if not `exists`. Asynchronous from 8.0 on.
+inline __device__ uint4 loadPiece(uint32_t source)
+{
+    uint4 piece;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(piece.x), "=r"(piece.y), "=r"(piece.z), "=r"(piece.w)
+        : "r"(source)
+        : "memory");
+    return piece;
+}
+// From global to shared memory, zeros if not `exists`. Asynchronous from 8.0 on.
 inline __device__ void copyPiece(uint32_t target, void const* source, bool exists)
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
