@@ -243,6 +243,7 @@ void runTypes(std::vector<Kernel> const& kernels)
         {
             runCase<In, Out>({"single", 210, 70, size, {}}, kernels);
             runCase<In, Out>({"single", 150, 192, size, {}}, kernels);
+            runCase<In, Out>({"single", 50, 333, size, {}}, kernels); // several chunks of keys each
         }
         std::vector<int32_t> mask(3 * 131, 1);
         for (int32_t i = 0; i < 131; ++i)
@@ -290,14 +291,15 @@ int main(int argumentCount, char** arguments)
 {
     gFew = argumentCount > 1 && std::string{arguments[1]} == "few";
     std::vector<Kernel> const ordinary{{"basic", launchQkvToContextBasic}};
-    std::vector<Kernel> const widening{{"tensor", launchQkvToContextTensor}}; // int8
-    std::vector<Kernel> tensor = widening;
+    std::vector<Kernel> tensor{{"tensor", launchQkvToContextTensor}};
+    std::vector<Kernel> tensorInt8 = tensor;
 #if defined(BERT_HOPPER)
     cudaDeviceProp properties{};
     check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
     if (properties.major == 9 && properties.minor == 0)
     {
         tensor.push_back({"hopper", launchQkvToContextHopper});
+        tensorInt8.push_back({"hopper, int8", launchQkvToContextHopperInt8});
     }
 #endif
     runTypes<float, float>(ordinary);
@@ -307,14 +309,14 @@ int main(int argumentCount, char** arguments)
     runTypes<__half, int8_t>(tensor);
     runTypes<__nv_bfloat16, __nv_bfloat16>(tensor);
     runTypes<__nv_bfloat16, int8_t>(tensor);
-    runTypes<int8_t, float>(widening);
-    runTypes<int8_t, __half>(widening);
-    runTypes<int8_t, __nv_bfloat16>(widening);
-    runTypes<int8_t, int8_t>(widening);
+    runTypes<int8_t, float>(tensorInt8);
+    runTypes<int8_t, __half>(tensorInt8);
+    runTypes<int8_t, __nv_bfloat16>(tensorInt8);
+    runTypes<int8_t, int8_t>(tensorInt8);
     runBroken<float>(ordinary);
     runBroken<__half>(tensor);
     runBroken<__nv_bfloat16>(tensor);
-    runBroken<int8_t>(widening);
+    runBroken<int8_t>(tensorInt8);
     std::printf("%d runs, %d wrong\n", gRuns, gWrong);
     return gWrong == 0 ? 0 : 1;
 }

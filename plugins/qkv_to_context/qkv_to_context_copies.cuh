@@ -4,6 +4,9 @@
 
 #include <cstdint>
 #include <cuda.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <type_traits>
 
 namespace bert
 {
@@ -56,6 +59,62 @@ inline __device__ void copyBox(
 inline __device__ void prefetchMap(CUtensorMap const& map)
 {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Description of a tensor, on the host
+// ---------------------------------------------------------------------------------------------------------------
+
+using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
+
+// The driver's function, without linking against the driver.
+inline EncodeTiled findEncodeTiled()
+{
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    constexpr unsigned int kSINCE = 12000;
+    cudaError_t const status = cudaGetDriverEntryPointByVersion(
+        "cuTensorMapEncodeTiled", &function, kSINCE, cudaEnableDefault, &found);
+    return status == cudaSuccess && found == cudaDriverEntryPointSuccess
+               ? reinterpret_cast<EncodeTiled>(function)
+               : nullptr;
+}
+
+// A tensor without gaps and the boxes to be copied of it, innermost dimension first. A box's rows of 128, 64 or 32 bytes
+// come to lie as SharedTile has them.
+template <typename T, int kRANK>
+cudaError_t describeTensor(
+    CUtensorMap& map, void const* data, cuuint64_t const (&sizes)[kRANK], cuuint32_t const (&box)[kRANK])
+{
+    static EncodeTiled const encode = findEncodeTiled();
+    if (encode == nullptr)
+    {
+        return cudaErrorNotSupported;
+    }
+    constexpr CUtensorMapDataType kTYPE
+        = sizeof(T) == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+                         : (std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                      : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16);
+    size_t const rowBytes = box[0] * sizeof(T);
+    CUtensorMapSwizzle const swizzle
+        = rowBytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B
+                          : (rowBytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_32B);
+    cuuint64_t strides[kRANK - 1]; // bytes
+    cuuint32_t steps[kRANK];
+    cuuint64_t stride = sizeof(T);
+    for (int i = 0; i < kRANK; ++i)
+    {
+        steps[i] = 1;
+        stride *= sizes[i];
+        if (i < kRANK - 1)
+        {
+            strides[i] = stride;
+        }
+    }
+    CUresult const status = encode(&map, kTYPE, kRANK, const_cast<void*>(data), sizes, strides, box, steps,
+        CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return status == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 } // namespace bert

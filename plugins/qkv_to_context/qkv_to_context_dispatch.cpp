@@ -1,4 +1,4 @@
-// Which of the three attention kernels suits types, shape and GPU.
+// Which of the four attention kernels suits types, shape and GPU.
 #include "qkv_to_context/qkv_to_context_kernels.h"
 
 namespace bert
@@ -60,9 +60,10 @@ cudaError_t launchQkvToContext(QkvToContextArguments const& arguments, cudaStrea
         return launchQkvToContextBasic(arguments, stream);
     }
 #if defined(BERT_HOPPER)
-    if (capability.major == 9 && capability.minor == 0 && arguments.type != ElementType::kINT8)
+    if (capability.major == 9 && capability.minor == 0)
     {
-        return launchQkvToContextHopper(arguments, stream);
+        return arguments.type == ElementType::kINT8 ? launchQkvToContextHopperInt8(arguments, stream)
+                                                    : launchQkvToContextHopper(arguments, stream);
     }
 #endif
     return launchQkvToContextTensor(arguments, stream);

@@ -25,7 +25,8 @@ inline __device__ uint32_t sharedAddress(void const* pointer)
 
 // kROWS rows of kSIZE two-byte elements, in panels of at most 64 columns. The pieces of 16 bytes in a row of a panel
 // are permuted, so that 8 rows of one column lie in 8 different groups of banks. It is the order that Hopper's tensor
-// cores read: its 128-byte swizzle, and with 32 columns its 64-byte swizzle.
+// cores read: its 128-byte swizzle, with 32 columns its 64-byte and with 16 its 32-byte swizzle. int8 are counted in
+// pairs: rows of kSIZE of them are a tile of kSIZE / 2.
 template <int kROWS, int kSIZE>
 struct SharedTile
 {
@@ -38,7 +39,7 @@ struct SharedTile
     static __device__ uint32_t offset(uint32_t row, uint32_t piece)
     {
         uint32_t const panel = piece / kPIECES;
-        uint32_t const permuted = kPIECES == 8 ? (piece ^ row) % 8 : (piece ^ (row / 2)) % 4;
+        uint32_t const permuted = (piece ^ row / (8 / kPIECES)) % kPIECES;
         return panel * kPANEL_BYTES + row * kROW_BYTES + permuted * 16;
     }
 };

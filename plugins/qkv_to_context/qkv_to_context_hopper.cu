@@ -25,8 +25,6 @@ namespace bert
 namespace
 {
 
-constexpr int kWARPGROUP = 4 * kWARP;
-constexpr int kQUERIES = 64; // of a warpgroup
 constexpr int kBOX_ROWS = 64;
 
 template <typename In, int kSIZE, int kGROUPS, int kKEYS, int kSLOTS>
@@ -235,41 +233,6 @@ private:
     In const* mOfHead;
 };
 
-// scores (64, kKEYS) = queries (64, kSIZE) keys^T
-template <typename T, int kKEYS, int kSIZE>
-__device__ void multiplyKeys(
-    float (&scores)[kKEYS / 8][4], uint32_t const (&queries)[kSIZE / 16][4], uint32_t keys)
-{
-    using Tile = SharedTile<kKEYS, kSIZE>;
-    constexpr int kOF_PANEL = Tile::kPANEL_COLUMNS / 16;
-    beginProducts();
-#pragma unroll
-    for (int k = 0; k < kSIZE / 16; ++k)
-    {
-        uint32_t const address = keys + k / kOF_PANEL * Tile::kPANEL_BYTES + k % kOF_PANEL * 32;
-        uint64_t const matrix = describeMatrix<Tile::kROW_BYTES, 16>(address);
-        multiplyAsync<0>(scores, queries[k], matrix, k == 0 ? 0 : 1, T{});
-    }
-    endProducts();
-}
-
-// sums (64, kSIZE) += weights (64, kKEYS) values
-template <typename T, int kKEYS, int kSIZE>
-__device__ void multiplyValues(
-    float (&sums)[kSIZE / 8][4], uint32_t const (&weights)[kKEYS / 16][4], uint32_t values)
-{
-    using Tile = SharedTile<kKEYS, kSIZE>;
-    beginProducts();
-#pragma unroll
-    for (int k = 0; k < kKEYS / 16; ++k)
-    {
-        uint64_t const matrix
-            = describeMatrix<Tile::kROW_BYTES, Tile::kPANEL_BYTES>(values + k * 16 * Tile::kROW_BYTES);
-        multiplyAsync<1>(sums, weights[k], matrix, 1, T{});
-    }
-    endProducts();
-}
-
 // One of the warpgroups that compute, on its 64 queries of a tile.
 template <typename In, int kSIZE, int kGROUPS, int kKEYS, int kSLOTS, bool kOVERLAP>
 __device__ void attend(AttentionProblem const& p, QueryTile const& tile, uint32_t head,
@@ -370,49 +333,13 @@ __device__ void attend(AttentionProblem const& p, QueryTile const& tile, uint32_
     storeContext<kSIZE>(p, tile.firstQuery + warp * 16, tile.queries - warp * 16, head, sums, factors);
 }
 
-// Calls function(tile, head) for each tile that this block has to do, or poison where that is impossible.
-template <int kROWS, typename Function, typename Poison>
-__device__ void forTiles(AttentionProblem const& p, uint32_t count, Function&& function, Poison&& poisonTile)
-{
-    for (uint32_t number = blockIdx.x; number < count; number += gridDim.x)
-    {
-        if (p.cuSeqlens != nullptr)
-        {
-            waitForPreviousKernel();
-        }
-        uint32_t const head = number % p.heads;
-        QueryTile const tile = findTile<kROWS>(p, number / p.heads);
-        waitForPreviousKernel();
-        if (tile.broken)
-        {
-            poisonTile(tile, head);
-        }
-        else if (tile.queries > 0)
-        {
-            function(tile, head);
-        }
-    }
-}
-
-// Registers of a thread: a multiprocessor has 512 for each of its 128 lanes. What the fetching ones give back, the
-// computing ones get.
-template <int kGROUPS, int kBLOCKS>
-struct Registers
-{
-    static constexpr int kLAUNCHED = 512 / ((kGROUPS + 1) * kBLOCKS) / 8 * 8;
-    static constexpr int kMOST = 240;
-    static constexpr int kFETCHING = 32;
-    static constexpr int kLEFT = (kLAUNCHED * (kGROUPS + 1) - kFETCHING) / kGROUPS / 8 * 8;
-    static constexpr int kCOMPUTING = kLEFT < kMOST ? kLEFT : kMOST;
-};
-
 // kBLOCKS of them at a time on a multiprocessor.
 template <typename In, int kSIZE, int kGROUPS, int kKEYS, int kSLOTS, int kBLOCKS, bool kOVERLAP>
 __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS) qkvToContextHopperKernel(
     AttentionProblem const p, uint32_t tiles, __grid_constant__ CUtensorMap const map)
 {
     using Shape = HopperShape<In, kSIZE, kGROUPS, kKEYS, kSLOTS>;
-    using Share = Registers<kGROUPS, kBLOCKS>;
+    using Share = Registers<kGROUPS, kBLOCKS, 32>;
     extern __shared__ __align__(1024) unsigned char bytes[]; // as the swizzle wants it
     HopperMemory<Shape, kSLOTS> const memory{sharedAddress(bytes)};
     if (threadIdx.x == 0)
@@ -438,7 +365,7 @@ __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS) qkvToCont
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Share::kFETCHING));
         if (threadIdx.x % kWARPGROUP < Shape::kFETCHERS)
         {
-            forTiles<Shape::kROWS>(
+            forTiles<Shape::kROWS, true>(
                 p, tiles, [&](QueryTile const& tile, uint32_t head)
                 { Fetcher<In, kSIZE, kGROUPS, kKEYS, kSLOTS>{p, map, tile, head, memory, progress}.run(); },
                 [](QueryTile const&, uint32_t) {});
@@ -447,7 +374,7 @@ __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS) qkvToCont
     else
     {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Share::kCOMPUTING));
-        forTiles<Shape::kROWS>(
+        forTiles<Shape::kROWS, true>(
             p, tiles, [&](QueryTile const& tile, uint32_t head)
             { attend<In, kSIZE, kGROUPS, kKEYS, kSLOTS, kOVERLAP>(p, tile, head, memory, progress); },
             [&](QueryTile const& tile, uint32_t head)
@@ -459,52 +386,14 @@ __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS) qkvToCont
 // Launcher
 // ---------------------------------------------------------------------------------------------------------------
 
-using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
-
-// The driver's function, without linking against the driver.
-EncodeTiled findEncodeTiled()
-{
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    constexpr unsigned int kSINCE = 12000;
-    cudaError_t const status = cudaGetDriverEntryPointByVersion(
-        "cuTensorMapEncodeTiled", &function, kSINCE, cudaEnableDefault, &found);
-    return status == cudaSuccess && found == cudaDriverEntryPointSuccess
-               ? reinterpret_cast<EncodeTiled>(function)
-               : nullptr;
-}
-
 // qkv as a matrix (tokens, 3H), from which boxes of kBOX_ROWS rows of one panel of columns are copied.
 template <typename In, int kSIZE>
 cudaError_t describeQkv(QkvToContextArguments const& a, CUtensorMap& map)
 {
-    using Tile = SharedTile<kBOX_ROWS, kSIZE>;
-    static EncodeTiled const encode = findEncodeTiled();
-    if (encode == nullptr)
-    {
-        return cudaErrorNotSupported;
-    }
-    constexpr CUtensorMapDataType kTYPE
-        = std::is_same_v<In, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-    constexpr CUtensorMapSwizzle kSWIZZLE
-        = Tile::kROW_BYTES == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
     uint64_t const tokens = static_cast<uint64_t>(a.length) * (a.cuSeqlens != nullptr ? 1 : a.sentences);
     cuuint64_t const sizes[2] = {static_cast<cuuint64_t>(a.heads) * kSIZE * 3, tokens};
-    cuuint64_t const strides[1] = {sizes[0] * sizeof(In)};
-    cuuint32_t const box[2] = {Tile::kPANEL_COLUMNS, kBOX_ROWS};
-    cuuint32_t const steps[2] = {1, 1};
-    CUresult const status = encode(&map, kTYPE, 2, const_cast<void*>(a.qkv), sizes, strides, box, steps,
-        CU_TENSOR_MAP_INTERLEAVE_NONE, kSWIZZLE, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    return status == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
-}
-
-cudaError_t countMultiprocessors(int& count)
-{
-    int device = 0;
-    cudaError_t const status = cudaGetDevice(&device);
-    return status == cudaSuccess ? cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device)
-                                 : status;
+    cuuint32_t const box[2] = {SharedTile<kBOX_ROWS, kSIZE>::kPANEL_COLUMNS, kBOX_ROWS};
+    return describeTensor<In>(map, a.qkv, sizes, box);
 }
 
 template <typename In, int kSIZE, int kGROUPS, int kKEYS, int kSLOTS, int kBLOCKS, bool kOVERLAP>
@@ -550,7 +439,7 @@ cudaError_t launchQkvToContextHopper(QkvToContextArguments const& arguments, cud
             using In = decltype(element);
             if constexpr (sizeof(In) == 1)
             {
-                return cudaErrorNotSupported; // the tensor kernel takes int8
+                return cudaErrorNotSupported; // int8 has a kernel of its own
             }
             else if constexpr (size() == 128)
             {

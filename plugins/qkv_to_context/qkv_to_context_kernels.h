@@ -34,10 +34,11 @@ struct QkvToContextArguments
 // goes beyond T) give NaN everywhere, or -128 where context is int8.
 cudaError_t launchQkvToContext(QkvToContextArguments const& arguments, cudaStream_t stream);
 
-// The three kernels that it chooses from: with ordinary fp32 arithmetic (fp32 and bf16), with the tensor cores of
-// any GPU (fp16, int8; bf16 from 8.0 on), and with those of Hopper (the same types).
+// The four kernels that it chooses from: with ordinary fp32 arithmetic (fp32 and bf16), with the tensor cores of
+// any GPU (fp16, int8; bf16 from 8.0 on), and with those of Hopper (fp16 and bf16; int8).
 cudaError_t launchQkvToContextBasic(QkvToContextArguments const& arguments, cudaStream_t stream);
 cudaError_t launchQkvToContextTensor(QkvToContextArguments const& arguments, cudaStream_t stream);
 cudaError_t launchQkvToContextHopper(QkvToContextArguments const& arguments, cudaStream_t stream);
+cudaError_t launchQkvToContextHopperInt8(QkvToContextArguments const& arguments, cudaStream_t stream);
 
 } // namespace bert

@@ -2,12 +2,15 @@
 // in shared memory, and go on while it is computed. Needs code for sm_90a.
 #pragma once
 
-#include "common/element.cuh"
+#include "qkv_to_context/qkv_to_context_fragments.cuh"
 
 #include <cstdint>
 
 namespace bert
 {
+
+constexpr int kWARPGROUP = 4 * kWARP;
+constexpr int kQUERIES = 64; // of a warpgroup
 
 // Writes to registers of operands and results come before what follows.
 inline __device__ void beginProducts()
@@ -57,8 +60,8 @@ __device__ void settle(uint32_t (&registers)[kTILES][4])
 template <int kROW_BYTES, int kPANEL_BYTES>
 __device__ uint64_t describeMatrix(uint32_t address)
 {
-    static_assert(kROW_BYTES == 128 || kROW_BYTES == 64);
-    constexpr uint64_t kSWIZZLE = kROW_BYTES == 128 ? 1 : 2;
+    static_assert(kROW_BYTES == 128 || kROW_BYTES == 64 || kROW_BYTES == 32);
+    constexpr uint64_t kSWIZZLE = kROW_BYTES == 128 ? 1 : (kROW_BYTES == 64 ? 2 : 3);
     constexpr uint64_t kSTRIDE = 8 * kROW_BYTES / 16;
     constexpr uint64_t kLEADING = kPANEL_BYTES / 16;
     return kSWIZZLE << 62 | kSTRIDE << 32 | kLEADING << 16 | (address & 0x3FFFFU) >> 4;
@@ -142,11 +145,114 @@ __device__ void multiplyAsync(
     }
 }
 
+#define BERT_INT_SUMS_4(i) "+r"(sums[i][0]), "+r"(sums[i][1]), "+r"(sums[i][2]), "+r"(sums[i][3])
+#define BERT_INT_SUMS_16(i)                                                                                  \
+    BERT_INT_SUMS_4(i), BERT_INT_SUMS_4(i + 1), BERT_INT_SUMS_4(i + 2), BERT_INT_SUMS_4(i + 3)
+
+// clang-format off
+#define BERT_WGMMA_INT8_64() \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n" \
+        "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 {" \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, " \
+        "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31" \
+        "}, {%32, %33, %34, %35}, %36, p;\n}" \
+        : BERT_INT_SUMS_16(0), BERT_INT_SUMS_16(4) \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+// clang-format on
+
+// clang-format off
+#define BERT_WGMMA_INT8_128() \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n" \
+        "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {" \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, " \
+        "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, " \
+        "%34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
+        "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63" \
+        "}, {%64, %65, %66, %67}, %68, p;\n}" \
+        : BERT_INT_SUMS_16(0), BERT_INT_SUMS_16(4), BERT_INT_SUMS_16(8), BERT_INT_SUMS_16(12) \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+// clang-format on
+
+// sums (64, 8 * kTILES) += a (64, 32) b (32, 8 * kTILES) in int8, sums as int32. b has its columns one after the other in
+// memory; there is no other way for int8.
+template <int kTILES>
+__device__ void multiplyAsync(uint32_t (&sums)[kTILES][4], uint32_t const (&a)[4], uint64_t b)
+{
+    static_assert(kTILES == 8 || kTILES == 16);
+    if constexpr (kTILES == 8)
+    {
+        BERT_WGMMA_INT8_64();
+    }
+    else
+    {
+        BERT_WGMMA_INT8_128();
+    }
+}
+
 #undef BERT_WGMMA_32
 #undef BERT_WGMMA_64
 #undef BERT_WGMMA_128
 #undef BERT_OPERANDS
+#undef BERT_WGMMA_INT8_64
+#undef BERT_WGMMA_INT8_128
+#undef BERT_INT_SUMS_16
+#undef BERT_INT_SUMS_4
 #undef BERT_SUMS_16
 #undef BERT_SUMS_4
+
+// ---------------------------------------------------------------------------------------------------------------
+// The two products of attention
+// ---------------------------------------------------------------------------------------------------------------
+
+// scores (64, kKEYS) = queries (64, kSIZE) keys^T
+template <typename T, int kKEYS, int kSIZE>
+__device__ void multiplyKeys(
+    float (&scores)[kKEYS / 8][4], uint32_t const (&queries)[kSIZE / 16][4], uint32_t keys)
+{
+    using Tile = SharedTile<kKEYS, kSIZE>;
+    constexpr int kOF_PANEL = Tile::kPANEL_COLUMNS / 16;
+    beginProducts();
+#pragma unroll
+    for (int k = 0; k < kSIZE / 16; ++k)
+    {
+        uint32_t const address = keys + k / kOF_PANEL * Tile::kPANEL_BYTES + k % kOF_PANEL * 32;
+        uint64_t const matrix = describeMatrix<Tile::kROW_BYTES, 16>(address);
+        multiplyAsync<0>(scores, queries[k], matrix, k == 0 ? 0 : 1, T{});
+    }
+    endProducts();
+}
+
+// sums (64, kSIZE) += weights (64, kKEYS) values
+template <typename T, int kKEYS, int kSIZE>
+__device__ void multiplyValues(
+    float (&sums)[kSIZE / 8][4], uint32_t const (&weights)[kKEYS / 16][4], uint32_t values)
+{
+    using Tile = SharedTile<kKEYS, kSIZE>;
+    beginProducts();
+#pragma unroll
+    for (int k = 0; k < kKEYS / 16; ++k)
+    {
+        uint64_t const matrix
+            = describeMatrix<Tile::kROW_BYTES, Tile::kPANEL_BYTES>(values + k * 16 * Tile::kROW_BYTES);
+        multiplyAsync<1>(sums, weights[k], matrix, 1, T{});
+    }
+    endProducts();
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Registers
+// ---------------------------------------------------------------------------------------------------------------
+
+// Of a thread, where one warpgroup of a block fetches and kGROUPS compute: a multiprocessor has 512 for each of its 128
+// lanes. What the fetching ones give back, the computing ones get.
+template <int kGROUPS, int kBLOCKS, int kOF_FETCHING>
+struct Registers
+{
+    static constexpr int kLAUNCHED = 512 / ((kGROUPS + 1) * kBLOCKS) / 8 * 8;
+    static constexpr int kMOST = 240;
+    static constexpr int kFETCHING = kOF_FETCHING;
+    static constexpr int kLEFT = (kLAUNCHED * (kGROUPS + 1) - kFETCHING) / kGROUPS / 8 * 8;
+    static constexpr int kCOMPUTING = kLEFT < kMOST ? kLEFT : kMOST;
+};
 
 } // namespace bert
