@@ -364,6 +364,39 @@ def test_masks_on_the_gpu(host, dtype, fields, head_size, length):
 
 
 @needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("head_size", [32, 64])
+@pytest.mark.parametrize(("batch", "heads"), [(3, 2), (9, 12), (15, 12), (70, 5), (400, 1)])
+def test_short_sentences_on_the_gpu(host, dtype, head_size, batch, heads):
+    """Up to 128 tokens; how many sentences and heads there are decides how a GPU shares them out."""
+    torch.manual_seed(0)
+    for length in (*range(1, 128, 1 if batch == 3 else 9), 63, 64, 65, 80, 96, 127, 128):
+        qkv = random_qkv((batch, length), dtype, heads, head_size)
+        mask = (torch.rand(batch, length, device="cuda") < 0.5).int()
+        mask[1] = 0  # nothing but padding: zeros
+        check(host, qkv, num_heads=heads)
+        check(host, qkv, num_heads=heads, output_scale=0.02)
+        context = check(host, qkv, mask, num_heads=heads, layout="padded")
+        assert (context[1] == 0).all()
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("batch", [3, 70, 400])
+@pytest.mark.parametrize("length", [1, 37, 63, 65, 100, 127, 128])
+def test_sentences_do_not_touch_each_other(host, dtype, batch, length):
+    """One of NaN, between others, is the only one of NaN."""
+    torch.manual_seed(0)
+    qkv = random_qkv((batch, length), dtype)
+    clean = check(host, qkv)
+    qkv[1] = float("nan")
+    found = create(host).run_torch([qkv])[0]
+    assert found[1].isnan().all()
+    assert torch.equal(found[0], clean[0])
+    assert torch.equal(found[2:], clean[2:])
+
+
+@needs_gpu
 @all_types
 @all_head_sizes
 @pytest.mark.parametrize(
@@ -489,12 +522,12 @@ def test_cuda_graph_with_other_lengths(host):
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.int8])
-@pytest.mark.parametrize("length", [1, 64, 128, 384, 1000])
-def test_kernels_that_follow_each_other_wait_for_each_other(host, length, dtype):
+@pytest.mark.parametrize("shape", [(1,), (64,), (128,), (384,), (1000,), (70, 128), (200, 100)])
+def test_kernels_that_follow_each_other_wait_for_each_other(host, shape, dtype):
     """They are launched early; here each reads what the one before wrote."""
     scales = {"qkv_scale": 1 / 30, "output_scale": 1 / 60} if dtype == torch.int8 else {}
     plugin = create(host, **scales)
-    qkv = random_qkv((length,), dtype)
+    qkv = random_qkv(shape, dtype)
     width = qkv.shape[-1] // 3
 
     def chain(wait):
@@ -502,7 +535,7 @@ def test_kernels_that_follow_each_other_wait_for_each_other(host, length, dtype)
         tensor = qkv.clone()
         for _ in range(20):
             (context,) = plugin.run_torch([tensor])
-            tensor[:, 2 * width :].copy_(context)
+            tensor[..., 2 * width :].copy_(context)
             if wait:
                 torch.cuda.synchronize()
         return tensor

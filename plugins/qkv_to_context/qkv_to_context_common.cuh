@@ -128,19 +128,23 @@ __device__ QueryTile findPackedTile(AttentionProblem const& p, int32_t tile)
     return {}; // the grid has a tile more than there is work for
 }
 
-// Blocks of one tile lie beside each other, one for each head.
+// The same where all sentences are of one length.
 template <int kROWS>
-__device__ QueryTile findTile(AttentionProblem const& p, uint32_t tile)
+__device__ QueryTile findEqualTile(AttentionProblem const& p, uint32_t tile)
 {
-    if (p.cuSeqlens != nullptr)
-    {
-        return findPackedTile<kROWS>(p, static_cast<int32_t>(tile));
-    }
     uint32_t const sentence = tile / p.tiles;
     int32_t const firstRow = static_cast<int32_t>(tile % p.tiles) * kROWS;
     int64_t const first = int64_t{sentence} * p.length;
     return {first + firstRow, first, min(kROWS, p.length - firstRow), p.length,
         static_cast<int32_t>(sentence), false};
+}
+
+// Blocks of one tile lie beside each other, one for each head.
+template <int kROWS>
+__device__ QueryTile findTile(AttentionProblem const& p, uint32_t tile)
+{
+    return p.cuSeqlens != nullptr ? findPackedTile<kROWS>(p, static_cast<int32_t>(tile))
+                                  : findEqualTile<kROWS>(p, tile);
 }
 
 // Calls function(tile, head) for each tile that this block has to do, or poison where that is impossible. If not kSTAY,

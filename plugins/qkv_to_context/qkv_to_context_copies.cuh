@@ -56,6 +56,30 @@ inline __device__ void copyBox(
         "l"(&map), "r"(column), "r"(row), "r"(barrier)
         : "memory");
 }
+// Of a tensor with three dimensions: the box at (column, row, matrix).
+inline __device__ void copyBox(
+    uint32_t target, CUtensorMap const& map, int32_t column, int32_t row, int32_t matrix, uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, "
+                 "{%2, %3, %4}], [%5];" ::"r"(target),
+        "l"(&map), "r"(column), "r"(row), "r"(matrix), "r"(barrier)
+        : "memory");
+}
+// The other way round: from shared memory to the box at (column, row, matrix). What lies outside is not written.
+inline __device__ void storeBox(
+    CUtensorMap const& map, int32_t column, int32_t row, int32_t matrix, uint32_t source)
+{
+    asm volatile(
+        "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(&map),
+        "r"(column), "r"(row), "r"(matrix), "r"(source)
+        : "memory");
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+// Until all boxes that this thread stores are written.
+inline __device__ void waitForStores()
+{
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
 inline __device__ void prefetchMap(CUtensorMap const& map)
 {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");

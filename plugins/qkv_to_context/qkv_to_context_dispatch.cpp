@@ -1,4 +1,4 @@
-// Which of the four attention kernels suits types, shape and GPU.
+// Which of the five attention kernels suits types, shape and GPU.
 #include "qkv_to_context/qkv_to_context_kernels.h"
 
 namespace bert
@@ -62,8 +62,12 @@ cudaError_t launchQkvToContext(QkvToContextArguments const& arguments, cudaStrea
 #if defined(BERT_HOPPER)
     if (capability.major == 9 && capability.minor == 0)
     {
-        return arguments.type == ElementType::kINT8 ? launchQkvToContextHopperInt8(arguments, stream)
-                                                    : launchQkvToContextHopper(arguments, stream);
+        if (arguments.type == ElementType::kINT8)
+        {
+            return launchQkvToContextHopperInt8(arguments, stream);
+        }
+        return suitsShortKernel(arguments) ? launchQkvToContextShort(arguments, stream)
+                                           : launchQkvToContextHopper(arguments, stream);
     }
 #endif
     return launchQkvToContextTensor(arguments, stream);

@@ -234,6 +234,16 @@ inline __device__ void loadMatricesTransposed(uint32_t (&matrices)[4], uint32_t 
         : "memory");
 }
 
+// The other way round: four 8 x 8 matrices to shared memory.
+inline __device__ void storeMatrices(uint32_t address, uint32_t const (&matrices)[4])
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+        "r"(matrices[0]), "r"(matrices[1]), "r"(matrices[2]), "r"(matrices[3])
+        : "memory");
+#endif
+}
+
 // The warp's 16 rows of queries, 16 columns at a time.
 template <int kROWS, int kSIZE>
 __device__ void loadQueries(uint32_t (&queries)[kSIZE / 16][4], uint32_t tile, uint32_t firstRow)
@@ -275,6 +285,127 @@ inline __device__ void packPair(uint32_t& word, float low, float high, int8_t /*
     word = first | second << 8;
 }
 
+// This lane's largest scores of its two rows, in short chains of dependent steps.
+template <int kTILES>
+__device__ void findLargest(float (&largest)[2], float const (&scores)[kTILES][4])
+{
+    float columns[4] = {scores[0][0], scores[0][1], scores[0][2], scores[0][3]};
+#pragma unroll
+    for (int n = 1; n < kTILES; ++n)
+    {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+        {
+            columns[i] = fmaxf(columns[i], scores[n][i]);
+        }
+    }
+    largest[0] = fmaxf(columns[0], columns[1]);
+    largest[1] = fmaxf(columns[2], columns[3]);
+}
+// The largest of the four lanes that share a row.
+inline __device__ float largestOfRow(float ofLane)
+{
+    float const ofTwo = fmaxf(ofLane, exchange(ofLane, 1));
+    return fmaxf(ofTwo, exchange(ofTwo, 2));
+}
+
+// Scores become powers of 2, which are added to the sums of their rows. Sums lag behind exponentials, which take a
+// while: nothing waits for the one just begun.
+template <int kTILES, typename Exponent>
+__device__ void exponentiate(float (&sums)[2], float (&scores)[kTILES][4], Exponent&& exponent)
+{
+    constexpr int kLAG = 2;
+    float columns[4]{};
+#pragma unroll
+    for (int n = 0; n < kTILES + kLAG; ++n)
+    {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+        {
+            if (n < kTILES)
+            {
+                scores[n][i] = exponential2(exponent(scores[n][i], i / 2));
+            }
+            if (n >= kLAG)
+            {
+                columns[i] += scores[n - kLAG][i];
+            }
+        }
+    }
+    sums[0] += columns[0] + columns[1];
+    sums[1] += columns[2] + columns[3];
+}
+
+// Where the largest exponent is beyond it, score * scale would be rounded to steps of more than 2^-7.
+constexpr float kWIDE = 65536.0F;
+
+// What sums of weighted values have to be multiplied by in the end; 0 for a query without keys.
+inline __device__ float invertSum(float ofLane)
+{
+    float const sum = warpSum<4>(ofLane);
+    return sum == 0.0F ? 0.0F : __fdividef(1.0F, sum);
+}
+
+// Keys that do not count get no weight. The first 8 keys of the scores are those with number `first` of the chunk.
+template <int kTILES, int kKEYS>
+__device__ void hide(float (&scores)[kTILES][4], KeyBits<kKEYS> const& bits, int first = 0)
+{
+#pragma unroll
+    for (int n = 0; n < kTILES; ++n)
+    {
+        unsigned int const pair = bits.pairOf(first + n);
+        scores[n][0] = (pair & 1U) != 0 ? scores[n][0] : kNEGATIVE_INFINITY;
+        scores[n][1] = (pair & 2U) != 0 ? scores[n][1] : kNEGATIVE_INFINITY;
+        scores[n][2] = (pair & 1U) != 0 ? scores[n][2] : kNEGATIVE_INFINITY;
+        scores[n][3] = (pair & 2U) != 0 ? scores[n][3] : kNEGATIVE_INFINITY;
+    }
+}
+
+// Softmax over scores whose maximum is known: `ofLane` is that of this lane's scores.
+class PlainSoftmax
+{
+public:
+    __device__ PlainSoftmax(float const (&ofLane)[2], float scale)
+        : mScale(scale)
+    {
+        bool wide = false;
+#pragma unroll
+        for (int row = 0; row < 2; ++row)
+        {
+            mMaximum[row] = fmaxf(largestOfRow(ofLane[row]), -FLT_MAX); // a number also without keys
+            wide = wide || fabsf(mMaximum[row]) * scale > kWIDE;
+        }
+        mWide = __any_sync(kALL_LANES, wide);
+    }
+    // Scores become weights, those of one query all divided by the same number.
+    template <int kTILES>
+    __device__ void weigh(float (&scores)[kTILES][4])
+    {
+        if (mWide)
+        {
+            exponentiate(
+                mSum, scores, [&](float score, int row) { return (score - mMaximum[row]) * mScale; });
+        }
+        else
+        {
+            float const shift[2] = {mMaximum[0] * mScale, mMaximum[1] * mScale};
+            exponentiate(
+                mSum, scores, [&](float score, int row) { return fmaf(score, mScale, -shift[row]); });
+        }
+    }
+    __device__ void finish(float (&factors)[2])
+    {
+        factors[0] = invertSum(mSum[0]);
+        factors[1] = invertSum(mSum[1]);
+    }
+
+private:
+    float mScale;
+    float mMaximum[2];
+    float mSum[2]{};
+    bool mWide;
+};
+
 // Softmax over scores that come chunk by chunk. What the exponent is taken of is the score less a maximum, and the
 // maximum is that of all scores so far give or take kSLACK: only when it has grown by more are the sums so far scaled,
 // which almost always is after the first chunk only. 2^kSLACK fits fp16, and sums are fp32.
@@ -287,38 +418,13 @@ public:
     {
     }
 
-    // Keys that do not count get no weight.
-    template <int kTILES, int kKEYS>
-    static __device__ void hide(float (&scores)[kTILES][4], KeyBits<kKEYS> const& bits)
-    {
-#pragma unroll
-        for (int n = 0; n < kTILES; ++n)
-        {
-            unsigned int const pair = bits.pairOf(n);
-            scores[n][0] = (pair & 1U) != 0 ? scores[n][0] : kNEGATIVE_INFINITY;
-            scores[n][1] = (pair & 2U) != 0 ? scores[n][1] : kNEGATIVE_INFINITY;
-            scores[n][2] = (pair & 1U) != 0 ? scores[n][2] : kNEGATIVE_INFINITY;
-            scores[n][3] = (pair & 2U) != 0 ? scores[n][3] : kNEGATIVE_INFINITY;
-        }
-    }
-
     // Scores become weights, those of one query all divided by the same number. Returns whether sums of weighted
     // values must be rescaled; all lanes of a warp get the same answer.
     template <int kTILES>
     __device__ bool weigh(float (&scores)[kTILES][4])
     {
-        float columns[4]
-            = {scores[0][0], scores[0][1], scores[0][2], scores[0][3]}; // short chains of dependent steps
-#pragma unroll
-        for (int n = 1; n < kTILES; ++n)
-        {
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-            {
-                columns[i] = fmaxf(columns[i], scores[n][i]);
-            }
-        }
-        float const largest[2] = {fmaxf(columns[0], columns[1]), fmaxf(columns[2], columns[3])};
+        float largest[2];
+        findLargest(largest, scores);
         bool const grown = largest[0] > mMaximum[0] + mSlack || largest[1] > mMaximum[1] + mSlack;
         bool const rescale = __any_sync(kALL_LANES, grown);
         if (rescale)
@@ -328,12 +434,13 @@ public:
         float const shift[2] = {mMaximum[0] * mScale, mMaximum[1] * mScale};
         if (mWide)
         {
-            // The products would be rounded to steps of more than 2^-7.
-            exponentiate(scores, [&](float score, int row) { return (score - mMaximum[row]) * mScale; });
+            exponentiate(
+                mSum, scores, [&](float score, int row) { return (score - mMaximum[row]) * mScale; });
         }
         else
         {
-            exponentiate(scores, [&](float score, int row) { return fmaf(score, mScale, -shift[row]); });
+            exponentiate(
+                mSum, scores, [&](float score, int row) { return fmaf(score, mScale, -shift[row]); });
         }
         return rescale;
     }
@@ -350,46 +457,15 @@ public:
             }
         }
     }
-    // What sums of weighted values have to be multiplied by in the end; 0 for a query without keys.
     __device__ void finish(float (&factors)[2])
     {
-#pragma unroll
-        for (int row = 0; row < 2; ++row)
-        {
-            float const sum = warpSum<4>(mSum[row]);
-            factors[row] = sum == 0.0F ? 0.0F : __fdividef(1.0F, sum);
-        }
+        factors[0] = invertSum(mSum[0]);
+        factors[1] = invertSum(mSum[1]);
     }
 
 private:
     static constexpr float kSLACK = 8.0F;
-    static constexpr float kWIDE = 65536.0F;
 
-    // Sums lag behind exponentials, which take a while: nothing waits for the one just begun.
-    template <int kTILES, typename Exponent>
-    __device__ void exponentiate(float (&scores)[kTILES][4], Exponent&& exponent)
-    {
-        constexpr int kLAG = 2;
-        float sums[4]{};
-#pragma unroll
-        for (int n = 0; n < kTILES + kLAG; ++n)
-        {
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-            {
-                if (n < kTILES)
-                {
-                    scores[n][i] = exponential2(exponent(scores[n][i], i / 2));
-                }
-                if (n >= kLAG)
-                {
-                    sums[i] += scores[n - kLAG][i];
-                }
-            }
-        }
-        mSum[0] += sums[0] + sums[1];
-        mSum[1] += sums[2] + sums[3];
-    }
     __device__ void grow(float const (&largest)[2])
     {
         bool wide = false;
@@ -397,8 +473,7 @@ private:
         for (int row = 0; row < 2; ++row)
         {
             float ofRow = fmaxf(largest[row], mMaximum[row]);
-            ofRow = fmaxf(ofRow, exchange(ofRow, 1));
-            ofRow = fmaxf(ofRow, exchange(ofRow, 2));
+            ofRow = largestOfRow(ofRow);
             mFactor[row] = exponential2((mMaximum[row] - ofRow) * mScale);
             mMaximum[row] = ofRow;
             mSum[row] *= mFactor[row];

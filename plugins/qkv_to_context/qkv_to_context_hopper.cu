@@ -283,7 +283,7 @@ __device__ void attend(AttentionProblem const& p, QueryTile const& tile, uint32_
         settle(scores);
         if (!bits.all())
         {
-            OnlineSoftmax::hide(scores, bits);
+            hide(scores, bits);
         }
         bool const rescale = softmax.weigh(scores);
         if (kOVERLAP)

@@ -379,7 +379,7 @@ __device__ void attendInt8(AttentionProblem const& p, QueryTile const& tile, uin
         scoresToFloat(scores, scoreBits);
         if (!bits.all())
         {
-            OnlineSoftmax::hide(scores, bits);
+            hide(scores, bits);
         }
         bool const rescale = softmax.weigh(scores);
         if (kOVERLAP)

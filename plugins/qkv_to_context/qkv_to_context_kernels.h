@@ -34,11 +34,19 @@ struct QkvToContextArguments
 // goes beyond T) give NaN everywhere, or -128 where context is int8.
 cudaError_t launchQkvToContext(QkvToContextArguments const& arguments, cudaStream_t stream);
 
-// The four kernels that it chooses from: with ordinary fp32 arithmetic (fp32 and bf16), with the tensor cores of
-// any GPU (fp16, int8; bf16 from 8.0 on), and with those of Hopper (fp16 and bf16; int8).
+// The five kernels that it chooses from: with ordinary fp32 arithmetic (fp32 and bf16), with the tensor cores of any GPU
+// (fp16, int8; bf16 from 8.0 on), with those of Hopper (fp16 and bf16; int8), and for Hopper and short sentences.
 cudaError_t launchQkvToContextBasic(QkvToContextArguments const& arguments, cudaStream_t stream);
 cudaError_t launchQkvToContextTensor(QkvToContextArguments const& arguments, cudaStream_t stream);
 cudaError_t launchQkvToContextHopper(QkvToContextArguments const& arguments, cudaStream_t stream);
 cudaError_t launchQkvToContextHopperInt8(QkvToContextArguments const& arguments, cudaStream_t stream);
+cudaError_t launchQkvToContextShort(QkvToContextArguments const& arguments, cudaStream_t stream);
+
+// What the last one takes. The host does not know how long packed sentences are.
+inline bool suitsShortKernel(QkvToContextArguments const& arguments)
+{
+    bool const twoBytes = arguments.type == ElementType::kHALF || arguments.type == ElementType::kBF16;
+    return twoBytes && arguments.cuSeqlens == nullptr && arguments.length <= 128 && arguments.headSize <= 64;
+}
 
 } // namespace bert

@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(kWARPS* kWARP, kBLOCKS) qkvToContextTensorKern
         multiplyKeys<T, kKEYS, kSIZE>(scores, queries, chunks.keys(chunk));
         if (!bits.all())
         {
-            OnlineSoftmax::hide(scores, bits);
+            hide(scores, bits);
         }
         if (softmax.weigh(scores))
         {

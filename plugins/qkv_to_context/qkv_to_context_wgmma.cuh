@@ -70,6 +70,7 @@ __device__ uint64_t describeMatrix(uint32_t address)
 #define BERT_SUMS_4(i) "+f"(sums[i][0]), "+f"(sums[i][1]), "+f"(sums[i][2]), "+f"(sums[i][3])
 #define BERT_SUMS_16(i) BERT_SUMS_4(i), BERT_SUMS_4(i + 1), BERT_SUMS_4(i + 2), BERT_SUMS_4(i + 3)
 #define BERT_OPERANDS "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(kTRANSPOSED)
+#define BERT_SHARED_OPERANDS "l"(a), "l"(b), "r"(accumulate)
 
 // clang-format off
 #define BERT_WGMMA_32(TYPE) \
@@ -104,6 +105,31 @@ __device__ uint64_t describeMatrix(uint32_t address)
         "}, {%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}" \
         : BERT_SUMS_16(0), BERT_SUMS_16(4), BERT_SUMS_16(8), BERT_SUMS_16(12) \
         : BERT_OPERANDS)
+// clang-format on
+
+// clang-format off
+#define BERT_WGMMA_SHARED_64(TYPE) \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n" \
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " {" \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, " \
+        "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31" \
+        "}, %32, %33, p, 1, 1, 0, 0;\n}" \
+        : BERT_SUMS_16(0), BERT_SUMS_16(4) \
+        : BERT_SHARED_OPERANDS)
+// clang-format on
+
+// clang-format off
+#define BERT_WGMMA_SHARED_128(TYPE) \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n" \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " {" \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, " \
+        "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, " \
+        "%47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, " \
+        "%62, %63" \
+        "}, %64, %65, p, 1, 1, 0, 0;\n}" \
+        : BERT_SUMS_16(0), BERT_SUMS_16(4), BERT_SUMS_16(8), BERT_SUMS_16(12) \
+        : BERT_SHARED_OPERANDS)
 // clang-format on
 
 // sums (64, 8 * kTILES) = a (64, 16) b (16, 8 * kTILES), added to what they hold if `accumulate`. A transposed b has its
@@ -189,14 +215,47 @@ __device__ void multiplyAsync(uint32_t (&sums)[kTILES][4], uint32_t const (&a)[4
     }
 }
 
+// The same with both in shared memory: a has its rows, b its columns one after the other.
+template <int kTILES>
+__device__ void multiplyAsync(
+    float (&sums)[kTILES][4], uint64_t a, uint64_t b, int accumulate, __half /*type*/)
+{
+    static_assert(kTILES == 8 || kTILES == 16);
+    if constexpr (kTILES == 8)
+    {
+        BERT_WGMMA_SHARED_64("f16");
+    }
+    else
+    {
+        BERT_WGMMA_SHARED_128("f16");
+    }
+}
+template <int kTILES>
+__device__ void multiplyAsync(
+    float (&sums)[kTILES][4], uint64_t a, uint64_t b, int accumulate, __nv_bfloat16 /*type*/)
+{
+    static_assert(kTILES == 8 || kTILES == 16);
+    if constexpr (kTILES == 8)
+    {
+        BERT_WGMMA_SHARED_64("bf16");
+    }
+    else
+    {
+        BERT_WGMMA_SHARED_128("bf16");
+    }
+}
+
 #undef BERT_WGMMA_32
 #undef BERT_WGMMA_64
 #undef BERT_WGMMA_128
+#undef BERT_WGMMA_SHARED_64
+#undef BERT_WGMMA_SHARED_128
 #undef BERT_OPERANDS
 #undef BERT_WGMMA_INT8_64
 #undef BERT_WGMMA_INT8_128
 #undef BERT_INT_SUMS_16
 #undef BERT_INT_SUMS_4
+#undef BERT_SHARED_OPERANDS
 #undef BERT_SUMS_16
 #undef BERT_SUMS_4
 
@@ -222,8 +281,24 @@ __device__ void multiplyKeys(
     endProducts();
 }
 
-// sums (64, kSIZE) += weights (64, kKEYS) values
+// The same with queries in shared memory.
 template <typename T, int kKEYS, int kSIZE>
+__device__ void multiplyKeys(float (&scores)[kKEYS / 8][4], uint32_t queries, uint32_t keys)
+{
+    using Tile = SharedTile<kKEYS, kSIZE>;
+    static_assert(kSIZE == Tile::kPANEL_COLUMNS, "one panel");
+    beginProducts();
+#pragma unroll
+    for (int k = 0; k < kSIZE / 16; ++k)
+    {
+        multiplyAsync(scores, describeMatrix<Tile::kROW_BYTES, 16>(queries + k * 32),
+            describeMatrix<Tile::kROW_BYTES, 16>(keys + k * 32), k == 0 ? 0 : 1, T{});
+    }
+    endProducts();
+}
+
+// sums (64, kSIZE) = weights (64, kKEYS) values, added to what they hold if kADD
+template <typename T, int kKEYS, int kSIZE, bool kADD = true>
 __device__ void multiplyValues(
     float (&sums)[kSIZE / 8][4], uint32_t const (&weights)[kKEYS / 16][4], uint32_t values)
 {
@@ -234,7 +309,7 @@ __device__ void multiplyValues(
     {
         uint64_t const matrix
             = describeMatrix<Tile::kROW_BYTES, Tile::kPANEL_BYTES>(values + k * 16 * Tile::kROW_BYTES);
-        multiplyAsync<1>(sums, weights[k], matrix, 1, T{});
+        multiplyAsync<1>(sums, weights[k], matrix, kADD || k > 0 ? 1 : 0, T{});
     }
     endProducts();
 }
