@@ -324,6 +324,7 @@ int main(int argumentCount, char** arguments)
         tensor.push_back({"hopper", launchQkvToContextHopper});
         tensorInt8.push_back({"hopper, int8", launchQkvToContextHopperInt8});
         tensor.push_back({"short", launchQkvToContextShort, suitsShortKernel});
+        tensorInt8.push_back({"short, int8", launchQkvToContextShortInt8, suitsShortInt8Kernel});
     }
 #endif
     runTypes<float, float>(ordinary);

@@ -1,4 +1,4 @@
-// Which of the five attention kernels suits types, shape and GPU.
+// Which of the six attention kernels suits types, shape and GPU.
 #include "qkv_to_context/qkv_to_context_kernels.h"
 
 namespace bert
@@ -64,7 +64,8 @@ cudaError_t launchQkvToContext(QkvToContextArguments const& arguments, cudaStrea
     {
         if (arguments.type == ElementType::kINT8)
         {
-            return launchQkvToContextHopperInt8(arguments, stream);
+            return suitsShortInt8Kernel(arguments) ? launchQkvToContextShortInt8(arguments, stream)
+                                                   : launchQkvToContextHopperInt8(arguments, stream);
         }
         return suitsShortKernel(arguments) ? launchQkvToContextShort(arguments, stream)
                                            : launchQkvToContextHopper(arguments, stream);

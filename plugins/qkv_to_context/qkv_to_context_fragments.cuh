@@ -91,6 +91,17 @@ inline __device__ void storePiece(uint32_t target, uint4 const& piece)
         "r"(piece.z), "r"(piece.w)
         : "memory");
 }
+inline __device__ void loadPiece(uint32_t (&piece)[4], uint32_t source)
+{
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(piece[0]), "=r"(piece[1]), "=r"(piece[2]), "=r"(piece[3])
+        : "r"(source)
+        : "memory");
+}
+inline __device__ void storeWord(uint32_t target, uint32_t word)
+{
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(target), "r"(word) : "memory");
+}
 // 16 int8 of a row become two pieces of fp16.
 template <int kROWS, int kSIZE>
 __device__ void storeWidened(uint32_t tile, int row, int piece, uint4 const& bytes)

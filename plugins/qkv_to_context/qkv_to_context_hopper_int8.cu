@@ -14,8 +14,6 @@
 #include "qkv_to_context/qkv_to_context_fragments.cuh"
 #include "qkv_to_context/qkv_to_context_wgmma.cuh"
 
-#include <algorithm>
-
 namespace bert
 {
 
@@ -40,7 +38,7 @@ struct Int8Shape
     static constexpr int kSLOT_BYTES = Values::kBYTES + 2 * kKEY_BYTES;
     static constexpr int kCHUNKS = kQUERY_BYTES;
     static constexpr int kBARRIERS = kCHUNKS + kSLOTS * kSLOT_BYTES;
-    static constexpr int kBYTES = kBARRIERS + 16 + kSLOTS * 32;
+    static constexpr int kBYTES = kBARRIERS + 8 + kSLOTS * 32;
 };
 
 // The addresses in shared memory, by number of a chunk; and the parity of its barriers.
@@ -74,13 +72,9 @@ struct Int8Memory
     {
         return begin + Shape::kBARRIERS;
     }
-    __device__ uint32_t queriesRead() const
-    {
-        return queriesThere() + 8;
-    }
     __device__ uint32_t keysThere(uint32_t chunk) const
     {
-        return queriesThere() + 16 + chunk % kSLOTS * 32;
+        return queriesThere() + 8 + chunk % kSLOTS * 32;
     }
     __device__ uint32_t valuesThere(uint32_t chunk) const
     {
@@ -96,24 +90,6 @@ struct Int8Memory
     }
 };
 
-inline __device__ uint4 loadPiece(uint32_t source)
-{
-    uint4 piece;
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-        : "=r"(piece.x), "=r"(piece.y), "=r"(piece.z), "=r"(piece.w)
-        : "r"(source)
-        : "memory");
-    return piece;
-}
-
-// What a warpgroup has used of its block's shared memory, from tile to tile: tiles of queries and chunks. Chunk n lies in
-// slot n % kSLOTS; the parity of a barrier changes with every round.
-struct Int8Progress
-{
-    uint32_t tiles{0};
-    uint32_t chunks{0};
-};
-
 // What fetches one tile of queries and all keys and values of its sentence, and widens the values. A warpgroup.
 template <int kSIZE, int kGROUPS, int kKEYS, int kSLOTS>
 class Int8Fetcher
@@ -123,51 +99,45 @@ public:
     using Memory = Int8Memory<Shape, kSLOTS>;
 
     __device__ Int8Fetcher(AttentionProblem const& p, CUtensorMap const& map, QueryTile const& tile,
-        uint32_t head, Memory const& memory, Int8Progress& progress)
+        uint32_t head, Memory const& memory)
         : mMap(map)
         , mTile(tile)
         , mMemory(memory)
-        , mProgress(progress)
         , mHidden(p.heads * kSIZE)
         , mColumn(static_cast<int32_t>(head) * kSIZE)
     {
     }
     __device__ void run()
     {
-        if (isFirst()) // no other one: before it came here, the barrier could be two phases on
+        if (isFirst())
         {
-            waitForBarrier(mMemory.queriesRead(), ~mProgress.tiles & 1U);
             copyQueries();
         }
         __syncwarp();
-        ++mProgress.tiles;
         for (int32_t chunk = -kAHEAD; chunk * kKEYS < mTile.keys; ++chunk)
         {
             int32_t const next = chunk + kAHEAD;
             if (next * kKEYS < mTile.keys)
             {
                 // What was never used needs no waiting: the parity before the first phase is complete.
-                uint32_t const number = mProgress.chunks + (chunk < 0 ? next : kAHEAD);
-                waitForBarrier(mMemory.chunkRead(number), mMemory.parity(number) ^ 1U);
+                waitForBarrier(mMemory.chunkRead(next), mMemory.parity(next) ^ 1U);
                 if (isFirst())
                 {
-                    copyChunk(next, number);
+                    copyChunk(next);
                 }
                 __syncwarp();
             }
             if (chunk >= 0)
             {
-                uint32_t const number = mProgress.chunks;
-                waitForBarrier(mMemory.valuesThere(number), mMemory.parity(number));
-                widenValues(number);
+                waitForBarrier(mMemory.valuesThere(chunk), mMemory.parity(chunk));
+                widenValues(chunk);
                 showToTensorCores();
                 __syncwarp();
                 if (threadIdx.x % kWARP == 0)
                 {
-                    arrive(mMemory.valuesWidened(number));
+                    arrive(mMemory.valuesWidened(chunk));
                 }
                 __syncwarp();
-                ++mProgress.chunks;
             }
         }
     }
@@ -195,15 +165,15 @@ private:
         arriveAndExpect(mMemory.queriesThere(), rows * kSIZE);
         copyRows(mMemory.queries(), mColumn, mTile.firstQuery, rows, mMemory.queriesThere());
     }
-    __device__ void copyChunk(int32_t chunk, uint32_t number)
+    __device__ void copyChunk(int32_t chunk)
     {
         int64_t const row = mTile.firstKey + chunk * kKEYS;
-        arriveAndExpect(mMemory.keysThere(number), Shape::kKEY_BYTES);
-        copyRows(mMemory.keys(number), mColumn + mHidden, row, kKEYS, mMemory.keysThere(number));
-        arriveAndExpect(mMemory.valuesThere(number), Shape::kKEY_BYTES);
-        copyRows(mMemory.values(number), mColumn + 2 * mHidden, row, kKEYS, mMemory.valuesThere(number));
+        arriveAndExpect(mMemory.keysThere(chunk), Shape::kKEY_BYTES);
+        copyRows(mMemory.keys(chunk), mColumn + mHidden, row, kKEYS, mMemory.keysThere(chunk));
+        arriveAndExpect(mMemory.valuesThere(chunk), Shape::kKEY_BYTES);
+        copyRows(mMemory.values(chunk), mColumn + 2 * mHidden, row, kKEYS, mMemory.valuesThere(chunk));
     }
-    __device__ void widenValues(uint32_t number)
+    __device__ void widenValues(uint32_t chunk)
     {
         using Bytes = SharedTile<kKEYS, kSIZE / 2>; // int8 in pairs
         using Values = typename Shape::Values;
@@ -214,17 +184,18 @@ private:
         uint32_t const thread = threadIdx.x % kWARPGROUP;
         uint32_t const row = thread / kPIECES;
         uint32_t const piece = thread % kPIECES;
-        uint32_t const source = mMemory.values(number) + Bytes::offset(row, piece);
-        uint32_t const first = mMemory.widenedValues(number) + Values::offset(row, 2 * piece);
+        uint32_t const source = mMemory.values(chunk) + Bytes::offset(row, piece);
+        uint32_t const first = mMemory.widenedValues(chunk) + Values::offset(row, 2 * piece);
         uint32_t const second = first ^ 16; // the neighbouring piece
 #pragma unroll
         for (int turn = 0; turn < kTURNS; ++turn)
         {
-            uint4 const bytes = loadPiece(source + turn * kROWS_AT_ONCE * Bytes::kROW_BYTES);
-            uint2 const a = widen(bytes.x);
-            uint2 const b = widen(bytes.y);
-            uint2 const c = widen(bytes.z);
-            uint2 const d = widen(bytes.w);
+            uint32_t bytes[4];
+            loadPiece(bytes, source + turn * kROWS_AT_ONCE * Bytes::kROW_BYTES);
+            uint2 const a = widen(bytes[0]);
+            uint2 const b = widen(bytes[1]);
+            uint2 const c = widen(bytes[2]);
+            uint2 const d = widen(bytes[3]);
             storePiece(first + turn * kROWS_AT_ONCE * Values::kROW_BYTES, {a.x, a.y, b.x, b.y});
             storePiece(second + turn * kROWS_AT_ONCE * Values::kROW_BYTES, {c.x, c.y, d.x, d.y});
         }
@@ -233,102 +204,44 @@ private:
     CUtensorMap const& mMap;
     QueryTile const& mTile;
     Memory const& mMemory;
-    Int8Progress& mProgress;
     int32_t mHidden;
     int32_t mColumn;
 };
 
-// Conversion of scores from int32 to float is an instruction of which a multiprocessor does few, as few as exponentials.
-// They begin with the bits of the float 1.5 * 2^23 instead of 0, so that in the end their bits are those of the float
-// 1.5 * 2^23 + score: a score is at most 128 * 128 * 128 = 2^21.
-constexpr uint32_t kSCORE_BITS = 0x4B400000;
-
-// scores (64, kKEYS) = queries (64, kSIZE) keys^T, as bits of floats to take 1.5 * 2^23 from
-template <int kKEYS, int kSIZE>
-__device__ void multiplyKeys(
-    uint32_t (&scores)[kKEYS / 8][4], uint32_t const (&queries)[kSIZE / 32][4], uint32_t keys)
-{
-#pragma unroll
-    for (int n = 0; n < kKEYS / 8; ++n)
-    {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-        {
-            scores[n][i] = kSCORE_BITS;
-        }
-    }
-    settle(scores);
-    beginProducts();
-#pragma unroll
-    for (int k = 0; k < kSIZE / 32; ++k)
-    {
-        multiplyAsync(scores, queries[k], describeMatrix<kSIZE, 16>(keys + k * 32));
-    }
-    endProducts();
-}
-template <int kTILES>
-__device__ void scoresToFloat(float (&floats)[kTILES][4], uint32_t const (&scores)[kTILES][4])
-{
-#pragma unroll
-    for (int n = 0; n < kTILES; ++n)
-    {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-        {
-            floats[n][i] = __uint_as_float(scores[n][i]) - 12582912.0F;
-        }
-    }
-}
-
-// A warpgroup without queries in a tile only lets the others' memory go.
+// A warpgroup without queries in its tile only lets the others' memory go.
 template <int kSIZE, int kGROUPS, int kKEYS, int kSLOTS>
-__device__ void skipTile(QueryTile const& tile,
-    Int8Memory<Int8Shape<kSIZE, kGROUPS, kKEYS, kSLOTS>, kSLOTS> const& memory, Int8Progress& progress)
+__device__ void skipTile(
+    QueryTile const& tile, Int8Memory<Int8Shape<kSIZE, kGROUPS, kKEYS, kSLOTS>, kSLOTS> const& memory)
 {
-    bool const first = threadIdx.x % kWARP == 0;
-    auto const skip = [&](uint32_t there, uint32_t parity, uint32_t read)
+    for (int32_t chunk = 0; chunk * kKEYS < tile.keys; ++chunk)
     {
-        waitForBarrier(there, parity);
+        waitForBarrier(memory.valuesWidened(chunk), memory.parity(chunk));
         __syncwarp();
-        if (first)
+        if (threadIdx.x % kWARP == 0)
         {
-            arrive(read);
+            arrive(memory.chunkRead(chunk));
         }
         __syncwarp();
-    };
-    skip(memory.queriesThere(), progress.tiles % 2, memory.queriesRead());
-    ++progress.tiles;
-    for (int32_t key = 0; key < tile.keys; key += kKEYS)
-    {
-        uint32_t const chunk = progress.chunks++;
-        skip(memory.valuesWidened(chunk), memory.parity(chunk), memory.chunkRead(chunk));
     }
 }
 
 // One of the warpgroups that compute, on its 64 queries of a tile.
 template <int kSIZE, int kGROUPS, int kKEYS, int kSLOTS, bool kOVERLAP>
 __device__ void attendInt8(AttentionProblem const& p, QueryTile const& tile, uint32_t head,
-    Int8Memory<Int8Shape<kSIZE, kGROUPS, kKEYS, kSLOTS>, kSLOTS> const& memory, Int8Progress& progress)
+    Int8Memory<Int8Shape<kSIZE, kGROUPS, kKEYS, kSLOTS>, kSLOTS> const& memory)
 {
-    using Shape = Int8Shape<kSIZE, kGROUPS, kKEYS, kSLOTS>;
     int const warp = static_cast<int>(threadIdx.x / kWARP);
     bool const first = threadIdx.x % kWARP == 0;
     KeyBits<kKEYS> bits{p, tile};
     bits.fetch(0);
 
-    uint32_t queries[kSIZE / 32][4];
+    // Queries stay in shared memory: registers with operands that are used in every turn of a loop are not safe from the
+    // compiler (13.0), which gave them to others.
+    uint32_t const queries = memory.queries() + warp / 4 * kQUERIES * kSIZE;
     uint32_t weights[kKEYS / 16][4];
     float sums[kSIZE / 8][4]{};
     OnlineSoftmax softmax{p.scale};
-    waitForBarrier(memory.queriesThere(), progress.tiles % 2);
-    ++progress.tiles;
-    loadQueries<Shape::kROWS, kSIZE / 2>(queries, memory.queries(), warp * 16); // int8 in pairs
-    __syncwarp();
-    if (first)
-    {
-        arrive(memory.queriesRead());
-    }
-    __syncwarp();
+    waitForBarrier(memory.queriesThere(), 0);
 
     auto const startValues = [&](uint32_t chunk)
     {
@@ -352,21 +265,21 @@ __device__ void attendInt8(AttentionProblem const& p, QueryTile const& tile, uin
         }
         __syncwarp();
     };
-    for (int32_t key = 0; key < tile.keys; key += kKEYS)
+    int32_t const chunks = (tile.keys + kKEYS - 1) / kKEYS;
+    for (int32_t chunk = 0; chunk < chunks; ++chunk)
     {
-        bits.gather(key / kKEYS);
-        bits.fetch(key / kKEYS + 1);
+        bits.gather(chunk);
+        bits.fetch(chunk + 1);
         uint32_t scoreBits[kKEYS / 8][4];
         float scores[kKEYS / 8][4];
-        uint32_t const chunk = progress.chunks++;
         waitForBarrier(memory.keysThere(chunk), memory.parity(chunk));
-        if (kOVERLAP && key > 0)
+        if (kOVERLAP && chunk > 0)
         {
             waitForValues(chunk - 1);
         }
-        settle(queries);
-        multiplyKeys<kKEYS, kSIZE>(scoreBits, queries, memory.keys(chunk));
-        if (kOVERLAP && key > 0)
+        settle(scoreBits);
+        multiplyKeysInt8<kKEYS, kSIZE>(scoreBits, queries, memory.keys(chunk));
+        if (kOVERLAP && chunk > 0)
         {
             startValues(chunk - 1);
             waitForProducts<1>();
@@ -385,7 +298,7 @@ __device__ void attendInt8(AttentionProblem const& p, QueryTile const& tile, uin
         if (kOVERLAP)
         {
             finishValues();
-            if (key > 0)
+            if (chunk > 0)
             {
                 release(chunk - 1);
             }
@@ -403,21 +316,19 @@ __device__ void attendInt8(AttentionProblem const& p, QueryTile const& tile, uin
             release(chunk);
         }
     }
-    if (kOVERLAP && tile.keys > 0)
+    if (kOVERLAP && chunks > 0)
     {
-        uint32_t const last = progress.chunks - 1;
-        waitForValues(last);
-        startValues(last);
+        waitForValues(chunks - 1);
+        startValues(chunks - 1);
         finishValues();
-        release(last);
     }
     float factors[2];
     softmax.finish(factors);
     storeContext<kSIZE>(p, tile.firstQuery + warp * 16, tile.queries - warp * 16, head, sums, factors);
 }
 
-// kBLOCKS of them at a time on a multiprocessor. They stay and take tile after tile, or (kSTAY false) each takes one.
-template <int kSIZE, int kGROUPS, int kKEYS, int kSLOTS, int kBLOCKS, bool kOVERLAP, bool kSTAY>
+// kBLOCKS of them at a time on a multiprocessor; each takes one tile.
+template <int kSIZE, int kGROUPS, int kKEYS, int kSLOTS, int kBLOCKS, bool kOVERLAP>
 __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS) qkvToContextHopperInt8Kernel(
     AttentionProblem const p, uint32_t tiles, __grid_constant__ CUtensorMap const map)
 {
@@ -429,7 +340,6 @@ __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS) qkvToCont
     {
         constexpr int kREADERS = 4 * kGROUPS; // warps
         initBarrier(memory.queriesThere(), 1);
-        initBarrier(memory.queriesRead(), kREADERS);
         for (int slot = 0; slot < kSLOTS; ++slot)
         {
             initBarrier(memory.keysThere(slot), 1);
@@ -445,30 +355,29 @@ __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS) qkvToCont
     }
     __syncthreads();
     letNextKernelIn();
-    Int8Progress progress;
     int const group = static_cast<int>(threadIdx.x / kWARPGROUP);
     if (group == kGROUPS)
     {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Share::kFETCHING));
-        forTiles<Shape::kROWS, kSTAY>(
+        forTiles<Shape::kROWS, false>(
             p, tiles, [&](QueryTile const& tile, uint32_t head)
-            { Int8Fetcher<kSIZE, kGROUPS, kKEYS, kSLOTS>{p, map, tile, head, memory, progress}.run(); },
+            { Int8Fetcher<kSIZE, kGROUPS, kKEYS, kSLOTS>{p, map, tile, head, memory}.run(); },
             [](QueryTile const&, uint32_t) {});
     }
     else
     {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Share::kCOMPUTING));
-        forTiles<Shape::kROWS, kSTAY>(
+        forTiles<Shape::kROWS, false>(
             p, tiles,
             [&](QueryTile const& tile, uint32_t head)
             {
                 if (group * kQUERIES < tile.queries)
                 {
-                    attendInt8<kSIZE, kGROUPS, kKEYS, kSLOTS, kOVERLAP>(p, tile, head, memory, progress);
+                    attendInt8<kSIZE, kGROUPS, kKEYS, kSLOTS, kOVERLAP>(p, tile, head, memory);
                 }
                 else
                 {
-                    skipTile<kSIZE, kGROUPS, kKEYS, kSLOTS>(tile, memory, progress);
+                    skipTile<kSIZE, kGROUPS, kKEYS, kSLOTS>(tile, memory);
                 }
             },
             [&](QueryTile const& tile, uint32_t head)
@@ -480,8 +389,8 @@ __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS) qkvToCont
 // Launcher
 // ---------------------------------------------------------------------------------------------------------------
 
-template <int kSIZE, int kGROUPS, int kKEYS, int kSLOTS, int kBLOCKS, bool kOVERLAP, bool kSTAY>
-cudaError_t launchShape(QkvToContextArguments const& a, int multiprocessors, cudaStream_t stream)
+template <int kSIZE, int kGROUPS, int kKEYS, int kSLOTS, int kBLOCKS, bool kOVERLAP>
+cudaError_t launchShape(QkvToContextArguments const& a, cudaStream_t stream)
 {
     using Shape = Int8Shape<kSIZE, kGROUPS, kKEYS, kSLOTS>;
     // qkv as a matrix (tokens, 3H), from which boxes of rows of one head are copied.
@@ -495,9 +404,8 @@ cudaError_t launchShape(QkvToContextArguments const& a, int multiprocessors, cud
         return status;
     }
     auto const tiles = static_cast<uint32_t>(countBlocks<Shape::kROWS>(a));
-    uint32_t const blocks = kSTAY ? std::min(tiles, static_cast<uint32_t>(multiprocessors * kBLOCKS)) : tiles;
-    return launchEarly(qkvToContextHopperInt8Kernel<kSIZE, kGROUPS, kKEYS, kSLOTS, kBLOCKS, kOVERLAP, kSTAY>,
-        LaunchSize{blocks, Shape::kTHREADS, Shape::kBYTES}, stream, makeProblem<Shape::kROWS>(a), tiles, map);
+    return launchEarly(qkvToContextHopperInt8Kernel<kSIZE, kGROUPS, kKEYS, kSLOTS, kBLOCKS, kOVERLAP>,
+        LaunchSize{tiles, Shape::kTHREADS, Shape::kBYTES}, stream, makeProblem<Shape::kROWS>(a), tiles, map);
 }
 
 } // namespace
@@ -514,8 +422,8 @@ cudaError_t launchQkvToContextHopperInt8(QkvToContextArguments const& arguments,
     bool const few = countBlocks<2 * kQUERIES>(arguments) <= multiprocessors;
     auto const withSize = [&](auto size)
     {
-        return few ? launchShape<size(), 2, 128, 4, 1, false, false>(arguments, multiprocessors, stream)
-                   : launchShape<size(), 2, 64, 4, 2, false, false>(arguments, multiprocessors, stream);
+        return few ? launchShape<size(), 2, 128, 4, 1, false>(arguments, stream)
+                   : launchShape<size(), 2, 64, 4, 2, false>(arguments, stream);
     };
     switch (arguments.headSize)
     {
@@ -524,7 +432,7 @@ cudaError_t launchQkvToContextHopperInt8(QkvToContextArguments const& arguments,
     case 64:
         return withSize(std::integral_constant<int, 64>{});
     default:
-        return launchShape<128, 2, 64, 4, 1, false, false>(arguments, multiprocessors, stream);
+        return launchShape<128, 2, 64, 4, 1, false>(arguments, stream);
     }
 }
 

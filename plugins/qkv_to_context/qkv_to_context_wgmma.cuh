@@ -177,18 +177,18 @@ __device__ void multiplyAsync(
 
 // clang-format off
 #define BERT_WGMMA_INT8_64() \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n" \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n" \
         "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 {" \
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, " \
         "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31" \
         "}, {%32, %33, %34, %35}, %36, p;\n}" \
         : BERT_INT_SUMS_16(0), BERT_INT_SUMS_16(4) \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate))
 // clang-format on
 
 // clang-format off
 #define BERT_WGMMA_INT8_128() \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n" \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n" \
         "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {" \
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, " \
         "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, " \
@@ -196,13 +196,37 @@ __device__ void multiplyAsync(
         "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63" \
         "}, {%64, %65, %66, %67}, %68, p;\n}" \
         : BERT_INT_SUMS_16(0), BERT_INT_SUMS_16(4), BERT_INT_SUMS_16(8), BERT_INT_SUMS_16(12) \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate))
 // clang-format on
 
-// sums (64, 8 * kTILES) += a (64, 32) b (32, 8 * kTILES) in int8, sums as int32. b has its columns one after the other in
-// memory; there is no other way for int8.
+// clang-format off
+#define BERT_WGMMA_INT8_SHARED_64() \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n" \
+        "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 {" \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, " \
+        "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31" \
+        "}, %32, %33, p;\n}" \
+        : BERT_INT_SUMS_16(0), BERT_INT_SUMS_16(4) \
+        : BERT_SHARED_OPERANDS)
+// clang-format on
+
+// clang-format off
+#define BERT_WGMMA_INT8_SHARED_128() \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n" \
+        "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {" \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, " \
+        "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, " \
+        "%34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
+        "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63" \
+        "}, %64, %65, p;\n}" \
+        : BERT_INT_SUMS_16(0), BERT_INT_SUMS_16(4), BERT_INT_SUMS_16(8), BERT_INT_SUMS_16(12) \
+        : BERT_SHARED_OPERANDS)
+// clang-format on
+
+// The same of int8, 32 at a time, with sums as int32. b has its columns one after the other in memory; there is no other
+// way for int8.
 template <int kTILES>
-__device__ void multiplyAsync(uint32_t (&sums)[kTILES][4], uint32_t const (&a)[4], uint64_t b)
+__device__ void multiplyAsync(uint32_t (&sums)[kTILES][4], uint32_t const (&a)[4], uint64_t b, int accumulate)
 {
     static_assert(kTILES == 8 || kTILES == 16);
     if constexpr (kTILES == 8)
@@ -244,6 +268,19 @@ __device__ void multiplyAsync(
         BERT_WGMMA_SHARED_128("bf16");
     }
 }
+template <int kTILES>
+__device__ void multiplyAsync(uint32_t (&sums)[kTILES][4], uint64_t a, uint64_t b, int accumulate)
+{
+    static_assert(kTILES == 8 || kTILES == 16);
+    if constexpr (kTILES == 8)
+    {
+        BERT_WGMMA_INT8_SHARED_64();
+    }
+    else
+    {
+        BERT_WGMMA_INT8_SHARED_128();
+    }
+}
 
 #undef BERT_WGMMA_32
 #undef BERT_WGMMA_64
@@ -253,6 +290,8 @@ __device__ void multiplyAsync(
 #undef BERT_OPERANDS
 #undef BERT_WGMMA_INT8_64
 #undef BERT_WGMMA_INT8_128
+#undef BERT_WGMMA_INT8_SHARED_64
+#undef BERT_WGMMA_INT8_SHARED_128
 #undef BERT_INT_SUMS_16
 #undef BERT_INT_SUMS_4
 #undef BERT_SHARED_OPERANDS
@@ -295,6 +334,48 @@ __device__ void multiplyKeys(float (&scores)[kKEYS / 8][4], uint32_t queries, ui
             describeMatrix<Tile::kROW_BYTES, 16>(keys + k * 32), k == 0 ? 0 : 1, T{});
     }
     endProducts();
+}
+
+// The same of int8, as int32. `queries` are registers or where they begin in shared memory.
+template <int kKEYS, int kSIZE>
+__device__ void multiplyKeysInt8(
+    uint32_t (&scores)[kKEYS / 8][4], uint32_t const (&queries)[kSIZE / 32][4], uint32_t keys)
+{
+    beginProducts();
+#pragma unroll
+    for (int k = 0; k < kSIZE / 32; ++k)
+    {
+        multiplyAsync(scores, queries[k], describeMatrix<kSIZE, 16>(keys + k * 32), k == 0 ? 0 : 1);
+    }
+    endProducts();
+}
+template <int kKEYS, int kSIZE>
+__device__ void multiplyKeysInt8(uint32_t (&scores)[kKEYS / 8][4], uint32_t queries, uint32_t keys)
+{
+    beginProducts();
+#pragma unroll
+    for (int k = 0; k < kSIZE / 32; ++k)
+    {
+        multiplyAsync(scores, describeMatrix<kSIZE, 16>(queries + k * 32),
+            describeMatrix<kSIZE, 16>(keys + k * 32), k == 0 ? 0 : 1);
+    }
+    endProducts();
+}
+
+// Conversion from int32 to float is an instruction of which a multiprocessor does few, as few as exponentials. An addition
+// to the bits of the float 1.5 * 2^23 gives those of 1.5 * 2^23 + score: a score is at most 128 * 128 * 128 = 2^21.
+template <int kTILES>
+__device__ void scoresToFloat(float (&floats)[kTILES][4], uint32_t const (&scores)[kTILES][4])
+{
+#pragma unroll
+    for (int n = 0; n < kTILES; ++n)
+    {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+        {
+            floats[n][i] = __uint_as_float(scores[n][i] + 0x4B400000U) - 12582912.0F;
+        }
+    }
 }
 
 // sums (64, kSIZE) = weights (64, kKEYS) values, added to what they hold if kADD
