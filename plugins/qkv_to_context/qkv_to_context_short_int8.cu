@@ -3,8 +3,8 @@
 //
 //   - A block has all keys and values of its sentence in shared memory, fetched at once: no ring of chunks, no warpgroup
 //     that only fetches. While a block waits, the others of the multiprocessor compute.
-//   - The warpgroups share the work of widening values, each in its turn while the tensor cores multiply its keys. fp16
-//     take the place of int8.
+//   - The warpgroups share the work of widening values, each in its turn while the tensor cores multiply its keys; where
+//     multiprocessors have nothing else to do, another one does it. fp16 take the place of int8.
 //   - To the copies (TMA), sentences are matrices of their own, and they also store the context.
 //   - Queries, too, are read from shared memory by the tensor cores.
 //
@@ -24,12 +24,13 @@ namespace
 
 constexpr int kBOX_ROWS = 64;
 
-// A block has kGROUPS warpgroups, each of which takes kTILES times 64 queries. Chunks of keys and values are numbered;
-// shared memory holds values, keys, queries and barriers.
-template <int kSIZE, int kKEYS, int kGROUPS, int kTILES>
+// A block has kGROUPS warpgroups, each of which takes kTILES times 64 queries, and perhaps another one that only widens
+// values (kHELPERS is 1). Chunks of keys and values are numbered; shared memory holds values, keys, queries and barriers.
+template <int kSIZE, int kKEYS, int kGROUPS, int kHELPERS, int kTILES>
 struct ShortInt8Shape
 {
-    static constexpr int kTHREADS = kGROUPS * kWARPGROUP;
+    static constexpr int kALL_GROUPS = kGROUPS + kHELPERS;
+    static constexpr int kTHREADS = kALL_GROUPS * kWARPGROUP;
     static constexpr int kROWS = kGROUPS * kTILES * kQUERIES;
     using Bytes = SharedTile<kKEYS, kSIZE / 2>; // a chunk of int8, in pairs
     using Values = SharedTile<kKEYS, kSIZE>;    // widened
@@ -145,7 +146,7 @@ __device__ void widenValues(ShortInt8Memory<Shape> const& memory, uint32_t chunk
     {
         loadPiece(bytes[turn], source + turn * kROWS_AT_ONCE * Bytes::kROW_BYTES);
     }
-    syncWarpgroup<Shape::kTHREADS / kWARPGROUP>();
+    syncWarpgroup<Shape::kALL_GROUPS>();
 #pragma unroll
     for (int turn = 0; turn < kTURNS; ++turn)
     {
@@ -345,12 +346,12 @@ enum class Order
 };
 
 // kBLOCKS of them at a time on a multiprocessor.
-template <int kSIZE, int kKEYS, int kGROUPS, int kTILES, int kBLOCKS, Order kORDER>
-__global__ void __launch_bounds__(kGROUPS* kWARPGROUP, kBLOCKS)
+template <int kSIZE, int kKEYS, int kGROUPS, int kHELPERS, int kTILES, int kBLOCKS, Order kORDER>
+__global__ void __launch_bounds__((kGROUPS + kHELPERS) * kWARPGROUP, kBLOCKS)
     qkvToContextShortInt8Kernel(AttentionProblem const p, __grid_constant__ CUtensorMap const qkvMap,
         __grid_constant__ CUtensorMap const contextMap)
 {
-    using Shape = ShortInt8Shape<kSIZE, kKEYS, kGROUPS, kTILES>;
+    using Shape = ShortInt8Shape<kSIZE, kKEYS, kGROUPS, kHELPERS, kTILES>;
     extern __shared__ __align__(1024) unsigned char bytes[]; // as the swizzle wants it
     uint32_t const chunks = (static_cast<uint32_t>(p.length) + kKEYS - 1) / kKEYS;
     ShortInt8Memory<Shape> const memory{sharedAddress(bytes), chunks};
@@ -382,8 +383,9 @@ __global__ void __launch_bounds__(kGROUPS* kWARPGROUP, kBLOCKS)
 
     uint32_t const group = threadIdx.x / kWARPGROUP;
     int32_t const warp = static_cast<int32_t>(threadIdx.x / kWARP % 4);
-    auto const isMine = [&](uint32_t chunk) { return kGROUPS == 1 || chunk % kGROUPS == group; };
-    if (static_cast<int32_t>(group) * kQUERIES >= tile.queries) // no queries, but values
+    auto const isMine = [&](uint32_t chunk)
+    { return kHELPERS > 0 ? group == kGROUPS : (kGROUPS == 1 || chunk % kGROUPS == group); };
+    if (group == kGROUPS || static_cast<int32_t>(group) * kQUERIES >= tile.queries) // no queries, but values
     {
         for (uint32_t chunk = 0; chunk < chunks; ++chunk)
         {
@@ -403,8 +405,8 @@ __global__ void __launch_bounds__(kGROUPS* kWARPGROUP, kBLOCKS)
         if (p.outputType == ElementType::kINT8)
         {
             float const scaled[2] = {factors[0] * p.outputFactor, factors[1] * p.outputFactor};
-            syncWarpgroup<Shape::kTHREADS
-                          / kWARPGROUP>(); // all have multiplied their queries: contexts take their place
+            syncWarpgroup<
+                Shape::kALL_GROUPS>(); // all have multiplied their queries: contexts take their place
             storeBoxOfWarp<kSIZE>(
                 contextMap, column, firstRow + ofWarp, tile.sentence, memory.queries(ofWarp), sums, scaled);
         }
@@ -415,7 +417,7 @@ __global__ void __launch_bounds__(kGROUPS* kWARPGROUP, kBLOCKS)
     };
     if constexpr (kORDER == Order::kAHEAD)
     {
-        static_assert(kGROUPS == 1 && kTILES == 2);
+        static_assert(kGROUPS == 1 && kHELPERS == 0 && kTILES == 2);
         attendAhead<Shape, kSIZE, kKEYS>(memory, bits, p.scale,
             [&](float const(&sums)[kSIZE / 8][4], float const(&factors)[2], int i)
             { storeTile(sums, factors, i * kQUERIES); });
@@ -451,10 +453,10 @@ __global__ void __launch_bounds__(kGROUPS* kWARPGROUP, kBLOCKS)
 // Launcher
 // ---------------------------------------------------------------------------------------------------------------
 
-template <int kSIZE, int kKEYS, int kGROUPS, int kTILES, int kBLOCKS, Order kORDER>
+template <int kSIZE, int kKEYS, int kGROUPS, int kHELPERS, int kTILES, int kBLOCKS, Order kORDER>
 cudaError_t launchShape(QkvToContextArguments const& a, cudaStream_t stream)
 {
-    using Shape = ShortInt8Shape<kSIZE, kKEYS, kGROUPS, kTILES>;
+    using Shape = ShortInt8Shape<kSIZE, kKEYS, kGROUPS, kHELPERS, kTILES>;
     auto const width = static_cast<cuuint64_t>(a.heads) * kSIZE;
     auto const length = static_cast<cuuint64_t>(a.length);
     auto const sentences = static_cast<cuuint64_t>(a.sentences);
@@ -472,7 +474,7 @@ cudaError_t launchShape(QkvToContextArguments const& a, cudaStream_t stream)
     {
         return status;
     }
-    return launchEarly(qkvToContextShortInt8Kernel<kSIZE, kKEYS, kGROUPS, kTILES, kBLOCKS, kORDER>,
+    return launchEarly(qkvToContextShortInt8Kernel<kSIZE, kKEYS, kGROUPS, kHELPERS, kTILES, kBLOCKS, kORDER>,
         LaunchSize{static_cast<unsigned int>(countBlocks<Shape::kROWS>(a)), Shape::kTHREADS,
             Shape::bytes((length + kKEYS - 1) / kKEYS)},
         stream, makeProblem<Shape::kROWS>(a), qkvMap, contextMap);
@@ -484,15 +486,19 @@ cudaError_t launchSuitable(QkvToContextArguments const& a, int multiprocessors, 
 {
     int64_t const pairs = int64_t{a.sentences} * a.heads;
     int64_t const tiles = pairs * ((a.length + kQUERIES - 1) / kQUERIES);
+    if (a.length > 64 && tiles <= multiprocessors) // a multiprocessor for every 64 queries
+    {
+        return launchShape<kSIZE, 128, 1, 1, 1, 1, Order::kIN_TURN>(a, stream);
+    }
     if (a.length <= 64 || tiles <= 2 * multiprocessors) // all at a time
     {
-        return launchShape<kSIZE, 64, 1, 1, 4, Order::kIN_TURN>(a, stream);
+        return launchShape<kSIZE, 64, 1, 0, 1, 4, Order::kIN_TURN>(a, stream);
     }
     if (a.length <= 128 && pairs > multiprocessors) // a warpgroup to each
     {
-        return launchShape<kSIZE, 128, 1, 2, 3, Order::kAHEAD>(a, stream);
+        return launchShape<kSIZE, 128, 1, 0, 2, 3, Order::kAHEAD>(a, stream);
     }
-    return launchShape<kSIZE, 64, 2, 1, 2, Order::kOVERLAP>(a, stream);
+    return launchShape<kSIZE, 64, 2, 0, 1, 2, Order::kOVERLAP>(a, stream);
 }
 
 } // namespace
