@@ -6,6 +6,7 @@
     python builder.py --compare-layers
     python builder.py --gelu decomposed --verbose
     python builder.py --fusion plugins              fused layers: EmbLayerNorm, QkvToContext, SkipLayerNorm
+    python builder.py --fusion all --precision fp16             and matrix products of our own, with bias and GELU
     python builder.py --batching packed             many sentences without padding; padded: with a mask
     python builder.py --batching packed --sentences FILE      fills every [MASK] of a text file
 
@@ -23,7 +24,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +42,7 @@ from plugin_layers import (
     PluginLayers,
     emb_layer_norm_layer,
     layer_norm_layer,
+    linear_layer,
     qkv_to_context_layer,
     skip_layer_norm_layer,
 )
@@ -59,12 +61,13 @@ from trt_helper import (
 
 BATCHINGS = ("single", "padded", "packed")
 FUSED_LAYERS = ("EmbLayerNorm", "SkipLayerNorm", "QkvToContext")
+QKV = ("query", "key", "value")
 DEFAULT_BATCH = SequenceRange(1, 8, 32)
 ATTENTION_STAYS = (
     "--quantize attention: the QkvToContext plugin computes attention's own products in fp16; leave attention out, "
     "or build with --fusion none"
 )
-FUSIONS = {"none": (), "plugins": FUSED_LAYERS}  # which of them a network has
+FUSIONS = {"none": (), "plugins": FUSED_LAYERS, "all": (*FUSED_LAYERS, "Linear")}  # the plugins of a network
 
 
 @dataclass
@@ -80,6 +83,7 @@ class BertBuilder:
         quantization: which products run in int8 or fp8, if any.
         tables: embedding tables that are in the network already, by name.
         fused: which of ``FUSED_LAYERS`` are used.
+        linears: the Linear plugin layers, by the name of the product.
         smoothed: tensors with smoothed channels that are in the network already, by the tensor's name.
         separator: what keeps sentences apart in a batch: the mask int32 (B, S), or cu_seqlens int32 (B + 1,).
         mask_bias: the same for native attention: fp32, broadcasts over the scores, and is added to them.
@@ -93,6 +97,7 @@ class BertBuilder:
     quantization: Quantization | None = None
     tables: dict[str, trt.ITensor] = field(default_factory=dict)
     fused: Sequence[str] = ()
+    linears: Mapping[str, PluginLayer] = field(default_factory=dict)
     smoothed: dict[str, trt.ITensor] = field(default_factory=dict)
     separator: trt.ITensor | None = None
     mask_bias: trt.ITensor | None = None
@@ -188,18 +193,24 @@ class BertBuilder:
         attention = self.fused_attention if "QkvToContext" in self.fused else self.attention
         context = attention(x, f"{name}.attention.self")
         x = self.linear_add_and_norm(context, x, f"{name}.attention.output", hidden, hidden)
-        expanded = self.linear(x, f"{name}.intermediate.dense", hidden, inner)  # (S, 4 H)
-        active = self.activation(expanded, f"{name}.intermediate.intermediate_act_fn")
+        active = self.linear_and_activation(x, f"{name}.intermediate", hidden, inner)  # (S, 4 H)
         return self.linear_add_and_norm(active, x, f"{name}.output", inner, hidden)
+
+    def linear_and_activation(self, x: trt.ITensor, name: str, width_in: int, width_out: int) -> trt.ITensor:
+        """activation(x @ weight + bias): (S, in) -> (S, out). A Linear plugin may do both."""
+        expanded = self.linear(x, f"{name}.dense", width_in, width_out)
+        linear = self.linears.get(f"{name}.dense")
+        if linear is not None and linear.fields["activation"] != "none":
+            return expanded
+        return self.activation(expanded, f"{name}.intermediate_act_fn")
 
     def fused_attention(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """The same as ``attention`` from one product, with the weights of Q, K and V side by side, and a plugin."""
         hidden = self.config.hidden_size
-        parts = [f"{name}.{part}" for part in ("query", "key", "value")]
+        parts = [f"{name}.{part}" for part in QKV]
         weight = np.concatenate([self.weights.get(f"{part}.weight", (hidden, hidden)) for part in parts], axis=1)
         bias = np.concatenate([self.weights.get(f"{part}.bias", (hidden,)) for part in parts])
-        quantized = self.quantization is not None and self.quantization.products.issuperset(parts)
-        qkv = self.add_linear(x, weight, bias, f"{name}.qkv", quantized)  # (S, 3 H)
+        qkv = self.add_linear(x, weight, bias, f"{name}.qkv", is_quantized(self.quantization, *parts))  # (S, 3 H)
         inputs = [qkv] if self.separator is None else [qkv, self.separator]
         return self.helper.addPlugin(name, inputs)
 
@@ -207,8 +218,7 @@ class BertBuilder:
         """softmax(Q Kᵀ / √D) V for each head: (S, H) -> (S, H). (Vaswani et al., arXiv:1706.03762)."""
         helper, hidden = self.helper, self.config.hidden_size
         q, k, v = (
-            self.split_heads(self.linear(x, f"{name}.{part}", hidden, hidden), f"{name}.{part}.heads")
-            for part in ("query", "key", "value")
+            self.split_heads(self.linear(x, f"{name}.{part}", hidden, hidden), f"{name}.{part}.heads") for part in QKV
         )  # each (N, S, D)
         # Q is scaled before the product, not the scores after it: the unscaled scores can overflow fp16.
         q = helper.addScale(q, 1 / math.sqrt(self.config.head_size), f"{name}.scaled_query")
@@ -246,8 +256,7 @@ class BertBuilder:
         """A ``Linear`` with its parameters, quantized if it is to be: (S, in) -> (S, out)."""
         weight = self.weights.get(f"{name}.weight", (width_in, width_out))
         bias = self.weights.get(f"{name}.bias", (width_out,))
-        quantized = self.quantization is not None and name in self.quantization.products
-        return self.add_linear(x, weight, bias, name, quantized)
+        return self.add_linear(x, weight, bias, name, is_quantized(self.quantization, name))
 
     def add_linear(
         self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray | None, name: str, quantized: bool
@@ -257,6 +266,8 @@ class BertBuilder:
         if quantization is not None and x.name in quantization.smoothing:
             divisors = quantization.smoothing[x.name]
             weight, x = weight * divisors[:, None], self.smooth(x, divisors)
+        if name in self.linears:
+            return self.helper.addFusedLinear(x, weight, bias, name, self.linears[name].name)
         if quantization is None or not quantized:
             return self.helper.addLinear(x, weight, bias, name)
         x = self.helper.addQuantizedRange(x, quantization.ranges[x.name], quantization.dtype)
@@ -313,8 +324,7 @@ class BertBuilder:
             return self.layer_norm(self.wide_sum(x, residual, f"{name}.sum"), f"{name}.LayerNorm")
         weight = self.weights.get(f"{name}.dense.weight", (width_in, width_out))
         bias = self.weights.get(f"{name}.dense.bias", (width_out,))
-        quantized = self.quantization is not None and f"{name}.dense" in self.quantization.products
-        x = self.add_linear(x, weight, None, f"{name}.dense", quantized)
+        x = self.add_linear(x, weight, None, f"{name}.dense", is_quantized(self.quantization, f"{name}.dense"))
         gamma, beta = self.norm_weights(f"{name}.LayerNorm")
         epsilon = self.config.layer_norm_eps
         (y,) = self.helper.addSkipLayerNorm(x, residual, gamma, beta, epsilon, f"{name}.LayerNorm", bias)
@@ -334,7 +344,7 @@ class BertBuilder:
 
 def run(args: argparse.Namespace) -> Job:
     """Builds the network and the plan, runs it, compares it with PyTorch."""
-    folder, fused = ModelFolder(args.model_dir), FUSIONS[args.fusion]
+    folder, fused = ModelFolder(args.model_dir), fused_layers(args.fusion, args.precision)
     batch = args.batch or (ONE_SENTENCE if args.batching == "single" else DEFAULT_BATCH)
     if args.batching == "single" and batch != ONE_SENTENCE:
         raise UserError("--batch: one sentence has no batch; add --batching padded or --batching packed")
@@ -399,7 +409,7 @@ def assemble(
         layer_norm: ``native``, or a kernel of the LayerNorm plugin.
         batching: one of ``BATCHINGS``.
         quantization: which products are quantized and how; or, with another precision, what is smoothed.
-        fused: which of ``FUSED_LAYERS`` are used.
+        fused: which of ``FUSED_LAYERS`` are used; ``Linear`` among them, where it can be: see ``planned_linears``.
 
     Raises:
         UserError: a weight is missing, has another shape, or does not fit the precision; the plugins are not built.
@@ -409,10 +419,12 @@ def assemble(
     if quantization is not None and "QkvToContext" in fused:
         refuse_attention_products(quantization)
     builder, network = create_builder(log)
-    planned = planned_layers(config, dtype, layer_norm, batching, fused)
+    linears = planned_linears(config, dtype, gelu or config.activation, quantization, fused)
+    planned = [*planned_layers(config, dtype, layer_norm, batching, fused), *linears.values()]
     plugins = PluginLayers(network, log, planned) if planned else None
     helper = TrtNetworkHelper(network, log, dtype, plugins)
-    BertBuilder(helper, config, weights, gelu, layer_norm, quantization, fused=fused).build(batching)
+    bert = BertBuilder(helper, config, weights, gelu, layer_norm, quantization, fused=fused, linears=linears)
+    bert.build(batching)
     known = Known(helper.weights, {layer.name: layer for layer in planned})
     return AssembledBert(
         builder, network, weights, known, helper.gelu_parts, hidden_state_names(config), helper.quantized_products
@@ -428,7 +440,7 @@ def hidden_state_names(config: BertConfig) -> list[str]:
 def planned_layers(
     config: BertConfig, dtype: trt.DataType, layer_norm: str, batching: str, fused: Sequence[str]
 ) -> list[PluginLayer]:
-    """All plugin layers that the network will hold.
+    """All plugin layers that the network will hold, but for those of the Linear plugin.
 
     Raises:
         UserError: no plugin has the model's head size.
@@ -450,14 +462,61 @@ def planned_layers(
     if "QkvToContext" in fused:
         if config.head_size not in HEAD_SIZES:
             raise UserError(
-                f"--fusion plugins: the model's heads have {config.head_size} elements, and the QkvToContext plugin "
-                f"takes {', '.join(map(str, HEAD_SIZES))}; build with --fusion none"
+                f"--fusion plugins and all: the model's heads have {config.head_size} elements, and the QkvToContext "
+                f"plugin takes {', '.join(map(str, HEAD_SIZES))}; build with --fusion none"
             )
         heads = config.num_heads
         planned += [qkv_to_context_layer(f"{name}.attention.self", hidden, heads, dtype, batching) for name in layers]
     if layer_norm != "native":
         planned += [layer_norm_layer(name, hidden, dtype, epsilon, layer_norm) for name in norms]
     return planned
+
+
+def planned_linears(
+    config: BertConfig,
+    dtype: trt.DataType,
+    activation: str,
+    quantization: Quantization | None,
+    fused: Sequence[str],
+) -> dict[str, PluginLayer]:
+    """The layers of the Linear plugin that the network will hold, by the name of the product.
+
+    If asked for, they are all products of the encoder with a weight, except for those that are quantized, and none in
+    fp32. GELU in the form with erf belongs to its product, and the layer is called after it; the bias before a
+    residual sum is that sum's, where a plugin computes it.
+    """
+    planned: dict[str, PluginLayer] = {}
+    if "Linear" not in fused or dtype == trt.DataType.FLOAT:
+        return planned
+
+    def add(name: str, bias: bool = True, gelu_name: str | None = None) -> None:
+        if not is_quantized(quantization, name):
+            gelu = "none" if gelu_name is None else "gelu"
+            planned[name] = linear_layer(gelu_name or name, dtype, bias, gelu)
+
+    for index in range(config.num_layers):
+        layer = f"{config.prefix}encoder.layer.{index}"
+        own = f"{layer}.attention.self"
+        if "QkvToContext" not in fused:
+            for part in QKV:
+                add(f"{own}.{part}")
+        elif not is_quantized(quantization, *(f"{own}.{part}" for part in QKV)):
+            add(f"{own}.qkv")
+        add(f"{layer}.attention.output.dense", bias="SkipLayerNorm" not in fused)
+        active = f"{layer}.intermediate.intermediate_act_fn"
+        add(f"{layer}.intermediate.dense", gelu_name=active if activation == "erf" else None)
+        add(f"{layer}.output.dense", bias="SkipLayerNorm" not in fused)
+    return planned
+
+
+def is_quantized(quantization: Quantization | None, *products: str) -> bool:
+    """Whether all these products run in int8 or fp8."""
+    return quantization is not None and quantization.products.issuperset(products)
+
+
+def fused_layers(fusion: str, precision: str) -> tuple[str, ...]:
+    """The plugins that a network has with ``--fusion`` and ``--precision``: Linear has no fp32."""
+    return tuple(name for name in FUSIONS[fusion] if name != "Linear" or precision != "fp32")
 
 
 def refuse_attention_products(quantization: Quantization) -> None:
@@ -478,7 +537,9 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         "--fusion",
         choices=list(FUSIONS),
         default="none",
-        help="elementary layers, or plugins that fuse them (default: %(default)s)",
+        help="none: elementary layers; plugins: EmbLayerNorm, SkipLayerNorm and QkvToContext; all: Linear too, for "
+        "the encoder's matrix products in fp16 and bf16; in fp32, or quantized, they are TensorRT's own all the same "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--batching",

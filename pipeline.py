@@ -216,7 +216,8 @@ class Job:
         fused: Sequence[str] = (),
     ) -> Job:
         """Checks everything that can be checked before the long work."""
-        marks = [args.precision, args.layer_norm, batching, "fused" if fused else ""]
+        fusion = ["fused" if fused else "", "linear" if "Linear" in fused else ""]
+        marks = [args.precision, args.layer_norm, batching, *fusion]
         stem = ".".join([Path(way).stem, *(mark for mark in marks if mark not in ("native", "single", ""))])
         plan = args.plan or folder.path / f"{stem}.plan"
         for path in (plan, args.json):

@@ -150,6 +150,22 @@ def qkv_to_context_layer(
     return PluginLayer(name, "QkvToContext", fields, (qkv, *second[layout]), (made,))
 
 
+def linear_layer(name: str, dtype: trt.DataType, bias: bool = True, activation: str = "none") -> PluginLayer:
+    """The Linear plugin on x (S, K), a weight (K, N) and, if asked for, a bias (N,), all of ``dtype``.
+
+    K and N are left open: the constants that TensorRT for RTX reserves a layer with stay small.
+
+    Args:
+        name: of the layer.
+        dtype: fp16 or bf16.
+        bias: whether there is one.
+        activation: none or gelu.
+    """
+    matrix, vector = (dtype, (-1, -1)), (dtype, (-1,))
+    inputs = (matrix, matrix, vector) if bias else (matrix, matrix)
+    return PluginLayer(name, "Linear", {"activation": activation}, inputs, (dtype,))
+
+
 def load_library(path: Path | None = None) -> Path:
     """Makes the plugins known to TensorRT, for the rest of the process: taken back, networks with plugins crash.
 

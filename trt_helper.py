@@ -481,6 +481,26 @@ class TrtNetworkHelper:
         shift = self.addConstant(beta, f"{name}.bias", trt.DataType.FLOAT)
         return self.addPlugin(name, [*ids, *tables, scale, shift])
 
+    def addFusedLinear(
+        self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray | None, name: str, layer: str
+    ) -> trt.ITensor:
+        """activation(x @ weight + bias) by the Linear plugin, which must have been planned with or without a bias.
+
+        Args:
+            x: (..., in) in the helper's type, fp16 or bf16.
+            weight: (in, out).
+            bias: (out,), or None.
+            name: the module's name, for its parameters.
+            layer: that of the planned layer, which may be called after the activation.
+
+        Returns:
+            (..., out).
+        """
+        inputs = [x, self.addConstant(weight, f"{name}.weight")]
+        if bias is not None:
+            inputs.append(self.addConstant(bias, f"{name}.bias"))
+        return self.addPlugin(layer, inputs)
+
     def _narrow(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """x in the helper's type, or as it is if it is int8."""
         return x if x.dtype == trt.DataType.INT8 else self.addCast(x, self.dtype, name)

@@ -38,6 +38,7 @@ FUSIONS = {
     "SkipLayerNorm": ("SkipLayerNorm",),
     "QkvToContext": ("QkvToContext",),
     "all": FUSED_LAYERS,
+    "Linear too": (*FUSED_LAYERS, "Linear"),
 }
 SIZES = ((1, 128), (8, 128), (32, 128))
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
@@ -193,7 +194,7 @@ def measure(folder: ModelFolder, batch: int, length: int, args: argparse.Namespa
             add("PyTorch eager", peer, x)
             add("PyTorch compiled", peer.compiled(), x)
             for name, fused in FUSIONS.items():
-                if name != "all" and batch * length > args.elementary:
+                if name not in ("all", "Linear too") and batch * length > args.elementary:
                     continue
                 module, second = our_module(folder, fused), our_second_input(fused, batch, length)
                 add(f"ours {name}", module, flat, second)

@@ -4,8 +4,9 @@
     python model2onnx.py --model out/base/checkpoint --out-dir out/base/model --text "a [MASK] ."
     python benchmarks/packed_batches.py out/base/model --json FILE --markdown FILE
 
-fp16, embeddings and encoder with the fused plugins, in CUDA graphs. The TensorRT network definition of builder.py is
-run by network_runner.py, not by TensorRT. Padded: every sentence as long as the longest of its batch, with a mask.
+fp16, embeddings and encoder with all fused layers (--fusion all), in CUDA graphs. The TensorRT network definition of
+builder.py is run by network_runner.py, not by TensorRT. Padded: every sentence as long as the longest of its batch,
+with a mask.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from report import markdown_table, print_table, versions, write_results
 
-from builder import FUSED_LAYERS, assemble
+from builder import FUSIONS, assemble
 from common import UserError, run_script
 from fill_masks import Batch, packed_batch, padded_batch
 from model_files import ModelFolder
@@ -65,7 +66,7 @@ def in_given_order(sentences: Sequence[np.ndarray], limits: Limits) -> list[Batc
 
 def time_of(folder: ModelFolder, batches: Sequence[Batch], batching: str) -> float:
     """Microseconds for all batches, one after another, each in its own CUDA graph."""
-    made = assemble(folder, TrtLog(), "fp16", batching=batching, fused=FUSED_LAYERS)
+    made = assemble(folder, TrtLog(), "fp16", batching=batching, fused=FUSIONS["all"])
     last = made.hidden_state_names[-1]
     runner = NetworkRunner(made.network, "cuda", [last], made.known)
 
@@ -144,8 +145,9 @@ def main() -> int:
     lines = [
         "# Packed against padded batches",
         "",
-        "fp16, embeddings and encoder with the fused plugins, in CUDA graphs, run by `network_runner.py` from the "
-        f"TensorRT network definition, not by TensorRT. {told}. Command: `{command}`. Share reached: time ratio by "
+        "fp16, embeddings and encoder with all fused layers (`--fusion all`), in CUDA graphs, run by "
+        "`network_runner.py` from the TensorRT network definition, not by TensorRT. "
+        f"{told}. Command: `{command}`. Share reached: time ratio by "
         "token ratio.",
         "",
         *markdown_table(HEADINGS, rows(results)),

@@ -112,6 +112,28 @@ def emb_layer_norm(
     return torch.where(valid.unsqueeze(-1), y, float("nan"))
 
 
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    activation: str = "none",
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """activation(x @ weight + bias), computed and returned in ``dtype``.
+
+    Args:
+        x: (..., K).
+        weight: (K, N).
+        bias: (N,), or None.
+        activation: none, or gelu: v · Φ(v), the form with erf (Hendrycks & Gimpel, arXiv:1606.08415).
+        dtype: the type to compute in.
+    """
+    y = x.to(dtype) @ weight.to(dtype)  # (..., N)
+    y = y if bias is None else y + bias.to(dtype)
+    return torch.nn.functional.gelu(y) if activation == "gelu" else y
+
+
 # --- as plugins: in the types of the plugin's outputs
 
 
@@ -142,6 +164,10 @@ def _skip_layer_norm_plugin(
 def _emb_layer_norm_plugin(*inputs: torch.Tensor, epsilon: float) -> torch.Tensor:
     words = inputs[3]
     return emb_layer_norm(*inputs, epsilon=epsilon).to(words.dtype)
+
+
+def _linear_plugin(x: torch.Tensor, *weights: torch.Tensor, activation: str = "none") -> torch.Tensor:
+    return linear(x, *weights, activation=activation).to(x.dtype)
 
 
 def qkv_to_context(
@@ -205,4 +231,5 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "SkipLayerNorm": _skip_layer_norm_plugin,
     "EmbLayerNorm": _emb_layer_norm_plugin,
     "QkvToContext": qkv_to_context,
+    "Linear": _linear_plugin,
 }

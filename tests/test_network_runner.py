@@ -572,11 +572,11 @@ def test_a_wrong_batch_is_refused_before_it_runs(model_dir, batching, wrong, tol
 
 
 @pytest.mark.parametrize("batching", builder.BATCHINGS)
-@pytest.mark.parametrize("fusion", list(builder.FUSIONS))
-def test_networks_of_batches_and_plugins_can_be_compiled_as_a_whole(model_dir, fusion, batching):
+@pytest.mark.parametrize(("fusion", "precision"), [("none", "fp32"), ("plugins", "fp32"), ("all", "fp16")])
+def test_networks_of_batches_and_plugins_can_be_compiled_as_a_whole(model_dir, fusion, precision, batching):
     built_plugins()
     folder = ModelFolder(model_dir)
-    made = builder.assemble(folder, TrtLog(), batching=batching, fused=builder.FUSIONS[fusion])
+    made = builder.assemble(folder, TrtLog(), precision, batching=batching, fused=builder.FUSIONS[fusion])
     runner = NetworkRunner(made.network, known=made.known)
     inputs = folder.demo().inputs if batching == "single" else batch_inputs(batching)
     tensors = [torch.as_tensor(inputs[name]).to(torch.int32) for name in runner.input_names]
@@ -631,9 +631,11 @@ def test_plugins_in_a_compiled_graph(monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU and PyTorch for CUDA")
 @pytest.mark.parametrize("batching", ["padded", "packed"])
-def test_a_compiled_fused_encoder_equals_the_uncompiled_one(model_dir, batching):
+@pytest.mark.parametrize("fusion", ["plugins", "all"])
+def test_a_compiled_fused_encoder_equals_the_uncompiled_one(model_dir, batching, fusion):
     built_plugins()
-    made = builder.assemble(ModelFolder(model_dir), TrtLog(), "fp16", batching=batching, fused=builder.FUSED_LAYERS)
+    fused = builder.FUSIONS[fusion]
+    made = builder.assemble(ModelFolder(model_dir), TrtLog(), "fp16", batching=batching, fused=fused)
     first, *_, last = made.hidden_state_names
     separator = LENGTHS_NAME if batching == "packed" else MASK_NAME
     runner = NetworkRunner(made.network, "cuda", [last], made.known, inputs=[first, separator])

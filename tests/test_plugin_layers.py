@@ -23,6 +23,7 @@ from plugin_layers import (
     check_creators,
     emb_layer_norm_layer,
     layer_norm_layer,
+    linear_layer,
     qkv_to_context_layer,
     skip_layer_norm_layer,
 )
@@ -245,6 +246,57 @@ def test_a_residual_sum_and_norm_in_one_layer(tmp_path, precision, bias):
     expected = torch.nn.functional.layer_norm(total, (H,), torch.from_numpy(gamma), torch.from_numpy(beta), EPSILON)
     assert relative_l2(found.numpy(), expected.numpy()) <= TOLERANCES[precision]
     assert build_with_plugins((parts, helper), tmp_path / "p.plan").num_bytes > 0
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, -1, H), (-1, H)])
+def test_a_product_with_bias_and_activation_in_one_layer(tmp_path, precision, bias, activation, shape):
+    dtype = DTYPES[precision]
+    parts, helper = planned_network([linear_layer("gelu", dtype, bias, activation)], dtype)
+    x = helper.addInput("x", dtype, shape)
+    weight, linear_bias = (
+        np.random.default_rng(0).standard_normal((H, 24), np.float32),
+        np.arange(24, dtype=np.float32),
+    )
+    y = helper.addFusedLinear(x, weight, linear_bias if bias else None, "dense", "gelu")
+    assert (y.name, y.dtype, tuple(y.shape)) == ("gelu", dtype, (*shape[:-1], 24))
+    helper.markOutput(y, "y")
+    assert {"dense.weight", "dense.bias"} & helper.weights.keys() == {"dense.weight", *(["dense.bias"] * bias)}
+    tensor = torch.randn(1, 5, H) if len(shape) == 3 else torch.randn(5, H)
+    found = NetworkRunner(parts[1], known=known(helper)).run({"x": tensor})["y"]
+    expected = tensor @ torch.from_numpy(weight) + (torch.from_numpy(linear_bias) if bias else 0)
+    expected = torch.nn.functional.gelu(expected) if activation == "gelu" else expected
+    assert relative_l2(found.numpy(), expected.numpy()) <= TOLERANCES[precision]
+    options = BuildOptions(SequenceRange(1, 4, 8), plugin_library=build.library_path())
+    made_builder, network = parts
+    if len(shape) == 3:
+        assert build_plan(made_builder, network, helper.log, options, tmp_path / "p.plan").num_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("precision", "width", "bias", "told"),
+    [
+        ("fp16", H + 1, H, "weight has the shape [17, 16] for x of [1, -1, 16]; expected [K, N]"),
+        ("bf16", H, H + 1, "bias has the shape [17] for a weight of [16, 16]; expected [N]"),
+    ],
+)
+def test_a_wrong_product_is_named(precision, width, bias, told):
+    dtype = DTYPES[precision]
+    _owner, helper = planned_network([linear_layer("dense", dtype)], dtype)
+    x = helper.addInput("x", dtype, (1, -1, H))
+    with pytest.raises(LayerError) as error:
+        helper.addFusedLinear(x, np.ones((width, H), np.float32), np.ones(bias, np.float32), "dense", "dense")
+    assert "'dense'" in str(error.value)
+    assert told in str(error.value)
+
+
+def test_a_product_in_fp32_is_refused():
+    wide = trt.DataType.FLOAT
+    with pytest.raises(UserError, match=r"x is fp32; expected fp16 or bf16; for other types take TensorRT's own"):
+        _owner, helper = planned_network([linear_layer("dense", wide)], wide)  # TensorRT for RTX tells it here
+        helper.addFusedLinear(helper.addInput("x", wide, (1, -1, H)), np.ones((H, H)), np.ones(H), "dense", "dense")
 
 
 def two_outputs() -> Any:

@@ -314,6 +314,21 @@ def test_floating_results(host, dtype, weight_dtype, content):
 
 
 @needs_gpu
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rows_around_one_wave(host, dtype, content):
+    """As many rows as are under way at the same time, and one more: that takes another kernel."""
+    torch.manual_seed(0)
+    plugin, multiprocessors = create(host), torch.cuda.get_device_properties().multi_processor_count
+    waves = ((64, 128), (256, 32), (512, 32), (768, 32), (1536, 16))  # width, rows for each multiprocessor
+    for (width, wave), more in itertools.product(waves, (0, 1)):
+        inputs = make_inputs(content, wave * multiprocessors + more, width, dtype, dtype)
+        exact = reference.skip_layer_norm(*inputs, epsilon=EPSILON, dtype=torch.float64)
+        (found,) = run_guarded(plugin, inputs)
+        assert_as_good_as_pytorch(found, exact, pytorchs(*inputs), total_of(*inputs))
+
+
+@needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_addresses_that_vectors_cannot_be_read_from(host, dtype):
     inputs = make_inputs("normal", 7, 768, dtype, dtype)
@@ -367,6 +382,15 @@ def test_int8_results(host, dtype, weight_dtype, fields):
     torch.manual_seed(0)
     for width, rows, bias in itertools.product(WIDTHS[3:], (0, 1, 7, 300), (True, False)):
         check_int8(host, fields, rows, width, dtype, weight_dtype, bias)
+
+
+@needs_gpu
+@pytest.mark.parametrize("fields", INT8_VARIANTS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_int8_of_widths_with_kernels_of_their_own(host, dtype, fields):
+    torch.manual_seed(0)
+    for width, rows in itertools.product((256, 384, 512, 768, 1024), (3, 5000)):
+        check_int8(host, fields, rows, width, dtype, dtype, bias=True)
 
 
 @needs_gpu

@@ -3,6 +3,7 @@
 #include "common/plugin_base.h"
 #include "emb_layer_norm/emb_layer_norm_plugin.h"
 #include "layer_norm/layer_norm_plugin.h"
+#include "linear/linear_plugin.h"
 #include "qkv_to_context/qkv_to_context_plugin.h"
 #include "skip_layer_norm/skip_layer_norm_plugin.h"
 
@@ -15,11 +16,13 @@ BERT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count
     static bert::SkipLayerNormCreator skipLayerNorm;
     static bert::EmbLayerNormCreator embLayerNorm;
     static bert::QkvToContextCreator qkvToContext;
+    static bert::LinearCreator linear;
     static nvinfer1::IPluginCreatorInterface* const creators[] = {
         &layerNorm,
         &skipLayerNorm,
         &embLayerNorm,
         &qkvToContext,
+        &linear,
     };
     count = static_cast<int32_t>(sizeof(creators) / sizeof(creators[0]));
     return creators;

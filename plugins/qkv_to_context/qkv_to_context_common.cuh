@@ -1,6 +1,7 @@
 // What the attention kernels share: which queries belong to a block, which keys count, and the store.
 #pragma once
 
+#include "common/capability.h"
 #include "common/early_launch.cuh"
 #include "common/element.cuh"
 #include "common/reduce.cuh"
@@ -47,14 +48,6 @@ int64_t countBlocks(QkvToContextArguments const& a)
     int64_t const tiles = a.cuSeqlens != nullptr ? a.length / kROWS + a.sentences + int64_t{1}
                                                  : (a.length + int64_t{kROWS} - 1) / kROWS * a.sentences;
     return tiles * a.heads;
-}
-
-inline cudaError_t countMultiprocessors(int& count)
-{
-    int device = 0;
-    cudaError_t const status = cudaGetDevice(&device);
-    return status == cudaSuccess ? cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device)
-                                 : status;
 }
 
 // ---------------------------------------------------------------------------------------------------------------

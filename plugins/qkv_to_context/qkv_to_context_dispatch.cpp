@@ -1,4 +1,5 @@
 // Which of the six attention kernels suits types, shape and GPU.
+#include "common/capability.h"
 #include "qkv_to_context/qkv_to_context_kernels.h"
 
 namespace bert
@@ -6,27 +7,6 @@ namespace bert
 
 namespace
 {
-
-struct Capability
-{
-    int major{};
-    int minor{};
-};
-
-cudaError_t currentCapability(Capability& capability)
-{
-    int device = 0;
-    cudaError_t status = cudaGetDevice(&device);
-    if (status == cudaSuccess)
-    {
-        status = cudaDeviceGetAttribute(&capability.major, cudaDevAttrComputeCapabilityMajor, device);
-    }
-    if (status == cudaSuccess)
-    {
-        status = cudaDeviceGetAttribute(&capability.minor, cudaDevAttrComputeCapabilityMinor, device);
-    }
-    return status;
-}
 
 bool isAligned16(void const* pointer)
 {

@@ -13,37 +13,6 @@ namespace bert
 namespace
 {
 
-// sums (16, 8) += a (16, 16) b (16, 8)
-inline __device__ void multiply(
-    float (&sums)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, __half /*type*/)
-{
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#else
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
-                 "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-        : "r"(a[0]), "r"(a[1]), "r"(b0));
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
-                 "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-        : "r"(a[2]), "r"(a[3]), "r"(b1));
-#endif
-}
-inline __device__ void multiply(
-    float (&sums)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, __nv_bfloat16 /*type*/)
-{
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 // before, bf16 goes to the basic kernel
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#endif
-}
-
 // scores (16, kKEYS) = queries (16, kSIZE) keys^T
 template <typename T, int kKEYS, int kSIZE>
 __device__ void multiplyKeys(

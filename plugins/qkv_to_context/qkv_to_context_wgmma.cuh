@@ -176,30 +176,6 @@ __device__ void multiplyAsync(
     BERT_INT_SUMS_4(i), BERT_INT_SUMS_4(i + 1), BERT_INT_SUMS_4(i + 2), BERT_INT_SUMS_4(i + 3)
 
 // clang-format off
-#define BERT_WGMMA_INT8_64() \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n" \
-        "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 {" \
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, " \
-        "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31" \
-        "}, {%32, %33, %34, %35}, %36, p;\n}" \
-        : BERT_INT_SUMS_16(0), BERT_INT_SUMS_16(4) \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate))
-// clang-format on
-
-// clang-format off
-#define BERT_WGMMA_INT8_128() \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n" \
-        "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {" \
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, " \
-        "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, " \
-        "%34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
-        "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63" \
-        "}, {%64, %65, %66, %67}, %68, p;\n}" \
-        : BERT_INT_SUMS_16(0), BERT_INT_SUMS_16(4), BERT_INT_SUMS_16(8), BERT_INT_SUMS_16(12) \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate))
-// clang-format on
-
-// clang-format off
 #define BERT_WGMMA_INT8_SHARED_64() \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n" \
         "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 {" \
@@ -222,22 +198,6 @@ __device__ void multiplyAsync(
         : BERT_INT_SUMS_16(0), BERT_INT_SUMS_16(4), BERT_INT_SUMS_16(8), BERT_INT_SUMS_16(12) \
         : BERT_SHARED_OPERANDS)
 // clang-format on
-
-// The same of int8, 32 at a time, with sums as int32. b has its columns one after the other in memory; there is no other
-// way for int8.
-template <int kTILES>
-__device__ void multiplyAsync(uint32_t (&sums)[kTILES][4], uint32_t const (&a)[4], uint64_t b, int accumulate)
-{
-    static_assert(kTILES == 8 || kTILES == 16);
-    if constexpr (kTILES == 8)
-    {
-        BERT_WGMMA_INT8_64();
-    }
-    else
-    {
-        BERT_WGMMA_INT8_128();
-    }
-}
 
 // The same with both in shared memory: a has its rows, b its columns one after the other.
 template <int kTILES>
@@ -268,6 +228,7 @@ __device__ void multiplyAsync(
         BERT_WGMMA_SHARED_128("bf16");
     }
 }
+// int8, 32 at a time, with sums as int32; b can lie in no other way.
 template <int kTILES>
 __device__ void multiplyAsync(uint32_t (&sums)[kTILES][4], uint64_t a, uint64_t b, int accumulate)
 {
@@ -288,8 +249,6 @@ __device__ void multiplyAsync(uint32_t (&sums)[kTILES][4], uint64_t a, uint64_t 
 #undef BERT_WGMMA_SHARED_64
 #undef BERT_WGMMA_SHARED_128
 #undef BERT_OPERANDS
-#undef BERT_WGMMA_INT8_64
-#undef BERT_WGMMA_INT8_128
 #undef BERT_WGMMA_INT8_SHARED_64
 #undef BERT_WGMMA_INT8_SHARED_128
 #undef BERT_INT_SUMS_16
@@ -336,19 +295,7 @@ __device__ void multiplyKeys(float (&scores)[kKEYS / 8][4], uint32_t queries, ui
     endProducts();
 }
 
-// The same of int8, as int32. `queries` are registers or where they begin in shared memory.
-template <int kKEYS, int kSIZE>
-__device__ void multiplyKeysInt8(
-    uint32_t (&scores)[kKEYS / 8][4], uint32_t const (&queries)[kSIZE / 32][4], uint32_t keys)
-{
-    beginProducts();
-#pragma unroll
-    for (int k = 0; k < kSIZE / 32; ++k)
-    {
-        multiplyAsync(scores, queries[k], describeMatrix<kSIZE, 16>(keys + k * 32), k == 0 ? 0 : 1);
-    }
-    endProducts();
-}
+// The same of int8, as int32.
 template <int kKEYS, int kSIZE>
 __device__ void multiplyKeysInt8(uint32_t (&scores)[kKEYS / 8][4], uint32_t queries, uint32_t keys)
 {

@@ -13,23 +13,59 @@ namespace bert
 namespace
 {
 
-// The share of one thread of a row of x or of skip, as it is in memory: T, or int8 if the scale is greater than 0.
-// Loading and converting are two steps, so that everything is under way before the first value is waited for.
-template <typename T, typename Shape, bool kINT8>
+// Whether a tensor is int8, or is there: known to the compiler, or told when the kernel runs.
+enum class Is
+{
+    kNO,
+    kYES,
+    kTOLD
+};
+
+__device__ constexpr bool isSo(Is known, bool told)
+{
+    return known == Is::kTOLD ? told : known == Is::kYES;
+}
+
+// Which tensors are int8, and which outputs there are.
+template <Is kX_INT8_, Is kSKIP_INT8_, Is kY_, Is kQUANTIZED_>
+struct Tensors
+{
+    static constexpr Is kX_INT8 = kX_INT8_;
+    static constexpr Is kSKIP_INT8 = kSKIP_INT8_;
+    static constexpr Is kY = kY_;
+    static constexpr Is kQUANTIZED = kQUANTIZED_;
+    static constexpr bool kKNOWN = kY != Is::kTOLD;
+
+    static bool areThoseOf(SkipLayerNormArguments const& a)
+    {
+        auto const agrees = [](Is known, bool told) { return (known == Is::kYES) == told; };
+        return agrees(kX_INT8, a.xScale > 0.0F) && agrees(kSKIP_INT8, a.skipScale > 0.0F)
+               && agrees(kY, a.y != nullptr) && agrees(kQUANTIZED, a.quantized != nullptr);
+    }
+};
+using Floating = Tensors<Is::kNO, Is::kNO, Is::kYES, Is::kNO>;
+using Int8X = Tensors<Is::kYES, Is::kNO, Is::kYES, Is::kYES>;
+using Int8Throughout = Tensors<Is::kYES, Is::kYES, Is::kNO, Is::kYES>;
+using Int8Output = Tensors<Is::kNO, Is::kNO, Is::kNO, Is::kYES>;
+using AnyTensors = Tensors<Is::kTOLD, Is::kTOLD, Is::kTOLD, Is::kTOLD>;
+
+// The share of one thread of a row of x or of skip, as it is in memory: T or int8. Loading and converting are two steps,
+// so that everything is under way before the first value is waited for.
+template <typename T, typename Shape, Is kINT8>
 class InputRow
 {
 public:
     __device__ InputRow(void const* input, uint64_t start, uint32_t hidden, float scale)
         : mScale(scale)
     {
+        // Not marked as touched once, unlike x of a layer norm: with two such streams the mark costs (131072 rows of 768
+        // fp16 elements on an H200: 146 us with it, 140 without).
         if (isInt8())
         {
-            Shape::template load<true>(mInt8, static_cast<int8_t const*>(input) + start, hidden);
+            Shape::load(mInt8, static_cast<int8_t const*>(input) + start, hidden);
         }
         else
         {
-            // Not marked as touched once, unlike x of a layer norm: with two such streams the mark costs (131072 rows of
-            // 768 fp16 elements on an H200: 146 us with it, 140 without).
             Shape::load(mWide, static_cast<T const*>(input) + start, hidden);
         }
     }
@@ -48,7 +84,7 @@ public:
 private:
     __device__ bool isInt8() const
     {
-        return kINT8 && mScale > 0.0F;
+        return isSo(kINT8, mScale > 0.0F);
     }
 
     Vector<T, Shape::kPER> mWide[Shape::kVECTORS];
@@ -56,9 +92,18 @@ private:
     float mScale;
 };
 
-// kINT8: any of x, skip and the outputs is int8. A kernel of its own, so that the other stays small.
-template <typename T, typename W, bool kINT8, typename Shape>
-__global__ void __launch_bounds__(Shape::kBLOCK, 1)
+// Blocks on a multiprocessor at a time that the compiler leaves registers for. With fp32 weights fewer threads fit without
+// values going to memory (H200, int8 throughout, 32768 rows of 768: 36.3 us with 768 threads, 38.1 without a number).
+template <typename W, bool kDENSE, typename Shape>
+constexpr int kLEAST_BLOCKS
+    = kDENSE && Shape::kEXACT && Shape::kVECTORS <= 3 ? (sizeof(W) < 4 ? 1024 : 768) / Shape::kBLOCK : 1;
+
+// kDENSE: with few registers, so that more rows are under way: gamma and beta are fetched when the sum is known. The
+// width is known to the compiler then, which else divides by it: it keeps the loads before that division, and they would
+// not fit. The next kernel is let in once the loads are under way (H200, 768 fp16 elements, 128 rows: 1.66 us instead of
+// 1.82, 4096 rows: 5.42 instead of 5.44). Otherwise (eager) gamma and beta are fetched together with x and skip.
+template <typename T, typename W, typename Tensors, bool kDENSE, typename Shape>
+__global__ void __launch_bounds__(Shape::kBLOCK, kLEAST_BLOCKS<W, kDENSE, Shape>)
     skipLayerNormKernel(SkipLayerNormArguments const a, Quantizer const quantizer)
 {
     constexpr int kPER = Shape::kPER;
@@ -72,8 +117,8 @@ __global__ void __launch_bounds__(Shape::kBLOCK, 1)
     uint32_t const hidden = a.hidden;
     uint64_t const start = static_cast<uint64_t>(place.row) * hidden;
 
-    InputRow<T, Shape, kINT8> const x{a.x, start, hidden, a.xScale};
-    InputRow<T, Shape, kINT8> const skip{a.skip, start, hidden, a.skipScale};
+    InputRow<T, Shape, Tensors::kX_INT8> const x{a.x, start, hidden, a.xScale};
+    InputRow<T, Shape, Tensors::kSKIP_INT8> const skip{a.skip, start, hidden, a.skipScale};
     Vector<W, kPER> gammas[kVECTORS];
     Vector<W, kPER> betas[kVECTORS];
     Vector<W, kPER> biases[kVECTORS]{};
@@ -81,14 +126,19 @@ __global__ void __launch_bounds__(Shape::kBLOCK, 1)
     {
         Shape::load(biases, static_cast<W const*>(a.bias), hidden);
     }
+    if constexpr (kDENSE)
+    {
+        letNextKernelIn();
+    }
     Shape::load(gammas, static_cast<W const*>(a.gamma), hidden);
     Shape::load(betas, static_cast<W const*>(a.beta), hidden);
 
     float values[kVECTORS][kPER];
-    Shape::forEach([&](int v, int i) { values[v][i] = toFloat(biases[v].values[i]); });
+    Shape::forEach([&](int v, int i) { values[v][i] = toFloat(biases[v], i); });
     x.addTo(values);
     skip.addTo(values);
-    RowStatistics const statistics = Shape::statistics(values, Width{hidden}, hidden, a.epsilon);
+    Width const width{kDENSE ? Shape::kTHREADS * kVECTORS * kPER : hidden};
+    RowStatistics const statistics = Shape::statistics(values, width, hidden, a.epsilon);
     if (Shape::kSHARES_WARP && !place.exists)
     {
         return;
@@ -99,12 +149,12 @@ __global__ void __launch_bounds__(Shape::kBLOCK, 1)
             values[v][i] = normalize(
                 values[v][i], statistics, toFloat(gammas[v].values[i]), toFloat(betas[v].values[i]));
         });
-    if (!kINT8 || a.y != nullptr)
+    if (isSo(Tensors::kY, a.y != nullptr))
     {
         Shape::template store<false>(
             static_cast<T*>(a.y) + start, hidden, [&](int v, int i) { return fromFloat<T>(values[v][i]); });
     }
-    if (kINT8 && a.quantized != nullptr)
+    if (isSo(Tensors::kQUANTIZED, a.quantized != nullptr))
     {
         Shape::template store<false>(
             a.quantized + start, hidden, [&](int v, int i) { return quantizer(values[v][i]); });
@@ -154,16 +204,59 @@ __global__ void skipLayerNormRereadingKernel(SkipLayerNormArguments const a, Qua
 // Launcher
 // ---------------------------------------------------------------------------------------------------------------
 
-template <typename T, typename W, bool kINT8>
+// Dense where all rows are under way at the same time then, else eager: of 768 fp16 elements a multiprocessor has 32 rows
+// under way, or 20. H200, us, dense and eager: 128 rows 1.66 and 1.80, 4096 rows 5.42 and 5.64, 8192 rows 10.7 and 9.55,
+// 131072 rows 138.8 and 137.6.
+template <typename W, typename Shape>
+bool isOneWave(int64_t rows)
+{
+    constexpr int64_t kROWS = kLEAST_BLOCKS<W, true, Shape> * Shape::kROWS; // of a multiprocessor
+    return rows <= kROWS * multiprocessors();
+}
+
+// Widths that int8 kernels are compiled for with the tensors known: those of BERT. With all widths the library would be
+// larger, and for the others AnyTensors do.
+template <typename Shape>
+constexpr bool isOfBert()
+{
+    constexpr int kHIDDEN = Shape::kTHREADS * Shape::kVECTORS * Shape::kPER;
+    return Shape::kEXACT && Shape::kBLOCK == kSMALL_BLOCK && kHIDDEN >= 256 && kHIDDEN <= 1024;
+}
+
+template <typename T, typename W, typename Tensors>
 cudaError_t launchInRegisters(SkipLayerNormArguments const& a, cudaStream_t stream)
 {
-    return dispatchRowShape<kPER_VECTOR<T>, !kINT8>(a.hidden,
-        [&](auto shape)
+    auto const start = [&](auto tensors, auto dense, auto shape)
+    {
+        using Shape = decltype(shape);
+        return launchRows<Shape>(skipLayerNormKernel<T, W, decltype(tensors), decltype(dense)::value, Shape>,
+            a.rows, stream, a, Quantizer{a.outputScale});
+    };
+    auto const launch = [&](auto shape)
+    {
+        using Shape = decltype(shape);
+        if constexpr (std::is_same_v<Tensors, Floating>)
         {
-            using Shape = decltype(shape);
-            return launchRows<Shape>(
-                skipLayerNormKernel<T, W, kINT8, Shape>, a.rows, stream, a, Quantizer{a.outputScale});
-        });
+            if constexpr ((kBLOCKS<W, Shape>) > 1)
+            {
+                if (isOneWave<W, Shape>(a.rows))
+                {
+                    return start(Tensors{}, std::true_type{}, shape);
+                }
+            }
+            return start(Tensors{}, std::false_type{}, shape);
+        }
+        else if constexpr (Tensors::kKNOWN && isOfBert<Shape>())
+        {
+            return start(Tensors{}, std::true_type{}, shape);
+        }
+        else
+        {
+            return start(AnyTensors{}, std::false_type{},
+                RowShape<Shape::kPER, Shape::kTHREADS, Shape::kVECTORS, false>{});
+        }
+    };
+    return dispatchRowShape<kPER_VECTOR<T>, Tensors::kKNOWN>(a.hidden, launch);
 }
 
 template <typename T, typename W>
@@ -181,8 +274,26 @@ cudaError_t launchTyped(SkipLayerNormArguments const& a, cudaStream_t stream)
             <<<rowBlocks(a.rows), kREREAD_BLOCK, 0, stream>>>(a, Quantizer{a.outputScale});
         return cudaGetLastError();
     }
-    bool const int8 = a.xScale > 0.0F || a.skipScale > 0.0F || a.quantized != nullptr;
-    return int8 ? launchInRegisters<T, W, true>(a, stream) : launchInRegisters<T, W, false>(a, stream);
+    // What is told when the kernel runs costs (H200, 131072 rows of 768: int8 throughout 204 us instead of 136, int8 x with
+    // both outputs 177 instead of 145), so the compiler knows the forms in use. Those with int8 are dense for all rows.
+    if (Floating::areThoseOf(a))
+    {
+        return launchInRegisters<T, W, Floating>(a, stream);
+    }
+    if (Int8X::areThoseOf(a))
+    {
+        return launchInRegisters<T, W, Int8X>(a, stream);
+    }
+    if (Int8Output::areThoseOf(a))
+    {
+        return launchInRegisters<T, W, Int8Output>(a, stream);
+    }
+    using Narrow = std::conditional_t<sizeof(T) == 2, T, __half>; // nothing is of T: vectors of 8 elements do
+    if (Int8Throughout::areThoseOf(a) && fitsRegisters(a.rows, a.hidden, kPER_VECTOR<Narrow>))
+    {
+        return launchInRegisters<Narrow, W, Int8Throughout>(a, stream);
+    }
+    return launchInRegisters<T, W, AnyTensors>(a, stream);
 }
 
 } // namespace

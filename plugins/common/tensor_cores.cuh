@@ -1,0 +1,156 @@
+// What kernels with mma.sync share: tiles in shared memory, copies to them, and the instructions that read and multiply
+// them. Operands and results lie in registers as the tensor cores want and leave them. Of a result a warp has 16 rows,
+// and in each group of 8 columns a thread holds columns 2t and 2t + 1 of rows g and g + 8, with g = lane / 4 and
+// t = lane % 4: values [0], [1] and [2], [3].
+#pragma once
+
+#include "common/element.cuh"
+
+#include <cstdint>
+
+namespace bert
+{
+
+inline __device__ uint32_t sharedAddress(void const* pointer)
+{
+    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Tiles in shared memory
+// ---------------------------------------------------------------------------------------------------------------
+
+// kROWS rows of kSIZE two-byte elements, in panels of at most 64 columns. The pieces of 16 bytes in a row of a panel
+// are permuted, so that 8 rows of one column lie in 8 different groups of banks. It is the order that Hopper's tensor
+// cores read: its 128-byte swizzle, with 32 columns its 64-byte and with 16 its 32-byte swizzle. int8 are counted in
+// pairs: rows of kSIZE of them are a tile of kSIZE / 2.
+template <int kROWS, int kSIZE>
+struct SharedTile
+{
+    static constexpr int kPANEL_COLUMNS = kSIZE < 64 ? kSIZE : 64;
+    static constexpr int kROW_BYTES = kPANEL_COLUMNS * 2;
+    static constexpr int kPANEL_BYTES = kROWS * kROW_BYTES;
+    static constexpr int kBYTES = kROWS * kSIZE * 2;
+    static constexpr int kPIECES = kPANEL_COLUMNS / 8; // of a row of a panel
+
+    static __device__ uint32_t offset(uint32_t row, uint32_t piece)
+    {
+        uint32_t const panel = piece / kPIECES;
+        uint32_t const permuted = (piece ^ row / (8 / kPIECES)) % kPIECES;
+        return panel * kPANEL_BYTES + row * kROW_BYTES + permuted * 16;
+    }
+};
+
+// 16 bytes to and from shared memory, and 4.
+inline __device__ void storePiece(uint32_t target, uint4 const& piece)
+{
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(target), "r"(piece.x), "r"(piece.y),
+        "r"(piece.z), "r"(piece.w)
+        : "memory");
+}
+inline __device__ void loadPiece(uint32_t (&piece)[4], uint32_t source)
+{
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(piece[0]), "=r"(piece[1]), "=r"(piece[2]), "=r"(piece[3])
+        : "r"(source)
+        : "memory");
+}
+inline __device__ void storeWord(uint32_t target, uint32_t word)
+{
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(target), "r"(word) : "memory");
+}
+// 16 bytes from global to shared memory, zeros if not `exists`. Asynchronous from 8.0 on.
+inline __device__ void copyPiece(uint32_t target, void const* source, bool exists)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile(
+        "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(exists ? 16 : 0)
+        : "memory");
+#else
+    storePiece(target, exists ? *static_cast<uint4 const*>(source) : uint4{});
+#endif
+}
+inline __device__ void endGroup()
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Until at most the last kPENDING groups of this thread's copies are under way.
+template <int kPENDING>
+__device__ void waitForGroups()
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(kPENDING) : "memory");
+#endif
+}
+
+// Four 8 x 8 matrices from shared memory; lane i gives the address of row i % 8 of matrix i / 8.
+inline __device__ void loadMatrices(uint32_t (&matrices)[4], uint32_t address)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+        : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+        : "r"(address)
+        : "memory");
+}
+inline __device__ void loadMatricesTransposed(uint32_t (&matrices)[4], uint32_t address)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+        : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+        : "r"(address)
+        : "memory");
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Products and results
+// ---------------------------------------------------------------------------------------------------------------
+
+// sums (16, 8) += a (16, 16) b (16, 8)
+inline __device__ void multiply(
+    float (&sums)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, __half /*type*/)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b0));
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[2]), "r"(a[3]), "r"(b1));
+#endif
+}
+inline __device__ void multiply(
+    float (&sums)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, __nv_bfloat16 /*type*/)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 // before, there is no product of bf16
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
+inline __device__ void packPair(uint32_t& word, float low, float high, __half /*type*/)
+{
+    __half2 const pair = __floats2half2_rn(low, high);
+    word = *reinterpret_cast<uint32_t const*>(&pair);
+}
+inline __device__ void packPair(uint32_t& word, float low, float high, __nv_bfloat16 /*type*/)
+{
+    __nv_bfloat162 const pair = __floats2bfloat162_rn(low, high);
+    word = *reinterpret_cast<uint32_t const*>(&pair);
+}
+inline __device__ void packPair(uint32_t& word, float low, float high, int8_t /*type*/)
+{
+    uint32_t const first = static_cast<uint8_t>(fromFloat<int8_t>(low));
+    uint32_t const second = static_cast<uint8_t>(fromFloat<int8_t>(high));
+    word = first | second << 8;
+}
+
+} // namespace bert

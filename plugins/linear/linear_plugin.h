@@ -1,0 +1,62 @@
+// The Linear plugin, version 1: a matrix product with bias and activation.
+//
+//   inputs   x [..., K], weight [K, N] and bias [N], which may be left out; fp16 or bf16, all of one type
+//   outputs  y = activation(x weight + bias), [..., N], of the type of x; computed in fp32 and rounded once
+//   fields   activation (string: none or gelu; default none): gelu is x Phi(x), the form with erf
+#pragma once
+
+#include "common/plugin_base.h"
+#include "linear/linear_kernels.h"
+
+#include <string>
+
+namespace bert
+{
+
+class LinearPlugin : public Plugin
+{
+public:
+    // Throws PluginError for an activation that it does not know.
+    explicit LinearPlugin(std::string activation);
+
+    // --- IPluginV3
+    nvinfer1::IPluginV3* clone() noexcept override;
+
+    // --- IPluginV3OneBuild: called while the network is defined (types, shapes) and while the engine is built.
+    int32_t getOutputDataTypes(nvinfer1::DataType* outputTypes, int32_t nbOutputs,
+        nvinfer1::DataType const* inputTypes, int32_t nbInputs) const noexcept override;
+    int32_t getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t nbInputs,
+        nvinfer1::DimsExprs const* shapeInputs, int32_t nbShapeInputs, nvinfer1::DimsExprs* outputs,
+        int32_t nbOutputs, nvinfer1::IExprBuilder& exprBuilder) noexcept override;
+    bool supportsFormatCombination(int32_t pos, nvinfer1::DynamicPluginTensorDesc const* inOut,
+        int32_t nbInputs, int32_t nbOutputs) noexcept override;
+    int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
+        nvinfer1::DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
+    char const* getMetadataString() noexcept override;
+
+    // --- IPluginV3OneRuntime: onShapeChange before the first enqueue and after every change of a shape.
+    int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs,
+        nvinfer1::PluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
+    int32_t enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvinfer1::PluginTensorDesc const* outputDesc,
+        void const* const* inputs, void* const* outputs, void* workspace,
+        cudaStream_t stream) noexcept override;
+
+protected:
+    std::vector<nvinfer1::PluginField> fieldsToSerialize() const override;
+
+private:
+    std::string mActivation;
+    int32_t mNbInputs{};   // of the last onShapeChange
+    std::string mMetadata; // for engine inspectors
+};
+
+class LinearCreator : public PluginCreator
+{
+public:
+    LinearCreator();
+
+protected:
+    nvinfer1::IPluginV3* create(nvinfer1::PluginFieldCollection const* fields) const override;
+};
+
+} // namespace bert
