@@ -48,12 +48,14 @@ inline __device__ void storePiece(uint32_t target, uint4 const& piece)
         "r"(piece.z), "r"(piece.w)
         : "memory");
 }
-inline __device__ void loadPiece(uint32_t (&piece)[4], uint32_t source)
+inline __device__ uint4 loadPiece(uint32_t source)
 {
+    uint4 piece;
     asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-        : "=r"(piece[0]), "=r"(piece[1]), "=r"(piece[2]), "=r"(piece[3])
+        : "=r"(piece.x), "=r"(piece.y), "=r"(piece.z), "=r"(piece.w)
         : "r"(source)
         : "memory");
+    return piece;
 }
 inline __device__ void storeWord(uint32_t target, uint32_t word)
 {

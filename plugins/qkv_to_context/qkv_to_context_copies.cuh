@@ -17,10 +17,11 @@ inline __device__ void initBarrier(uint32_t barrier, int arrivals)
 {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
-// After it and a block's barrier all threads and copies see the initialised barriers.
+// After it this thread's copies see the barriers that it has initialised, and after a block's barrier all threads do.
 inline __device__ void showBarriers()
 {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 inline __device__ void arrive(uint32_t barrier)
 {
@@ -65,7 +66,14 @@ inline __device__ void copyBox(
         "l"(&map), "r"(column), "r"(row), "r"(matrix), "r"(barrier)
         : "memory");
 }
-// The other way round: from shared memory to the box at (column, row, matrix). What lies outside is not written.
+// The other way round: from shared memory to the box at (column, row). What lies outside is not written.
+inline __device__ void storeBox(CUtensorMap const& map, int32_t column, int32_t row, uint32_t source)
+{
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map),
+        "r"(column), "r"(row), "r"(source)
+        : "memory");
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
 inline __device__ void storeBox(
     CUtensorMap const& map, int32_t column, int32_t row, int32_t matrix, uint32_t source)
 {
@@ -75,10 +83,11 @@ inline __device__ void storeBox(
         : "memory");
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
-// Until all boxes that this thread stores are written.
+// Until the boxes that this thread stores are read: their shared memory may be written again, or the block end. They
+// are written when the kernel has ended.
 inline __device__ void waitForStores()
 {
-    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 inline __device__ void prefetchMap(CUtensorMap const& map)
 {

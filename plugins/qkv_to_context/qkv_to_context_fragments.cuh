@@ -44,8 +44,9 @@ __device__ void storeWidened(uint32_t tile, int row, int piece, uint4 const& byt
     storePiece(tile + SharedTile<kROWS, kSIZE>::offset(row, 2 * piece + 1), {c.x, c.y, d.x, d.y});
 }
 
-// Copies kROWS rows from global memory into a SharedTile, by kTHREADS threads, a block or a warp; rows that do not exist become zeros.
-// Two-byte elements go there by themselves after start. int8 waits in registers until finish widens it.
+// Copies kROWS rows from global memory into a SharedTile, by kTHREADS threads, a block or a warp; rows that do not
+// exist become zeros. Two-byte elements go there by themselves after start. int8 waits in registers until finish widens
+// it.
 template <typename In, int kROWS, int kSIZE, int kTHREADS>
 class TileLoader
 {
@@ -474,6 +475,30 @@ __device__ void storeContext(AttentionProblem const& p, int64_t firstToken, int3
                 storeRow<Out, kSIZE>(target, exists, sums, half, factors[half] * p.outputFactor);
             }
         });
+}
+
+// The same 16 rows to shared memory, as a SharedTile of 16 rows at `tile`.
+template <typename Out, int kSIZE>
+__device__ void stageContext(uint32_t tile, float const (&sums)[kSIZE / 8][4], float const (&factors)[2])
+{
+    using Rows = SharedTile<16, kSIZE>;
+    uint32_t const lane = threadIdx.x % kWARP;
+    uint32_t const address = tile + Rows::offset(lane % 16, lane / 16);
+#pragma unroll
+    for (int n = 0; n < kSIZE / 8; n += 2)
+    {
+        uint32_t words[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+        {
+            float const(&group)[4] = sums[n + i / 2];
+            int const row = i % 2;
+            packPair(words[i], group[2 * row] * factors[row], group[2 * row + 1] * factors[row], Out{});
+        }
+        // that of piece n + lane / 16: permuted is what is added to a piece, too
+        uint32_t const piece = n % Rows::kPIECES * 16;
+        storeMatrices((address ^ piece) + n / Rows::kPIECES * Rows::kPANEL_BYTES, words);
+    }
 }
 
 // Calls function(In{}, integral_constant of the head size).

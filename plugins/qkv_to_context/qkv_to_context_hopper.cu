@@ -37,8 +37,10 @@ struct HopperShape
     static constexpr int kFETCHERS = kWARP;
     using Queries = SharedTile<kQUERIES, kSIZE>;
     using Chunk = SharedTile<kKEYS, kSIZE>;
+    using Rows = SharedTile<16, kSIZE>; // of a warp's context
     // Where the parts of shared memory begin.
-    static constexpr int kCHUNKS = kGROUPS * Queries::kBYTES;
+    static constexpr int kCONTEXTS = kGROUPS * Queries::kBYTES;
+    static constexpr int kCHUNKS = kCONTEXTS + kREADERS * Rows::kBYTES;
     static constexpr int kBARRIERS = kCHUNKS + kSLOTS * 2 * Chunk::kBYTES;
     static constexpr int kBYTES = kBARRIERS + (1 + kSLOTS) * 16;
 };
@@ -52,6 +54,10 @@ struct HopperMemory
     __device__ uint32_t queries(int group) const
     {
         return begin + group * Shape::Queries::kBYTES;
+    }
+    __device__ uint32_t context(int warp) const
+    {
+        return begin + Shape::kCONTEXTS + warp * Shape::Rows::kBYTES;
     }
     __device__ uint32_t keys(int slot) const
     {
@@ -233,10 +239,54 @@ private:
     In const* mOfHead;
 };
 
+// The warp's 16 rows of the context, of which `rows` exist, by way of the warp's own shared memory. From there a
+// copy (TMA) writes them while the next tile is computed; fewer than 16, since it knows nothing of sentences, the lanes
+// write in pieces of 16 bytes. int8 does not take this way.
+template <typename T, int kSIZE>
+__device__ void storeRows(AttentionProblem const& p, CUtensorMap const& map, uint32_t memory,
+    int64_t firstToken, int32_t rows, uint32_t head, float const (&sums)[kSIZE / 8][4],
+    float const (&factors)[2])
+{
+    using Rows = SharedTile<16, kSIZE>;
+    constexpr int kPIECES = kSIZE / 8; // of a row
+    if (p.outputType == ElementType::kINT8)
+    {
+        storeContext<kSIZE>(p, firstToken, rows, head, sums, factors);
+        return;
+    }
+    int const lane = static_cast<int>(threadIdx.x % kWARP);
+    if (lane == 0)
+    {
+        waitForStores(); // of the last tile
+    }
+    __syncwarp();
+    stageContext<T, kSIZE>(memory, sums, factors);
+    showToTensorCores(); // and to copies
+    __syncwarp();
+    if (rows < 16)
+    {
+        for (int i = lane; i < rows * kPIECES; i += kWARP)
+        {
+            T* const row = contextRow<T, kSIZE>(p, firstToken + i / kPIECES, head);
+            reinterpret_cast<uint4*>(row)[i % kPIECES]
+                = loadPiece(memory + Rows::offset(i / kPIECES, i % kPIECES));
+        }
+    }
+    else if (lane == 0)
+    {
+#pragma unroll
+        for (int panel = 0; panel < kSIZE / Rows::kPANEL_COLUMNS; ++panel)
+        {
+            storeBox(map, static_cast<int32_t>(head) * kSIZE + panel * Rows::kPANEL_COLUMNS,
+                static_cast<int32_t>(firstToken), memory + panel * Rows::kPANEL_BYTES);
+        }
+    }
+}
+
 // One of the warpgroups that compute, on its 64 queries of a tile.
 template <typename In, int kSIZE, int kGROUPS, int kKEYS, int kSLOTS, bool kOVERLAP>
-__device__ void attend(AttentionProblem const& p, QueryTile const& tile, uint32_t head,
-    HopperMemory<HopperShape<In, kSIZE, kGROUPS, kKEYS, kSLOTS>, kSLOTS> const& memory,
+__device__ void attend(AttentionProblem const& p, CUtensorMap const& contextMap, QueryTile const& tile,
+    uint32_t head, HopperMemory<HopperShape<In, kSIZE, kGROUPS, kKEYS, kSLOTS>, kSLOTS> const& memory,
     Progress<kSLOTS>& progress)
 {
     using T = Operand<In>;
@@ -345,13 +395,15 @@ __device__ void attend(AttentionProblem const& p, QueryTile const& tile, uint32_
     }
     float factors[2];
     softmax.finish(factors);
-    storeContext<kSIZE>(p, tile.firstQuery + warp * 16, tile.queries - warp * 16, head, sums, factors);
+    storeRows<T, kSIZE>(p, contextMap, memory.context(warp), tile.firstQuery + warp * 16,
+        tile.queries - warp * 16, head, sums, factors);
 }
 
 // kBLOCKS of them at a time on a multiprocessor.
 template <typename In, int kSIZE, int kGROUPS, int kKEYS, int kSLOTS, int kBLOCKS, bool kOVERLAP>
-__global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS) qkvToContextHopperKernel(
-    AttentionProblem const p, uint32_t tiles, __grid_constant__ CUtensorMap const map)
+__global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS)
+    qkvToContextHopperKernel(AttentionProblem const p, uint32_t tiles,
+        __grid_constant__ CUtensorMap const qkvMap, __grid_constant__ CUtensorMap const contextMap)
 {
     using Shape = HopperShape<In, kSIZE, kGROUPS, kKEYS, kSLOTS>;
     using Share = Registers<kGROUPS, kBLOCKS, 32>;
@@ -370,7 +422,11 @@ __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS) qkvToCont
     }
     if (threadIdx.x == kGROUPS * kWARPGROUP)
     {
-        prefetchMap(map);
+        prefetchMap(qkvMap);
+        if (p.outputType != ElementType::kINT8)
+        {
+            prefetchMap(contextMap);
+        }
     }
     __syncthreads();
     letNextKernelIn();
@@ -381,8 +437,11 @@ __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS) qkvToCont
         if (threadIdx.x % kWARPGROUP < Shape::kFETCHERS)
         {
             forTiles<Shape::kROWS, true>(
-                p, tiles, [&](QueryTile const& tile, uint32_t head)
-                { Fetcher<In, kSIZE, kGROUPS, kKEYS, kSLOTS>{p, map, tile, head, memory, progress}.run(); },
+                p, tiles,
+                [&](QueryTile const& tile, uint32_t head)
+                {
+                    Fetcher<In, kSIZE, kGROUPS, kKEYS, kSLOTS>{p, qkvMap, tile, head, memory, progress}.run();
+                },
                 [](QueryTile const&, uint32_t) {});
         }
     }
@@ -390,10 +449,15 @@ __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS) qkvToCont
     {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Share::kCOMPUTING));
         forTiles<Shape::kROWS, true>(
-            p, tiles, [&](QueryTile const& tile, uint32_t head)
-            { attend<In, kSIZE, kGROUPS, kKEYS, kSLOTS, kOVERLAP>(p, tile, head, memory, progress); },
+            p, tiles,
+            [&](QueryTile const& tile, uint32_t head)
+            {
+                attend<In, kSIZE, kGROUPS, kKEYS, kSLOTS, kOVERLAP>(
+                    p, contextMap, tile, head, memory, progress);
+            },
             [&](QueryTile const& tile, uint32_t head)
             { poison<kSIZE>(p, tile, head, kGROUPS * kWARPGROUP); });
+        waitForStores();
     }
 }
 
@@ -401,22 +465,29 @@ __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS) qkvToCont
 // Launcher
 // ---------------------------------------------------------------------------------------------------------------
 
-// qkv as a matrix (tokens, 3H), from which boxes of kBOX_ROWS rows of one panel of columns are copied.
+// Columns of all tokens as a matrix, from or to which boxes of `rows` rows of one panel of columns are copied.
 template <typename In, int kSIZE>
-cudaError_t describeQkv(QkvToContextArguments const& a, CUtensorMap& map)
+cudaError_t describeRows(
+    CUtensorMap& map, void const* data, QkvToContextArguments const& a, uint64_t columns, uint32_t rows)
 {
     uint64_t const tokens = static_cast<uint64_t>(a.length) * (a.cuSeqlens != nullptr ? 1 : a.sentences);
-    cuuint64_t const sizes[2] = {static_cast<cuuint64_t>(a.heads) * kSIZE * 3, tokens};
-    cuuint32_t const box[2] = {SharedTile<kBOX_ROWS, kSIZE>::kPANEL_COLUMNS, kBOX_ROWS};
-    return describeTensor<In>(map, a.qkv, sizes, box);
+    cuuint64_t const sizes[2] = {columns, tokens};
+    cuuint32_t const box[2] = {SharedTile<kBOX_ROWS, kSIZE>::kPANEL_COLUMNS, rows};
+    return describeTensor<In>(map, data, sizes, box);
 }
 
 template <typename In, int kSIZE, int kGROUPS, int kKEYS, int kSLOTS, int kBLOCKS, bool kOVERLAP>
 cudaError_t launchShape(QkvToContextArguments const& a, int multiprocessors, cudaStream_t stream)
 {
     using Shape = HopperShape<In, kSIZE, kGROUPS, kKEYS, kSLOTS>;
-    CUtensorMap map{};
-    cudaError_t const status = describeQkv<In, kSIZE>(a, map);
+    uint64_t const width = static_cast<uint64_t>(a.heads) * kSIZE;
+    CUtensorMap qkvMap{};
+    CUtensorMap contextMap{};
+    cudaError_t status = describeRows<In, kSIZE>(qkvMap, a.qkv, a, 3 * width, kBOX_ROWS); // (T, 3H)
+    if (status == cudaSuccess && a.outputType == a.type)
+    {
+        status = describeRows<In, kSIZE>(contextMap, a.context, a, width, 16); // (T, H)
+    }
     if (status != cudaSuccess)
     {
         return status;
@@ -425,7 +496,8 @@ cudaError_t launchShape(QkvToContextArguments const& a, int multiprocessors, cud
     auto const tiles = static_cast<uint32_t>(countBlocks<Shape::kROWS>(a));
     uint32_t const blocks = std::min(tiles, static_cast<uint32_t>(multiprocessors * kBLOCKS));
     return launchEarly(qkvToContextHopperKernel<In, kSIZE, kGROUPS, kKEYS, kSLOTS, kBLOCKS, kOVERLAP>,
-        LaunchSize{blocks, Shape::kTHREADS, Shape::kBYTES}, stream, makeProblem<Shape::kROWS>(a), tiles, map);
+        LaunchSize{blocks, Shape::kTHREADS, Shape::kBYTES}, stream, makeProblem<Shape::kROWS>(a), tiles,
+        qkvMap, contextMap);
 }
 
 // Three warpgroups share keys and values: worth it if there are tiles for two rounds and their rows are in use.

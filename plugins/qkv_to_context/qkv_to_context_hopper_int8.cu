@@ -190,12 +190,11 @@ private:
 #pragma unroll
         for (int turn = 0; turn < kTURNS; ++turn)
         {
-            uint32_t bytes[4];
-            loadPiece(bytes, source + turn * kROWS_AT_ONCE * Bytes::kROW_BYTES);
-            uint2 const a = widen(bytes[0]);
-            uint2 const b = widen(bytes[1]);
-            uint2 const c = widen(bytes[2]);
-            uint2 const d = widen(bytes[3]);
+            uint4 const bytes = loadPiece(source + turn * kROWS_AT_ONCE * Bytes::kROW_BYTES);
+            uint2 const a = widen(bytes.x);
+            uint2 const b = widen(bytes.y);
+            uint2 const c = widen(bytes.z);
+            uint2 const d = widen(bytes.w);
             storePiece(first + turn * kROWS_AT_ONCE * Values::kROW_BYTES, {a.x, a.y, b.x, b.y});
             storePiece(second + turn * kROWS_AT_ONCE * Values::kROW_BYTES, {c.x, c.y, d.x, d.y});
         }

@@ -47,7 +47,8 @@ cudaError_t launchQkvToContextShortInt8(QkvToContextArguments const& arguments, 
 inline bool suitsShortKernel(QkvToContextArguments const& arguments)
 {
     bool const twoBytes = arguments.type == ElementType::kHALF || arguments.type == ElementType::kBF16;
-    return twoBytes && arguments.cuSeqlens == nullptr && arguments.length <= 128 && arguments.headSize <= 64;
+    return twoBytes && arguments.outputType == arguments.type && arguments.cuSeqlens == nullptr
+           && arguments.length <= 128 && arguments.headSize <= 64;
 }
 
 // What the last one takes.

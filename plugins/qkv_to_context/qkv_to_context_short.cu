@@ -1,9 +1,11 @@
 // Attention with Hopper's tensor cores for sentences of at most 128 tokens. What changed against the hopper kernel:
 //
-//   - A block takes one head of one sentence, fetches its queries, keys and values at once, and is done. While it waits,
-//     the other blocks of the multiprocessor compute: no ring of chunks, no warp that only fetches.
+//   - A block takes up to 128 queries of one head of one sentence, fetches them and all keys and values at once, and is
+//     done. While it waits, the other blocks of the multiprocessor compute: no ring of chunks, no warp that only
+//     fetches.
 //   - All keys are one chunk: the softmax knows its maximum from the beginning.
-//   - To the copies (TMA), sentences are matrices of their own: what lies behind a sentence's end is zeros, in every length.
+//   - To the copies (TMA), sentences are matrices of their own: what lies behind a sentence's end comes as zeros and is
+//     not written.
 //   - Queries, too, are read from shared memory by the tensor cores.
 //
 // Compiled for sm_90a only (CMakeLists.txt).
@@ -20,19 +22,21 @@ namespace bert
 namespace
 {
 
-// A block has kGROUPS warpgroups, each of which takes kTILES times 64 queries.
-template <int kSIZE, int kKEYS, int kGROUPS, int kTILES>
+// A block is one warpgroup, which takes kTILES times 64 queries.
+template <int kSIZE, int kKEYS, int kTILES>
 struct ShortShape
 {
-    static constexpr int kTHREADS = kGROUPS * kWARPGROUP;
-    static constexpr int kROWS = kGROUPS * kTILES * kQUERIES;
+    static constexpr int kROWS = kTILES * kQUERIES;
     static constexpr int kBOX_ROWS = kROWS < kKEYS ? kROWS : kKEYS;
     using Queries = SharedTile<kROWS, kSIZE>;
     using Keys = SharedTile<kKEYS, kSIZE>; // and values
-    // Where the parts of shared memory begin.
+    using Rows = SharedTile<16, kSIZE>;    // of a warp
+    // Where the parts of shared memory begin. Contexts do not take the place of queries: no warp has to wait until all
+    // have read theirs.
     static constexpr int kKEYS_BEGIN = Queries::kBYTES;
     static constexpr int kVALUES_BEGIN = kKEYS_BEGIN + Keys::kBYTES;
-    static constexpr int kBARRIERS = kVALUES_BEGIN + Keys::kBYTES;
+    static constexpr int kCONTEXTS_BEGIN = kVALUES_BEGIN + Keys::kBYTES;
+    static constexpr int kBARRIERS = kCONTEXTS_BEGIN + Queries::kBYTES;
     static constexpr int kBYTES = kBARRIERS + 16;
 };
 
@@ -49,99 +53,9 @@ __device__ void copyRows(
     }
 }
 
-// The warp's 16 rows of the context, by way of shared memory: `memory` is theirs. Rows behind the sentence's end are not
-// written.
-template <typename Out, int kSIZE>
-__device__ void storeBoxOfWarp(CUtensorMap const& map, int32_t column, int32_t row, int32_t sentence,
-    uint32_t memory, float const (&sums)[kSIZE / 8][4], float const (&factors)[2])
-{
-    uint32_t const lane = threadIdx.x % kWARP;
-#pragma unroll
-    for (int n = 0; n < kSIZE / 8; n += 2)
-    {
-        uint32_t words[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-        {
-            float const(&pair)[4] = sums[n + i / 2];
-            float const factor = factors[i % 2];
-            packPair(words[i], pair[i % 2 * 2] * factor, pair[i % 2 * 2 + 1] * factor, Out{});
-        }
-        storeMatrices(memory + SharedTile<16, kSIZE>::offset(lane % 16, n + lane / 16), words);
-    }
-    showToTensorCores(); // and to copies
-    __syncwarp();
-    if (lane == 0)
-    {
-        storeBox(map, column, row, sentence, memory);
-    }
-    __syncwarp();
-}
-
-// The context of one tile, in two halves of its keys: the tensor cores multiply one while the softmax of the other is
-// computed.
-template <typename T, int kKEYS, int kSIZE>
-__device__ void attendInHalves(float (&sums)[kSIZE / 8][4], float (&factors)[2], uint32_t queries,
-    uint32_t keys, uint32_t values, uint32_t valuesThere, KeyBits<kKEYS> const& bits, float scale)
-{
-    constexpr int kHALF = kKEYS / 2;
-    constexpr int kHALF_BYTES = SharedTile<kHALF, kSIZE>::kBYTES;
-    float scores[2][kHALF / 8][4];
-    uint32_t weights[2][kHALF / 16][4];
-    float largest[2][2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-    {
-        settle(scores[half]);
-        multiplyKeys<T, kHALF, kSIZE>(scores[half], queries, keys + half * kHALF_BYTES);
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-    {
-        if (half == 0)
-        {
-            waitForProducts<1>();
-        }
-        else
-        {
-            waitForProducts<0>();
-        }
-        settle(scores[half]);
-        if (!bits.all())
-        {
-            hide(scores[half], bits, half * kHALF / 8);
-        }
-        findLargest(largest[half], scores[half]);
-    }
-    float const ofBoth[2] = {fmaxf(largest[0][0], largest[1][0]), fmaxf(largest[0][1], largest[1][1])};
-    PlainSoftmax softmax{ofBoth, scale};
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-    {
-        softmax.weigh(scores[half]);
-        packWeights<T>(weights[half], scores[half]);
-        settle(weights[half]);
-        if (half == 0)
-        {
-            waitForBarrier(valuesThere, 0);
-            settle(sums);
-            multiplyValues<T, kHALF, kSIZE, false>(sums, weights[half], values);
-        }
-        else
-        {
-            multiplyValues<T, kHALF, kSIZE>(sums, weights[half], values + kHALF_BYTES);
-        }
-    }
-    softmax.finish(factors);
-    waitForProducts<0>();
-    settle(sums);
-    settle(weights[0]);
-    settle(weights[1]);
-}
-
-// A warpgroup's tiles, one after the other; store(sums, factors, i) is called for each. If kAHEAD, the tensor cores
-// multiply for the next tile's scores and the last one's context while the softmax of one is computed.
-template <typename T, int kKEYS, int kSIZE, int kTILES, bool kAHEAD, typename Store>
+// The warpgroup's tiles, one after the other; store(sums, factors, i) is called for each. The tensor cores multiply for
+// the next tile's scores and the last one's context while the softmax of one is computed.
+template <typename T, int kKEYS, int kSIZE, int kTILES, typename Store>
 __device__ void attendTiles(uint32_t queries, uint32_t keys, uint32_t values, uint32_t valuesThere,
     KeyBits<kKEYS> const& bits, float scale, Store&& store)
 {
@@ -164,12 +78,12 @@ __device__ void attendTiles(uint32_t queries, uint32_t keys, uint32_t values, ui
 #pragma unroll
     for (int i = 0; i < kTILES; ++i)
     {
-        bool const last = i + 1 == kTILES;
-        if (kAHEAD && !last)
+        if (i + 1 < kTILES)
         {
             startTile(i + 1);
         }
-        waitForProducts<kAHEAD ? 1 : 0>(); // what goes on: scores of the next tile, sums of the one before
+        waitForProducts<(
+            kTILES > 1 ? 1 : 0)>(); // what goes on: scores of the next tile, sums of the one before
         settle(scores[i]);
         if (!bits.all())
         {
@@ -179,8 +93,7 @@ __device__ void attendTiles(uint32_t queries, uint32_t keys, uint32_t values, ui
         findLargest(largest, scores[i]);
         PlainSoftmax softmax{largest, scale};
         softmax.weigh(scores[i]);
-        softmax.finish(factors[i]);
-        if (kAHEAD && i > 0)
+        if (i > 0)
         {
             finishTile(i - 1);
         }
@@ -192,51 +105,41 @@ __device__ void attendTiles(uint32_t queries, uint32_t keys, uint32_t values, ui
         settle(weights[i]);
         settle(sums[i]);
         multiplyValues<T, kKEYS, kSIZE, false>(sums[i], weights[i], values);
-        if (kAHEAD && i > 0)
+        softmax.finish(factors[i]);
+        if (i > 0)
         {
             store(sums[i - 1], factors[i - 1], i - 1);
-        }
-        if (!kAHEAD && !last)
-        {
-            finishTile(i);
-            startTile(i + 1);
-            store(sums[i], factors[i], i);
         }
     }
     finishTile(kTILES - 1);
     store(sums[kTILES - 1], factors[kTILES - 1], kTILES - 1);
 }
 
-// kBLOCKS of them at a time on a multiprocessor. kAHEAD: products and softmax overlap within a warpgroup. kBOXES:
-// contexts are stored by copies of whole rows.
-template <typename T, int kSIZE, int kKEYS, int kGROUPS, int kTILES, int kBLOCKS, bool kAHEAD, bool kBOXES>
-__global__ void __launch_bounds__(kGROUPS* kWARPGROUP, kBLOCKS)
-    qkvToContextShortKernel(AttentionProblem const p, __grid_constant__ CUtensorMap const qkvMap,
-        __grid_constant__ CUtensorMap const contextMap)
+// kBLOCKS of them at a time on a multiprocessor.
+template <typename T, int kSIZE, int kKEYS, int kTILES, int kBLOCKS>
+__global__ void __launch_bounds__(kWARPGROUP, kBLOCKS) qkvToContextShortKernel(AttentionProblem const p,
+    __grid_constant__ CUtensorMap const qkvMap, __grid_constant__ CUtensorMap const contextMap)
 {
-    using Shape = ShortShape<kSIZE, kKEYS, kGROUPS, kTILES>;
+    using Shape = ShortShape<kSIZE, kKEYS, kTILES>;
     extern __shared__ __align__(1024) unsigned char bytes[]; // as the swizzle wants it
     uint32_t const queries = sharedAddress(bytes);
     uint32_t const keys = queries + Shape::kKEYS_BEGIN;
     uint32_t const values = queries + Shape::kVALUES_BEGIN;
+    uint32_t const contexts = queries + Shape::kCONTEXTS_BEGIN;
     uint32_t const keysThere = queries + Shape::kBARRIERS; // and queries
     uint32_t const valuesThere = keysThere + 8;
-    if (threadIdx.x == 0)
-    {
-        prefetchMap(qkvMap);
-        if (kBOXES)
-        {
-            prefetchMap(contextMap);
-        }
-        initBarrier(keysThere, 1);
-        initBarrier(valuesThere, 1);
-        showBarriers();
-    }
     uint32_t const head = blockIdx.x % p.heads;
     QueryTile const tile = findEqualTile<Shape::kROWS>(p, blockIdx.x / p.heads);
     int32_t const firstRow = Shape::kROWS < kKEYS ? static_cast<int32_t>(tile.firstQuery - tile.firstKey) : 0;
     int32_t const column = static_cast<int32_t>(head) * kSIZE;
-    __syncthreads();
+    if (threadIdx.x == 0)
+    {
+        prefetchMap(qkvMap);
+        prefetchMap(contextMap);
+        initBarrier(keysThere, 1);
+        initBarrier(valuesThere, 1);
+        showBarriers();
+    }
     letNextKernelIn();
     waitForPreviousKernel();
     if (threadIdx.x == 0)
@@ -252,98 +155,80 @@ __global__ void __launch_bounds__(kGROUPS* kWARPGROUP, kBLOCKS)
     __syncwarp();
     KeyBits<kKEYS> bits{p, tile};
     bits.fetch(0);
+    __syncthreads(); // the others see initialised barriers; the copies are on their way
     bits.gather(0);
 
     int const warp = static_cast<int>(threadIdx.x / kWARP);
-    int32_t const groupRow = warp / 4 * kTILES * kQUERIES; // within the block
-    uint32_t const ofGroup = queries + groupRow * Shape::Queries::kROW_BYTES;
+    bool const first = threadIdx.x % kWARP == 0;
     auto const storeTile = [&](float const(&sums)[kSIZE / 8][4], float const(&factors)[2], int i)
     {
-        int32_t const ofBlock = groupRow + i * kQUERIES + warp % 4 * 16;
-        int32_t const row = firstRow + ofBlock;
-        if (kBOXES && p.outputType != ElementType::kINT8)
+        int32_t const row = i * kQUERIES + warp * 16; // within the block
+        uint32_t const rows = contexts + row * Shape::Rows::kROW_BYTES;
+        stageContext<T, kSIZE>(rows, sums, factors);
+        showToTensorCores(); // and to copies
+        __syncwarp();
+        if (first)
         {
-            __syncthreads(); // all warps have read their queries: contexts take their place
-            storeBoxOfWarp<T, kSIZE>(contextMap, column, row, tile.sentence,
-                queries + ofBlock * Shape::Queries::kROW_BYTES, sums, factors);
-        }
-        else
-        {
-            storeContext<kSIZE>(
-                p, int64_t{tile.sentence} * p.length + row, p.length - row, head, sums, factors);
+            storeBox(contextMap, column, firstRow + row, tile.sentence, rows);
         }
     };
     waitForBarrier(keysThere, 0);
-    if constexpr (kAHEAD && kTILES == 1)
-    {
-        float sums[kSIZE / 8][4];
-        float factors[2];
-        attendInHalves<T, kKEYS, kSIZE>(sums, factors, ofGroup, keys, values, valuesThere, bits, p.scale);
-        storeTile(sums, factors, 0);
-    }
-    else
-    {
-        attendTiles<T, kKEYS, kSIZE, kTILES, kAHEAD>(
-            ofGroup, keys, values, valuesThere, bits, p.scale, storeTile);
-    }
-    if (kBOXES)
-    {
-        waitForStores();
-    }
+    attendTiles<T, kKEYS, kSIZE, kTILES>(queries, keys, values, valuesThere, bits, p.scale, storeTile);
+    waitForStores();
 }
 
 // ---------------------------------------------------------------------------------------------------------------
 // Launcher
 // ---------------------------------------------------------------------------------------------------------------
 
-template <typename T, int kSIZE, int kKEYS, int kGROUPS, int kTILES, int kBLOCKS, bool kAHEAD, bool kBOXES>
+template <typename T, int kSIZE, int kKEYS, int kTILES, int kBLOCKS>
 cudaError_t launchShape(QkvToContextArguments const& a, cudaStream_t stream)
 {
-    using Shape = ShortShape<kSIZE, kKEYS, kGROUPS, kTILES>;
+    using Shape = ShortShape<kSIZE, kKEYS, kTILES>;
     auto const width = static_cast<cuuint64_t>(a.heads) * kSIZE;
     auto const length = static_cast<cuuint64_t>(a.length);
     auto const sentences = static_cast<cuuint64_t>(a.sentences);
     CUtensorMap qkvMap{};
+    CUtensorMap contextMap{};
     cudaError_t status = describeTensor<T>(
         qkvMap, a.qkv, {3 * width, length, sentences}, {kSIZE, Shape::kBOX_ROWS, 1}); // (B, S, 3H)
+    if (status == cudaSuccess)
+    {
+        // (B, S, H); rows behind a sentence's end are not written
+        status = describeTensor<T>(contextMap, a.context, {width, length, sentences}, {kSIZE, 16, 1});
+    }
     if (status != cudaSuccess)
     {
         return status;
     }
-    CUtensorMap contextMap{};
-    if (kBOXES)
-    {
-        status = describeTensor<T>(
-            contextMap, a.context, {width, length, sentences}, {kSIZE, 16, 1}); // (B, S, H)
-        if (status != cudaSuccess)
-        {
-            return status;
-        }
-    }
-    return launchEarly(qkvToContextShortKernel<T, kSIZE, kKEYS, kGROUPS, kTILES, kBLOCKS, kAHEAD, kBOXES>,
-        LaunchSize{static_cast<unsigned int>(countBlocks<Shape::kROWS>(a)), Shape::kTHREADS, Shape::kBYTES},
+    return launchEarly(qkvToContextShortKernel<T, kSIZE, kKEYS, kTILES, kBLOCKS>,
+        LaunchSize{static_cast<unsigned int>(countBlocks<Shape::kROWS>(a)), kWARPGROUP, Shape::kBYTES},
         stream, makeProblem<Shape::kROWS>(a), qkvMap, contextMap);
 }
 
-// The one place where it is decided how a sentence is shared out.
+// The one place where it is decided how a sentence is shared out. Microseconds on an H200, 12 heads of 64, development
+// runs, for what a block takes:
+//
+//     B, S                                8, 64   8, 128   22, 128   32, 128   128, 128
+//     64 queries, 64 keys                 2.69
+//     64 queries, 128 keys                4.14    4.39     4.80      6.86      29.2
+//     128 queries                         5.90    5.40     5.91      6.13      28.2
+//     128 queries, two warpgroups         4.90    4.57     4.90      7.87      30.1
+//
+// Contexts that threads store by themselves, 8 bytes each, cost 0.3 us with one sentence of 128, 1.3 us with 8 and 3 to
+// 4 us with 128.
 template <typename T, int kSIZE>
 cudaError_t launchSuitable(QkvToContextArguments const& a, int multiprocessors, cudaStream_t stream)
 {
-    int64_t const pairs = int64_t{a.sentences} * a.heads;
     if (a.length <= 64)
     {
-        return launchShape<T, kSIZE, 64, 1, 1, 6, false, false>(a, stream);
+        return launchShape<T, kSIZE, 64, 1, 6>(a, stream);
     }
-    if (2 * pairs <= multiprocessors) // a multiprocessor for every 64 queries
+    if (int64_t{a.sentences} * a.heads <= 2 * multiprocessors) // all blocks at a time
     {
-        return launchShape<T, kSIZE, 128, 1, 1, 4, true, false>(a, stream);
+        return launchShape<T, kSIZE, 128, 1, 4>(a, stream);
     }
-    if (pairs <= 2 * multiprocessors) // all at a time, two warpgroups to each
-    {
-        return launchShape<T, kSIZE, 128, 2, 1, 2, true, false>(a, stream);
-    }
-    // most of them at a time, a warpgroup to each
-    return launchShape<T, kSIZE, 128, 1, 2, 3, true, true>(a, stream);
+    return launchShape<T, kSIZE, 128, 2, 3>(a, stream);
 }
 
 } // namespace

@@ -140,20 +140,20 @@ __device__ void widenValues(ShortInt8Memory<Shape> const& memory, uint32_t chunk
     uint32_t const first = memory.values(chunk) + Values::offset(row, 2 * piece);
     uint32_t const second = first ^ 16; // the neighbouring piece
     waitForBarrier(memory.narrowValuesThere(chunk), 0);
-    uint32_t bytes[kTURNS][4];
+    uint4 bytes[kTURNS];
 #pragma unroll
     for (int turn = 0; turn < kTURNS; ++turn)
     {
-        loadPiece(bytes[turn], source + turn * kROWS_AT_ONCE * Bytes::kROW_BYTES);
+        bytes[turn] = loadPiece(source + turn * kROWS_AT_ONCE * Bytes::kROW_BYTES);
     }
     syncWarpgroup<Shape::kALL_GROUPS>();
 #pragma unroll
     for (int turn = 0; turn < kTURNS; ++turn)
     {
-        uint2 const a = widen(bytes[turn][0]);
-        uint2 const b = widen(bytes[turn][1]);
-        uint2 const c = widen(bytes[turn][2]);
-        uint2 const d = widen(bytes[turn][3]);
+        uint2 const a = widen(bytes[turn].x);
+        uint2 const b = widen(bytes[turn].y);
+        uint2 const c = widen(bytes[turn].z);
+        uint2 const d = widen(bytes[turn].w);
         storePiece(first + turn * kROWS_AT_ONCE * Values::kROW_BYTES, {a.x, a.y, b.x, b.y});
         storePiece(second + turn * kROWS_AT_ONCE * Values::kROW_BYTES, {c.x, c.y, d.x, d.y});
     }

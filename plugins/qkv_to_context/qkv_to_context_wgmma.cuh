@@ -132,8 +132,8 @@ __device__ uint64_t describeMatrix(uint32_t address)
         : BERT_SHARED_OPERANDS)
 // clang-format on
 
-// sums (64, 8 * kTILES) = a (64, 16) b (16, 8 * kTILES), added to what they hold if `accumulate`. A transposed b has its
-// rows of k one after the other in memory, else its columns.
+// sums (64, 8 * kTILES) = a (64, 16) b (16, 8 * kTILES), added to what they hold if `accumulate`. A transposed b has
+// its rows of k one after the other in memory, else its columns.
 template <int kTRANSPOSED, int kTILES>
 __device__ void multiplyAsync(
     float (&sums)[kTILES][4], uint32_t const (&a)[4], uint64_t b, int accumulate, __half /*type*/)
