@@ -381,6 +381,23 @@ def test_short_sentences_on_the_gpu(host, dtype, head_size, batch, heads):
 
 
 @needs_gpu
+@pytest.mark.parametrize("head_size", [32, 64])
+@pytest.mark.parametrize(("batch", "heads"), [(3, 2), (9, 12), (15, 12), (70, 5), (400, 1)])
+def test_sentences_of_int8_on_the_gpu(host, head_size, batch, heads):
+    """Up to 512 tokens, in as many chunks of keys as there can be, and one token more."""
+    torch.manual_seed(0)
+    for length in (1, 37, 63, 64, 65, 100, 127, 128, 129, 191, 192, 193, 300, 384, 448, 449, 511, 512, 513):
+        qkv = random_qkv((batch, length), torch.int8, heads, head_size)
+        mask = (torch.rand(batch, length, device="cuda") < 0.5).int()
+        mask[1] = 0  # nothing but padding: zeros
+        fields = {"num_heads": heads, "qkv_scale": 1 / 30}
+        check(host, qkv, **fields, output_scale=0.02)
+        check(host, qkv, **fields, output_type="fp16")
+        context = check(host, qkv, mask, layout="padded", **fields, output_scale=0.02)
+        assert (context[1] == 0).all()
+
+
+@needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("batch", [3, 70, 400])
 @pytest.mark.parametrize("length", [1, 37, 63, 65, 100, 127, 128])

@@ -113,8 +113,8 @@ inline EncodeTiled findEncodeTiled()
                : nullptr;
 }
 
-// A tensor without gaps and the boxes to be copied of it, innermost dimension first. A box's rows of 128, 64 or 32 bytes
-// come to lie as SharedTile has them.
+// A tensor without gaps and the boxes to be copied of it, innermost dimension first. A box's rows of 128, 64 or 32
+// bytes come to lie as SharedTile has them.
 template <typename T, int kRANK>
 cudaError_t describeTensor(
     CUtensorMap& map, void const* data, cuuint64_t const (&sizes)[kRANK], cuuint32_t const (&box)[kRANK])

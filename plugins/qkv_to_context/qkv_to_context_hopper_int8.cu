@@ -234,8 +234,8 @@ __device__ void attendInt8(AttentionProblem const& p, QueryTile const& tile, uin
     KeyBits<kKEYS> bits{p, tile};
     bits.fetch(0);
 
-    // Queries stay in shared memory: registers with operands that are used in every turn of a loop are not safe from the
-    // compiler (13.0), which gave them to others.
+    // Queries stay in shared memory: registers with operands that are used in every turn of a loop are not safe from
+    // the compiler (13.0), which gave them to others.
     uint32_t const queries = memory.queries() + warp / 4 * kQUERIES * kSIZE;
     uint32_t weights[kKEYS / 16][4];
     float sums[kSIZE / 8][4]{};

@@ -35,7 +35,8 @@ struct QkvToContextArguments
 cudaError_t launchQkvToContext(QkvToContextArguments const& arguments, cudaStream_t stream);
 
 // The six kernels that it chooses from: with ordinary fp32 arithmetic (fp32 and bf16), with the tensor cores of any GPU
-// (fp16, int8; bf16 from 8.0 on), with those of Hopper (fp16 and bf16; int8), and for Hopper and short sentences (likewise).
+// (fp16, int8; bf16 from 8.0 on), with those of Hopper (fp16 and bf16; int8), and for Hopper and short sentences
+// (likewise).
 cudaError_t launchQkvToContextBasic(QkvToContextArguments const& arguments, cudaStream_t stream);
 cudaError_t launchQkvToContextTensor(QkvToContextArguments const& arguments, cudaStream_t stream);
 cudaError_t launchQkvToContextHopper(QkvToContextArguments const& arguments, cudaStream_t stream);

@@ -1,10 +1,10 @@
 // Attention on int8 with Hopper's tensor cores for sentences of at most 512 tokens. What changed against the hopper
 // kernel for int8:
 //
-//   - A block has all keys and values of its sentence in shared memory, fetched at once: no ring of chunks, no warpgroup
-//     that only fetches. While a block waits, the others of the multiprocessor compute.
-//   - The warpgroups share the work of widening values, each in its turn while the tensor cores multiply its keys; where
-//     multiprocessors have nothing else to do, another one does it. fp16 take the place of int8.
+//   - A block has all keys and values of its sentence in shared memory, fetched at once: no ring of chunks, no
+//     warpgroup that only fetches. While a block waits, the others of the multiprocessor compute.
+//   - The warpgroups share the work of widening values, each in its turn while the tensor cores multiply its keys;
+//     where multiprocessors have nothing else to do, another one does it. fp16 take the place of int8.
 //   - To the copies (TMA), sentences are matrices of their own, and they also store the context.
 //   - Queries, too, are read from shared memory by the tensor cores.
 //
@@ -25,7 +25,8 @@ namespace
 constexpr int kBOX_ROWS = 64;
 
 // A block has kGROUPS warpgroups, each of which takes kTILES times 64 queries, and perhaps another one that only widens
-// values (kHELPERS is 1). Chunks of keys and values are numbered; shared memory holds values, keys, queries and barriers.
+// values (kHELPERS is 1). Chunks of keys and values are numbered; shared memory holds values, keys, queries and
+// barriers.
 template <int kSIZE, int kKEYS, int kGROUPS, int kHELPERS, int kTILES>
 struct ShortInt8Shape
 {
@@ -82,7 +83,8 @@ struct ShortInt8Memory
     }
 };
 
-// The threads of one warpgroup wait for each other. Numbers of barriers are constants: a block gets as many as it names.
+// The threads of one warpgroup wait for each other. Numbers of barriers are constants: a block gets as many as it
+// names.
 template <int kGROUPS>
 __device__ void syncWarpgroup()
 {
@@ -243,8 +245,8 @@ __device__ void attend(float (&sums)[kSIZE / 8][4], float (&factors)[2], ShortIn
     softmax.finish(factors);
 }
 
-// The same for two tiles whose keys are one chunk; store(sums, factors, tile) is called for each. The tensor cores multiply
-// for the second one's scores and the first one's context while softmax and store of the other are computed.
+// The same for two tiles whose keys are one chunk; store(sums, factors, tile) is called for each. The tensor cores
+// multiply for the second one's scores and the first one's context while softmax and store of the other are computed.
 template <typename Shape, int kSIZE, int kKEYS, typename Store>
 __device__ void attendAhead(
     ShortInt8Memory<Shape> const& memory, KeyBits<kKEYS>& bits, float scale, Store&& store)
@@ -300,8 +302,8 @@ __device__ void attendAhead(
     store(sums[1], factors[1], 1);
 }
 
-// The warp's 16 rows of an int8 context, by way of shared memory: `memory` is theirs. Rows behind the sentence's end are
-// not written.
+// The warp's 16 rows of an int8 context, by way of shared memory: `memory` is theirs. Rows behind the sentence's end
+// are not written.
 template <int kSIZE>
 __device__ void storeBoxOfWarp(CUtensorMap const& map, int32_t column, int32_t row, int32_t sentence,
     uint32_t memory, float const (&sums)[kSIZE / 8][4], float const (&factors)[2])
@@ -405,8 +407,8 @@ __global__ void __launch_bounds__((kGROUPS + kHELPERS) * kWARPGROUP, kBLOCKS)
         if (p.outputType == ElementType::kINT8)
         {
             float const scaled[2] = {factors[0] * p.outputFactor, factors[1] * p.outputFactor};
-            syncWarpgroup<
-                Shape::kALL_GROUPS>(); // all have multiplied their queries: contexts take their place
+            // All have multiplied their queries: contexts take their place.
+            syncWarpgroup<Shape::kALL_GROUPS>();
             storeBoxOfWarp<kSIZE>(
                 contextMap, column, firstRow + ofWarp, tile.sentence, memory.queries(ofWarp), sums, scaled);
         }

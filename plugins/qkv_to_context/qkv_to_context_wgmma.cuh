@@ -309,8 +309,9 @@ __device__ void multiplyKeysInt8(uint32_t (&scores)[kKEYS / 8][4], uint32_t quer
     endProducts();
 }
 
-// Conversion from int32 to float is an instruction of which a multiprocessor does few, as few as exponentials. An addition
-// to the bits of the float 1.5 * 2^23 gives those of 1.5 * 2^23 + score: a score is at most 128 * 128 * 128 = 2^21.
+// Conversion from int32 to float is an instruction of which a multiprocessor does few, as few as exponentials. An
+// addition to the bits of the float 1.5 * 2^23 gives those of 1.5 * 2^23 + score: a score is at most 128 * 128 * 128 =
+// 2^21.
 template <int kTILES>
 __device__ void scoresToFloat(float (&floats)[kTILES][4], uint32_t const (&scores)[kTILES][4])
 {
