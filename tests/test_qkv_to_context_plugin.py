@@ -381,6 +381,23 @@ def test_short_sentences_on_the_gpu(host, dtype, head_size, batch, heads):
 
 
 @needs_gpu
+@pytest.mark.parametrize("head_size", [32, 64])
+@pytest.mark.parametrize(("batch", "heads"), [(3, 2), (9, 12), (15, 12), (70, 5), (400, 1)])
+def test_sentences_of_int8_on_the_gpu(host, head_size, batch, heads):
+    """Up to 512 tokens, in as many chunks of keys as there can be, and one token more."""
+    torch.manual_seed(0)
+    for length in (1, 37, 63, 64, 65, 100, 127, 128, 129, 191, 192, 193, 300, 384, 448, 449, 511, 512, 513):
+        qkv = random_qkv((batch, length), torch.int8, heads, head_size)
+        mask = (torch.rand(batch, length, device="cuda") < 0.5).int()
+        mask[1] = 0  # nothing but padding: zeros
+        fields = {"num_heads": heads, "qkv_scale": 1 / 30}
+        check(host, qkv, **fields, output_scale=0.02)
+        check(host, qkv, **fields, output_type="fp16")
+        context = check(host, qkv, mask, layout="padded", **fields, output_scale=0.02)
+        assert (context[1] == 0).all()
+
+
+@needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("batch", [3, 70, 400])
 @pytest.mark.parametrize("length", [1, 37, 63, 65, 100, 127, 128])
@@ -414,7 +431,7 @@ def test_packed_sentences_on_the_gpu(host, dtype, fields, head_size, lengths):
 @needs_gpu
 @all_types
 @all_head_sizes
-@pytest.mark.parametrize(("batch", "length"), [(40, 128), (40, 192), (30, 200)])
+@pytest.mark.parametrize(("batch", "length"), [(40, 128), (40, 192), (30, 200), (210, 70)])
 def test_more_tiles_than_the_gpu_takes_at_a_time(host, dtype, fields, head_size, batch, length):
     """Blocks that stay take several tiles each; padded and packed sentences likewise."""
     torch.manual_seed(0)
@@ -468,6 +485,16 @@ def test_large_scores_on_the_gpu(host, dtype, head_size, spread):
 
 
 @needs_gpu
+@all_head_sizes
+def test_largest_int8_scores_on_the_gpu(host, head_size):
+    """Sums of up to 128 · 128 · D are exact, in steps of 1, and no step is lost in the softmax."""
+    torch.manual_seed(0)
+    qkv = torch.randint(0, 2, (3, 200, 6 * head_size), device="cuda") * 255 - 128  # -128 and 127 only
+    qkv[0, :, : 4 * head_size] = -128  # the largest score there is, and the same for all keys
+    check(host, qkv.to(torch.int8), qkv_scale=0.01, output_type="fp32")
+
+
+@needs_gpu
 @given(
     batch=st.integers(1, 9),
     length=st.integers(1, 700),
@@ -511,11 +538,12 @@ def test_cuda_graph_with_other_lengths(host):
 
 
 @needs_gpu
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.int8])
 @pytest.mark.parametrize("shape", [(1,), (64,), (128,), (384,), (1000,), (70, 128), (200, 100)])
 def test_kernels_that_follow_each_other_wait_for_each_other(host, shape, dtype):
     """They are launched early; here each reads what the one before wrote."""
-    plugin = create(host)
+    scales = {"qkv_scale": 1 / 30, "output_scale": 1 / 60} if dtype == torch.int8 else {}
+    plugin = create(host, **scales)
     qkv = random_qkv(shape, dtype)
     width = qkv.shape[-1] // 3
 

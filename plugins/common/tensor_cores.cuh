@@ -22,7 +22,8 @@ inline __device__ uint32_t sharedAddress(void const* pointer)
 
 // kROWS rows of kSIZE two-byte elements, in panels of at most 64 columns. The pieces of 16 bytes in a row of a panel
 // are permuted, so that 8 rows of one column lie in 8 different groups of banks. It is the order that Hopper's tensor
-// cores read: its 128-byte swizzle, and with 32 columns its 64-byte swizzle.
+// cores read: its 128-byte swizzle, with 32 columns its 64-byte and with 16 its 32-byte swizzle. int8 are counted in
+// pairs: rows of kSIZE of them are a tile of kSIZE / 2.
 template <int kROWS, int kSIZE>
 struct SharedTile
 {
@@ -35,12 +36,12 @@ struct SharedTile
     static __device__ uint32_t offset(uint32_t row, uint32_t piece)
     {
         uint32_t const panel = piece / kPIECES;
-        uint32_t const permuted = kPIECES == 8 ? (piece ^ row) % 8 : (piece ^ (row / 2)) % 4;
+        uint32_t const permuted = (piece ^ row / (8 / kPIECES)) % kPIECES;
         return panel * kPANEL_BYTES + row * kROW_BYTES + permuted * 16;
     }
 };
 
-// 16 bytes to and from shared memory.
+// 16 bytes to and from shared memory, and 4.
 inline __device__ void storePiece(uint32_t target, uint4 const& piece)
 {
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(target), "r"(piece.x), "r"(piece.y),
@@ -56,7 +57,11 @@ inline __device__ uint4 loadPiece(uint32_t source)
         : "memory");
     return piece;
 }
-// From global to shared memory, zeros if not `exists`. Asynchronous from 8.0 on.
+inline __device__ void storeWord(uint32_t target, uint32_t word)
+{
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(target), "r"(word) : "memory");
+}
+// 16 bytes from global to shared memory, zeros if not `exists`. Asynchronous from 8.0 on.
 inline __device__ void copyPiece(uint32_t target, void const* source, bool exists)
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800

@@ -275,16 +275,18 @@ void runTypes(std::vector<Kernel> const& kernels)
         {
             runCase<In, Out>({"single", 210, 70, size, {}}, kernels);
             runCase<In, Out>({"single", 150, 192, size, {}}, kernels);
+            runCase<In, Out>({"single", 50, 333, size, {}}, kernels); // several chunks of keys each
         }
         for (int32_t length :
             gFew ? std::vector<int32_t>{37, 100, 131} : std::vector<int32_t>{1, 37, 64, 100, 128, 131})
         {
             runCase<In, Out>({"padded", 3, length, size, threeMasks(length)}, kernels);
         }
-        if (size == 64) // as many sentences as the short kernel shares out in other ways
+        if (size == 64) // as many sentences as the short kernels share out in other ways
         {
             runCase<In, Out>({"single", 40, 65, size, {}}, kernels);
             runCase<In, Out>({"single", 140, 65, size, {}}, kernels);
+            runCase<In, Out>({"single", 40, 131, size, {}}, kernels);
         }
         runCase<In, Out>({"packed", 5, 300, size, {0, 1, 1, 66, 194, 260}}, kernels);
     }
@@ -419,15 +421,17 @@ int main(int argumentCount, char** arguments)
 {
     gFew = argumentCount > 1 && std::string{arguments[1]} == "few";
     std::vector<Kernel> const ordinary{{"basic", launchQkvToContextBasic}};
-    std::vector<Kernel> const widening{{"tensor", launchQkvToContextTensor}}; // int8
-    std::vector<Kernel> tensor = widening;
+    std::vector<Kernel> tensor{{"tensor", launchQkvToContextTensor}};
+    std::vector<Kernel> tensorInt8 = tensor;
 #if defined(BERT_HOPPER)
     cudaDeviceProp properties{};
     check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
     if (properties.major == 9 && properties.minor == 0)
     {
         tensor.push_back({"hopper", launchQkvToContextHopper});
+        tensorInt8.push_back({"hopper, int8", launchQkvToContextHopperInt8});
         tensor.push_back({"short", launchQkvToContextShort, suitsShortKernel});
+        tensorInt8.push_back({"short, int8", launchQkvToContextShortInt8, suitsShortInt8Kernel});
     }
 #endif
     runTypes<float, float>(ordinary);
@@ -437,15 +441,15 @@ int main(int argumentCount, char** arguments)
     runTypes<__half, int8_t>(tensor);
     runTypes<__nv_bfloat16, __nv_bfloat16>(tensor);
     runTypes<__nv_bfloat16, int8_t>(tensor);
-    runTypes<int8_t, float>(widening);
-    runTypes<int8_t, __half>(widening);
-    runTypes<int8_t, __nv_bfloat16>(widening);
-    runTypes<int8_t, int8_t>(widening);
+    runTypes<int8_t, float>(tensorInt8);
+    runTypes<int8_t, __half>(tensorInt8);
+    runTypes<int8_t, __nv_bfloat16>(tensorInt8);
+    runTypes<int8_t, int8_t>(tensorInt8);
     runManyTiles(tensor);
     runBroken<float>(ordinary);
     runBroken<__half>(tensor);
     runBroken<__nv_bfloat16>(tensor);
-    runBroken<int8_t>(widening);
+    runBroken<int8_t>(tensorInt8);
     std::printf("%d runs, %d wrong\n", gRuns, gWrong);
     return gWrong == 0 ? 0 : 1;
 }

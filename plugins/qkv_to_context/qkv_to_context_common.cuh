@@ -140,6 +140,31 @@ __device__ QueryTile findTile(AttentionProblem const& p, uint32_t tile)
                                   : findEqualTile<kROWS>(p, tile);
 }
 
+// Calls function(tile, head) for each tile that this block has to do, or poison where that is impossible. If not kSTAY,
+// there is a block for each tile.
+template <int kROWS, bool kSTAY, typename Function, typename Poison>
+__device__ void forTiles(AttentionProblem const& p, uint32_t count, Function&& function, Poison&& poisonTile)
+{
+    for (uint32_t number = blockIdx.x; number < count; number = kSTAY ? number + gridDim.x : count)
+    {
+        if (p.cuSeqlens != nullptr)
+        {
+            waitForPreviousKernel();
+        }
+        uint32_t const head = number % p.heads;
+        QueryTile const tile = findTile<kROWS>(p, number / p.heads);
+        waitForPreviousKernel();
+        if (tile.broken)
+        {
+            poisonTile(tile, head);
+        }
+        else if (tile.queries > 0)
+        {
+            function(tile, head);
+        }
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------------
 // Keys that count
 // ---------------------------------------------------------------------------------------------------------------

@@ -113,8 +113,8 @@ inline EncodeTiled findEncodeTiled()
                : nullptr;
 }
 
-// A tensor without gaps and the boxes to be copied of it, innermost dimension first. A box's rows of 128 or 64 bytes
-// come to lie as SharedTile has them.
+// A tensor without gaps and the boxes to be copied of it, innermost dimension first. A box's rows of 128, 64 or 32
+// bytes come to lie as SharedTile has them.
 template <typename T, int kRANK>
 cudaError_t describeTensor(
     CUtensorMap& map, void const* data, cuuint64_t const (&sizes)[kRANK], cuuint32_t const (&box)[kRANK])
@@ -125,9 +125,13 @@ cudaError_t describeTensor(
         return cudaErrorNotSupported;
     }
     constexpr CUtensorMapDataType kTYPE
-        = std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+        = sizeof(T) == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+                         : (std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                      : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16);
+    size_t const rowBytes = box[0] * sizeof(T);
     CUtensorMapSwizzle const swizzle
-        = box[0] * sizeof(T) == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
+        = rowBytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B
+                          : (rowBytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_32B);
     cuuint64_t strides[kRANK - 1]; // bytes
     cuuint32_t steps[kRANK];
     cuuint64_t stride = sizeof(T);

@@ -1,4 +1,4 @@
-// Which of the four attention kernels suits types, shape and GPU.
+// Which of the six attention kernels suits types, shape and GPU.
 #include "common/capability.h"
 #include "qkv_to_context/qkv_to_context_kernels.h"
 
@@ -40,8 +40,13 @@ cudaError_t launchQkvToContext(QkvToContextArguments const& arguments, cudaStrea
         return launchQkvToContextBasic(arguments, stream);
     }
 #if defined(BERT_HOPPER)
-    if (capability.major == 9 && capability.minor == 0 && arguments.type != ElementType::kINT8)
+    if (capability.major == 9 && capability.minor == 0)
     {
+        if (arguments.type == ElementType::kINT8)
+        {
+            return suitsShortInt8Kernel(arguments) ? launchQkvToContextShortInt8(arguments, stream)
+                                                   : launchQkvToContextHopperInt8(arguments, stream);
+        }
         return suitsShortKernel(arguments) ? launchQkvToContextShort(arguments, stream)
                                            : launchQkvToContextHopper(arguments, stream);
     }

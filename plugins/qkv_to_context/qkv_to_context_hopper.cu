@@ -399,42 +399,6 @@ __device__ void attend(AttentionProblem const& p, CUtensorMap const& contextMap,
         tile.queries - warp * 16, head, sums, factors);
 }
 
-// Calls function(tile, head) for each tile that this block has to do, or poison where that is impossible.
-template <int kROWS, typename Function, typename Poison>
-__device__ void forTiles(AttentionProblem const& p, uint32_t count, Function&& function, Poison&& poisonTile)
-{
-    for (uint32_t number = blockIdx.x; number < count; number += gridDim.x)
-    {
-        if (p.cuSeqlens != nullptr)
-        {
-            waitForPreviousKernel();
-        }
-        uint32_t const head = number % p.heads;
-        QueryTile const tile = findTile<kROWS>(p, number / p.heads);
-        waitForPreviousKernel();
-        if (tile.broken)
-        {
-            poisonTile(tile, head);
-        }
-        else if (tile.queries > 0)
-        {
-            function(tile, head);
-        }
-    }
-}
-
-// Registers of a thread: a multiprocessor has 512 for each of its 128 lanes. What the fetching ones give back, the
-// computing ones get.
-template <int kGROUPS, int kBLOCKS>
-struct Registers
-{
-    static constexpr int kLAUNCHED = 512 / ((kGROUPS + 1) * kBLOCKS) / 8 * 8;
-    static constexpr int kMOST = 240;
-    static constexpr int kFETCHING = 32;
-    static constexpr int kLEFT = (kLAUNCHED * (kGROUPS + 1) - kFETCHING) / kGROUPS / 8 * 8;
-    static constexpr int kCOMPUTING = kLEFT < kMOST ? kLEFT : kMOST;
-};
-
 // kBLOCKS of them at a time on a multiprocessor.
 template <typename In, int kSIZE, int kGROUPS, int kKEYS, int kSLOTS, int kBLOCKS, bool kOVERLAP>
 __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS)
@@ -442,7 +406,7 @@ __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS)
         __grid_constant__ CUtensorMap const qkvMap, __grid_constant__ CUtensorMap const contextMap)
 {
     using Shape = HopperShape<In, kSIZE, kGROUPS, kKEYS, kSLOTS>;
-    using Share = Registers<kGROUPS, kBLOCKS>;
+    using Share = Registers<kGROUPS, kBLOCKS, 32>;
     extern __shared__ __align__(1024) unsigned char bytes[]; // as the swizzle wants it
     HopperMemory<Shape, kSLOTS> const memory{sharedAddress(bytes)};
     if (threadIdx.x == 0)
@@ -472,7 +436,7 @@ __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS)
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Share::kFETCHING));
         if (threadIdx.x % kWARPGROUP < Shape::kFETCHERS)
         {
-            forTiles<Shape::kROWS>(
+            forTiles<Shape::kROWS, true>(
                 p, tiles,
                 [&](QueryTile const& tile, uint32_t head)
                 {
@@ -484,7 +448,7 @@ __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS)
     else
     {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Share::kCOMPUTING));
-        forTiles<Shape::kROWS>(
+        forTiles<Shape::kROWS, true>(
             p, tiles,
             [&](QueryTile const& tile, uint32_t head)
             {
@@ -562,7 +526,7 @@ cudaError_t launchQkvToContextHopper(QkvToContextArguments const& arguments, cud
             using In = decltype(element);
             if constexpr (sizeof(In) == 1)
             {
-                return cudaErrorNotSupported; // the tensor kernel takes int8
+                return cudaErrorNotSupported; // int8 has a kernel of its own
             }
             else if constexpr (size() == 128)
             {

@@ -34,19 +34,30 @@ struct QkvToContextArguments
 // goes beyond T) give NaN everywhere, or -128 where context is int8.
 cudaError_t launchQkvToContext(QkvToContextArguments const& arguments, cudaStream_t stream);
 
-// The four kernels that it chooses from: with ordinary fp32 arithmetic (fp32 and bf16), with the tensor cores of any
-// GPU (fp16, int8; bf16 from 8.0 on), with those of Hopper (fp16, bf16), and for Hopper and short sentences.
+// The six kernels that it chooses from: with ordinary fp32 arithmetic (fp32 and bf16), with the tensor cores of any GPU
+// (fp16, int8; bf16 from 8.0 on), with those of Hopper (fp16 and bf16; int8), and for Hopper and short sentences
+// (likewise).
 cudaError_t launchQkvToContextBasic(QkvToContextArguments const& arguments, cudaStream_t stream);
 cudaError_t launchQkvToContextTensor(QkvToContextArguments const& arguments, cudaStream_t stream);
 cudaError_t launchQkvToContextHopper(QkvToContextArguments const& arguments, cudaStream_t stream);
+cudaError_t launchQkvToContextHopperInt8(QkvToContextArguments const& arguments, cudaStream_t stream);
 cudaError_t launchQkvToContextShort(QkvToContextArguments const& arguments, cudaStream_t stream);
+cudaError_t launchQkvToContextShortInt8(QkvToContextArguments const& arguments, cudaStream_t stream);
 
-// What the last one takes. The host does not know how long packed sentences are.
+// What the last but one takes. The host does not know how long packed sentences are.
 inline bool suitsShortKernel(QkvToContextArguments const& arguments)
 {
     bool const twoBytes = arguments.type == ElementType::kHALF || arguments.type == ElementType::kBF16;
     return twoBytes && arguments.outputType == arguments.type && arguments.cuSeqlens == nullptr
            && arguments.length <= 128 && arguments.headSize <= 64;
+}
+
+// What the last one takes.
+constexpr int32_t kMOST_SHORT_INT8 = 512;
+inline bool suitsShortInt8Kernel(QkvToContextArguments const& arguments)
+{
+    return arguments.type == ElementType::kINT8 && arguments.cuSeqlens == nullptr
+           && arguments.length <= kMOST_SHORT_INT8 && arguments.headSize <= 64;
 }
 
 } // namespace bert

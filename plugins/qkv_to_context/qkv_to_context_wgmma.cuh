@@ -60,8 +60,8 @@ __device__ void settle(uint32_t (&registers)[kTILES][4])
 template <int kROW_BYTES, int kPANEL_BYTES>
 __device__ uint64_t describeMatrix(uint32_t address)
 {
-    static_assert(kROW_BYTES == 128 || kROW_BYTES == 64);
-    constexpr uint64_t kSWIZZLE = kROW_BYTES == 128 ? 1 : 2;
+    static_assert(kROW_BYTES == 128 || kROW_BYTES == 64 || kROW_BYTES == 32);
+    constexpr uint64_t kSWIZZLE = kROW_BYTES == 128 ? 1 : (kROW_BYTES == 64 ? 2 : 3);
     constexpr uint64_t kSTRIDE = 8 * kROW_BYTES / 16;
     constexpr uint64_t kLEADING = kPANEL_BYTES / 16;
     return kSWIZZLE << 62 | kSTRIDE << 32 | kLEADING << 16 | (address & 0x3FFFFU) >> 4;
@@ -171,6 +171,34 @@ __device__ void multiplyAsync(
     }
 }
 
+#define BERT_INT_SUMS_4(i) "+r"(sums[i][0]), "+r"(sums[i][1]), "+r"(sums[i][2]), "+r"(sums[i][3])
+#define BERT_INT_SUMS_16(i)                                                                                  \
+    BERT_INT_SUMS_4(i), BERT_INT_SUMS_4(i + 1), BERT_INT_SUMS_4(i + 2), BERT_INT_SUMS_4(i + 3)
+
+// clang-format off
+#define BERT_WGMMA_INT8_SHARED_64() \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n" \
+        "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 {" \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, " \
+        "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31" \
+        "}, %32, %33, p;\n}" \
+        : BERT_INT_SUMS_16(0), BERT_INT_SUMS_16(4) \
+        : BERT_SHARED_OPERANDS)
+// clang-format on
+
+// clang-format off
+#define BERT_WGMMA_INT8_SHARED_128() \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n" \
+        "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {" \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, " \
+        "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, " \
+        "%34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
+        "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63" \
+        "}, %64, %65, p;\n}" \
+        : BERT_INT_SUMS_16(0), BERT_INT_SUMS_16(4), BERT_INT_SUMS_16(8), BERT_INT_SUMS_16(12) \
+        : BERT_SHARED_OPERANDS)
+// clang-format on
+
 // The same with both in shared memory: a has its rows, b its columns one after the other.
 template <int kTILES>
 __device__ void multiplyAsync(
@@ -200,6 +228,20 @@ __device__ void multiplyAsync(
         BERT_WGMMA_SHARED_128("bf16");
     }
 }
+// int8, 32 at a time, with sums as int32; b can lie in no other way.
+template <int kTILES>
+__device__ void multiplyAsync(uint32_t (&sums)[kTILES][4], uint64_t a, uint64_t b, int accumulate)
+{
+    static_assert(kTILES == 8 || kTILES == 16);
+    if constexpr (kTILES == 8)
+    {
+        BERT_WGMMA_INT8_SHARED_64();
+    }
+    else
+    {
+        BERT_WGMMA_INT8_SHARED_128();
+    }
+}
 
 #undef BERT_WGMMA_32
 #undef BERT_WGMMA_64
@@ -207,6 +249,10 @@ __device__ void multiplyAsync(
 #undef BERT_WGMMA_SHARED_64
 #undef BERT_WGMMA_SHARED_128
 #undef BERT_OPERANDS
+#undef BERT_WGMMA_INT8_SHARED_64
+#undef BERT_WGMMA_INT8_SHARED_128
+#undef BERT_INT_SUMS_16
+#undef BERT_INT_SUMS_4
 #undef BERT_SHARED_OPERANDS
 #undef BERT_SUMS_16
 #undef BERT_SUMS_4
@@ -249,6 +295,37 @@ __device__ void multiplyKeys(float (&scores)[kKEYS / 8][4], uint32_t queries, ui
     endProducts();
 }
 
+// The same of int8, as int32.
+template <int kKEYS, int kSIZE>
+__device__ void multiplyKeysInt8(uint32_t (&scores)[kKEYS / 8][4], uint32_t queries, uint32_t keys)
+{
+    beginProducts();
+#pragma unroll
+    for (int k = 0; k < kSIZE / 32; ++k)
+    {
+        multiplyAsync(scores, describeMatrix<kSIZE, 16>(queries + k * 32),
+            describeMatrix<kSIZE, 16>(keys + k * 32), k == 0 ? 0 : 1);
+    }
+    endProducts();
+}
+
+// Conversion from int32 to float is an instruction of which a multiprocessor does few, as few as exponentials. An
+// addition to the bits of the float 1.5 * 2^23 gives those of 1.5 * 2^23 + score: a score is at most 128 * 128 * 128 =
+// 2^21.
+template <int kTILES>
+__device__ void scoresToFloat(float (&floats)[kTILES][4], uint32_t const (&scores)[kTILES][4])
+{
+#pragma unroll
+    for (int n = 0; n < kTILES; ++n)
+    {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+        {
+            floats[n][i] = __uint_as_float(scores[n][i] + 0x4B400000U) - 12582912.0F;
+        }
+    }
+}
+
 // sums (64, kSIZE) = weights (64, kKEYS) values, added to what they hold if kADD
 template <typename T, int kKEYS, int kSIZE, bool kADD = true>
 __device__ void multiplyValues(
@@ -265,5 +342,21 @@ __device__ void multiplyValues(
     }
     endProducts();
 }
+
+// ---------------------------------------------------------------------------------------------------------------
+// Registers
+// ---------------------------------------------------------------------------------------------------------------
+
+// Of a thread, where one warpgroup of a block fetches and kGROUPS compute: a multiprocessor has 512 for each of its 128
+// lanes. What the fetching ones give back, the computing ones get.
+template <int kGROUPS, int kBLOCKS, int kOF_FETCHING>
+struct Registers
+{
+    static constexpr int kLAUNCHED = 512 / ((kGROUPS + 1) * kBLOCKS) / 8 * 8;
+    static constexpr int kMOST = 240;
+    static constexpr int kFETCHING = kOF_FETCHING;
+    static constexpr int kLEFT = (kLAUNCHED * (kGROUPS + 1) - kFETCHING) / kGROUPS / 8 * 8;
+    static constexpr int kCOMPUTING = kLEFT < kMOST ? kLEFT : kMOST;
+};
 
 } // namespace bert
