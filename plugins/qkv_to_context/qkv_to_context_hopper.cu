@@ -301,6 +301,7 @@ __device__ void attend(AttentionProblem const& p, CUtensorMap const& contextMap,
     float sums[kSIZE / 8][4]{};
     OnlineSoftmax softmax{p.scale};
     waitForBarrier(memory.queriesThere(), progress.queries.parity);
+    letNextKernelIn();
     progress.queries.next();
     loadQueries<kQUERIES, kSIZE>(queries, memory.queries(warp / 4), warp % 4 * 16);
     // The next tile's queries may come when this tile's are in registers: after the first product, which takes them
@@ -429,7 +430,6 @@ __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS)
         }
     }
     __syncthreads();
-    letNextKernelIn();
     Progress<kSLOTS> progress;
     if (threadIdx.x / kWARPGROUP == kGROUPS)
     {

@@ -241,6 +241,7 @@ __device__ void attendInt8(AttentionProblem const& p, QueryTile const& tile, uin
     float sums[kSIZE / 8][4]{};
     OnlineSoftmax softmax{p.scale};
     waitForBarrier(memory.queriesThere(), 0);
+    letNextKernelIn();
 
     auto const startValues = [&](uint32_t chunk)
     {
@@ -353,7 +354,6 @@ __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS) qkvToCont
         prefetchMap(map);
     }
     __syncthreads();
-    letNextKernelIn();
     int const group = static_cast<int>(threadIdx.x / kWARPGROUP);
     if (group == kGROUPS)
     {
