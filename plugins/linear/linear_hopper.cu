@@ -14,11 +14,11 @@
 #include "common/cluster.cuh"
 #include "common/early_launch.cuh"
 #include "common/element.cuh"
+#include "common/hopper_copies.cuh"
+#include "common/hopper_products.cuh"
+#include "common/tensor_cores.cuh"
 #include "linear/linear_gelu.cuh"
 #include "linear/linear_kernels.h"
-#include "linear/linear_wgmma.cuh"
-#include "qkv_to_context/qkv_to_context_copies.cuh"
-#include "qkv_to_context/qkv_to_context_fragments.cuh"
 
 #include <algorithm>
 #include <limits>
@@ -33,21 +33,6 @@ namespace
 // Kernel
 // ---------------------------------------------------------------------------------------------------------------
 
-// Shared memory to the box at (column, row); what lies outside of the matrix is not written.
-__device__ void copyBoxToMemory(CUtensorMap const& map, int32_t column, int32_t row, uint32_t source)
-{
-    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];\n"
-                 "cp.async.bulk.commit_group;" ::"l"(&map),
-        "r"(column), "r"(row), "r"(source)
-        : "memory");
-}
-// Until this thread's copies to memory have read what they copy.
-__device__ void waitForCopiesToMemory()
-{
-    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
-}
-
-constexpr int kWARPGROUP = 4 * kWARP;
 constexpr int kDEPTH = 64;             // of k, in a slot
 constexpr int kROW_BYTES = kDEPTH * 2; // of a row of x in a slot: as wide as the swizzle
 constexpr int kPANEL = 64;             // columns of W and y that are as wide
@@ -315,7 +300,7 @@ __device__ void multiplyTile(float (&sums)[Shape::kPARTS][Shape::kCOLUMNS / 8][4
                     memory.x(turn.slot) + rows + part * 64 * kROW_BYTES + k * 32);
                 uint64_t const b = describeMatrix<kROW_BYTES, kPANEL_BYTES>(
                     memory.weight(turn.slot) + k * 16 * kROW_BYTES);
-                multiplyShared(sums[part], a, b, step > tile.firstStep || k > 0 ? 1 : 0, T{});
+                multiplyAsync<1>(sums[part], a, b, step > tile.firstStep || k > 0 ? 1 : 0, T{});
             }
         }
         endProducts();
@@ -379,14 +364,6 @@ __device__ void keepBias(LinearProblem const& p, int32_t firstColumn, LinearMemo
     }
 }
 
-// Four matrices of 8 x 8 elements from a warp's registers to shared memory, the rows of each where 8 lanes say.
-__device__ void storeMatrices(uint32_t address, uint32_t const (&words)[4])
-{
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
-        "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
-        : "memory");
-}
-
 // A warpgroup's sums of 64 rows to y, one panel of columns after the other: to shared memory, and from there by a copy
 // that knows where y ends and goes on while the next panel is computed.
 template <typename T, bool kGELU, typename Shape>
@@ -405,7 +382,7 @@ __device__ void storeRows(CUtensorMap const& y, int32_t row, int32_t firstColumn
         {
             if (copies)
             {
-                waitForCopiesToMemory(); // they have read what is written next
+                waitForStores(); // they have read what is written next
             }
             synchronizeGroup();
         }
@@ -432,7 +409,7 @@ __device__ void storeRows(CUtensorMap const& y, int32_t row, int32_t firstColumn
         synchronizeGroup();
         if (copies)
         {
-            copyBoxToMemory(y, firstColumn + panel * kPANEL, row, memory.y(group, panel));
+            storeBox(y, firstColumn + panel * kPANEL, row, memory.y(group, panel));
         }
     }
 }
@@ -560,7 +537,7 @@ __device__ void computeTiles(LinearProblem const& p, CUtensorMap const& y, Linea
         });
     if (!Shape::kSPLITS_DEPTH && threadIdx.x % kWARPGROUP == 0)
     {
-        waitForCopiesToMemory();
+        waitForStores();
     }
 }
 

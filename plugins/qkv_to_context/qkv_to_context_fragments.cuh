@@ -160,16 +160,6 @@ private:
     TileLoader<In, kKEYS, kSIZE, kTHREADS> mValues;
 };
 
-// The other way round: four 8 x 8 matrices to shared memory.
-inline __device__ void storeMatrices(uint32_t address, uint32_t const (&matrices)[4])
-{
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
-        "r"(matrices[0]), "r"(matrices[1]), "r"(matrices[2]), "r"(matrices[3])
-        : "memory");
-#endif
-}
-
 // The warp's 16 rows of queries, 16 columns at a time.
 template <int kROWS, int kSIZE>
 __device__ void loadQueries(uint32_t (&queries)[kSIZE / 16][4], uint32_t tile, uint32_t firstRow)

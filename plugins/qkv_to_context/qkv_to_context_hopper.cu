@@ -9,7 +9,7 @@
 //     its softmax the tensor cores are there for the others.
 //
 // Compiled for sm_90a only (CMakeLists.txt).
-#include "qkv_to_context/qkv_to_context_copies.cuh"
+#include "common/hopper_copies.cuh"
 #include "qkv_to_context/qkv_to_context_fragments.cuh"
 #include "qkv_to_context/qkv_to_context_wgmma.cuh"
 

@@ -10,7 +10,7 @@
 //     multiprocessor has for work.
 //
 // Compiled for sm_90a only (CMakeLists.txt).
-#include "qkv_to_context/qkv_to_context_copies.cuh"
+#include "common/hopper_copies.cuh"
 #include "qkv_to_context/qkv_to_context_fragments.cuh"
 #include "qkv_to_context/qkv_to_context_wgmma.cuh"
 

@@ -9,7 +9,7 @@
 //   - Queries, too, are read from shared memory by the tensor cores.
 //
 // Compiled for sm_90a only (CMakeLists.txt).
-#include "qkv_to_context/qkv_to_context_copies.cuh"
+#include "common/hopper_copies.cuh"
 #include "qkv_to_context/qkv_to_context_wgmma.cuh"
 
 namespace bert
