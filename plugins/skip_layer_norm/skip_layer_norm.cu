@@ -126,6 +126,10 @@ __global__ void __launch_bounds__(Shape::kBLOCK, kLEAST_BLOCKS<W, kDENSE, Shape>
     {
         Shape::load(biases, static_cast<W const*>(a.bias), hidden);
     }
+    if constexpr (kDENSE)
+    {
+        letNextKernelIn();
+    }
     Shape::load(gammas, static_cast<W const*>(a.gamma), hidden);
     Shape::load(betas, static_cast<W const*>(a.beta), hidden);
 
@@ -225,8 +229,10 @@ cudaError_t launchInRegisters(SkipLayerNormArguments const& a, cudaStream_t stre
     auto const start = [&](auto tensors, auto dense, auto shape)
     {
         using Shape = decltype(shape);
-        return launchRows<Shape>(skipLayerNormKernel<T, W, decltype(tensors), decltype(dense)::value, Shape>,
-            a.rows, stream, a, Quantizer{a.outputScale});
+        auto* const kernel = skipLayerNormKernel<T, W, decltype(tensors), decltype(dense)::value, Shape>;
+        cudaError_t const status = preferSharedMemory(kernel); // as the products around it
+        return status == cudaSuccess ? launchRows<Shape>(kernel, a.rows, stream, a, Quantizer{a.outputScale})
+                                     : status;
     };
     auto const launch = [&](auto shape)
     {
