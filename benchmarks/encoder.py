@@ -263,7 +263,7 @@ def main() -> int:
     parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--sizes", type=size, nargs="+", default=list(SIZES), metavar="BxS")
     parser.add_argument(
-        "--elementary", type=int, default=1024, metavar="T", help="native attention up to so many tokens: T x T scores"
+        "--elementary", type=int, default=1024, metavar="T", help="native attention, with T x T scores, up to so many"
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE")

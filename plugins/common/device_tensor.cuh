@@ -19,6 +19,14 @@ inline void check(cudaError_t status, char const* what)
     }
 }
 
+// Fills memory with ones: NaN in all floating types. Where nobody writes, that is seen. initcheck knows nothing of what
+// copies of whole boxes (TMA) write, and would take it for uninitialised.
+template <typename T>
+void poison(T* data, size_t size)
+{
+    check(cudaMemset(data, 0xFF, size * sizeof(T)), "cudaMemset");
+}
+
 template <typename T>
 class Tensor
 {

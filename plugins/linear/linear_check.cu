@@ -58,13 +58,6 @@ double activate(double value, bool withGelu)
     return withGelu ? 0.5 * value * std::erfc(-value / std::sqrt(2.0)) : value;
 }
 
-// NaN in every element: a row that nobody writes is wrong.
-template <typename T>
-void poison(T* data, size_t size)
-{
-    check(cudaMemset(data, 0xFF, size * sizeof(T)), "cudaMemset");
-}
-
 // x for the largest number of rows, the weight and the bias. Sums are about 1: GELU of them is in
 // the range of fp16.
 template <typename T>

@@ -199,6 +199,7 @@ void runCase(Case const& c, std::vector<Kernel> const& kernels)
     for (Kernel const& kernel : kernels)
     {
         Tensor<Out> const context{tokens * width};
+        poison(context.data(), tokens * width);
         QkvToContextArguments const arguments{qkvDevice.data(),
             packed || c.second.empty() ? nullptr : second.data(), packed ? second.data() : nullptr,
             context.data(), c.sentences, c.length, kHEADS, c.headSize,
@@ -304,7 +305,7 @@ void runBroken(std::vector<Kernel> const& kernels)
         Tensor<int32_t> const cuSeqlens{starts};
         for (Kernel const& kernel : kernels)
         {
-            Tensor<T> const context{static_cast<size_t>(tokens) * kHEADS * 64};
+            Tensor<T> const context{std::vector<T>(static_cast<size_t>(tokens) * kHEADS * 64)}; // zeros
             QkvToContextArguments const arguments{qkv.data(), nullptr, cuSeqlens.data(), context.data(), 2,
                 tokens, kHEADS, 64, 1.0F, 1.0F, TypeOf<T>::kVALUE, TypeOf<T>::kVALUE};
             if (!kernel.suits(arguments))
