@@ -48,6 +48,31 @@ inline __device__ void waitForBarrier(uint32_t barrier, uint32_t parity)
     }
 }
 
+// Slots of shared memory are used in turn; the parity of their barriers changes with every round.
+template <int kSLOTS>
+struct Turn
+{
+    int slot{0};
+    uint32_t parity{0};
+
+    __device__ void next()
+    {
+        ++slot;
+        if (slot == kSLOTS)
+        {
+            slot = 0;
+            parity ^= 1U;
+        }
+    }
+    __device__ void skip(int32_t count)
+    {
+        for (int32_t i = 0; i < count; ++i)
+        {
+            next();
+        }
+    }
+};
+
 // Copies the box at (column, row) to shared memory; the barrier counts its bytes. What lies outside becomes zeros.
 inline __device__ void copyBox(
     uint32_t target, CUtensorMap const& map, int32_t column, int32_t row, uint32_t barrier)

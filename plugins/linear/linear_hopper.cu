@@ -161,31 +161,6 @@ __device__ void forLinearTiles(LinearProblem const& p, Function&& function)
     }
 }
 
-// Slots are used in turn; the parity of their barriers changes with every round.
-template <int kSLOTS>
-struct SlotTurn
-{
-    int slot{0};
-    uint32_t parity{0};
-
-    __device__ void next()
-    {
-        ++slot;
-        if (slot == kSLOTS)
-        {
-            slot = 0;
-            parity ^= 1U;
-        }
-    }
-    __device__ void skip(int32_t count)
-    {
-        for (int32_t i = 0; i < count; ++i)
-        {
-            next();
-        }
-    }
-};
-
 // Has the 128 bytes at an address brought to the L2 cache. Nothing is read by that: it may come before the wait for the
 // kernel that writes them.
 __device__ void prefetchLine(void const* address)
@@ -273,14 +248,14 @@ private:
     CUtensorMap const& mX;
     CUtensorMap const& mWeight;
     LinearMemory<Shape> const& mMemory;
-    SlotTurn<Shape::kSLOTS> mTurn;
+    Turn<Shape::kSLOTS> mTurn;
     int32_t mAhead{0};
 };
 
 // sums (kPARTS * 64, kCOLUMNS) = x (as many rows, k of this block) W, by a warpgroup.
 template <typename T, typename Shape>
 __device__ void multiplyTile(float (&sums)[Shape::kPARTS][Shape::kCOLUMNS / 8][4], LinearTile const& tile,
-    LinearMemory<Shape> const& memory, SlotTurn<Shape::kSLOTS>& turn)
+    LinearMemory<Shape> const& memory, Turn<Shape::kSLOTS>& turn)
 {
     bool const first = threadIdx.x % kWARP == 0;
     uint32_t const rows = Shape::kALTERNATES ? 0 : threadIdx.x / kWARPGROUP * 64 * kROW_BYTES;
@@ -490,7 +465,7 @@ template <typename T, typename Shape, bool kGELU>
 __device__ void computeTiles(LinearProblem const& p, CUtensorMap const& y, LinearMemory<Shape> const& memory)
 {
     auto const group = static_cast<int32_t>(threadIdx.x / kWARPGROUP);
-    SlotTurn<Shape::kSLOTS> turn;
+    Turn<Shape::kSLOTS> turn;
     int32_t ofGroup = 0; // whose turn it is
     if (Shape::kALTERNATES && group == 1)
     {

@@ -85,24 +85,6 @@ struct HopperMemory
     }
 };
 
-// Slots are used in turn; the parity of their barriers changes with every round.
-template <int kSLOTS>
-struct Turn
-{
-    int slot{0};
-    uint32_t parity{0};
-
-    __device__ void next()
-    {
-        ++slot;
-        if (slot == kSLOTS)
-        {
-            slot = 0;
-            parity ^= 1U;
-        }
-    }
-};
-
 // What of a block's shared memory is in use, from tile to tile.
 template <int kSLOTS>
 struct Progress
