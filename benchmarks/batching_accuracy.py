@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from report import markdown_table, model_name, print_table, versions, write_results
 
-from builder import BATCHINGS, FUSED_LAYERS, assemble
+from builder import BATCHINGS, FUSIONS, assemble
 from common import log_console, run_script
 from fill_masks import make_batches
 from model2onnx import load_checkpoint
@@ -35,8 +35,8 @@ from quantization import DEFAULT_DATA
 from sentences import Sentence, load_tokenizer, read_sentences
 from trt_helper import ONE_SENTENCE, SequenceRange, TrtLog
 
-ALL_FOUR = (*FUSED_LAYERS, "Linear")
-FUSIONS = {"none": (), **{name: (name,) for name in ALL_FOUR}, "all but Linear": FUSED_LAYERS, "all": ALL_FOUR}
+# What is fused: nothing, each layer alone, and as builder.py does.
+FUSED = {"none": (), **{name: (name,) for name in FUSIONS["all"]}, **FUSIONS}
 SENTENCES = 12
 HEADINGS = ("model", "precision", "fused", "batching", "relative L2", "at most", "others unchanged")
 
@@ -85,7 +85,7 @@ def measure(folder: ModelFolder, checkpoint: str, device: str) -> list[dict[str,
     """All combinations of one model."""
     sentences = chosen_sentences(folder)
     expected, name, results = reference(checkpoint, sentences), folder.config.output_name, []
-    for precision, (fusion, fused), batching in itertools.product(("fp32", "fp16"), FUSIONS.items(), BATCHINGS):
+    for precision, (fusion, fused), batching in itertools.product(("fp32", "fp16"), FUSED.items(), BATCHINGS):
         if precision == "fp32" and "Linear" in fused:
             continue  # the plugin has no fp32
         with log_console.status(f"{folder.path} {precision} {fusion} {batching}"):

@@ -26,21 +26,15 @@ from report import markdown_table, print_table, versions, write_results
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
-from builder import FUSED_LAYERS, assemble
+from builder import FUSIONS, assemble
 from common import UserError, log_console, run_script
 from model_files import LENGTHS_NAME, BertConfig, ModelFolder, WeightFile
 from network_runner import NetworkRunner
 from plugins.measure import graph_times
 from trt_helper import TrtLog
 
-FUSIONS = {
-    "none": (),
-    "SkipLayerNorm": ("SkipLayerNorm",),
-    "QkvToContext": ("QkvToContext",),
-    "Linear": ("Linear",),
-    "plugins": FUSED_LAYERS,  # EmbLayerNorm stands before the encoder
-    "all": (*FUSED_LAYERS, "Linear"),
-}
+# What is fused: nothing, each layer alone, and as builder.py does. EmbLayerNorm stands before the encoder.
+FUSED = {"none": (), **{name: (name,) for name in FUSIONS["all"] if name != "EmbLayerNorm"}, **FUSIONS}
 SIZES = ((1, 128), (8, 128), (32, 128))
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
 Function = Callable[[], Any]
@@ -194,7 +188,7 @@ def measure(folder: ModelFolder, batch: int, length: int, args: argparse.Namespa
         with sdpa_kernel(BACKENDS[best]):
             add("PyTorch eager", peer, x)
             add("PyTorch compiled", peer.compiled(), x)
-            for name, fused in FUSIONS.items():
+            for name, fused in FUSED.items():
                 if "QkvToContext" not in fused and batch * length > args.elementary:
                     continue
                 module, second = our_module(folder, fused), our_second_input(fused, batch, length)

@@ -86,6 +86,24 @@ int64_t countRows(Dims const& dims)
     return rows;
 }
 
+TypesAndShapes::TypesAndShapes(nvinfer1::PluginTensorDesc const* tensors, int32_t count)
+{
+    for (int32_t i = 0; i < count; ++i)
+    {
+        types.push_back(tensors[i].type);
+        shapes.push_back(tensors[i].dims);
+    }
+}
+
+TypesAndShapes::TypesAndShapes(nvinfer1::DynamicPluginTensorDesc const* tensors, int32_t count)
+{
+    for (int32_t i = 0; i < count; ++i)
+    {
+        types.push_back(tensors[i].desc.type);
+        shapes.push_back(tensors[i].max);
+    }
+}
+
 void checkEpsilon(float epsilon)
 {
     if (!(std::isfinite(epsilon) && epsilon > 0.0F))

@@ -25,6 +25,16 @@ ElementType elementType(nvinfer1::DataType type); // of a floating type or int8
 // Product of all dimensions but the last.
 int64_t countRows(nvinfer1::Dims const& dims);
 
+// Types and shapes of a plugin's tensors; of a plugin that is configured, the largest shapes.
+struct TypesAndShapes
+{
+    TypesAndShapes(nvinfer1::PluginTensorDesc const* tensors, int32_t count);
+    TypesAndShapes(nvinfer1::DynamicPluginTensorDesc const* tensors, int32_t count);
+
+    std::vector<nvinfer1::DataType> types;
+    std::vector<nvinfer1::Dims> shapes;
+};
+
 // Fields and tensors that all layer normalisations have. Each check throws a PluginError that names what is wrong.
 void checkEpsilon(float epsilon);
 

@@ -13,6 +13,7 @@
 
 #include <array>
 #include <atomic>
+#include <cstdint>
 #include <cuda_runtime.h>
 
 namespace bert
@@ -60,6 +61,12 @@ bool waitsForPreviousKernel(Kernel* kernel)
         answers[device] = known && attributes.ptxVersion >= 90 && attributes.binaryVersion >= 90 ? kYES : kNO;
     }
     return answers[device] == kYES;
+}
+
+// How many pieces of `size` cover `elements`.
+__host__ __device__ constexpr int64_t divideUp(int64_t elements, int64_t size)
+{
+    return (elements + size - 1) / size;
 }
 
 // Blocks, threads, bytes of shared memory beyond what the kernel declares, and blocks to a cluster.

@@ -250,16 +250,6 @@ cudaError_t dispatchRowShape(int32_t hidden, Function&& function)
     return withShape(integral_constant<int, 512>{}, four);
 }
 
-// Of the current device.
-inline int64_t multiprocessors()
-{
-    int device = 0;
-    int count = 1; // if the device cannot be asked, no launch will succeed either
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-    return count;
-}
-
 // Launches a kernel that waits for the one before it with blocks for all rows.
 template <typename Shape, typename... Parameters, typename... Arguments>
 cudaError_t launchRows(

@@ -181,13 +181,9 @@ int32_t EmbLayerNormPlugin::configurePlugin(DynamicPluginTensorDesc const* in, i
         [&]
         {
             checkCount("number of inputs", nbInputs, kINPUTS);
-            std::vector<DataType> types(kINPUTS);
-            std::vector<Dims> shapes(kINPUTS);
-            std::transform(
-                in, in + kINPUTS, types.begin(), [](auto const& tensor) { return tensor.desc.type; });
-            std::transform(in, in + kINPUTS, shapes.begin(), [](auto const& tensor) { return tensor.max; });
-            checkTypes(types.data());
-            checkShapes(shapes);
+            TypesAndShapes const inputs{in, kINPUTS};
+            checkTypes(inputs.types.data());
+            checkShapes(inputs.shapes);
         });
 }
 
@@ -203,12 +199,9 @@ int32_t EmbLayerNormPlugin::onShapeChange(PluginTensorDesc const* in, int32_t nb
         [&]
         {
             checkCount("number of inputs", nbInputs, kINPUTS);
-            std::vector<DataType> types(kINPUTS);
-            std::vector<Dims> shapes(kINPUTS);
-            std::transform(in, in + kINPUTS, types.begin(), [](auto const& tensor) { return tensor.type; });
-            std::transform(in, in + kINPUTS, shapes.begin(), [](auto const& tensor) { return tensor.dims; });
-            checkTypes(types.data());
-            checkShapes(shapes);
+            TypesAndShapes const inputs{in, kINPUTS};
+            checkTypes(inputs.types.data());
+            checkShapes(inputs.shapes);
         });
 }
 

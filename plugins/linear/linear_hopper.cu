@@ -587,11 +587,6 @@ __global__ void __launch_bounds__(Shape::kTHREADS, 1)
 // Launcher
 // ---------------------------------------------------------------------------------------------------------------
 
-constexpr int64_t divideUp(int64_t a, int64_t b)
-{
-    return (a + b - 1) / b;
-}
-
 template <typename T, typename Shape>
 cudaError_t launchShape(LinearArguments const& a, int32_t steps, int multiprocessors, cudaStream_t stream)
 {

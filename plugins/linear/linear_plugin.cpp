@@ -185,13 +185,9 @@ int32_t LinearPlugin::configurePlugin(DynamicPluginTensorDesc const* in, int32_t
     return check("configurePlugin",
         [&]
         {
-            std::vector<DataType> types(static_cast<size_t>(nbInputs));
-            std::vector<Dims> shapes(static_cast<size_t>(nbInputs));
-            std::transform(
-                in, in + nbInputs, types.begin(), [](auto const& tensor) { return tensor.desc.type; });
-            std::transform(in, in + nbInputs, shapes.begin(), [](auto const& tensor) { return tensor.max; });
-            checkTypes(types.data(), nbInputs);
-            checkShapes(shapes);
+            TypesAndShapes const inputs{in, nbInputs};
+            checkTypes(inputs.types.data(), nbInputs);
+            checkShapes(inputs.shapes);
         });
 }
 
@@ -206,12 +202,9 @@ int32_t LinearPlugin::onShapeChange(PluginTensorDesc const* in, int32_t nbInputs
     return check("onShapeChange",
         [&]
         {
-            std::vector<DataType> types(static_cast<size_t>(nbInputs));
-            std::vector<Dims> shapes(static_cast<size_t>(nbInputs));
-            std::transform(in, in + nbInputs, types.begin(), [](auto const& tensor) { return tensor.type; });
-            std::transform(in, in + nbInputs, shapes.begin(), [](auto const& tensor) { return tensor.dims; });
-            checkTypes(types.data(), nbInputs);
-            checkShapes(shapes);
+            TypesAndShapes const inputs{in, nbInputs};
+            checkTypes(inputs.types.data(), nbInputs);
+            checkShapes(inputs.shapes);
             mNbInputs = nbInputs;
         });
 }

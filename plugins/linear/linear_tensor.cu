@@ -20,12 +20,6 @@ namespace bert
 namespace
 {
 
-// Blocks of `size` that cover `elements`.
-inline __host__ __device__ int64_t countBlocks(int64_t elements, int size)
-{
-    return (elements + size - 1) / size;
-}
-
 // Four warps, 2 x 2, share a tile of y. 48 KB of shared memory at most: Turing has 64.
 template <int kROWS_>
 struct LinearTile
@@ -195,12 +189,12 @@ __global__ void __launch_bounds__(Tile::kTHREADS) linearTensorKernel(LinearArgum
 {
     extern __shared__ __align__(128) unsigned char memory[];
     uint32_t const slots = sharedAddress(memory);
-    uint32_t const columnTiles = static_cast<uint32_t>(countBlocks(a.out, Tile::kCOLUMNS));
+    uint32_t const columnTiles = static_cast<uint32_t>(divideUp(a.out, Tile::kCOLUMNS));
     int64_t const row = int64_t{blockIdx.x / columnTiles} * Tile::kROWS;
     int32_t const column = static_cast<int32_t>(blockIdx.x % columnTiles) * Tile::kCOLUMNS;
     Matrix<T> const x{static_cast<T const*>(a.x), a.rows, a.in};
     Matrix<T> const weight{static_cast<T const*>(a.weight), a.in, a.out};
-    int32_t const chunks = static_cast<int32_t>(countBlocks(a.in, Tile::kDEPTH));
+    int32_t const chunks = static_cast<int32_t>(divideUp(a.in, Tile::kDEPTH));
 
     // Always one group of copies, which may be empty.
     auto const load = [&](int32_t chunk)
@@ -243,7 +237,7 @@ constexpr int kPLAIN_BLOCK = 128;
 // bf16 on Turing, whose tensor cores do not know it: a thread for each element of y.
 __global__ void linearPlainKernel(LinearArguments const a)
 {
-    uint32_t const columnBlocks = static_cast<uint32_t>(countBlocks(a.out, kPLAIN_BLOCK));
+    uint32_t const columnBlocks = static_cast<uint32_t>(divideUp(a.out, kPLAIN_BLOCK));
     int64_t const row = blockIdx.x / columnBlocks;
     int64_t const column = int64_t{blockIdx.x % columnBlocks} * kPLAIN_BLOCK + threadIdx.x;
     if (column >= a.out)
@@ -268,7 +262,7 @@ __global__ void linearPlainKernel(LinearArguments const a)
 
 cudaError_t launchPlain(LinearArguments const& a, cudaStream_t stream)
 {
-    int64_t const blocks = a.rows * countBlocks(a.out, kPLAIN_BLOCK);
+    int64_t const blocks = a.rows * divideUp(a.out, kPLAIN_BLOCK);
     if (blocks > INT_MAX)
     {
         return cudaErrorInvalidConfiguration;
@@ -280,7 +274,7 @@ cudaError_t launchPlain(LinearArguments const& a, cudaStream_t stream)
 template <typename Tile>
 int64_t countTiles(LinearArguments const& a)
 {
-    return countBlocks(a.rows, Tile::kROWS) * countBlocks(a.out, Tile::kCOLUMNS);
+    return divideUp(a.rows, Tile::kROWS) * divideUp(a.out, Tile::kCOLUMNS);
 }
 
 template <typename T, bool kALIGNED, int kROWS>

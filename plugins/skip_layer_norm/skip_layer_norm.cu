@@ -1,5 +1,6 @@
 // Residual sum, bias and layer normalisation in one kernel: x and skip are read once, y is written once, and the sum
 // exists in fp32 registers only. The rest is the fast kernel of layer_norm/.
+#include "common/capability.h"
 #include "common/row_in_registers.cuh"
 #include "skip_layer_norm/skip_layer_norm_kernels.h"
 
@@ -208,10 +209,10 @@ __global__ void skipLayerNormRereadingKernel(SkipLayerNormArguments const a, Qua
 // under way, or 20. H200, us, dense and eager: 128 rows 1.66 and 1.80, 4096 rows 5.42 and 5.64, 8192 rows 10.7 and 9.55,
 // 131072 rows 138.8 and 137.6.
 template <typename W, typename Shape>
-bool isOneWave(int64_t rows)
+bool isOneWave(int64_t rows, int multiprocessors)
 {
     constexpr int64_t kROWS = kLEAST_BLOCKS<W, true, Shape> * Shape::kROWS; // of a multiprocessor
-    return rows <= kROWS * multiprocessors();
+    return rows <= kROWS * multiprocessors;
 }
 
 // Widths that int8 kernels are compiled for with the tensors known: those of BERT. With all widths the library would be
@@ -250,7 +251,13 @@ cudaError_t launchInRegisters(SkipLayerNormArguments const& a, cudaStream_t stre
         {
             if constexpr ((kBLOCKS<W, Shape>) > 1)
             {
-                if (isOneWave<W, Shape>(a.rows))
+                int multiprocessors = 0;
+                cudaError_t const status = countMultiprocessors(multiprocessors);
+                if (status != cudaSuccess)
+                {
+                    return status;
+                }
+                if (isOneWave<W, Shape>(a.rows, multiprocessors))
                 {
                     return start(Tensors{}, std::true_type{}, shape);
                 }

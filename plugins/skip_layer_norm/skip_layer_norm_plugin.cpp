@@ -270,13 +270,9 @@ int32_t SkipLayerNormPlugin::configurePlugin(DynamicPluginTensorDesc const* in, 
     return check("configurePlugin",
         [&]
         {
-            std::vector<DataType> types(static_cast<size_t>(nbInputs));
-            std::vector<Dims> shapes(static_cast<size_t>(nbInputs));
-            std::transform(
-                in, in + nbInputs, types.begin(), [](auto const& tensor) { return tensor.desc.type; });
-            std::transform(in, in + nbInputs, shapes.begin(), [](auto const& tensor) { return tensor.max; });
-            checkTypes(types.data(), nbInputs);
-            checkShapes(shapes);
+            TypesAndShapes const inputs{in, nbInputs};
+            checkTypes(inputs.types.data(), nbInputs);
+            checkShapes(inputs.shapes);
         });
 }
 
@@ -291,12 +287,9 @@ int32_t SkipLayerNormPlugin::onShapeChange(PluginTensorDesc const* in, int32_t n
     return check("onShapeChange",
         [&]
         {
-            std::vector<DataType> types(static_cast<size_t>(nbInputs));
-            std::vector<Dims> shapes(static_cast<size_t>(nbInputs));
-            std::transform(in, in + nbInputs, types.begin(), [](auto const& tensor) { return tensor.type; });
-            std::transform(in, in + nbInputs, shapes.begin(), [](auto const& tensor) { return tensor.dims; });
-            checkTypes(types.data(), nbInputs);
-            checkShapes(shapes);
+            TypesAndShapes const inputs{in, nbInputs};
+            checkTypes(inputs.types.data(), nbInputs);
+            checkShapes(inputs.shapes);
             mNbInputs = nbInputs;
         });
 }
