@@ -35,28 +35,30 @@ inline __device__ uint32_t clusterCount()
     return count;
 }
 
-// All threads of all blocks of the cluster come here, warps as a whole; what they wrote before can be read after.
-inline __device__ void synchronizeCluster()
+// All threads of all blocks of the cluster that have not ended come to both, in turn, warps as a whole. What they wrote
+// before the first can be read after the second.
+inline __device__ void arriveAtCluster()
 {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
-            : "memory");
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+inline __device__ void waitForCluster()
+{
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// The same place in the shared memory of another block of the cluster, and what is there.
+// The same place in the shared memory of another block of the cluster. There must be a barrier between the beginning of
+// that block and the first write, and it must not end before the last one.
 inline __device__ uint32_t addressInBlock(uint32_t address, uint32_t rank)
 {
     uint32_t there;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
     return there;
 }
-inline __device__ float4 loadFromCluster(uint32_t address)
+inline __device__ void storeToCluster(uint32_t address, float const (&v)[4])
 {
-    float4 v;
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-        : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-        : "r"(address)
+    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v[0]), "f"(v[1]),
+        "f"(v[2]), "f"(v[3])
         : "memory");
-    return v;
 }
 
 } // namespace bert

@@ -82,6 +82,25 @@ inline __device__ void copyBox(
         "l"(&map), "r"(column), "r"(row), "r"(barrier)
         : "memory");
 }
+// The same, and the announcement of bytes, for a warp whose lanes all come here; one of them does it. The instruction
+// takes its operands from registers that all lanes share. In code for one thread the compiler does not know that they
+// could be there, and makes a loop over lanes, which takes 50 cycles and more.
+inline __device__ void copyBoxByWarp(
+    uint32_t target, CUtensorMap const& map, int32_t column, int32_t row, uint32_t barrier)
+{
+    asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\n"
+                 "@p cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, "
+                 "{%2, %3}], [%4];\n}" ::"r"(target),
+        "l"(&map), "r"(column), "r"(row), "r"(barrier)
+        : "memory");
+}
+inline __device__ void arriveAndExpectByWarp(uint32_t barrier, int bytes)
+{
+    asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\n"
+                 "@p mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n}" ::"r"(barrier),
+        "r"(bytes)
+        : "memory");
+}
 // Of a tensor with three dimensions: the box at (column, row, matrix).
 inline __device__ void copyBox(
     uint32_t target, CUtensorMap const& map, int32_t column, int32_t row, int32_t matrix, uint32_t barrier)

@@ -2,12 +2,13 @@
 //
 //   - A block computes a tile of y. One warp does nothing but fetch tiles of x and W (TMA) into a ring of slots in
 //     shared memory; warpgroups multiply them (wgmma), 64 rows each, and keep the sums in registers.
-//   - Where there are few tiles, the blocks of a cluster share one: each takes a part of k, and they add up what they
-//     have through each other's shared memory, always in the same order.
+//   - Where there are few tiles, the blocks of a cluster share one: each takes a part of k, has a part of the columns in
+//     the end, and sends what it has of the others' to their shared memory. They add it up always in the same order.
 //   - Where there are many, blocks stay and take tile after tile. Their two warpgroups can have tiles of their own: one
 //     adds bias, takes GELU and stores while the tensor cores work for the other.
-//   - Constant weights are fetched while the kernel before this one still runs; others are asked for then: into the L2
-//     cache, where that harms nothing, whoever writes them.
+//   - Constant weights and bias are fetched while the kernel before this one still runs; other weights are asked for
+//     then: into the L2 cache, where that harms nothing, whoever writes them.
+//   - What multiplies waits for the kernel before by waiting for x.
 //
 // Compiled for sm_90a only (CMakeLists.txt).
 #include "common/capability.h"
@@ -33,10 +34,12 @@ namespace
 // Kernel
 // ---------------------------------------------------------------------------------------------------------------
 
-constexpr int kDEPTH = 64;             // of k, in a slot
-constexpr int kROW_BYTES = kDEPTH * 2; // of a row of x in a slot: as wide as the swizzle
-constexpr int kPANEL = 64;             // columns of W and y that are as wide
-constexpr int kPANEL_BYTES = 64 * kPANEL * 2;
+// A slot holds panels: of x, all rows of a tile and 64 elements of k; of W, all elements of k in a slot and 64 columns.
+// They are as wide as the swizzle, and so are those of y.
+constexpr int kPANEL = 64;
+constexpr int kROW_BYTES = kPANEL * 2;
+constexpr int kWARP_ROWS = 16; // of y, that a warp has
+constexpr int kPANEL_BYTES = kWARP_ROWS * kROW_BYTES;
 
 // How the warpgroups of a block, and the blocks of a cluster, share the work.
 enum class Sharing
@@ -46,14 +49,29 @@ enum class Sharing
     kDEPTH, // as kROWS, and each block of a cluster has a part of k
 };
 
-// A tile of kROWS rows and kCOLUMNS columns, and kSLOTS slots.
-template <Sharing kSHARING_, int kROWS_, int kCOLUMNS_, int kSLOTS_>
+// How many groups of 8 columns a block of a cluster receives from the others, at most: of `pairs` of such groups each
+// block gets the same share, the last ones perhaps less.
+constexpr int mostReceived(int pairs, int mostBlocks)
+{
+    int most = 0;
+    for (int blocks = 2; blocks <= mostBlocks; ++blocks)
+    {
+        most = std::max(most, (blocks - 1) * 2 * static_cast<int>(divideUp(pairs, blocks)));
+    }
+    return most;
+}
+
+// A tile of kROWS rows and kCOLUMNS columns, kSLOTS slots with kDEPTH elements of k each, and kMOST_BLOCKS of a cluster
+// that share a tile.
+template <Sharing kSHARING_, int kROWS_, int kCOLUMNS_, int kDEPTH_, int kSLOTS_, int kMOST_BLOCKS_>
 struct LinearShape
 {
     static constexpr Sharing kSHARING = kSHARING_;
     static constexpr int kROWS = kROWS_;
     static constexpr int kCOLUMNS = kCOLUMNS_;
+    static constexpr int kDEPTH = kDEPTH_;
     static constexpr int kSLOTS = kSLOTS_;
+    static constexpr int kMOST_BLOCKS = kMOST_BLOCKS_;
     static constexpr bool kALTERNATES = kSHARING == Sharing::kTILES;
     static constexpr bool kSPLITS_DEPTH = kSHARING == Sharing::kDEPTH;
     static constexpr int kGROUPS = kALTERNATES ? 2 : kROWS / 64;
@@ -62,20 +80,25 @@ struct LinearShape
     static constexpr int kCOMPUTING = kGROUPS * kWARPGROUP;        // threads
     // One warp would do for fetching; a warpgroup can hand its registers over.
     static constexpr int kTHREADS = kCOMPUTING + (kALTERNATES ? kWARPGROUP : kWARP);
-    static constexpr int kX_BYTES = kROWS * kROW_BYTES;
+    static constexpr int kX_PANELS = kDEPTH / kPANEL;
+    static constexpr int kX_PANEL_BYTES = kROWS * kROW_BYTES;
+    static constexpr int kX_BYTES = kX_PANELS * kX_PANEL_BYTES;
     static constexpr int kPANELS = kCOLUMNS / kPANEL;
-    static constexpr int kSLOT_BYTES = kX_BYTES + kPANELS * kPANEL_BYTES;
-    // Panels of y, 64 rows each, that a warpgroup can have on the way to memory. One, where the other one multiplies
-    // meanwhile; none, where y is stored when partial sums are combined.
+    static constexpr int kWEIGHT_PANEL_BYTES = kDEPTH * kROW_BYTES;
+    static constexpr int kSLOT_BYTES = kX_BYTES + kPANELS * kWEIGHT_PANEL_BYTES;
+    // Panels of y that a warp can have on the way to memory. One, where the other warpgroup multiplies meanwhile; none,
+    // where threads store y by themselves.
     static constexpr int kY_PANELS = kSPLITS_DEPTH ? 0 : kALTERNATES ? 1 : kPANELS;
-    // Where the parts of shared memory begin: slots, panels of y and bias of each warpgroup, barriers.
+    // Sums of 8 columns that the other blocks of the cluster have for this one, at most.
+    static constexpr int kSUMS_BYTES = kCOMPUTING * 16;
+    static constexpr int kRECEIVED = mostReceived(kCOLUMNS / 16, kMOST_BLOCKS);
+    // Where the parts of shared memory begin: slots, panels of y of each warp, sums, bias of each
+    // warp, barriers.
     static constexpr int kY = kSLOTS * kSLOT_BYTES;
-    static constexpr int kBIASES = kY + kGROUPS * kY_PANELS * kPANEL_BYTES;
-    static constexpr int kBARRIERS = kBIASES + (kSPLITS_DEPTH ? 0 : kGROUPS * kCOLUMNS * 2);
+    static constexpr int kSUMS = kY + kGROUPS * 4 * kY_PANELS * kPANEL_BYTES;
+    static constexpr int kBIASES = kSUMS + kRECEIVED * kSUMS_BYTES;
+    static constexpr int kBARRIERS = kBIASES + kGROUPS * 4 * kCOLUMNS * 2;
     static constexpr int kBYTES = kBARRIERS + kSLOTS * 16;
-    // Partial sums take the place of the slots. Eight columns more, so that the rows of a warp lie in other banks.
-    static constexpr int kPARTIAL_STRIDE = kCOLUMNS + 8;
-    static_assert(!kSPLITS_DEPTH || kROWS * kPARTIAL_STRIDE * 4 <= kY);
     static_assert(kBYTES <= 227 * 1024);
 };
 
@@ -89,7 +112,7 @@ struct LinearProblem
     int32_t out;
     uint32_t rowTiles;
     uint32_t tiles;
-    int32_t steps; // of kDEPTH along k, of a block
+    int32_t steps; // of Shape::kDEPTH along k, of a block
     bool constantWeight;
 };
 
@@ -106,13 +129,14 @@ struct LinearMemory
     {
         return x(slot) + Shape::kX_BYTES;
     }
-    __device__ uint32_t y(int group, int panel) const
+    __device__ uint32_t y(int warp, int panel) const
     {
-        return begin + Shape::kY + (group * Shape::kY_PANELS + panel % Shape::kY_PANELS) * kPANEL_BYTES;
+        return begin + Shape::kY + (warp * Shape::kY_PANELS + panel % Shape::kY_PANELS) * kPANEL_BYTES;
     }
-    __device__ uint32_t bias(int group, int column) const
+    __device__ uint32_t bias(int column) const // this warp's
     {
-        return begin + Shape::kBIASES + (group * Shape::kCOLUMNS + column) * 2;
+        return begin + Shape::kBIASES
+               + (static_cast<int>(threadIdx.x / kWARP) * Shape::kCOLUMNS + column) * 2;
     }
     __device__ uint32_t there(int slot) const
     {
@@ -122,13 +146,14 @@ struct LinearMemory
     {
         return there(slot) + 8;
     }
-    __device__ uint32_t partial(int row, int column) const
+    // This thread's four sums of `which` of the groups of 8 columns that are this block's, from another block.
+    __device__ uint32_t received(int which) const
     {
-        return begin + (row * Shape::kPARTIAL_STRIDE + column) * 4;
+        return begin + Shape::kSUMS + which * Shape::kSUMS_BYTES + static_cast<int>(threadIdx.x) * 16;
     }
 };
 
-// A tile of y, and the steps of kDEPTH along k that are this block's.
+// A tile of y, and the steps of Shape::kDEPTH along k that are this block's.
 struct LinearTile
 {
     int32_t row;
@@ -148,7 +173,8 @@ __device__ LinearTile findLinearTile(LinearProblem const& p, uint32_t number)
         return {rowTile * Shape::kROWS, column, 0, p.steps};
     }
     int32_t const first = static_cast<int32_t>(clusterRank()) * p.steps;
-    return {rowTile * Shape::kROWS, column, first, min(first + p.steps, (p.in + kDEPTH - 1) / kDEPTH)};
+    return {rowTile * Shape::kROWS, column, first,
+        min(first + p.steps, (p.in + Shape::kDEPTH - 1) / Shape::kDEPTH)};
 }
 
 // Calls function(tile) for all tiles of this block.
@@ -178,9 +204,9 @@ __device__ void prefetchWeights(LinearProblem const& p)
         return;
     }
     LinearTile const tile = findLinearTile<Shape>(p, clusterNumber());
-    int32_t const end = min(tile.endStep * kDEPTH, p.in) * Shape::kPANELS;
-    for (int32_t i = tile.firstStep * kDEPTH * Shape::kPANELS + static_cast<int32_t>(threadIdx.x); i < end;
-        i += Shape::kCOMPUTING)
+    int32_t const end = min(tile.endStep * Shape::kDEPTH, p.in) * Shape::kPANELS;
+    for (int32_t i = tile.firstStep * Shape::kDEPTH * Shape::kPANELS + static_cast<int32_t>(threadIdx.x);
+        i < end; i += Shape::kCOMPUTING)
     {
         int32_t const column = tile.column + i % Shape::kPANELS * kPANEL;
         if (column < p.out)
@@ -191,7 +217,7 @@ __device__ void prefetchWeights(LinearProblem const& p)
     }
 }
 
-// What brings x and W into the slots; one thread does.
+// What brings x and W into the slots; a warp does.
 template <typename Shape>
 class LinearFetcher
 {
@@ -226,22 +252,31 @@ public:
                 waitForBarrier(mMemory.read(mTurn.slot), mTurn.parity ^ 1U);
                 fetchWeights(tile, step, mTurn.slot);
             }
-            copyBox(mMemory.x(mTurn.slot), mX, step * kDEPTH, tile.row, mMemory.there(mTurn.slot));
+            fetchX(tile, step, mTurn.slot);
             mTurn.next();
         }
     }
 
 private:
+    __device__ void fetchX(LinearTile const& tile, int32_t step, int slot)
+    {
+#pragma unroll
+        for (int panel = 0; panel < Shape::kX_PANELS; ++panel)
+        {
+            copyBoxByWarp(mMemory.x(slot) + panel * Shape::kX_PANEL_BYTES, mX,
+                step * Shape::kDEPTH + panel * kPANEL, tile.row, mMemory.there(slot));
+        }
+    }
     // Announces x as well.
     __device__ void fetchWeights(LinearTile const& tile, int32_t step, int slot)
     {
         uint32_t const there = mMemory.there(slot);
-        arriveAndExpect(there, Shape::kSLOT_BYTES);
+        arriveAndExpectByWarp(there, Shape::kSLOT_BYTES);
 #pragma unroll
         for (int panel = 0; panel < Shape::kPANELS; ++panel)
         {
-            copyBox(mMemory.weight(slot) + panel * kPANEL_BYTES, mWeight, tile.column + panel * kPANEL,
-                step * kDEPTH, there);
+            copyBoxByWarp(mMemory.weight(slot) + panel * Shape::kWEIGHT_PANEL_BYTES, mWeight,
+                tile.column + panel * kPANEL, step * Shape::kDEPTH, there);
         }
     }
 
@@ -251,6 +286,38 @@ private:
     Turn<Shape::kSLOTS> mTurn;
     int32_t mAhead{0};
 };
+
+// The bias of a tile's columns to shared memory, for this warp; zeros where another block of the cluster adds it.
+template <typename T, typename Shape>
+__device__ void keepBias(LinearProblem const& p, LinearTile const& tile, LinearMemory<Shape> const& memory)
+{
+    bool const exists = p.bias != nullptr && (!Shape::kSPLITS_DEPTH || clusterRank() == 0);
+    __syncwarp(); // all lanes have read the last tile's
+    for (int i = static_cast<int>(threadIdx.x % kWARP) * 2; i < Shape::kCOLUMNS; i += 2 * kWARP)
+    {
+        int32_t const column = tile.column + i;
+        storeWord(memory.bias(i), exists && column < p.out ? *reinterpret_cast<uint32_t const*>(
+                                                                 static_cast<T const*>(p.bias) + column)
+                                                           : 0U);
+    }
+    __syncwarp();
+}
+
+// sums += the bias of columns 8 n to 8 n + 7 of the tile.
+template <typename T, typename Shape>
+__device__ void addBias(float (&sums)[4], LinearMemory<Shape> const& memory, int n)
+{
+    uint32_t word;
+    asm volatile("ld.shared.b32 %0, [%1];"
+        : "=r"(word)
+        : "r"(memory.bias(n * 8 + static_cast<int>(threadIdx.x % 4 * 2)))
+        : "memory");
+    auto const bias = *reinterpret_cast<Vector<T, 2> const*>(&word);
+    sums[0] += toFloat(bias, 0);
+    sums[1] += toFloat(bias, 1);
+    sums[2] += toFloat(bias, 0);
+    sums[3] += toFloat(bias, 1);
+}
 
 // sums (kPARTS * 64, kCOLUMNS) = x (as many rows, k of this block) W, by a warpgroup.
 template <typename T, typename Shape>
@@ -265,15 +332,16 @@ __device__ void multiplyTile(float (&sums)[Shape::kPARTS][Shape::kCOLUMNS / 8][4
         waitForBarrier(memory.there(turn.slot), turn.parity);
         beginProducts();
 #pragma unroll
-        for (int k = 0; k < kDEPTH / 16; ++k)
+        for (int k = 0; k < Shape::kDEPTH / 16; ++k)
         {
 #pragma unroll
             for (int part = 0; part < Shape::kPARTS; ++part)
             {
                 // 16 elements of k are 32 bytes of a row of x, and 16 rows of W.
-                uint64_t const a = describeMatrix<kROW_BYTES, 16>(
-                    memory.x(turn.slot) + rows + part * 64 * kROW_BYTES + k * 32);
-                uint64_t const b = describeMatrix<kROW_BYTES, kPANEL_BYTES>(
+                uint64_t const a
+                    = describeMatrix<kROW_BYTES, 16>(memory.x(turn.slot) + k / 4 * Shape::kX_PANEL_BYTES
+                                                     + rows + part * 64 * kROW_BYTES + k % 4 * 32);
+                uint64_t const b = describeMatrix<kROW_BYTES, Shape::kWEIGHT_PANEL_BYTES>(
                     memory.weight(turn.slot) + k * 16 * kROW_BYTES);
                 multiplyAsync<1>(sums[part], a, b, step > tile.firstStep || k > 0 ? 1 : 0, T{});
             }
@@ -299,67 +367,35 @@ __device__ void multiplyTile(float (&sums)[Shape::kPARTS][Shape::kCOLUMNS / 8][4
     }
 }
 
-// Two neighbouring elements of the bias.
-template <typename T>
-__device__ Vector<T, 2> loadBias(LinearProblem const& p, int32_t column)
-{
-    return p.bias == nullptr || column >= p.out
-               ? Vector<T, 2>{}
-               : *reinterpret_cast<Vector<T, 2> const*>(static_cast<T const*>(p.bias) + column);
-}
-
-// Bias and activation on a pair of sums, rounded once.
+// Activation on a pair of sums, rounded once.
 template <typename T, bool kGELU>
-__device__ uint32_t finishPair(float low, float high, Vector<T, 2> const& bias)
+__device__ uint32_t finishPair(float low, float high)
 {
-    low += toFloat(bias.values[0]);
-    high += toFloat(bias.values[1]);
     uint32_t word;
     packPair(word, kGELU ? gelu(low) : low, kGELU ? gelu(high) : high, T{});
     return word;
 }
 
-// All threads of this warpgroup come here.
-__device__ void synchronizeGroup()
-{
-    asm volatile("bar.sync %0, %1;" ::"r"(2 + threadIdx.x / kWARPGROUP), "n"(kWARPGROUP) : "memory");
-}
-
-// The bias of a tile's columns to shared memory, for this warpgroup.
-template <typename T, typename Shape>
-__device__ void keepBias(LinearProblem const& p, int32_t firstColumn, LinearMemory<Shape> const& memory)
-{
-    int const column = static_cast<int>(threadIdx.x % kWARPGROUP * 2);
-    if (column < Shape::kCOLUMNS)
-    {
-        Vector<T, 2> const pair = loadBias<T>(p, firstColumn + column);
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(memory.bias(threadIdx.x / kWARPGROUP, column)),
-            "r"(*reinterpret_cast<uint32_t const*>(&pair))
-            : "memory");
-    }
-}
-
-// A warpgroup's sums of 64 rows to y, one panel of columns after the other: to shared memory, and from there by a copy
-// that knows where y ends and goes on while the next panel is computed.
+// A warpgroup's sums of 64 rows to y, each warp its 16, one panel of columns after the other: to shared memory, and from
+// there by a copy that knows where y ends and goes on while the next panel is computed.
 template <typename T, bool kGELU, typename Shape>
 __device__ void storeRows(CUtensorMap const& y, int32_t row, int32_t firstColumn,
-    LinearMemory<Shape> const& memory, float const (&sums)[Shape::kCOLUMNS / 8][4])
+    LinearMemory<Shape> const& memory, float (&sums)[Shape::kCOLUMNS / 8][4])
 {
-    using Panel = SharedTile<64, kPANEL>;
-    auto const group = static_cast<int>(threadIdx.x / kWARPGROUP);
+    using Panel = SharedTile<kWARP_ROWS, kPANEL>;
+    auto const ofBlock = static_cast<int>(threadIdx.x / kWARP);
     uint32_t const lane = threadIdx.x % kWARP;
-    uint32_t const warp = threadIdx.x / kWARP % 4;
-    bool const copies = threadIdx.x % kWARPGROUP == 0;
 #pragma unroll
     for (int panel = 0; panel < Shape::kPANELS; ++panel)
     {
+        uint32_t const rows = memory.y(ofBlock, panel);
         if (panel % Shape::kY_PANELS == 0)
         {
-            if (copies)
+            if (lane == 0)
             {
                 waitForStores(); // they have read what is written next
             }
-            synchronizeGroup();
+            __syncwarp();
         }
 #pragma unroll
         for (int n = 0; n < kPANEL / 8; n += 2)
@@ -369,83 +405,107 @@ __device__ void storeRows(CUtensorMap const& y, int32_t row, int32_t firstColumn
             for (int i = 0; i < 2; ++i)
             {
                 int const tile = panel * kPANEL / 8 + n + i;
-                uint32_t bits;
-                asm volatile("ld.shared.b32 %0, [%1];"
-                    : "=r"(bits)
-                    : "r"(memory.bias(group, tile * 8 + static_cast<int>(lane % 4 * 2))));
-                auto const bias = *reinterpret_cast<Vector<T, 2> const*>(&bits);
-                words[2 * i] = finishPair<T, kGELU>(sums[tile][0], sums[tile][1], bias);
-                words[2 * i + 1] = finishPair<T, kGELU>(sums[tile][2], sums[tile][3], bias);
+                float (&four)[4] = sums[tile];
+                addBias<T>(four, memory, tile);
+                words[2 * i] = finishPair<T, kGELU>(four[0], four[1]);
+                words[2 * i + 1] = finishPair<T, kGELU>(four[2], four[3]);
             }
-            storeMatrices(
-                memory.y(group, panel) + Panel::offset(warp * 16 + lane % 16, n + lane / 16), words);
+            storeMatrices(rows + Panel::offset(lane % kWARP_ROWS, n + lane / kWARP_ROWS), words);
         }
         showToTensorCores(); // and to copies
-        synchronizeGroup();
-        if (copies)
+        __syncwarp();
+        if (lane == 0)
         {
-            storeBox(y, firstColumn + panel * kPANEL, row, memory.y(group, panel));
+            storeBox(y, firstColumn + panel * kPANEL, row + ofBlock % 4 * kWARP_ROWS, rows);
         }
     }
 }
 
-// A block's sums to its own shared memory, when all its warps are done with the slots.
+// own = the sum over the blocks of the cluster, in the order of their ranks.
 template <typename Shape>
-__device__ void keepPartial(LinearMemory<Shape> const& memory, float const (&sums)[Shape::kCOLUMNS / 8][4])
+__device__ void addReceived(
+    float (&own)[4], LinearMemory<Shape> const& memory, int first, int stride, int rank, int size)
 {
-    asm volatile("bar.sync 1, %0;" ::"n"(Shape::kCOMPUTING) : "memory");
-    int const row = static_cast<int>(threadIdx.x / kWARP * 16 + threadIdx.x % kWARP / 4);
-    int const column = static_cast<int>(threadIdx.x % 4 * 2);
-#pragma unroll
-    for (int n = 0; n < Shape::kCOLUMNS / 8; ++n)
+    float total[4]{};
+    for (int from = 0; from < size; ++from)
     {
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
+        float other[4] = {own[0], own[1], own[2], own[3]};
+        if (from != rank)
         {
-            asm volatile(
-                "st.shared.v2.f32 [%0], {%1, %2};" ::"r"(memory.partial(row + half * 8, column + n * 8)),
-                "f"(sums[n][2 * half]), "f"(sums[n][2 * half + 1])
+            asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                : "=f"(other[0]), "=f"(other[1]), "=f"(other[2]), "=f"(other[3])
+                : "r"(memory.received(first + (from < rank ? from : from - 1) * stride))
                 : "memory");
         }
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+        {
+            total[i] += other[i];
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+    {
+        own[i] = total[i];
     }
 }
 
-// Adds up what the blocks of the cluster have of a share of the tile, 4 columns to a thread at a time, and stores it.
-template <typename T, bool kGELU, typename Shape>
-__device__ void combinePartials(
-    LinearProblem const& p, LinearTile const& tile, LinearMemory<Shape> const& memory)
+// 16 columns of this warp's rows to memory: lanes 2i and 2i + 1 exchange pairs, so that each has four neighbours.
+template <typename T, bool kGELU>
+__device__ void storePair(
+    LinearProblem const& p, LinearTile const& tile, int pair, float const (&low)[4], float const (&high)[4])
 {
-    constexpr int kMOST = 8; // blocks in a cluster
-    constexpr int kOF_ROW = Shape::kCOLUMNS / 4;
-    uint32_t const size = clusterSize();
-    for (uint32_t piece = clusterRank() * Shape::kCOMPUTING + threadIdx.x; piece < Shape::kROWS * kOF_ROW;
-        piece += size * Shape::kCOMPUTING)
+    auto const t = static_cast<int>(threadIdx.x % 4);
+    bool const odd = t % 2 != 0;
+    int32_t const column = tile.column + pair * 16 + (odd ? 8 : 0) + t / 2 * 4;
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
     {
-        int const row = static_cast<int>(piece / kOF_ROW);
-        int const column = static_cast<int>(piece % kOF_ROW * 4);
-        int32_t const first = tile.column + column;
-        if (tile.row + row >= p.rows || first >= p.out)
+        uint32_t const first = finishPair<T, kGELU>(low[2 * half], low[2 * half + 1]);
+        uint32_t const second = finishPair<T, kGELU>(high[2 * half], high[2 * half + 1]);
+        uint32_t const received = __shfl_xor_sync(kALL_LANES, odd ? first : second, 1);
+        int32_t const row
+            = tile.row + static_cast<int32_t>(threadIdx.x / kWARP * 16 + threadIdx.x % kWARP / 4) + 8 * half;
+        if (row < p.rows && column < p.out)
         {
-            continue;
+            T* const y = static_cast<T*>(p.y) + static_cast<int64_t>(row) * p.out + column;
+            *reinterpret_cast<uint2*>(y) = {odd ? received : first, odd ? second : received};
         }
-        Vector<T, 2> const biases[2] = {loadBias<T>(p, first), loadBias<T>(p, first + 2)};
-        uint32_t const address = memory.partial(row, column);
-        float4 parts[kMOST];
+    }
+}
+
+// Adds up what the blocks of a cluster have of a tile and stores it, 16 columns at a time; each block has some of them.
+template <typename T, bool kGELU, typename Shape>
+__device__ void combineSums(LinearProblem const& p, LinearTile const& tile, LinearMemory<Shape> const& memory,
+    float (&sums)[Shape::kCOLUMNS / 8][4])
+{
+    constexpr int kPAIRS = Shape::kCOLUMNS / 16;
+    auto const rank = static_cast<int>(clusterRank());
+    auto const size = static_cast<int>(clusterSize());
+    int const ofBlock = (kPAIRS + size - 1) / size; // pairs of groups of 8 columns
+    waitForCluster();                               // all have begun
 #pragma unroll
-        for (uint32_t rank = 0; rank < kMOST; ++rank)
+    for (int pair = 0; pair < kPAIRS; ++pair)
+    {
+        int const owner = pair / ofBlock;
+        if (owner != rank)
         {
-            parts[rank] = rank < size ? loadFromCluster(addressInBlock(address, rank)) : float4{};
+            int const place = 2 * ((rank < owner ? rank : rank - 1) * ofBlock + pair % ofBlock);
+            storeToCluster(addressInBlock(memory.received(place), owner), sums[2 * pair]);
+            storeToCluster(addressInBlock(memory.received(place + 1), owner), sums[2 * pair + 1]);
         }
-        float4 sum = parts[0];
+    }
+    arriveAtCluster();
+    waitForCluster();
 #pragma unroll
-        for (uint32_t rank = 1; rank < kMOST; ++rank)
+    for (int pair = 0; pair < kPAIRS; ++pair)
+    {
+        if (pair / ofBlock == rank)
         {
-            sum = {
-                sum.x + parts[rank].x, sum.y + parts[rank].y, sum.z + parts[rank].z, sum.w + parts[rank].w};
+            addReceived<Shape>(sums[2 * pair], memory, 2 * (pair % ofBlock), 2 * ofBlock, rank, size);
+            addReceived<Shape>(sums[2 * pair + 1], memory, 2 * (pair % ofBlock) + 1, 2 * ofBlock, rank, size);
+            storePair<T, kGELU>(p, tile, pair, sums[2 * pair], sums[2 * pair + 1]);
         }
-        T* const y = static_cast<T*>(p.y) + static_cast<int64_t>(tile.row + row) * p.out + first;
-        *reinterpret_cast<uint2*>(y)
-            = {finishPair<T, kGELU>(sum.x, sum.y, biases[0]), finishPair<T, kGELU>(sum.z, sum.w, biases[1])};
     }
 }
 
@@ -485,18 +545,31 @@ __device__ void computeTiles(LinearProblem const& p, CUtensorMap const& y, Linea
                 }
             }
             float sums[Shape::kPARTS][Shape::kCOLUMNS / 8][4];
-            if constexpr (!Shape::kSPLITS_DEPTH)
+            if (!p.constantWeight)
             {
-                keepBias<T>(p, tile.column, memory);
-                if (Shape::kALTERNATES)
+                waitForPreviousKernel();
+            }
+            keepBias<T>(p, tile, memory);
+            if (Shape::kALTERNATES)
+            {
+                waitForTurn(group);
+            }
+            multiplyTile<T, Shape>(sums, tile, memory, turn);
+            if (Shape::kALTERNATES)
+            {
+                giveTurn(1 - group);
+            }
+            if constexpr (Shape::kSPLITS_DEPTH)
+            {
+#pragma unroll
+                for (int n = 0; n < Shape::kCOLUMNS / 8; ++n)
                 {
-                    waitForTurn(group);
+                    addBias<T>(sums[0][n], memory, n);
                 }
-                multiplyTile<T, Shape>(sums, tile, memory, turn);
-                if (Shape::kALTERNATES)
-                {
-                    giveTurn(1 - group);
-                }
+                combineSums<T, kGELU, Shape>(p, tile, memory, sums[0]);
+            }
+            else
+            {
 #pragma unroll
                 for (int part = 0; part < Shape::kPARTS; ++part)
                 {
@@ -504,13 +577,8 @@ __device__ void computeTiles(LinearProblem const& p, CUtensorMap const& y, Linea
                     storeRows<T, kGELU>(y, row, tile.column, memory, sums[part]);
                 }
             }
-            else
-            {
-                multiplyTile<T, Shape>(sums, tile, memory, turn);
-                keepPartial<Shape>(memory, sums[0]);
-            }
         });
-    if (!Shape::kSPLITS_DEPTH && threadIdx.x % kWARPGROUP == 0)
+    if (!Shape::kSPLITS_DEPTH && threadIdx.x % kWARP == 0)
     {
         waitForStores();
     }
@@ -524,6 +592,8 @@ __global__ void __launch_bounds__(Shape::kTHREADS, 1)
     extern __shared__ __align__(1024) unsigned char bytes[]; // as the swizzle wants it
     LinearMemory<Shape> const memory{sharedAddress(bytes)};
     bool const computes = threadIdx.x < Shape::kCOMPUTING;
+    // The compiler is told that it is the same for all lanes.
+    bool const fetches = __shfl_sync(kALL_LANES, threadIdx.x / kWARP, 0) == Shape::kCOMPUTING / kWARP;
     if (threadIdx.x == 0)
     {
         for (int slot = 0; slot < Shape::kSLOTS; ++slot)
@@ -544,13 +614,16 @@ __global__ void __launch_bounds__(Shape::kTHREADS, 1)
         prefetchWeights<T, Shape>(p);
     }
     __syncthreads();
+    if (Shape::kSPLITS_DEPTH)
+    {
+        arriveAtCluster();
+    }
     letNextKernelIn();
     LinearFetcher<Shape> fetcher{x, weight, memory};
-    if (p.constantWeight && threadIdx.x == Shape::kCOMPUTING)
+    if (p.constantWeight && fetches)
     {
         fetcher.fetchWeightsAhead(findLinearTile<Shape>(p, clusterNumber()));
     }
-    waitForPreviousKernel();
     if (computes)
     {
         if (Shape::kALTERNATES)
@@ -565,21 +638,11 @@ __global__ void __launch_bounds__(Shape::kTHREADS, 1)
         {
             asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         }
-        if (threadIdx.x == Shape::kCOMPUTING)
+        if (fetches)
         {
+            waitForPreviousKernel();
             forLinearTiles<Shape>(p, [&](LinearTile const& tile) { fetcher.fetch(tile); });
         }
-    }
-    if constexpr (Shape::kSPLITS_DEPTH)
-    {
-        __syncwarp();
-        synchronizeCluster();
-        if (computes)
-        {
-            combinePartials<T, kGELU, Shape>(p, findLinearTile<Shape>(p, clusterNumber()), memory);
-        }
-        __syncwarp();
-        synchronizeCluster(); // nobody leaves while the others still read its sums
     }
 }
 
@@ -596,14 +659,14 @@ cudaError_t launchShape(LinearArguments const& a, int32_t steps, int multiproces
     CUtensorMap x{};
     CUtensorMap weight{};
     CUtensorMap y{};
-    cudaError_t status = describeTensor<T>(x, a.x, {in, rows}, {kDEPTH, Shape::kROWS});
+    cudaError_t status = describeTensor<T>(x, a.x, {in, rows}, {kPANEL, Shape::kROWS});
     if (status == cudaSuccess)
     {
-        status = describeTensor<T>(weight, a.weight, {out, in}, {kPANEL, kDEPTH});
+        status = describeTensor<T>(weight, a.weight, {out, in}, {kPANEL, Shape::kDEPTH});
     }
     if (status == cudaSuccess)
     {
-        status = describeTensor<T>(y, a.y, {out, rows}, {kPANEL, 64});
+        status = describeTensor<T>(y, a.y, {out, rows}, {kPANEL, kWARP_ROWS});
     }
     if (status != cudaSuccess)
     {
@@ -611,7 +674,7 @@ cudaError_t launchShape(LinearArguments const& a, int32_t steps, int multiproces
     }
     auto const rowTiles = static_cast<uint32_t>(divideUp(a.rows, Shape::kROWS));
     auto const tiles = static_cast<uint32_t>(rowTiles * divideUp(a.out, Shape::kCOLUMNS));
-    auto const cluster = static_cast<uint32_t>(divideUp(divideUp(a.in, kDEPTH), steps));
+    auto const cluster = static_cast<uint32_t>(divideUp(divideUp(a.in, Shape::kDEPTH), steps));
     uint32_t const clusters = Shape::kSPLITS_DEPTH ? tiles : std::min<uint32_t>(tiles, multiprocessors);
     LaunchSize const size{clusters * cluster, Shape::kTHREADS, Shape::kBYTES, cluster};
     LinearProblem const problem{a.weight, a.bias, a.y, static_cast<int32_t>(a.rows), a.in, a.out, rowTiles,
@@ -620,9 +683,14 @@ cudaError_t launchShape(LinearArguments const& a, int32_t steps, int multiproces
                   : launchEarly(linearHopperKernel<T, Shape, false>, size, stream, problem, x, weight, y);
 }
 
-// What a shape takes, in microseconds: to start and end; for each tile, to begin and store it; for each step of kDEPTH,
-// if one block runs and, as a share of it, how much longer if all multiprocessors are busy. Fitted to 40 products of
-// BERT-base, with 16 to 8192 rows, on an H200; what is chosen by it takes 1.3 % longer than the best of them on average.
+// What a shape takes, in microseconds: to start and end; for each tile, to begin and store it; for each slot of k, if one
+// block runs and, as a share of it, how much longer if all multiprocessors are busy. Fitted to 60 products of BERT-base,
+// with 16 to 8192 rows, on an H200; what is chosen by it takes 0.4 % longer than the best of them on average.
+//
+// Slots of 128 elements of k instead of 64 save small tiles 10 to 20 % (1024 rows, 3072 to 768: 13.6 to 11.4 us): to fetch
+// a slot takes 0.1 us besides its bytes. Measured there, too, and no faster: larger tiles whose k two or three blocks share
+// (13.4 and 14.8; blocks of a cluster exchange sums slowly), two warpgroups that share k of a tile of 64 rows (11.8),
+// weights brought to the L2 cache by the kernel before.
 struct Costs
 {
     float start;
@@ -636,35 +704,37 @@ struct Choice
     cudaError_t (*launch)(LinearArguments const&, int32_t steps, int multiprocessors, cudaStream_t);
     int32_t rows;
     int32_t columns;
-    bool splitsDepth;
+    int32_t depth;
+    int32_t mostBlocks;
     Costs costs;
 };
 
-template <typename T, Sharing kSHARING, int kROWS, int kCOLUMNS, int kSLOTS>
+template <typename T, Sharing kSHARING, int kROWS, int kCOLUMNS, int kDEPTH, int kSLOTS, int kMOST_BLOCKS = 1>
 constexpr Choice makeChoice(Costs const& costs)
 {
-    return {launchShape<T, LinearShape<kSHARING, kROWS, kCOLUMNS, kSLOTS>>, kROWS, kCOLUMNS,
-        kSHARING == Sharing::kDEPTH, costs};
+    return {launchShape<T, LinearShape<kSHARING, kROWS, kCOLUMNS, kDEPTH, kSLOTS, kMOST_BLOCKS>>, kROWS,
+        kCOLUMNS, kDEPTH, kMOST_BLOCKS, costs};
 }
 
 template <typename T>
 constexpr Choice kCHOICES[] = {
-    makeChoice<T, Sharing::kROWS, 64, 64, 12>({0.945F, 1.092F, 0.135F, 0.047F}),
-    makeChoice<T, Sharing::kROWS, 64, 128, 8>({1.329F, 1.109F, 0.170F, 0.190F}),
-    makeChoice<T, Sharing::kROWS, 64, 192, 6>({2.037F, 0.893F, 0.182F, 0.569F}),
-    makeChoice<T, Sharing::kROWS, 128, 128, 5>({1.744F, 0.818F, 0.266F, 0.493F}),
-    makeChoice<T, Sharing::kROWS, 128, 192, 4>({0.758F, 2.190F, 0.405F, 0.379F}),
-    makeChoice<T, Sharing::kTILES, 128, 192, 5>({3.569F, 1.201F, 0.405F, 0.356F}),
-    makeChoice<T, Sharing::kDEPTH, 64, 64, 12>({2.115F, 0.673F, 0.099F, 1.869F}),
+    makeChoice<T, Sharing::kROWS, 64, 64, 128, 6>({1.224F, 0.029F, 0.272F, 0.378F}),
+    makeChoice<T, Sharing::kROWS, 64, 128, 128, 4>({1.735F, 0.284F, 0.511F, 0.118F}),
+    makeChoice<T, Sharing::kROWS, 64, 192, 64, 6>({3.000F, 0.315F, 0.236F, 0.400F}),
+    makeChoice<T, Sharing::kROWS, 128, 128, 64, 5>({1.186F, 0.526F, 0.455F, 0.098F}),
+    makeChoice<T, Sharing::kROWS, 128, 192, 64, 4>({1.728F, 2.547F, 0.303F, 0.205F}),
+    makeChoice<T, Sharing::kTILES, 128, 192, 64, 5>({5.449F, 0.282F, 0.310F, 0.171F}),
+    makeChoice<T, Sharing::kDEPTH, 64, 64, 128, 5, 6>({3.553F, 0.580F, 0.084F, 0.634F}),
 };
 
 // Of `split` blocks to a tile; infinite where that cannot be.
 float estimate(LinearArguments const& a, Choice const& choice, int32_t split, int multiprocessors)
 {
-    int64_t const steps = divideUp(divideUp(a.in, kDEPTH), split);
+    int64_t const steps = divideUp(divideUp(a.in, choice.depth), split);
     int64_t const blocks = divideUp(a.rows, choice.rows) * divideUp(a.out, choice.columns) * split;
     // Clusters do not always find room on all multiprocessors; those that wait cost more than was gained.
-    if (steps * (split - 1) >= divideUp(a.in, kDEPTH) || (split > 1 && blocks > multiprocessors * 3 / 4))
+    if (steps * (split - 1) >= divideUp(a.in, choice.depth)
+        || (split > 1 && blocks > multiprocessors * 3 / 4))
     {
         return std::numeric_limits<float>::infinity();
     }
@@ -684,14 +754,12 @@ cudaError_t launchTyped(LinearArguments const& a, cudaStream_t stream)
     {
         return status;
     }
-    constexpr int32_t kMOST_BLOCKS = 8; // of a cluster, on any GPU that has them
     Choice const* best = nullptr;
     int32_t bestSplit = 1;
     float least = std::numeric_limits<float>::infinity();
     for (Choice const& choice : kCHOICES<T>)
     {
-        for (int32_t split = choice.splitsDepth ? 2 : 1; split <= (choice.splitsDepth ? kMOST_BLOCKS : 1);
-            ++split)
+        for (int32_t split = std::min(choice.mostBlocks, 2); split <= choice.mostBlocks; ++split)
         {
             float const time = estimate(a, choice, split, multiprocessors);
             if (time < least)
@@ -702,7 +770,7 @@ cudaError_t launchTyped(LinearArguments const& a, cudaStream_t stream)
             }
         }
     }
-    auto const steps = static_cast<int32_t>(divideUp(divideUp(a.in, kDEPTH), bestSplit));
+    auto const steps = static_cast<int32_t>(divideUp(divideUp(a.in, best->depth), bestSplit));
     return best->launch(a, steps, multiprocessors, stream);
 }
 
