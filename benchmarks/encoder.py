@@ -5,10 +5,11 @@
     python benchmarks/encoder.py out/base/model --json FILE --markdown FILE
 
 fp16, without embeddings and head. Ours is the TensorRT network definition of builder.py, run by network_runner.py
-with the plugins' own kernels: not TensorRT, and not torch.compile. The peer is the same encoder written in PyTorch,
-with one merged product for Q, K and V and scaled_dot_product_attention with the faster of its backends: eager, and by
-torch.compile, layer by layer. Hugging Face's own encoder stands beside it. "products alone" are the 48 matrix
-products through cuBLAS, with weights as PyTorch's linear has them, (out, in), and as ONNX has them, (in, out).
+with the plugins' own kernels: not TensorRT, and not torch.compile. It takes a padded batch with its mask, which hides
+nothing here; "packed" takes the same tokens without padding. The peer is the same encoder written in PyTorch, with
+one merged product for Q, K and V and scaled_dot_product_attention with the faster of its backends, without a mask:
+eager, and by torch.compile, layer by layer. Hugging Face's own encoder stands beside it. "products alone" are the 48
+matrix products through cuBLAS, with weights as PyTorch's linear has them, (out, in), and as ONNX has them, (in, out).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_att
 
 from builder import FUSIONS, assemble
 from common import UserError, log_console, run_script
-from model_files import LENGTHS_NAME, BertConfig, ModelFolder, WeightFile
+from model_files import LENGTHS_NAME, MASK_NAME, BertConfig, ModelFolder, WeightFile
 from network_runner import NetworkRunner
 from plugins.measure import graph_times
 from trt_helper import TrtLog
@@ -123,22 +124,24 @@ def hugging_face(config: BertConfig) -> torch.nn.Module:
 # --- ours -------------------------------------------------------------------------------------------------
 
 
-def our_module(folder: ModelFolder, fused: tuple[str, ...]) -> torch.nn.Module:
-    """The encoder of builder.py's packed network: (T, H) and cu_seqlens (B + 1,) -> (T, H)."""
-    made = assemble(folder, TrtLog(), "fp16", batching="packed", fused=fused)
+def our_module(folder: ModelFolder, fused: tuple[str, ...], batching: str) -> torch.nn.Module:
+    """The encoder of builder.py's network: (B, S, H) or (T, H), and what keeps sentences apart, to the same."""
+    made = assemble(folder, TrtLog(), "fp16", batching=batching, fused=fused)
     first, *_, last = made.hidden_state_names
-    inputs = [first, LENGTHS_NAME]
+    separator = {"padded": MASK_NAME, "packed": LENGTHS_NAME}[batching]
     if "QkvToContext" not in fused:
-        inputs = [first, "mask.bias"]  # native attention: made once for all layers, by layers outside the encoder
-    return NetworkRunner(made.network, "cuda", [last], made.known, inputs=inputs).module
+        separator = "mask.bias"  # native attention: made once for all layers, by layers outside the encoder
+    return NetworkRunner(made.network, "cuda", [last], made.known, inputs=[first, separator]).module
 
 
-def our_second_input(fused: tuple[str, ...], batch: int, length: int) -> torch.Tensor:
-    """cu_seqlens for the plugin, else what native attention adds to its scores."""
+def our_inputs(x: torch.Tensor, fused: tuple[str, ...], batching: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """x (B, S, H) as the network takes it, and the mask, cu_seqlens, or what native attention adds to its scores."""
+    batch, length, _ = x.shape
+    if batching == "packed":
+        return x.flatten(0, 1), torch.arange(batch + 1, dtype=torch.int32, device="cuda") * length
     if "QkvToContext" in fused:
-        return torch.arange(batch + 1, dtype=torch.int32, device="cuda") * length
-    sentence = torch.arange(batch * length, device="cuda") // length
-    return ((sentence[:, None] == sentence[None]).float()[None] - 1) * 1e30
+        return x, torch.ones(batch, length, dtype=torch.int32, device="cuda")
+    return x, torch.zeros(batch, 1, 1, length, device="cuda")
 
 
 # --- measuring --------------------------------------------------------------------------------------------
@@ -163,12 +166,11 @@ def products_alone(peer: Peer, tokens: int, turned: bool) -> Function:
     return run
 
 
-def measure(folder: ModelFolder, batch: int, length: int, args: argparse.Namespace) -> dict[str, Any]:
+def measure(folder: ModelFolder, batch: int, length: int) -> dict[str, Any]:
     """All contenders at one size, in one run."""
     config = folder.config
     torch.manual_seed(0)
     x = torch.randn(batch, length, config.hidden_size, device="cuda", dtype=torch.float16)
-    flat = x.flatten(0, 1)
     peer = Peer(config, folder.weights())
     functions: dict[str, Function] = {
         "products alone": products_alone(peer, batch * length, turned=False),
@@ -179,7 +181,9 @@ def measure(folder: ModelFolder, batch: int, length: int, args: argparse.Namespa
     def add(name: str, run: Callable[..., Any], *inputs: torch.Tensor) -> None:
         with log_console.status(f"B{batch} S{length}: {name}"):
             answer = run(*inputs)
-            results[name] = (answer[0] if isinstance(answer, tuple) else answer).reshape(flat.shape).clone()
+            results[name] = (
+                (answer[0] if isinstance(answer, tuple) else answer).reshape(-1, config.hidden_size).clone()
+            )
         functions[name] = lambda: run(*inputs)
 
     with torch.inference_mode():
@@ -189,10 +193,9 @@ def measure(folder: ModelFolder, batch: int, length: int, args: argparse.Namespa
             add("PyTorch eager", peer, x)
             add("PyTorch compiled", peer.compiled(), x)
             for name, fused in FUSED.items():
-                if "QkvToContext" not in fused and batch * length > args.elementary:
-                    continue
-                module, second = our_module(folder, fused), our_second_input(fused, batch, length)
-                add(f"ours {name}", module, flat, second)
+                add(f"ours {name}", our_module(folder, fused, "padded"), *our_inputs(x, fused, "padded"))
+            fused = FUSIONS["all"]
+            add("ours all, packed", our_module(folder, fused, "packed"), *our_inputs(x, fused, "packed"))
             found = graph_times(functions, launches=4, rounds=25)
         encoder = hugging_face(config)
         found["Hugging Face eager"] = graph_times({"it": lambda: encoder(x)}, launches=4, rounds=25)["it"]
@@ -256,9 +259,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="The encoder in a CUDA graph, ours and PyTorch's.")
     parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--sizes", type=size, nargs="+", default=list(SIZES), metavar="BxS")
-    parser.add_argument(
-        "--elementary", type=int, default=1024, metavar="T", help="native attention, with T x T scores, up to so many"
-    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     args = parser.parse_args()
@@ -268,7 +268,7 @@ def main() -> int:
     command = " ".join(["python benchmarks/encoder.py", *sys.argv[1:]])
     results: list[dict[str, Any]] = []
     for batch, length in args.sizes:
-        results.append(measure(folder, batch, length, args))
+        results.append(measure(folder, batch, length))
         print_table("Encoder, fp16, CUDA graph, median", HEADINGS, rows(results[-1:]))
         record = {"about": about, "command": command, "results": results}
         lines = [
