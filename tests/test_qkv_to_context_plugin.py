@@ -382,11 +382,12 @@ def test_short_sentences_on_the_gpu(host, dtype, head_size, batch, heads):
 
 @needs_gpu
 @pytest.mark.parametrize("head_size", [32, 64])
-@pytest.mark.parametrize(("batch", "heads"), [(3, 2), (9, 12), (15, 12), (70, 5), (400, 1)])
+@pytest.mark.parametrize(("batch", "heads"), [(3, 2), (9, 12), (15, 12), (22, 12), (70, 5), (400, 1)])
 def test_sentences_of_int8_on_the_gpu(host, head_size, batch, heads):
-    """Up to 512 tokens, in as many chunks of keys as there can be, and one token more."""
+    """How many tiles of queries there are, and how full, decides between four kernels on Hopper; (22, 12) of 384 give
+    each multiprocessor of an H200 several tiles of the one whose blocks stay."""
     torch.manual_seed(0)
-    for length in (1, 37, 63, 64, 65, 100, 127, 128, 129, 191, 192, 193, 300, 384, 448, 449, 511, 512, 513):
+    for length in (1, 37, 63, 64, 65, 100, 127, 128, 129, 191, 192, 193, 256, 300, 384, 385, 448, 511, 512, 513):
         qkv = random_qkv((batch, length), torch.int8, heads, head_size)
         mask = (torch.rand(batch, length, device="cuda") < 0.5).int()
         mask[1] = 0  # nothing but padding: zeros
@@ -487,12 +488,30 @@ def test_large_scores_on_the_gpu(host, dtype, head_size, spread):
 
 @needs_gpu
 @all_head_sizes
-def test_largest_int8_scores_on_the_gpu(host, head_size):
+@pytest.mark.parametrize("length", [100, 200, 600])
+def test_largest_int8_scores_on_the_gpu(host, head_size, length):
     """Sums of up to 128 · 128 · D are exact, in steps of 1, and no step is lost in the softmax."""
     torch.manual_seed(0)
-    qkv = torch.randint(0, 2, (3, 200, 6 * head_size), device="cuda") * 255 - 128  # -128 and 127 only
+    qkv = torch.randint(0, 2, (3, length, 6 * head_size), device="cuda") * 255 - 128  # -128 and 127 only
     qkv[0, :, : 4 * head_size] = -128  # the largest score there is, and the same for all keys
-    check(host, qkv.to(torch.int8), qkv_scale=0.01, output_type="fp32")
+    qkv = qkv.to(torch.int8)
+    cu_seqlens = torch.arange(4, dtype=torch.int32, device="cuda") * length
+    for scale in (0.01, 3.0):  # the larger one leaves each query the values of one or two keys
+        fields = {"qkv_scale": scale, "output_type": "fp32"}
+        check(host, qkv, **fields)
+        check(host, qkv.flatten(0, 1), cu_seqlens, layout="packed", **fields)
+
+
+@needs_gpu
+@pytest.mark.parametrize("length", [1, 100, 200, 600])
+def test_absurd_scales_of_int8_on_the_gpu(host, length):
+    """A step of a score is many of the softmax's exponent, or a step of a value more than int8 has for contexts."""
+    torch.manual_seed(0)
+    qkv = random_qkv((3, length), torch.int8)
+    check(host, qkv, qkv_scale=30.0, output_type="fp32")
+    qkv[..., 256:] = torch.tensor([-1, 0, 1, 2], dtype=torch.int8, device="cuda").repeat(32)  # of all keys
+    check(host, qkv, qkv_scale=30.0, output_scale=30.0)
+    check(host, qkv, qkv_scale=1.0, output_scale=1e-5)
 
 
 @needs_gpu

@@ -263,8 +263,8 @@ void runTypes(std::vector<Kernel> const& kernels)
     for (int32_t size : {32, 64, 128})
     {
         // One query, a tile that is not full, exactly full, one more; several chunks of keys, the last not full.
-        for (int32_t length :
-            gFew ? std::vector<int32_t>{200} : std::vector<int32_t>{1, 33, 64, 65, 128, 200, 385})
+        for (int32_t length : gFew ? std::vector<int32_t>{200}
+                                   : std::vector<int32_t>{1, 33, 64, 65, 128, 200, 300, 385, 512, 513})
         {
             runCase<In, Out>({"single", 1, length, size, {}}, kernels);
         }
@@ -278,8 +278,8 @@ void runTypes(std::vector<Kernel> const& kernels)
             runCase<In, Out>({"single", 150, 192, size, {}}, kernels);
             runCase<In, Out>({"single", 50, 333, size, {}}, kernels); // several chunks of keys each
         }
-        for (int32_t length :
-            gFew ? std::vector<int32_t>{37, 100, 131} : std::vector<int32_t>{1, 37, 64, 100, 128, 131})
+        for (int32_t length : gFew ? std::vector<int32_t>{37, 100, 131}
+                                   : std::vector<int32_t>{1, 37, 64, 100, 128, 131, 300, 450})
         {
             runCase<In, Out>({"padded", 3, length, size, threeMasks(length)}, kernels);
         }
@@ -290,6 +290,10 @@ void runTypes(std::vector<Kernel> const& kernels)
             runCase<In, Out>({"single", 40, 131, size, {}}, kernels);
         }
         runCase<In, Out>({"packed", 5, 300, size, {0, 1, 1, 66, 194, 260}}, kernels);
+        if (!gFew) // chunks of keys come to lie where others lay
+        {
+            runCase<In, Out>({"packed", 3, 900, size, {0, 500, 520, 890}}, kernels);
+        }
     }
 }
 
@@ -329,13 +333,14 @@ void runBroken(std::vector<Kernel> const& kernels)
 // Many tiles, again and again
 // ---------------------------------------------------------------------------------------------------------------
 
+template <typename T>
 __global__ void countDifferences(
-    __half const* found, __half const* expected, size_t size, float allowed, uint32_t* count)
+    T const* found, T const* expected, size_t size, float allowed, uint32_t* count)
 {
     size_t const step = static_cast<size_t>(gridDim.x) * blockDim.x;
     for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += step)
     {
-        if (!(fabsf(__half2float(found[i]) - __half2float(expected[i])) <= allowed))
+        if (!(fabsf(static_cast<float>(found[i]) - static_cast<float>(expected[i])) <= allowed))
         {
             atomicAdd(count, 1U);
         }
@@ -345,16 +350,19 @@ __global__ void countDifferences(
 // Blocks that take tile after tile use their shared memory again. What does so too early is wrong now and then only: of
 // 400 launches with 64 sentences of 128 tokens 28 were. Here each kernel is launched often, two at a time, and
 // compared with the tensor kernel, which takes one tile a block.
-void runOften(Case const& c, Tensor<__half> const& qkv, int32_t heads, std::vector<Kernel> const& kernels)
+template <typename In, typename Out>
+void runOften(Case const& c, Tensor<In> const& qkv, int32_t heads, std::vector<Kernel> const& kernels)
 {
+    constexpr int kPOISON = std::is_same_v<Out, int8_t> ? 0x80 : 0xFF;     // -128 or NaN
+    constexpr float kALLOWED = std::is_same_v<Out, int8_t> ? 1.0F : 4e-3F; // of int8 one step
     int const runs = gFew ? 2 : 20;
     size_t const size = static_cast<size_t>(c.tokens()) * heads * c.headSize;
     Tensor<int32_t> const cuSeqlens{c.second};
-    Tensor<__half> const expected{size};
-    Tensor<__half> const found{size};
+    Tensor<Out> const expected{size};
+    Tensor<Out> const found{size};
     QkvToContextArguments arguments{qkv.data(), nullptr, c.isPacked() ? cuSeqlens.data() : nullptr,
-        expected.data(), c.sentences, c.length, heads, c.headSize, 1.0F, 1.0F, ElementType::kHALF,
-        ElementType::kHALF};
+        expected.data(), c.sentences, c.length, heads, c.headSize, std::is_same_v<In, int8_t> ? kSCALE : 1.0F,
+        std::is_same_v<Out, int8_t> ? kSCALE / 8 : 1.0F, TypeOf<In>::kVALUE, TypeOf<Out>::kVALUE};
     check(launchQkvToContextTensor(arguments, nullptr), "tensor");
     arguments.context = found.data();
     for (Kernel const& kernel : kernels)
@@ -366,10 +374,11 @@ void runOften(Case const& c, Tensor<__half> const& qkv, int32_t heads, std::vect
         Tensor<uint32_t> const counts{std::vector<uint32_t>(runs)};
         for (int run = 0; run < runs; ++run)
         {
-            check(cudaMemsetAsync(found.data(), 0xFF, size * sizeof(__half)), "cudaMemsetAsync"); // NaN
+            check(cudaMemsetAsync(found.data(), kPOISON, size * sizeof(Out)), "cudaMemsetAsync");
             check(kernel.launch(arguments, nullptr), kernel.name);
             check(kernel.launch(arguments, nullptr), kernel.name);
-            countDifferences<<<512, 256>>>(found.data(), expected.data(), size, 4e-3F, counts.data() + run);
+            countDifferences<<<512, 256>>>(
+                found.data(), expected.data(), size, kALLOWED, counts.data() + run);
             check(cudaGetLastError(), "countDifferences");
         }
         check(cudaDeviceSynchronize(), kernel.name);
@@ -385,6 +394,7 @@ void runOften(Case const& c, Tensor<__half> const& qkv, int32_t heads, std::vect
     }
 }
 
+template <typename In, typename Out>
 void runManyTiles(std::vector<Kernel> const& kernels)
 {
     constexpr int32_t kMANY_HEADS = 12;
@@ -399,7 +409,8 @@ void runManyTiles(std::vector<Kernel> const& kernels)
     if (!gFew)
     {
         cases = {packed};
-        for (auto [sentences, length] : {std::pair{64, 128}, {128, 64}, {128, 128}, {210, 70}, {32, 384}})
+        for (auto [sentences, length] :
+            {std::pair{64, 128}, {128, 64}, {128, 128}, {210, 70}, {32, 384}, {8, 512}})
         {
             cases.push_back({"single", sentences, length, kSIZE, {}});
         }
@@ -409,10 +420,56 @@ void runManyTiles(std::vector<Kernel> const& kernels)
     {
         tokens = std::max(tokens, c.tokens());
     }
-    Tensor<__half> const qkv{randomValues<__half>(static_cast<size_t>(tokens) * kMANY_HEADS * kSIZE * 3)};
+    Tensor<In> const qkv{randomValues<In>(static_cast<size_t>(tokens) * kMANY_HEADS * kSIZE * 3)};
     for (Case const& c : cases)
     {
-        runOften(c, qkv, kMANY_HEADS, kernels);
+        runOften<In, Out>(c, qkv, kMANY_HEADS, kernels);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Absurd scales
+// ---------------------------------------------------------------------------------------------------------------
+
+// An int8 of qkv counts so much that each step of a score is many of the exponent, or that each step of a value is more
+// than int8 has for contexts: Hopper's kernels leave that to the tensor kernel. All keys have the same values, -1, 0 or
+// 1, which is what the context is.
+void runAbsurdScales()
+{
+    constexpr int32_t kSIZE = 64;
+    constexpr int32_t kTOKENS = 70;
+    auto qkv = randomValues<int8_t>(static_cast<size_t>(kTOKENS) * 3 * kHEADS * kSIZE);
+    for (int32_t token = 0; token < kTOKENS; ++token)
+    {
+        for (int32_t i = 0; i < kHEADS * kSIZE; ++i)
+        {
+            qkv[(token * 3 + 2) * kHEADS * kSIZE + i] = static_cast<int8_t>(i % 3 - 1);
+        }
+    }
+    Tensor<int8_t> const device{qkv};
+    for (auto [qkvScale, outputScale] : {std::pair{kSCALE, kSCALE}, {1.0F, 1e-5F}, {30.0F, 30.0F}})
+    {
+        Tensor<int8_t> const context{static_cast<size_t>(kTOKENS) * kHEADS * kSIZE};
+        poison(context.data(), static_cast<size_t>(kTOKENS) * kHEADS * kSIZE);
+        QkvToContextArguments const arguments{device.data(), nullptr, nullptr, context.data(), 1, kTOKENS,
+            kHEADS, kSIZE, qkvScale, outputScale, ElementType::kINT8, ElementType::kINT8};
+        check(launchQkvToContext(arguments, nullptr), "launchQkvToContext");
+        check(cudaDeviceSynchronize(), "launchQkvToContext");
+        auto const found = context.values();
+        int different = 0;
+        for (size_t i = 0; i < found.size(); ++i)
+        {
+            float const exact = static_cast<float>(static_cast<int>(i % (kHEADS * kSIZE)) % 3 - 1) * qkvScale;
+            different
+                += static_cast<float>(found[i]) == std::clamp(exact / outputScale, -128.0F, 127.0F) ? 0 : 1;
+        }
+        if (different > 0)
+        {
+            std::printf("wrong: scales %g and %g: %d of %zu elements\n", qkvScale, outputScale, different,
+                found.size());
+            ++gWrong;
+        }
+        ++gRuns;
     }
 }
 
@@ -430,9 +487,11 @@ int main(int argumentCount, char** arguments)
     if (properties.major == 9 && properties.minor == 0)
     {
         tensor.push_back({"hopper", launchQkvToContextHopper});
-        tensorInt8.push_back({"hopper, int8", launchQkvToContextHopperInt8});
         tensor.push_back({"short", launchQkvToContextShort, suitsShortKernel});
+        tensorInt8.push_back({"hopper, int8", launchQkvToContextHopperInt8, suitsHopperInt8Kernel});
         tensorInt8.push_back({"short, int8", launchQkvToContextShortInt8, suitsShortInt8Kernel});
+        tensorInt8.push_back({"split, int8", launchQkvToContextSplitInt8, suitsSplitInt8Kernel});
+        tensorInt8.push_back({"shared, int8", launchQkvToContextSharedInt8, suitsSharedInt8Kernel});
     }
 #endif
     runTypes<float, float>(ordinary);
@@ -446,7 +505,10 @@ int main(int argumentCount, char** arguments)
     runTypes<int8_t, __half>(tensorInt8);
     runTypes<int8_t, __nv_bfloat16>(tensorInt8);
     runTypes<int8_t, int8_t>(tensorInt8);
-    runManyTiles(tensor);
+    runManyTiles<__half, __half>(tensor);
+    runManyTiles<int8_t, __half>(tensorInt8);
+    runManyTiles<int8_t, int8_t>(tensorInt8);
+    runAbsurdScales();
     runBroken<float>(ordinary);
     runBroken<__half>(tensor);
     runBroken<__nv_bfloat16>(tensor);

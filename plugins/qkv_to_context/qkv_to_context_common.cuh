@@ -33,11 +33,9 @@ struct AttentionProblem
 template <int kROWS>
 AttentionProblem makeProblem(QkvToContextArguments const& a)
 {
-    double const log2e = 1.4426950408889634;
-    double const scale = static_cast<double>(a.qkvScale) * a.qkvScale * log2e / std::sqrt(a.headSize);
     return {a.qkv, a.mask, a.cuSeqlens, a.context, a.sentences, a.length, a.heads,
-        (static_cast<uint32_t>(a.length) + kROWS - 1) / kROWS, static_cast<float>(scale),
-        a.qkvScale / a.outputScale, a.outputType};
+        (static_cast<uint32_t>(a.length) + kROWS - 1) / kROWS, scoreScale(a), a.qkvScale / a.outputScale,
+        a.outputType};
 }
 
 // Blocks of the grid. The lengths of packed sentences are known on the device only: each begins at most one tile that
@@ -140,12 +138,11 @@ __device__ QueryTile findTile(AttentionProblem const& p, uint32_t tile)
                                   : findEqualTile<kROWS>(p, tile);
 }
 
-// Calls function(tile, head) for each tile that this block has to do, or poison where that is impossible. If not kSTAY,
-// there is a block for each tile.
-template <int kROWS, bool kSTAY, typename Function, typename Poison>
+// Calls function(tile, head) for each tile that this block has to do, or poison where that is impossible.
+template <int kROWS, typename Function, typename Poison>
 __device__ void forTiles(AttentionProblem const& p, uint32_t count, Function&& function, Poison&& poisonTile)
 {
-    for (uint32_t number = blockIdx.x; number < count; number = kSTAY ? number + gridDim.x : count)
+    for (uint32_t number = blockIdx.x; number < count; number += gridDim.x)
     {
         if (p.cuSeqlens != nullptr)
         {

@@ -418,7 +418,7 @@ __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS)
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Share::kFETCHING));
         if (threadIdx.x % kWARPGROUP < Shape::kFETCHERS)
         {
-            forTiles<Shape::kROWS, true>(
+            forTiles<Shape::kROWS>(
                 p, tiles,
                 [&](QueryTile const& tile, uint32_t head)
                 {
@@ -430,7 +430,7 @@ __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS)
     else
     {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Share::kCOMPUTING));
-        forTiles<Shape::kROWS, true>(
+        forTiles<Shape::kROWS>(
             p, tiles,
             [&](QueryTile const& tile, uint32_t head)
             {

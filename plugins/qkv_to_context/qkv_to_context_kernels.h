@@ -6,6 +6,7 @@
 
 #include "common/element_type.h"
 
+#include <cmath>
 #include <cstdint>
 #include <cuda_runtime_api.h>
 
@@ -34,17 +35,19 @@ struct QkvToContextArguments
 // goes beyond T) give NaN everywhere, or -128 where context is int8.
 cudaError_t launchQkvToContext(QkvToContextArguments const& arguments, cudaStream_t stream);
 
-// The six kernels that it chooses from: with ordinary fp32 arithmetic (fp32 and bf16), with the tensor cores of any GPU
-// (fp16, int8; bf16 from 8.0 on), with those of Hopper (fp16 and bf16; int8), and for Hopper and short sentences
-// (likewise).
+// The kernels that it chooses from: with ordinary fp32 arithmetic (fp32 and bf16), with the tensor cores of any GPU
+// (fp16, int8; bf16 from 8.0 on), and with those of Hopper. There are two for fp16 and bf16, and for int8 one for
+// everything, one for short sentences, one for few, and one for many long ones.
 cudaError_t launchQkvToContextBasic(QkvToContextArguments const& arguments, cudaStream_t stream);
 cudaError_t launchQkvToContextTensor(QkvToContextArguments const& arguments, cudaStream_t stream);
 cudaError_t launchQkvToContextHopper(QkvToContextArguments const& arguments, cudaStream_t stream);
-cudaError_t launchQkvToContextHopperInt8(QkvToContextArguments const& arguments, cudaStream_t stream);
 cudaError_t launchQkvToContextShort(QkvToContextArguments const& arguments, cudaStream_t stream);
+cudaError_t launchQkvToContextHopperInt8(QkvToContextArguments const& arguments, cudaStream_t stream);
 cudaError_t launchQkvToContextShortInt8(QkvToContextArguments const& arguments, cudaStream_t stream);
+cudaError_t launchQkvToContextSplitInt8(QkvToContextArguments const& arguments, cudaStream_t stream);
+cudaError_t launchQkvToContextSharedInt8(QkvToContextArguments const& arguments, cudaStream_t stream);
 
-// What the last but one takes. The host does not know how long packed sentences are.
+// What those that do not take everything take. The host does not know how long packed sentences are.
 inline bool suitsShortKernel(QkvToContextArguments const& arguments)
 {
     bool const twoBytes = arguments.type == ElementType::kHALF || arguments.type == ElementType::kBF16;
@@ -52,12 +55,36 @@ inline bool suitsShortKernel(QkvToContextArguments const& arguments)
            && arguments.length <= 128 && arguments.headSize <= 64;
 }
 
-// What the last one takes.
-constexpr int32_t kMOST_SHORT_INT8 = 512;
+// What a score, a sum of products of int8, counts as an exponent of 2.
+inline float scoreScale(QkvToContextArguments const& arguments)
+{
+    double const log2e = 1.4426950408889634;
+    double const scale = static_cast<double>(arguments.qkvScale) * arguments.qkvScale;
+    return static_cast<float>(scale * log2e / std::sqrt(arguments.headSize));
+}
+
+// Hopper's kernels for int8 take sums out of the bits of floats around 2^23 and round contexts by adding such a float.
+// That is enough for all but absurd scales: a step of a score is at most 4 steps of the exponent (for heads of 64, an
+// int8 of qkv counts at most 4.7), and an int8 of qkv at most so many of context.
+constexpr float kMOST_SCORE_SCALE = 4.0F;
+constexpr float kMOST_OUTPUT_FACTOR = 16384.0F;
+inline bool suitsHopperInt8Kernel(QkvToContextArguments const& arguments)
+{
+    return arguments.type == ElementType::kINT8 && scoreScale(arguments) <= kMOST_SCORE_SCALE
+           && (arguments.outputType != ElementType::kINT8
+               || arguments.qkvScale / arguments.outputScale <= kMOST_OUTPUT_FACTOR);
+}
+inline bool suitsSharedInt8Kernel(QkvToContextArguments const& arguments)
+{
+    return suitsHopperInt8Kernel(arguments) && arguments.cuSeqlens == nullptr && arguments.headSize <= 64;
+}
+inline bool suitsSplitInt8Kernel(QkvToContextArguments const& arguments)
+{
+    return suitsSharedInt8Kernel(arguments) && arguments.length <= 512;
+}
 inline bool suitsShortInt8Kernel(QkvToContextArguments const& arguments)
 {
-    return arguments.type == ElementType::kINT8 && arguments.cuSeqlens == nullptr
-           && arguments.length <= kMOST_SHORT_INT8 && arguments.headSize <= 64;
+    return suitsSharedInt8Kernel(arguments) && arguments.length <= 128;
 }
 
 } // namespace bert

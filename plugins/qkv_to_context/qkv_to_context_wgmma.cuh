@@ -49,37 +49,6 @@ __device__ void multiplyKeys(float (&scores)[kKEYS / 8][4], uint32_t queries, ui
     endProducts();
 }
 
-// The same of int8, as int32.
-template <int kKEYS, int kSIZE>
-__device__ void multiplyKeysInt8(uint32_t (&scores)[kKEYS / 8][4], uint32_t queries, uint32_t keys)
-{
-    beginProducts();
-#pragma unroll
-    for (int k = 0; k < kSIZE / 32; ++k)
-    {
-        multiplyAsync(scores, describeMatrix<kSIZE, 16>(queries + k * 32),
-            describeMatrix<kSIZE, 16>(keys + k * 32), k == 0 ? 0 : 1);
-    }
-    endProducts();
-}
-
-// Conversion from int32 to float is an instruction of which a multiprocessor does few, as few as exponentials. An
-// addition to the bits of the float 1.5 * 2^23 gives those of 1.5 * 2^23 + score: a score is at most 128 * 128 * 128 =
-// 2^21.
-template <int kTILES>
-__device__ void scoresToFloat(float (&floats)[kTILES][4], uint32_t const (&scores)[kTILES][4])
-{
-#pragma unroll
-    for (int n = 0; n < kTILES; ++n)
-    {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-        {
-            floats[n][i] = __uint_as_float(scores[n][i] + 0x4B400000U) - 12582912.0F;
-        }
-    }
-}
-
 // sums (64, kSIZE) = weights (64, kKEYS) values, added to what they hold if kADD
 template <typename T, int kKEYS, int kSIZE, bool kADD = true>
 __device__ void multiplyValues(

@@ -1,0 +1,351 @@
+// Attention on int8 with Hopper's tensor cores for so few sentences, of at most 512 tokens, that there is a
+// multiprocessor for every 64 queries. What changed against the kernel for short sentences of int8:
+//
+//   - A block takes 64 queries, and each of its warpgroups 128 of the keys, up to 512 all together. All of them work
+//     at a time: no chunk waits for the one before.
+//   - Warpgroups tell each other the maxima of their scores, through shared memory, so that their weights are relative
+//     to the same ones, and in the end their sums are added up.
+//   - Each warpgroup widens its own values, between its exponentials.
+//
+// Compiled for sm_90a only (CMakeLists.txt).
+#include "qkv_to_context/qkv_to_context_int8.cuh"
+
+namespace bert
+{
+
+// ---------------------------------------------------------------------------------------------------------------
+// Kernel
+// ---------------------------------------------------------------------------------------------------------------
+
+namespace
+{
+
+constexpr int kKEYS = 128; // of a warpgroup
+
+template <int kSIZE, int kGROUPS>
+struct SplitShape
+{
+    static constexpr int kTHREADS = kGROUPS * kWARPGROUP;
+    static constexpr int kCHUNK = kKEYS * kSIZE; // bytes
+    // Where the parts of shared memory begin; then, how large what each warpgroup leaves for the others is.
+    static constexpr int kKEYS_BEGIN = kQUERIES * kSIZE;
+    static constexpr int kNARROW_VALUES = kKEYS_BEGIN + kGROUPS * kCHUNK;
+    static constexpr int kVALUES = kNARROW_VALUES + kGROUPS * kCHUNK;
+    static constexpr int kSTRIDE = kSIZE + 8; // of rows of fp32: 8 rows in different banks
+    static constexpr int kCONTEXT_BYTES = kQUERIES * kSTRIDE * 4;
+    static constexpr int kCONTEXTS = kVALUES + kGROUPS * 2 * kCHUNK;
+    static constexpr int kMAXIMA = kCONTEXTS + kGROUPS * kCONTEXT_BYTES;
+    static constexpr int kSUMS = kMAXIMA + kGROUPS * kQUERIES * 4;
+    static constexpr int kBARRIERS = kSUMS + kGROUPS * kQUERIES * 4;
+    static constexpr int kBYTES = kBARRIERS + 8 + kGROUPS * 16;
+};
+
+// The addresses in shared memory, by number of a warpgroup and of a query.
+template <typename Shape>
+struct SplitMemory
+{
+    uint32_t begin;
+
+    __device__ uint32_t queries() const
+    {
+        return begin;
+    }
+    __device__ uint32_t keys(uint32_t group) const
+    {
+        return begin + Shape::kKEYS_BEGIN + group * Shape::kCHUNK;
+    }
+    __device__ uint32_t narrowValues(uint32_t group) const
+    {
+        return begin + Shape::kNARROW_VALUES + group * Shape::kCHUNK;
+    }
+    __device__ uint32_t values(uint32_t group) const
+    {
+        return begin + Shape::kVALUES + group * 2 * Shape::kCHUNK;
+    }
+    __device__ uint32_t context(uint32_t group, uint32_t row, uint32_t column) const
+    {
+        return begin + Shape::kCONTEXTS + group * Shape::kCONTEXT_BYTES + (row * Shape::kSTRIDE + column) * 4;
+    }
+    __device__ uint32_t maximum(uint32_t group, uint32_t row) const
+    {
+        return begin + Shape::kMAXIMA + (group * kQUERIES + row) * 4;
+    }
+    __device__ uint32_t sum(uint32_t group, uint32_t row) const
+    {
+        return begin + Shape::kSUMS + (group * kQUERIES + row) * 4;
+    }
+    __device__ uint32_t queriesThere() const
+    {
+        return begin + Shape::kBARRIERS;
+    }
+    __device__ uint32_t keysThere(uint32_t group) const
+    {
+        return begin + Shape::kBARRIERS + 8 + group * 16;
+    }
+    __device__ uint32_t valuesThere(uint32_t group) const
+    {
+        return keysThere(group) + 8;
+    }
+};
+
+inline __device__ float loadFloat(uint32_t source)
+{
+    float value;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(source) : "memory");
+    return value;
+}
+inline __device__ float4 loadFloats(uint32_t source)
+{
+    uint4 const bits = loadPiece(source);
+    return make_float4(
+        __uint_as_float(bits.x), __uint_as_float(bits.y), __uint_as_float(bits.z), __uint_as_float(bits.w));
+}
+inline __device__ void storeFloats(uint32_t target, float a, float b)
+{
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(target), "f"(a), "f"(b) : "memory");
+}
+// The threads of one warpgroup wait for each other.
+inline __device__ void syncWarpgroup(uint32_t group)
+{
+    asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(kWARPGROUP) : "memory");
+}
+
+// The row of this lane's first two values within a tile; the others are 8 rows behind.
+inline __device__ uint32_t rowOfLane()
+{
+    return threadIdx.x / kWARP % 4 * 16 + threadIdx.x % kWARP / 4;
+}
+
+// Of all the warpgroups' maxima of this lane's rows the largest ones.
+template <typename Shape, int kGROUPS>
+__device__ void exchangeMaxima(float (&maximum)[2], SplitMemory<Shape> const& memory, uint32_t group)
+{
+    uint32_t const row = rowOfLane();
+    if (threadIdx.x % 4 == 0)
+    {
+        storeWord(memory.maximum(group, row), __float_as_uint(maximum[0]));
+        storeWord(memory.maximum(group, row + 8), __float_as_uint(maximum[1]));
+    }
+    __syncthreads();
+#pragma unroll
+    for (int other = 0; other < kGROUPS; ++other)
+    {
+        maximum[0] = fmaxf(maximum[0], loadFloat(memory.maximum(other, row)));
+        maximum[1] = fmaxf(maximum[1], loadFloat(memory.maximum(other, row + 8)));
+    }
+}
+
+// What a warpgroup leaves of its weighted values.
+template <typename Shape, int kSIZE>
+__device__ void leaveContext(
+    SplitMemory<Shape> const& memory, uint32_t group, float const (&sums)[kSIZE / 8][4])
+{
+    uint32_t const target = memory.context(group, rowOfLane(), threadIdx.x % 4 * 2);
+#pragma unroll
+    for (int n = 0; n < kSIZE / 8; ++n)
+    {
+        storeFloats(target + n * 32, sums[n][0], sums[n][1]);
+        storeFloats(target + n * 32 + 8 * Shape::kSTRIDE * 4, sums[n][2], sums[n][3]);
+    }
+}
+
+// 16 neighbouring elements of a context, from fp32.
+template <typename Out>
+__device__ void storeElements(Out* target, float const (&values)[16], float factor)
+{
+    if constexpr (std::is_same_v<Out, int8_t>)
+    {
+        uint32_t words[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+        {
+            words[i]
+                = packBytes(roundToInteger(values[4 * i], factor), roundToInteger(values[4 * i + 1], factor),
+                    roundToInteger(values[4 * i + 2], factor), roundToInteger(values[4 * i + 3], factor));
+        }
+        *reinterpret_cast<uint4*>(target) = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+    else
+    {
+        Vector<Out, 16> vector;
+#pragma unroll
+        for (int i = 0; i < 16; ++i)
+        {
+            vector.values[i] = fromFloat<Out>(values[i] * factor);
+        }
+        *reinterpret_cast<Vector<Out, 16>*>(target) = vector;
+    }
+}
+
+// Adds up what the warpgroups have left, and stores it: 16 columns of a row at a time.
+template <typename Shape, int kSIZE, int kGROUPS>
+__device__ void storeMerged(
+    AttentionProblem const& p, QueryTile const& tile, uint32_t head, SplitMemory<Shape> const& memory)
+{
+    constexpr int kPIECES = kSIZE / 16; // of a row
+    for (int i = static_cast<int>(threadIdx.x); i < tile.queries * kPIECES; i += Shape::kTHREADS)
+    {
+        int const row = i / kPIECES;
+        int const column = i % kPIECES * 16;
+        float sum = 0.0F;
+        float values[16]{};
+#pragma unroll
+        for (int group = 0; group < kGROUPS; ++group)
+        {
+            sum += loadFloat(memory.sum(group, row));
+#pragma unroll
+            for (int j = 0; j < 16; j += 4)
+            {
+                float4 const four = loadFloats(memory.context(group, row, column + j));
+                values[j] += four.x;
+                values[j + 1] += four.y;
+                values[j + 2] += four.z;
+                values[j + 3] += four.w;
+            }
+        }
+        float const factor = (sum == 0.0F ? 0.0F : __fdividef(1.0F, sum)) * p.outputFactor;
+        dispatchOutput(p.outputType,
+            [&](auto element)
+            {
+                using Out = decltype(element);
+                storeElements(
+                    contextRow<Out, kSIZE>(p, tile.firstQuery + row, head) + column, values, factor);
+            });
+    }
+}
+
+template <int kSIZE, int kGROUPS>
+__global__ void __launch_bounds__(kGROUPS* kWARPGROUP, 1)
+    qkvToContextSplitInt8Kernel(AttentionProblem const p, __grid_constant__ CUtensorMap const map)
+{
+    using Shape = SplitShape<kSIZE, kGROUPS>;
+    extern __shared__ __align__(1024) unsigned char bytes[]; // as the swizzle wants it
+    SplitMemory<Shape> const memory{sharedAddress(bytes)};
+    uint32_t const group = threadIdx.x / kWARPGROUP;
+    if (threadIdx.x == 0)
+    {
+        prefetchMap(map);
+        initBarrier(memory.queriesThere(), 1);
+        for (int i = 0; i < kGROUPS; ++i)
+        {
+            initBarrier(memory.keysThere(i), 1);
+            initBarrier(memory.valuesThere(i), 1);
+        }
+        showBarriers();
+    }
+    uint32_t const head = blockIdx.x % p.heads;
+    QueryTile const tile = findEqualTile<kQUERIES>(p, blockIdx.x / p.heads);
+    __syncthreads();
+    waitForPreviousKernel();
+    if (threadIdx.x % kWARPGROUP == 0)
+    {
+        Place const place = placeOf<false>(tile);
+        int32_t const column = static_cast<int32_t>(head) * kSIZE;
+        int32_t const hidden = p.heads * kSIZE;
+        int32_t const firstKey = static_cast<int32_t>(group) * kKEYS;
+        if (group == 0)
+        {
+            arriveAndExpect(memory.queriesThere(), Shape::kKEYS_BEGIN);
+            copyRows<kQUERIES, kSIZE>(
+                memory.queries(), map, column, place.firstQuery, place.matrix, memory.queriesThere());
+        }
+        arriveAndExpect(memory.keysThere(group), Shape::kCHUNK);
+        copyRows<kKEYS, kSIZE>(
+            memory.keys(group), map, column + hidden, firstKey, place.matrix, memory.keysThere(group));
+        arriveAndExpect(memory.valuesThere(group), Shape::kCHUNK);
+        copyRows<kKEYS, kSIZE>(memory.narrowValues(group), map, column + 2 * hidden, firstKey, place.matrix,
+            memory.valuesThere(group));
+    }
+    __syncwarp();
+    KeyBits<kKEYS> bits{p, tile};
+    bits.fetch(static_cast<int32_t>(group));
+    bits.gather(static_cast<int32_t>(group));
+
+    uint32_t products[kKEYS / 8][4];
+    float scores[kKEYS / 8][4];
+    waitForBarrier(memory.queriesThere(), 0);
+    waitForBarrier(memory.keysThere(group), 0);
+    letNextKernelIn();
+    multiplyKeysBiased<kKEYS, kSIZE>(products, memory.queries(), memory.keys(group));
+    waitForProducts<0>();
+    settle(products);
+    readBiased(scores, products, bits);
+    float maximum[2];
+    findLargestOfRows(maximum, scores);
+    exchangeMaxima<Shape, kGROUPS>(maximum, memory, group);
+    waitForBarrier(memory.valuesThere(group), 0);
+    float ofLane[2]{};
+    exponentiateBiased(ofLane, scores, maximum, p.scale,
+        Widener<kKEYS, kSIZE>{memory.values(group), memory.narrowValues(group)});
+    showToTensorCores();
+    syncWarpgroup(group); // it multiplies no other values than its own
+
+    uint32_t weights[kKEYS / 16][4];
+    float sums[kSIZE / 8][4];
+    packWeights<__half>(weights, scores);
+    settle(weights);
+    settle(sums);
+    multiplyValues<__half, kKEYS, kSIZE, false>(sums, weights, memory.values(group));
+    float const ofRow[2] = {warpSum<4>(ofLane[0]), warpSum<4>(ofLane[1])};
+    if (threadIdx.x % 4 == 0)
+    {
+        storeWord(memory.sum(group, rowOfLane()), __float_as_uint(ofRow[0]));
+        storeWord(memory.sum(group, rowOfLane() + 8), __float_as_uint(ofRow[1]));
+    }
+    waitForProducts<0>();
+    settle(sums);
+    leaveContext<Shape, kSIZE>(memory, group, sums);
+    __syncthreads();
+    storeMerged<Shape, kSIZE, kGROUPS>(p, tile, head, memory);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Launcher
+// ---------------------------------------------------------------------------------------------------------------
+
+template <int kSIZE, int kGROUPS>
+cudaError_t launchShape(QkvToContextArguments const& a, cudaStream_t stream)
+{
+    using Shape = SplitShape<kSIZE, kGROUPS>;
+    CUtensorMap qkvMap{};
+    CUtensorMap contextMap{}; // contexts are stored by the threads
+    cudaError_t const status = describeInt8<kSIZE>(qkvMap, contextMap, a);
+    if (status != cudaSuccess)
+    {
+        return status;
+    }
+    return launchEarly(qkvToContextSplitInt8Kernel<kSIZE, kGROUPS>,
+        LaunchSize{static_cast<unsigned int>(countBlocks<kQUERIES>(a)), Shape::kTHREADS, Shape::kBYTES},
+        stream, makeProblem<kQUERIES>(a), qkvMap);
+}
+
+template <int kSIZE>
+cudaError_t launchSuitable(QkvToContextArguments const& a, cudaStream_t stream)
+{
+    switch ((a.length + kKEYS - 1) / kKEYS)
+    {
+    case 1:
+    case 2:
+        return launchShape<kSIZE, 2>(a, stream);
+    case 3:
+        return launchShape<kSIZE, 3>(a, stream);
+    default:
+        return launchShape<kSIZE, 4>(a, stream);
+    }
+}
+
+} // namespace
+
+// Microseconds on an H200, 1 sentence of 384, 12 heads of 64, development run: values widened between exponentials
+// 4.70, before them 4.89, by another warpgroup 4.92; a kernel that takes chunk after chunk 7.8; fp16 (hopper) 4.78.
+cudaError_t launchQkvToContextSplitInt8(QkvToContextArguments const& arguments, cudaStream_t stream)
+{
+    if (!suitsSplitInt8Kernel(arguments))
+    {
+        return cudaErrorNotSupported;
+    }
+    return arguments.headSize == 32 ? launchSuitable<32>(arguments, stream)
+                                    : launchSuitable<64>(arguments, stream);
+}
+
+} // namespace bert
