@@ -50,8 +50,9 @@ cudaError_t launchInt8(QkvToContextArguments const& a, cudaStream_t stream)
     {
         return launchQkvToContextShortInt8(a, stream);
     }
+    // The split kernel, as long as all its blocks are there at a time: two to a multiprocessor if keys are few.
     int64_t const tiles = int64_t{a.sentences} * a.heads * ((a.length + 63) / 64);
-    int const blocks = a.length <= 256 ? 2 : 1; // of the split kernel on a multiprocessor
+    int const blocks = a.length <= 256 ? 2 : 1;
     if (suitsSplitInt8Kernel(a) && tiles <= blocks * multiprocessors)
     {
         return launchQkvToContextSplitInt8(a, stream);

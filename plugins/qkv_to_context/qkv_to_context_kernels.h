@@ -55,7 +55,7 @@ inline bool suitsShortKernel(QkvToContextArguments const& arguments)
            && arguments.length <= 128 && arguments.headSize <= 64;
 }
 
-// What a score, a sum of products of int8, counts as an exponent of 2.
+// What the product of a query and a key counts as an exponent of 2.
 inline float scoreScale(QkvToContextArguments const& arguments)
 {
     double const log2e = 1.4426950408889634;
@@ -64,8 +64,8 @@ inline float scoreScale(QkvToContextArguments const& arguments)
 }
 
 // Hopper's kernels for int8 take sums out of the bits of floats around 2^23 and round contexts by adding such a float.
-// That is enough for all but absurd scales: a step of a score is at most 4 steps of the exponent (for heads of 64, an
-// int8 of qkv counts at most 4.7), and an int8 of qkv at most so many of context.
+// That is enough for all but absurd scales: a step of a score counts at most 4 in the exponent (for heads of 64, an
+// int8 of qkv at most 4.7), and an int8 of qkv at most so many of context.
 constexpr float kMOST_SCORE_SCALE = 4.0F;
 constexpr float kMOST_OUTPUT_FACTOR = 16384.0F;
 inline bool suitsHopperInt8Kernel(QkvToContextArguments const& arguments)
