@@ -142,6 +142,7 @@ public:
         : mProblem(p)
         , mMap(map)
         , mChunksOfTile(chunksOfTile)
+        , mAhead(min(kMOST_AHEAD, chunksOfTile))
         , mMemory(memory)
     {
     }
@@ -149,7 +150,7 @@ public:
     {
         uint32_t const tilesOfBlock = (tiles - blockIdx.x + gridDim.x - 1) / gridDim.x;
         uint32_t const chunks = tilesOfBlock * mChunksOfTile;
-        for (uint32_t chunk = 0; chunk < chunks + kAHEAD; ++chunk)
+        for (uint32_t chunk = 0; chunk < chunks + mAhead; ++chunk)
         {
             if (chunk < chunks)
             {
@@ -162,17 +163,19 @@ public:
                 __syncwarp();
                 nextChunk();
             }
-            if (chunk >= kAHEAD)
+            if (chunk >= mAhead)
             {
-                widenChunk(chunk - kAHEAD);
+                widenChunk(chunk - mAhead);
             }
         }
     }
 
 private:
     using Shape = SharedInt8Shape<kSIZE>;
-    // Chunks that are on their way while one is widened. The others of the slots may still be multiplied.
-    static constexpr uint32_t kAHEAD = kSLOTS - 2;
+    // Chunks that are on their way while one is widened, at most. The others of the slots may still be multiplied. No
+    // more than a tile has: queries come when those of the last tile but one are read, whose chunks must be widened by
+    // then.
+    static constexpr uint32_t kMOST_AHEAD = kSLOTS - 2;
 
     __device__ void fetch(uint32_t chunk)
     {
@@ -216,6 +219,7 @@ private:
     AttentionProblem const& mProblem;
     CUtensorMap const& mMap;
     uint32_t mChunksOfTile;
+    uint32_t mAhead;
     SharedInt8Memory<kSIZE> const& mMemory;
     uint32_t mTile{0};        // whose chunks are fetched, among those of the block
     uint32_t mChunkOfTile{0}; // to be fetched
