@@ -29,11 +29,11 @@ bool prefersSharedInt8(QkvToContextArguments const& a, int multiprocessors)
 // The one place where it is decided how int8 are shared out. Microseconds on an H200, 12 heads of 64, development runs:
 //
 //     B, S               1, 128   8, 128   32, 128   1, 384   32, 384   8, 512
-//     short              2.25     3.00     5.83
-//     split                                          4.70
-//     hopper             4.22     4.45     6.69      8.66     40.68     17.77
-//     shared                                         7.80     38.77     25.21
-//     fp16               2.28     3.32     6.05      4.78     38.96     17.70
+//     short              2.16     2.97     5.66
+//     split                                          4.73
+//     hopper             4.22     4.45     6.69      8.66     40.88     17.63
+//     shared                                         7.80     38.44     25.21
+//     fp16               2.28     3.33     6.09      4.72     39.44     18.01
 cudaError_t launchInt8(QkvToContextArguments const& a, cudaStream_t stream)
 {
     int multiprocessors = 0;
