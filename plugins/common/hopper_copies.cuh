@@ -84,7 +84,7 @@ inline __device__ void copyBox(
 }
 // The same, and the announcement of bytes, for a warp whose lanes all come here; one of them does it. The instruction
 // takes its operands from registers that all lanes share. In code for one thread the compiler does not know that they
-// could be there, and makes a loop over lanes, which takes 50 cycles and more.
+// could be there, and makes a loop over lanes.
 inline __device__ void copyBoxByWarp(
     uint32_t target, CUtensorMap const& map, int32_t column, int32_t row, uint32_t barrier)
 {

@@ -25,7 +25,7 @@ struct LinearArguments
     int32_t out;        // at least 1
     bool gelu;
     ElementType type; // fp16 or bf16
-    // Nothing in the stream writes the weight: it may be read while the kernel before this one still runs.
+    // Nothing in the stream writes weight and bias: they may be read while the kernel before this one still runs.
     bool constantWeight{false};
 };
 

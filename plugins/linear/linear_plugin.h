@@ -3,8 +3,8 @@
 //   inputs   x [..., K], weight [K, N] and bias [N], which may be left out; fp16 or bf16, all of one type
 //   outputs  y = activation(x weight + bias), [..., N], of the type of x; computed in fp32 and rounded once
 //   fields   activation (string: none or gelu; default none): gelu is x Phi(x), the form with erf ·
-//            constant_weight (int32: 0 or 1; default 0): 1 where the weight is a constant of the network; kernels may
-//            then fetch it before the layers before this one are done
+//            constant_weight (int32: 0 or 1; default 0): 1 where weight and bias are constants of the network;
+//            kernels may then fetch them before the layers before this one are done
 #pragma once
 
 #include "common/plugin_base.h"
