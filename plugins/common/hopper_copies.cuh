@@ -110,6 +110,17 @@ inline __device__ void copyBox(
         "l"(&map), "r"(column), "r"(row), "r"(matrix), "r"(barrier)
         : "memory");
 }
+// kROWS rows of a matrix in boxes of kBOX_ROWS, which come to lie behind each other.
+template <int kROWS, int kBOX_ROWS, int kROW_BYTES>
+__device__ void copyBoxes(
+    uint32_t target, CUtensorMap const& map, int32_t column, int32_t row, int32_t matrix, uint32_t barrier)
+{
+#pragma unroll
+    for (int first = 0; first < kROWS; first += kBOX_ROWS)
+    {
+        copyBox(target + first * kROW_BYTES, map, column, row + first, matrix, barrier);
+    }
+}
 // The other way round: from shared memory to the box at (column, row). What lies outside is not written.
 inline __device__ void storeBox(CUtensorMap const& map, int32_t column, int32_t row, uint32_t source)
 {

@@ -61,6 +61,12 @@ inline __device__ void storeWord(uint32_t target, uint32_t word)
 {
     asm volatile("st.shared.b32 [%0], %1;" ::"r"(target), "r"(word) : "memory");
 }
+inline __device__ uint32_t loadWord(uint32_t source)
+{
+    uint32_t word;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(source) : "memory");
+    return word;
+}
 // 16 bytes from global to shared memory, zeros if not `exists`. Asynchronous from 8.0 on.
 inline __device__ void copyPiece(uint32_t target, void const* source, bool exists)
 {

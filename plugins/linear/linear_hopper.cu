@@ -92,8 +92,7 @@ struct LinearShape
     // Sums of 8 columns that the other blocks of the cluster have for this one, at most.
     static constexpr int kSUMS_BYTES = kCOMPUTING * 16;
     static constexpr int kRECEIVED = mostReceived(kCOLUMNS / 16, kMOST_BLOCKS);
-    // Where the parts of shared memory begin: slots, panels of y of each warp, sums, bias of each
-    // warp, barriers.
+    // Where the parts of shared memory begin: slots, panels of y of each warp, sums, bias of each warp, barriers.
     static constexpr int kY = kSLOTS * kSLOT_BYTES;
     static constexpr int kSUMS = kY + kGROUPS * 4 * kY_PANELS * kPANEL_BYTES;
     static constexpr int kBIASES = kSUMS + kRECEIVED * kSUMS_BYTES;
@@ -307,11 +306,7 @@ __device__ void keepBias(LinearProblem const& p, LinearTile const& tile, LinearM
 template <typename T, typename Shape>
 __device__ void addBias(float (&sums)[4], LinearMemory<Shape> const& memory, int n)
 {
-    uint32_t word;
-    asm volatile("ld.shared.b32 %0, [%1];"
-        : "=r"(word)
-        : "r"(memory.bias(n * 8 + static_cast<int>(threadIdx.x % 4 * 2)))
-        : "memory");
+    uint32_t const word = loadWord(memory.bias(n * 8 + static_cast<int>(threadIdx.x % 4 * 2)));
     auto const bias = *reinterpret_cast<Vector<T, 2> const*>(&word);
     sums[0] += toFloat(bias, 0);
     sums[1] += toFloat(bias, 1);

@@ -298,6 +298,24 @@ private:
     bool mWide;
 };
 
+// By how much the maximum that exponents are relative to may lag behind, in them.
+constexpr float kSLACK = 8.0F;
+
+// Each of a lane's two rows times its factor.
+template <int kTILES>
+__device__ void scaleRows(float (&sums)[kTILES][4], float const (&factors)[2])
+{
+#pragma unroll
+    for (int n = 0; n < kTILES; ++n)
+    {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+        {
+            sums[n][i] *= factors[i / 2];
+        }
+    }
+}
+
 // Softmax over scores that come chunk by chunk. What the exponent is taken of is the score less a maximum, and the
 // maximum is that of all scores so far give or take kSLACK: only when it has grown by more are the sums so far scaled,
 // which almost always is after the first chunk only. 2^kSLACK fits fp16, and sums are fp32.
@@ -339,15 +357,7 @@ public:
     template <int kTILES>
     __device__ void rescale(float (&sums)[kTILES][4]) const
     {
-#pragma unroll
-        for (int n = 0; n < kTILES; ++n)
-        {
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-            {
-                sums[n][i] *= mFactor[i / 2];
-            }
-        }
+        scaleRows(sums, mFactor);
     }
     __device__ void finish(float (&factors)[2])
     {
@@ -356,8 +366,6 @@ public:
     }
 
 private:
-    static constexpr float kSLACK = 8.0F;
-
     __device__ void grow(float const (&largest)[2])
     {
         bool wide = false;

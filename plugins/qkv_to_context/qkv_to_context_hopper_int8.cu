@@ -97,7 +97,7 @@ struct Int8Fetcher
     __device__ void begin() const
     {
         arriveAndExpect(memory.queriesThere(), Shape::kKEYS_BEGIN);
-        copyRows<kROWS, kSIZE>(
+        copyBoxes<kROWS, kBOX_ROWS, kSIZE>(
             memory.queries(0), map, column, place.firstQuery, place.matrix, memory.queriesThere());
         for (int32_t chunk = 0; chunk < kSLOTS; ++chunk)
         {
@@ -121,7 +121,7 @@ private:
         if (chunk < chunks)
         {
             arriveAndExpect(there, Shape::kCHUNK);
-            copyRows<kKEYS, kSIZE>(
+            copyBoxes<kKEYS, kBOX_ROWS, kSIZE>(
                 target, map, column + behindQueries, place.firstKey + chunk * kKEYS, place.matrix, there);
         }
     }

@@ -171,15 +171,7 @@ public:
     template <int kTILES>
     __device__ void rescale(float (&sums)[kTILES][4]) const
     {
-#pragma unroll
-        for (int n = 0; n < kTILES; ++n)
-        {
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-            {
-                sums[n][i] *= mFactor[i / 2];
-            }
-        }
+        scaleRows(sums, mFactor);
     }
     __device__ void finish(float (&factors)[2]) const
     {
@@ -188,8 +180,6 @@ public:
     }
 
 private:
-    static constexpr float kSLACK = 8.0F;
-
     __device__ void grow(float const (&largest)[2])
     {
 #pragma unroll
@@ -215,18 +205,6 @@ private:
 // ---------------------------------------------------------------------------------------------------------------
 
 constexpr int kBOX_ROWS = 64;
-
-// Copies kROWS rows of a head in boxes; one thread does.
-template <int kROWS, int kSIZE>
-__device__ void copyRows(
-    uint32_t tile, CUtensorMap const& map, int32_t column, int32_t row, int32_t matrix, uint32_t barrier)
-{
-#pragma unroll
-    for (int first = 0; first < kROWS; first += kBOX_ROWS)
-    {
-        copyBox(tile + first * kSIZE, map, column, row + first, matrix, barrier);
-    }
-}
 
 // A warpgroup widens kROWS rows of values from int8 to fp16, in which they are exact: the tensor cores want the int8 of
 // one column one after the other in memory, and values lie row by row.

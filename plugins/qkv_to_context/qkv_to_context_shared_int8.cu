@@ -188,16 +188,16 @@ private:
             uint32_t const there = mMemory.queriesThere(mTile);
             waitForBarrier(mMemory.queriesRead(mTile), mMemory.tileParity(mTile) ^ 1U);
             arriveAndExpect(there, Shape::kTILE);
-            copyRows<kROWS, kSIZE>(
+            copyBoxes<kROWS, kBOX_ROWS, kSIZE>(
                 mMemory.queries(mTile), mMap, column, place.firstQuery, place.matrix, there);
         }
         int32_t const row = static_cast<int32_t>(mChunkOfTile) * kKEYS;
         arriveAndExpect(mMemory.keysThere(chunk), Shape::kCHUNK);
-        copyRows<kKEYS, kSIZE>(
+        copyBoxes<kKEYS, kBOX_ROWS, kSIZE>(
             mMemory.keys(chunk), mMap, column + hidden, row, place.matrix, mMemory.keysThere(chunk));
         arriveAndExpect(mMemory.valuesThere(chunk), Shape::kCHUNK);
-        copyRows<kKEYS, kSIZE>(mMemory.narrowValues(chunk), mMap, column + 2 * hidden, row, place.matrix,
-            mMemory.valuesThere(chunk));
+        copyBoxes<kKEYS, kBOX_ROWS, kSIZE>(mMemory.narrowValues(chunk), mMap, column + 2 * hidden, row,
+            place.matrix, mMemory.valuesThere(chunk));
     }
     __device__ void nextChunk()
     {

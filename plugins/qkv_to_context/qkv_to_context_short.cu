@@ -40,19 +40,6 @@ struct ShortShape
     static constexpr int kBYTES = kBARRIERS + 16;
 };
 
-// Copies kROWS rows of a sentence's head in boxes; one thread does.
-template <int kROWS, int kBOX_ROWS, int kSIZE>
-__device__ void copyRows(
-    uint32_t tile, CUtensorMap const& map, int32_t column, int32_t row, int32_t sentence, uint32_t barrier)
-{
-#pragma unroll
-    for (int first = 0; first < kROWS; first += kBOX_ROWS)
-    {
-        copyBox(
-            tile + first * SharedTile<kROWS, kSIZE>::kROW_BYTES, map, column, row + first, sentence, barrier);
-    }
-}
-
 // The warpgroup's tiles, one after the other; store(sums, factors, i) is called for each. The tensor cores multiply for
 // the next tile's scores and the last one's context while the softmax of one is computed.
 template <typename T, int kKEYS, int kSIZE, int kTILES, typename Store>
@@ -146,10 +133,13 @@ __global__ void __launch_bounds__(kWARPGROUP, kBLOCKS) qkvToContextShortKernel(A
         constexpr int kBOX_ROWS = Shape::kBOX_ROWS;
         int32_t const hidden = p.heads * kSIZE;
         arriveAndExpect(keysThere, Shape::kVALUES_BEGIN);
-        copyRows<Shape::kROWS, kBOX_ROWS, kSIZE>(queries, qkvMap, column, firstRow, tile.sentence, keysThere);
-        copyRows<kKEYS, kBOX_ROWS, kSIZE>(keys, qkvMap, column + hidden, 0, tile.sentence, keysThere);
+        copyBoxes<Shape::kROWS, kBOX_ROWS, Shape::Keys::kROW_BYTES>(
+            queries, qkvMap, column, firstRow, tile.sentence, keysThere);
+        copyBoxes<kKEYS, kBOX_ROWS, Shape::Keys::kROW_BYTES>(
+            keys, qkvMap, column + hidden, 0, tile.sentence, keysThere);
         arriveAndExpect(valuesThere, Shape::Keys::kBYTES);
-        copyRows<kKEYS, kBOX_ROWS, kSIZE>(values, qkvMap, column + 2 * hidden, 0, tile.sentence, valuesThere);
+        copyBoxes<kKEYS, kBOX_ROWS, Shape::Keys::kROW_BYTES>(
+            values, qkvMap, column + 2 * hidden, 0, tile.sentence, valuesThere);
     }
     __syncwarp();
     KeyBits<kKEYS> bits{p, tile};

@@ -127,10 +127,12 @@ __global__ void __launch_bounds__(kWARPGROUP, kBLOCKS) qkvToContextShortInt8Kern
         int32_t const column = static_cast<int32_t>(head) * kSIZE;
         int32_t const hidden = p.heads * kSIZE;
         arriveAndExpect(keysThere, Shape::kNARROW_VALUES);
-        copyRows<Shape::kROWS, kSIZE>(queries, qkvMap, column, place.firstQuery, place.matrix, keysThere);
-        copyRows<kKEYS, kSIZE>(keys, qkvMap, column + hidden, 0, place.matrix, keysThere);
+        copyBoxes<Shape::kROWS, kBOX_ROWS, kSIZE>(
+            queries, qkvMap, column, place.firstQuery, place.matrix, keysThere);
+        copyBoxes<kKEYS, kBOX_ROWS, kSIZE>(keys, qkvMap, column + hidden, 0, place.matrix, keysThere);
         arriveAndExpect(valuesThere, Shape::kCHUNK);
-        copyRows<kKEYS, kSIZE>(narrowValues, qkvMap, column + 2 * hidden, 0, place.matrix, valuesThere);
+        copyBoxes<kKEYS, kBOX_ROWS, kSIZE>(
+            narrowValues, qkvMap, column + 2 * hidden, 0, place.matrix, valuesThere);
     }
     __syncwarp();
     KeyBits<kKEYS> bits{p, tile};

@@ -90,9 +90,7 @@ struct SplitMemory
 
 inline __device__ float loadFloat(uint32_t source)
 {
-    float value;
-    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(source) : "memory");
-    return value;
+    return __uint_as_float(loadWord(source));
 }
 inline __device__ float4 loadFloats(uint32_t source)
 {
@@ -246,15 +244,15 @@ __global__ void __launch_bounds__(kGROUPS* kWARPGROUP, 1)
         if (group == 0)
         {
             arriveAndExpect(memory.queriesThere(), Shape::kKEYS_BEGIN);
-            copyRows<kQUERIES, kSIZE>(
+            copyBoxes<kQUERIES, kBOX_ROWS, kSIZE>(
                 memory.queries(), map, column, place.firstQuery, place.matrix, memory.queriesThere());
         }
         arriveAndExpect(memory.keysThere(group), Shape::kCHUNK);
-        copyRows<kKEYS, kSIZE>(
+        copyBoxes<kKEYS, kBOX_ROWS, kSIZE>(
             memory.keys(group), map, column + hidden, firstKey, place.matrix, memory.keysThere(group));
         arriveAndExpect(memory.valuesThere(group), Shape::kCHUNK);
-        copyRows<kKEYS, kSIZE>(memory.narrowValues(group), map, column + 2 * hidden, firstKey, place.matrix,
-            memory.valuesThere(group));
+        copyBoxes<kKEYS, kBOX_ROWS, kSIZE>(memory.narrowValues(group), map, column + 2 * hidden, firstKey,
+            place.matrix, memory.valuesThere(group));
     }
     __syncwarp();
     KeyBits<kKEYS> bits{p, tile};
