@@ -151,7 +151,7 @@ def qkv_to_context_layer(
 
 
 def linear_layer(name: str, dtype: trt.DataType, bias: bool = True, activation: str = "none") -> PluginLayer:
-    """The Linear plugin on x (S, K) and constants, a weight (K, N) and, if asked for, a bias (N,), all of ``dtype``.
+    """The Linear plugin on x (S, K) and constants, a weight (N, K) and, if asked for, a bias (N,), all of ``dtype``.
 
     K and N are left open: the constants that TensorRT for RTX reserves a layer with stay small.
 

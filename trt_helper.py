@@ -200,7 +200,7 @@ class TrtNetworkHelper:
             shape: shape to give it, as many elements as ``values``; default: its own.
         """
         dtype = dtype or self.dtype
-        source = (values.ctypes.data, values.size, dtype)
+        source = (values.ctypes.data, values.shape, values.strides, dtype)
         if source not in self._converted:
             converted = np.ascontiguousarray(convert_weight(values, dtype, name))
             self._converted[source] = (values, converted)  # values too: its address must not be used again
@@ -496,7 +496,7 @@ class TrtNetworkHelper:
         Returns:
             (..., out).
         """
-        inputs = [x, self.addConstant(weight, f"{name}.weight")]
+        inputs = [x, self.addConstant(weight.T, f"{name}.weight")]  # (out, in), as the plugin reads it
         if bias is not None:
             inputs.append(self.addConstant(bias, f"{name}.bias"))
         return self.addPlugin(layer, inputs)

@@ -120,17 +120,18 @@ def linear(
     activation: str = "none",
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """activation(x @ weight + bias), computed and returned in ``dtype``.
+    """activation(x @ weightᵀ + bias), computed and returned in ``dtype``.
 
     Args:
         x: (..., K).
-        weight: (K, N).
+        weight: (N, K), as ``torch.nn.Linear`` has it.
         bias: (N,), or None.
         activation: none, or gelu: v · Φ(v), the form with erf (Hendrycks & Gimpel, arXiv:1606.08415).
         dtype: the type to compute in.
     """
-    y = x.to(dtype) @ weight.to(dtype)  # (..., N)
-    y = y if bias is None else y + bias.to(dtype)
+    y = torch.nn.functional.linear(
+        x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    )  # (..., N)
     return torch.nn.functional.gelu(y) if activation == "gelu" else y
 
 

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plugin_build_for_tests import built_plugins
 from plugin_runs_for_tests import needs_gpu, run_guarded
-from torch.nn import functional
 
 from plugins import build, reference
 from plugins.plugin_host import PluginHost, PluginHostError, TensorSpec
@@ -32,7 +31,7 @@ def create(host, **fields):
 
 
 def specs(dtype="float16", leading=(2, 7), width_in=768, width_out=3072, bias=True):
-    tensors = [TensorSpec((*leading, width_in), dtype), TensorSpec((width_in, width_out), dtype)]
+    tensors = [TensorSpec((*leading, width_in), dtype), TensorSpec((width_out, width_in), dtype)]
     return [*tensors, TensorSpec((width_out,), dtype)] if bias else tensors
 
 
@@ -113,19 +112,19 @@ def test_wrong_types_are_refused_by_name(host, changed, dtype, message):
         (
             0,
             (2, 7, 767),
-            "weight has the shape [768, 3072] for x of [2, 7, 767]; expected [K, N] where x is [..., K]",
+            "weight has the shape [3072, 768] for x of [2, 7, 767]; expected [N, K] where x is [..., K]",
         ),
         (0, (), "x is a scalar; expected [..., K]"),
-        (1, (3072, 768), "weight has the shape [3072, 768] for x of [2, 7, 768]; expected [K, N]"),
-        (1, (768,), "weight has the shape [768] for x of [2, 7, 768]; expected [K, N]"),
-        (1, (1, 768, 3072), "weight has the shape [1, 768, 3072] for x of"),
-        (1, (768, 0), "weight has the shape [768, 0]; expected 1 to 1073741824 rows and columns"),
-        (2, (768,), "bias has the shape [768] for a weight of [768, 3072]; expected [N] where the weight is [K, N]"),
-        (2, (1, 3072), "bias has the shape [1, 3072] for a weight of [768, 3072]; expected [N]"),
+        (1, (768, 3072), "weight has the shape [768, 3072] for x of [2, 7, 768]; expected [N, K]"),
+        (1, (768,), "weight has the shape [768] for x of [2, 7, 768]; expected [N, K]"),
+        (1, (1, 3072, 768), "weight has the shape [1, 3072, 768] for x of"),
+        (1, (0, 768), "weight has the shape [0, 768]; expected 1 to 1073741824 rows and columns"),
+        (2, (768,), "bias has the shape [768] for a weight of [3072, 768]; expected [N] where the weight is [N, K]"),
+        (2, (1, 3072), "bias has the shape [1, 3072] for a weight of [3072, 768]; expected [N]"),
         (
             0,
             (1 << 31, 64, 768),
-            "x has the shape [2147483648, 64, 768]: with 3072 columns of the weight that is more",
+            "x has the shape [2147483648, 64, 768]: with 3072 rows of the weight that is more",
         ),
     ],
 )
@@ -138,7 +137,7 @@ def test_wrong_shapes_are_refused_by_name(host, changed, shape, message):
 
 
 def test_no_columns_at_all_are_refused(host):
-    with pytest.raises(PluginHostError, match=r"weight has the shape \[0, 8\]; expected 1 to"):
+    with pytest.raises(PluginHostError, match=r"weight has the shape \[8, 0\]; expected 1 to"):
         create(host).output_specs(specs(width_in=0, width_out=8))
 
 
@@ -207,8 +206,8 @@ def test_no_rows_launch_nothing(host):  # without a GPU any launch would be an e
 @pytest.mark.parametrize("activation", ["none", "gelu"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_reference_is_pytorchs_linear(dtype, activation, bias):
-    x, weight, b = torch.randn(2, 5, 33).to(dtype), torch.randn(33, 17).to(dtype), torch.randn(17).to(dtype)
-    expected = functional.linear(x.double(), weight.double().t(), b.double() if bias else None)
+    x, weight, b = torch.randn(2, 5, 33).to(dtype), torch.randn(17, 33).to(dtype), torch.randn(17).to(dtype)
+    expected = x.double() @ weight.double().t() + (b.double() if bias else 0.0)
     if activation == "gelu":
         expected = expected * 0.5 * (1 + torch.erf(expected / math.sqrt(2)))
     inputs = (x, weight, b) if bias else (x, weight)
@@ -267,24 +266,24 @@ def test_gelu_far_out():
 
 # --- On a GPU
 
-WIDTHS = ((8, 8), (64, 72), (312, 1200), (768, 2304), (768, 3072), (3072, 768))
+WIDTHS = ((8, 8), (64, 72), (312, 1200), (320, 1200), (768, 2304), (768, 3072), (3072, 768))
 ODD_WIDTHS = ((1, 1), (33, 5), (7, 64), (100, 1001), (769, 8))
-CONTENTS = ("normal", "outliers", "one large column", "cancelling")
+CONTENTS = ("normal", "outliers", "one large row", "cancelling")
 
 
 def make_inputs(content, rows, width_in, width_out, dtype):
     """x, weight, bias: hard in one way each."""
     x = torch.randn(rows, width_in, device="cuda")
-    weight = torch.randn(width_in, width_out, device="cuda") / math.sqrt(width_in)
+    weight = torch.randn(width_out, width_in, device="cuda") / math.sqrt(width_in)
     bias = torch.randn(width_out, device="cuda")
     if content == "outliers":  # what a few features of trained BERTs do
         x[:, :: max(width_in // 3, 1)] *= 100.0
-    elif content == "one large column":  # of the weight: its results are near fp16's end, its neighbours' are not
-        weight[:, width_out // 2] *= 1e3
+    elif content == "one large row":  # of the weight: its results are near fp16's end, its neighbours' are not
+        weight[width_out // 2] *= 1e3
     elif content == "cancelling":  # sums that come to little: only fp32 sums keep their digits
         half = width_in // 2
         x[:, half : 2 * half] = x[:, :half]
-        weight[half : 2 * half] = -weight[:half]
+        weight[:, half : 2 * half] = -weight[:, :half]
     return [tensor.to(dtype) for tensor in (x, weight, bias)]
 
 
@@ -293,7 +292,7 @@ def assert_close_to_exact(found, inputs, activation):
     exact = reference.linear(*inputs, activation=activation, dtype=torch.float64)
     info = torch.finfo(found.dtype)
     x, weight = (tensor.double() for tensor in inputs[:2])
-    terms = (x.square() @ weight.square()).sqrt()  # (rows, out): how large a sum of theirs is by chance
+    terms = (x.square() @ weight.square().t()).sqrt()  # (rows, out): how large a sum of theirs is by chance
     allowed = 0.55 * info.eps * exact.abs() + 3e-5 * terms + info.smallest_normal * info.eps
     error = (found.double() - exact).abs()
     assert (error <= allowed).all(), f"{(error / allowed).max():.3g} times what is allowed"
@@ -326,15 +325,15 @@ def test_addresses_that_vectors_cannot_be_read_from(host, dtype):
     rows=st.integers(1, 2000),
     width_in=st.integers(1, 4000),
     width_out=st.integers(1, 4000),
-    eights=st.booleans(),
+    multiple=st.sampled_from([1, 8, 64]),
     dtype=st.sampled_from([torch.float16, torch.bfloat16]),
     bias=st.booleans(),
     activation=st.sampled_from(["none", "gelu"]),
 )
 @settings(deadline=None, max_examples=100)
-def test_random_shapes(host, rows, width_in, width_out, eights, dtype, bias, activation):
-    if eights:
-        width_in, width_out = 8 * math.ceil(width_in / 8), 8 * math.ceil(width_out / 8)
+def test_random_shapes(host, rows, width_in, width_out, multiple, dtype, bias, activation):
+    width_in = multiple * math.ceil(width_in / multiple)
+    width_out = min(multiple, 8) * math.ceil(width_out / min(multiple, 8))
     check(host, make_inputs("normal", rows, width_in, width_out, dtype)[: 3 if bias else 2], activation)
 
 
@@ -364,7 +363,7 @@ def test_the_same_bits_every_time(host):
 
 @needs_gpu
 def test_a_constant_weight_gives_the_same_bits(host):
-    for rows, widths in itertools.product((1, 128, 1000, 4096), ((768, 2304), (3072, 768), (72, 136))):
+    for rows, widths in itertools.product((1, 128, 1000, 4096), ((768, 2304), (3072, 768), (64, 136), (72, 136))):
         inputs = make_inputs("normal", rows, *widths, torch.float16)
         torch.cuda.synchronize()  # from here on the weight is constant
         (expected,) = create(host, activation="gelu").run_torch(inputs)

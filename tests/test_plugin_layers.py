@@ -278,7 +278,7 @@ def test_a_product_with_bias_and_activation_in_one_layer(tmp_path, precision, bi
 @pytest.mark.parametrize(
     ("precision", "width", "bias", "told"),
     [
-        ("fp16", H + 1, H, "weight has the shape [17, 16] for x of [1, -1, 16]; expected [K, N]"),
+        ("fp16", H + 1, H, "weight has the shape [16, 17] for x of [1, -1, 16]; expected [N, K]"),
         ("bf16", H, H + 1, "bias has the shape [17] for a weight of [16, 16]; expected [N]"),
     ],
 )

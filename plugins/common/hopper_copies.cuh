@@ -2,6 +2,7 @@
 // mbarrier, cp.async.bulk.tensor.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cuda.h>
 #include <cuda_fp16.h>
@@ -82,25 +83,6 @@ inline __device__ void copyBox(
         "l"(&map), "r"(column), "r"(row), "r"(barrier)
         : "memory");
 }
-// The same, and the announcement of bytes, for a warp whose lanes all come here; one of them does it. The instruction
-// takes its operands from registers that all lanes share. In code for one thread the compiler does not know that they
-// could be there, and makes a loop over lanes.
-inline __device__ void copyBoxByWarp(
-    uint32_t target, CUtensorMap const& map, int32_t column, int32_t row, uint32_t barrier)
-{
-    asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\n"
-                 "@p cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, "
-                 "{%2, %3}], [%4];\n}" ::"r"(target),
-        "l"(&map), "r"(column), "r"(row), "r"(barrier)
-        : "memory");
-}
-inline __device__ void arriveAndExpectByWarp(uint32_t barrier, int bytes)
-{
-    asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\n"
-                 "@p mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n}" ::"r"(barrier),
-        "r"(bytes)
-        : "memory");
-}
 // Of a tensor with three dimensions: the box at (column, row, matrix).
 inline __device__ void copyBox(
     uint32_t target, CUtensorMap const& map, int32_t column, int32_t row, int32_t matrix, uint32_t barrier)
@@ -108,6 +90,25 @@ inline __device__ void copyBox(
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, "
                  "{%2, %3, %4}], [%5];" ::"r"(target),
         "l"(&map), "r"(column), "r"(row), "r"(matrix), "r"(barrier)
+        : "memory");
+}
+// The same, and the announcement of bytes, for a warp whose lanes all come here; one of them does it. The instruction
+// takes its operands from registers that all lanes share. In code for one thread the compiler does not know that they
+// could be there, and makes a loop over lanes.
+inline __device__ void copyBoxByWarp(
+    uint32_t target, CUtensorMap const& map, int32_t column, int32_t row, int32_t matrix, uint32_t barrier)
+{
+    asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\n"
+                 "@p cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, "
+                 "{%2, %3, %4}], [%5];\n}" ::"r"(target),
+        "l"(&map), "r"(column), "r"(row), "r"(matrix), "r"(barrier)
+        : "memory");
+}
+inline __device__ void arriveAndExpectByWarp(uint32_t barrier, int bytes)
+{
+    asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\n"
+                 "@p mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n}" ::"r"(barrier),
+        "r"(bytes)
         : "memory");
 }
 // kROWS rows of a matrix in boxes of kBOX_ROWS, which come to lie behind each other.
@@ -168,11 +169,11 @@ inline EncodeTiled findEncodeTiled()
                : nullptr;
 }
 
-// A tensor without gaps and the boxes to be copied of it, innermost dimension first. A box's rows of 128, 64 or 32
-// bytes come to lie as SharedTile has them.
+// A tensor, innermost dimension first, the bytes from one to the next in its other dimensions, and the boxes to be copied
+// of it. A box's rows of 128, 64 or 32 bytes come to lie as SharedTile has them.
 template <typename T, int kRANK>
-cudaError_t describeTensor(
-    CUtensorMap& map, void const* data, cuuint64_t const (&sizes)[kRANK], cuuint32_t const (&box)[kRANK])
+cudaError_t describeTensor(CUtensorMap& map, void const* data, cuuint64_t const (&sizes)[kRANK],
+    cuuint64_t const (&strides)[kRANK - 1], cuuint32_t const (&box)[kRANK])
 {
     static EncodeTiled const encode = findEncodeTiled();
     if (encode == nullptr)
@@ -187,22 +188,26 @@ cudaError_t describeTensor(
     CUtensorMapSwizzle const swizzle
         = rowBytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B
                           : (rowBytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_32B);
-    cuuint64_t strides[kRANK - 1]; // bytes
     cuuint32_t steps[kRANK];
-    cuuint64_t stride = sizeof(T);
-    for (int i = 0; i < kRANK; ++i)
-    {
-        steps[i] = 1;
-        stride *= sizes[i];
-        if (i < kRANK - 1)
-        {
-            strides[i] = stride;
-        }
-    }
+    std::fill(steps, steps + kRANK, 1U);
     CUresult const status = encode(&map, kTYPE, kRANK, const_cast<void*>(data), sizes, strides, box, steps,
         CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
         CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return status == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+// The same of a tensor without gaps.
+template <typename T, int kRANK>
+cudaError_t describeTensor(
+    CUtensorMap& map, void const* data, cuuint64_t const (&sizes)[kRANK], cuuint32_t const (&box)[kRANK])
+{
+    cuuint64_t strides[kRANK - 1];
+    cuuint64_t stride = sizeof(T);
+    for (int i = 0; i < kRANK - 1; ++i)
+    {
+        stride *= sizes[i];
+        strides[i] = stride;
+    }
+    return describeTensor<T>(map, data, sizes, strides, box);
 }
 
 } // namespace bert

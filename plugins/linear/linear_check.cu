@@ -103,13 +103,15 @@ private:
         if (sums.empty())
         {
             sums.resize(mWidth.out);
-            for (int32_t k = 0; k < mWidth.in; ++k)
+            std::vector<float> wideX(mWidth.in);
+            std::transform(mX.begin() + row * mWidth.in, mX.begin() + (row + 1) * mWidth.in, wideX.begin(),
+                [](T v) { return toHost(v); });
+            for (int32_t n = 0; n < mWidth.out; ++n)
             {
-                double const factor = toHost(mX[row * mWidth.in + k]);
-                float const* const weights = &mWideWeight[static_cast<size_t>(k) * mWidth.out];
-                for (int32_t n = 0; n < mWidth.out; ++n)
+                float const* const weights = &mWideWeight[static_cast<size_t>(n) * mWidth.in];
+                for (int32_t k = 0; k < mWidth.in; ++k)
                 {
-                    sums[n] += factor * weights[n];
+                    sums[n] += static_cast<double>(wideX[k]) * weights[k];
                 }
             }
         }
@@ -287,9 +289,9 @@ void runType(Outcome& outcome, bool few)
         = few ? std::vector<int64_t>{1, 131} : std::vector<int64_t>{1, 7, 16, 64, 127, 128, 131, 1000};
     // Rows of 16 bytes or a multiple: chunks and tiles full and not, fewer chunks than are loaded ahead, and BERT's.
     std::vector<Width> const aligned
-        = few ? std::vector<Width>{{72, 64}, {312, 200}}
-              : std::vector<Width>{{8, 8}, {8, 64}, {64, 8}, {64, 64}, {72, 72}, {312, 1200}, {1200, 312},
-                    {768, 768}, {768, 2304}, {768, 3072}, {2304, 768}, {3072, 768}, {3072, 72}};
+        = few ? std::vector<Width>{{64, 72}, {320, 200}, {72, 64}}
+              : std::vector<Width>{{8, 8}, {8, 64}, {64, 8}, {64, 64}, {72, 72}, {320, 1200}, {312, 1200},
+                    {1152, 312}, {768, 768}, {768, 2304}, {768, 3072}, {2304, 768}, {3072, 768}, {3072, 72}};
     std::vector<Width> const odd
         = few ? std::vector<Width>{{33, 5}, {72, 33}}
               : std::vector<Width>{{1, 1}, {33, 5}, {65, 63}, {100, 8}, {8, 100}, {769, 1023}, {312, 2305}};
@@ -301,13 +303,14 @@ void runType(Outcome& outcome, bool few)
         }
     }
     // Each shape of a tile that linear_hopper.cu chooses from, on 132 multiprocessors.
-    runWidth<T>(outcome, {392, 72}, {65});
-    runWidth<T>(outcome, {72, 72}, {5000});
-    runWidth<T>(outcome, {200, 136}, {5000});
-    runWidth<T>(outcome, {72, 136}, {5000, 12000});
-    runWidth<T>(outcome, {200, 2304}, {4000});
-    runWidth<T>(outcome, {72, 64}, {1, 131}, 1);
-    runSequence<T>(outcome, few ? Width{72, 64} : Width{768, 3072}, 128);
+    runWidth<T>(outcome, {64, 136}, {5000});         // 64 x 64
+    runWidth<T>(outcome, {192, 712}, {2100});        // 64 x 96
+    runWidth<T>(outcome, {704, 712}, {1700});        // 128 x 96
+    runWidth<T>(outcome, {320, 2056}, {1000});       // 128 x 144
+    runWidth<T>(outcome, {192, 2312}, {1100, 4000}); // 128 x 192, each warpgroup its rows or its tiles
+    runWidth<T>(outcome, {1600, 72}, {131});         // 64 x 64, k in five parts
+    runWidth<T>(outcome, {64, 64}, {1, 131}, 1);
+    runSequence<T>(outcome, few ? Width{64, 128} : Width{768, 3072}, 128);
     runSequence<T>(outcome, few ? Width{33, 5} : Width{312, 1201}, few ? 7 : 1000);
     if (!few)
     {

@@ -1,4 +1,4 @@
-// The linear layer with Hopper's tensor cores: y = activation(x W + bias).
+// The linear layer with Hopper's tensor cores: y = activation(x W^T + bias).
 //
 //   - A block computes a tile of y. One warp does nothing but fetch tiles of x and W (TMA) into a ring of slots in
 //     shared memory; warpgroups multiply them (wgmma), 64 rows each, and keep the sums in registers.
@@ -34,8 +34,8 @@ namespace
 // Kernel
 // ---------------------------------------------------------------------------------------------------------------
 
-// A slot holds panels: of x, all rows of a tile and 64 elements of k; of W, all elements of k in a slot and 64 columns.
-// They are as wide as the swizzle, and so are those of y.
+// A slot holds panels of 64 elements of k: of x with all rows of a tile, of W with all its columns of y. They are as wide
+// as the swizzle, and so are those of y, 64 columns.
 constexpr int kPANEL = 64;
 constexpr int kROW_BYTES = kPANEL * 2;
 constexpr int kWARP_ROWS = 16; // of y, that a warp has
@@ -80,15 +80,15 @@ struct LinearShape
     static constexpr int kCOMPUTING = kGROUPS * kWARPGROUP;        // threads
     // One warp would do for fetching; a warpgroup can hand its registers over.
     static constexpr int kTHREADS = kCOMPUTING + (kALTERNATES ? kWARPGROUP : kWARP);
-    static constexpr int kX_PANELS = kDEPTH / kPANEL;
+    static constexpr int kPANELS = kDEPTH / kPANEL;
     static constexpr int kX_PANEL_BYTES = kROWS * kROW_BYTES;
-    static constexpr int kX_BYTES = kX_PANELS * kX_PANEL_BYTES;
-    static constexpr int kPANELS = kCOLUMNS / kPANEL;
-    static constexpr int kWEIGHT_PANEL_BYTES = kDEPTH * kROW_BYTES;
+    static constexpr int kX_BYTES = kPANELS * kX_PANEL_BYTES;
+    static constexpr int kWEIGHT_PANEL_BYTES = kCOLUMNS * kROW_BYTES;
     static constexpr int kSLOT_BYTES = kX_BYTES + kPANELS * kWEIGHT_PANEL_BYTES;
-    // Panels of y that a warp can have on the way to memory. One, where the other warpgroup multiplies meanwhile; none,
-    // where threads store y by themselves.
-    static constexpr int kY_PANELS = kSPLITS_DEPTH ? 0 : kALTERNATES ? 1 : kPANELS;
+    // Threads store y by themselves where sums come from other blocks, or where a tile has no whole panels of y.
+    static constexpr bool kSTORES_PAIRS = kSPLITS_DEPTH || kCOLUMNS % kPANEL != 0;
+    // Panels of y that a warp can have on the way to memory. One, where the other warpgroup multiplies meanwhile.
+    static constexpr int kY_PANELS = kSTORES_PAIRS ? 0 : kALTERNATES ? 1 : kCOLUMNS / kPANEL;
     // Sums of 8 columns that the other blocks of the cluster have for this one, at most.
     static constexpr int kSUMS_BYTES = kCOMPUTING * 16;
     static constexpr int kRECEIVED = mostReceived(kCOLUMNS / 16, kMOST_BLOCKS);
@@ -203,15 +203,15 @@ __device__ void prefetchWeights(LinearProblem const& p)
         return;
     }
     LinearTile const tile = findLinearTile<Shape>(p, clusterNumber());
-    int32_t const end = min(tile.endStep * Shape::kDEPTH, p.in) * Shape::kPANELS;
-    for (int32_t i = tile.firstStep * Shape::kDEPTH * Shape::kPANELS + static_cast<int32_t>(threadIdx.x);
-        i < end; i += Shape::kCOMPUTING)
+    int32_t const first = tile.firstStep * Shape::kDEPTH;
+    int32_t const lines = (min(tile.endStep * Shape::kDEPTH, p.in) - first) / kPANEL; // of each column of y
+    for (auto i = static_cast<int32_t>(threadIdx.x); i < lines * Shape::kCOLUMNS; i += Shape::kCOMPUTING)
     {
-        int32_t const column = tile.column + i % Shape::kPANELS * kPANEL;
+        int32_t const column = tile.column + i % Shape::kCOLUMNS;
         if (column < p.out)
         {
-            prefetchLine(
-                static_cast<T const*>(p.weight) + static_cast<int64_t>(i / Shape::kPANELS) * p.out + column);
+            prefetchLine(static_cast<T const*>(p.weight) + static_cast<int64_t>(column) * p.in + first
+                         + i / Shape::kCOLUMNS * kPANEL);
         }
     }
 }
@@ -259,24 +259,14 @@ public:
 private:
     __device__ void fetchX(LinearTile const& tile, int32_t step, int slot)
     {
-#pragma unroll
-        for (int panel = 0; panel < Shape::kX_PANELS; ++panel)
-        {
-            copyBoxByWarp(mMemory.x(slot) + panel * Shape::kX_PANEL_BYTES, mX,
-                step * Shape::kDEPTH + panel * kPANEL, tile.row, mMemory.there(slot));
-        }
+        copyBoxByWarp(mMemory.x(slot), mX, 0, tile.row, step * Shape::kPANELS, mMemory.there(slot));
     }
     // Announces x as well.
     __device__ void fetchWeights(LinearTile const& tile, int32_t step, int slot)
     {
         uint32_t const there = mMemory.there(slot);
         arriveAndExpectByWarp(there, Shape::kSLOT_BYTES);
-#pragma unroll
-        for (int panel = 0; panel < Shape::kPANELS; ++panel)
-        {
-            copyBoxByWarp(mMemory.weight(slot) + panel * Shape::kWEIGHT_PANEL_BYTES, mWeight,
-                tile.column + panel * kPANEL, step * Shape::kDEPTH, there);
-        }
+        copyBoxByWarp(mMemory.weight(slot), mWeight, 0, tile.column, step * Shape::kPANELS, there);
     }
 
     CUtensorMap const& mX;
@@ -314,7 +304,7 @@ __device__ void addBias(float (&sums)[4], LinearMemory<Shape> const& memory, int
     sums[3] += toFloat(bias, 1);
 }
 
-// sums (kPARTS * 64, kCOLUMNS) = x (as many rows, k of this block) W, by a warpgroup.
+// sums (kPARTS * 64, kCOLUMNS) = x (as many rows, k of this block) W^T, by a warpgroup.
 template <typename T, typename Shape>
 __device__ void multiplyTile(float (&sums)[Shape::kPARTS][Shape::kCOLUMNS / 8][4], LinearTile const& tile,
     LinearMemory<Shape> const& memory, Turn<Shape::kSLOTS>& turn)
@@ -332,13 +322,13 @@ __device__ void multiplyTile(float (&sums)[Shape::kPARTS][Shape::kCOLUMNS / 8][4
 #pragma unroll
             for (int part = 0; part < Shape::kPARTS; ++part)
             {
-                // 16 elements of k are 32 bytes of a row of x, and 16 rows of W.
+                // 16 elements of k are 32 bytes of a row.
                 uint64_t const a
                     = describeMatrix<kROW_BYTES, 16>(memory.x(turn.slot) + k / 4 * Shape::kX_PANEL_BYTES
                                                      + rows + part * 64 * kROW_BYTES + k % 4 * 32);
-                uint64_t const b = describeMatrix<kROW_BYTES, Shape::kWEIGHT_PANEL_BYTES>(
-                    memory.weight(turn.slot) + k * 16 * kROW_BYTES);
-                multiplyAsync<1>(sums[part], a, b, step > tile.firstStep || k > 0 ? 1 : 0, T{});
+                uint64_t const b = describeMatrix<kROW_BYTES, 16>(
+                    memory.weight(turn.slot) + k / 4 * Shape::kWEIGHT_PANEL_BYTES + k % 4 * 32);
+                multiplyAsync<0>(sums[part], a, b, step > tile.firstStep || k > 0 ? 1 : 0, T{});
             }
         }
         endProducts();
@@ -381,7 +371,7 @@ __device__ void storeRows(CUtensorMap const& y, int32_t row, int32_t firstColumn
     auto const ofBlock = static_cast<int>(threadIdx.x / kWARP);
     uint32_t const lane = threadIdx.x % kWARP;
 #pragma unroll
-    for (int panel = 0; panel < Shape::kPANELS; ++panel)
+    for (int panel = 0; panel < Shape::kCOLUMNS / kPANEL; ++panel)
     {
         uint32_t const rows = memory.y(ofBlock, panel);
         if (panel % Shape::kY_PANELS == 0)
@@ -466,6 +456,17 @@ __device__ void storePair(
             T* const y = static_cast<T*>(p.y) + static_cast<int64_t>(row) * p.out + column;
             *reinterpret_cast<uint2*>(y) = {odd ? received : first, odd ? second : received};
         }
+    }
+}
+
+template <typename T, bool kGELU, typename Shape>
+__device__ void storePairs(
+    LinearProblem const& p, LinearTile const& tile, float const (&sums)[Shape::kCOLUMNS / 8][4])
+{
+#pragma unroll
+    for (int pair = 0; pair < Shape::kCOLUMNS / 16; ++pair)
+    {
+        storePair<T, kGELU>(p, tile, pair, sums[2 * pair], sums[2 * pair + 1]);
     }
 }
 
@@ -554,14 +555,21 @@ __device__ void computeTiles(LinearProblem const& p, CUtensorMap const& y, Linea
             {
                 giveTurn(1 - group);
             }
-            if constexpr (Shape::kSPLITS_DEPTH)
+            if constexpr (Shape::kSTORES_PAIRS)
             {
 #pragma unroll
                 for (int n = 0; n < Shape::kCOLUMNS / 8; ++n)
                 {
                     addBias<T>(sums[0][n], memory, n);
                 }
-                combineSums<T, kGELU, Shape>(p, tile, memory, sums[0]);
+                if constexpr (Shape::kSPLITS_DEPTH)
+                {
+                    combineSums<T, kGELU, Shape>(p, tile, memory, sums[0]);
+                }
+                else
+                {
+                    storePairs<T, kGELU, Shape>(p, tile, sums[0]);
+                }
             }
             else
             {
@@ -573,7 +581,7 @@ __device__ void computeTiles(LinearProblem const& p, CUtensorMap const& y, Linea
                 }
             }
         });
-    if (!Shape::kSPLITS_DEPTH && threadIdx.x % kWARP == 0)
+    if (!Shape::kSTORES_PAIRS && threadIdx.x % kWARP == 0)
     {
         waitForStores();
     }
@@ -645,6 +653,15 @@ __global__ void __launch_bounds__(Shape::kTHREADS, 1)
 // Launcher
 // ---------------------------------------------------------------------------------------------------------------
 
+// A matrix whose rows are k as panels of 64 elements: (in / 64, rows, 64). One copy brings all panels of a slot; each
+// takes about 80 cycles besides its bytes (1024 rows, 3072 to 768: 11.6 us with a copy for each panel, 10.4 with one).
+template <typename T, uint32_t kBOX_ROWS, uint32_t kBOX_PANELS>
+cudaError_t describePanels(CUtensorMap& map, void const* data, cuuint64_t rows, cuuint64_t in)
+{
+    return describeTensor<T, 3>(map, data, {kPANEL, rows, in / kPANEL}, {in * sizeof(T), kROW_BYTES},
+        {kPANEL, kBOX_ROWS, kBOX_PANELS});
+}
+
 template <typename T, typename Shape>
 cudaError_t launchShape(LinearArguments const& a, int32_t steps, int multiprocessors, cudaStream_t stream)
 {
@@ -654,10 +671,10 @@ cudaError_t launchShape(LinearArguments const& a, int32_t steps, int multiproces
     CUtensorMap x{};
     CUtensorMap weight{};
     CUtensorMap y{};
-    cudaError_t status = describeTensor<T>(x, a.x, {in, rows}, {kPANEL, Shape::kROWS});
+    cudaError_t status = describePanels<T, Shape::kROWS, Shape::kPANELS>(x, a.x, rows, in);
     if (status == cudaSuccess)
     {
-        status = describeTensor<T>(weight, a.weight, {out, in}, {kPANEL, Shape::kDEPTH});
+        status = describePanels<T, Shape::kCOLUMNS, Shape::kPANELS>(weight, a.weight, out, in);
     }
     if (status == cudaSuccess)
     {
@@ -680,11 +697,12 @@ cudaError_t launchShape(LinearArguments const& a, int32_t steps, int multiproces
 
 // What a shape takes, in microseconds: to start and end; for each tile, to begin and store it; for each slot of k, if one
 // block runs and, as a share of it, how much longer if all multiprocessors are busy. Fitted to 60 products of BERT-base,
-// with 16 to 8192 rows, on an H200; what is chosen by it takes 0.4 % longer than the best of them on average.
+// with 16 to 8192 rows, on an H200; what is chosen by it takes 0.6 % longer than the best of eleven shapes on average.
 //
-// Slots of 128 elements of k instead of 64 save small tiles 10 to 20 % (1024 rows, 3072 to 768: 13.6 to 11.4 us): to fetch
-// a slot takes 0.1 us besides its bytes. Measured there, too, and no faster: larger tiles whose k two or three blocks share
-// (13.4 and 14.8; blocks of a cluster exchange sums slowly), two warpgroups that share k of a tile of 64 rows (11.8),
+// Widths of 96 and 144 give BERT-base's 1024 rows 128 tiles for 132 multiprocessors, where 128 and 192 give 96 (768 to
+// 2304: 8.5 to 7.7 us; 3072 to 768: 11.4 to 10.2). Slots of 128 elements of k instead of 64 save small tiles 10 to 20 %.
+// Measured, too, and no faster: larger tiles whose k two or three blocks share (1024 rows, 3072 to 768: 13.4 and 14.8;
+// sums go to other blocks slowly, with stores or with copies), two warpgroups that share k of a tile of 64 rows (11.8),
 // weights brought to the L2 cache by the kernel before.
 struct Costs
 {
@@ -713,13 +731,13 @@ constexpr Choice makeChoice(Costs const& costs)
 
 template <typename T>
 constexpr Choice kCHOICES[] = {
-    makeChoice<T, Sharing::kROWS, 64, 64, 128, 6>({1.224F, 0.029F, 0.272F, 0.378F}),
-    makeChoice<T, Sharing::kROWS, 64, 128, 128, 4>({1.735F, 0.284F, 0.511F, 0.118F}),
-    makeChoice<T, Sharing::kROWS, 64, 192, 64, 6>({3.000F, 0.315F, 0.236F, 0.400F}),
-    makeChoice<T, Sharing::kROWS, 128, 128, 64, 5>({1.186F, 0.526F, 0.455F, 0.098F}),
-    makeChoice<T, Sharing::kROWS, 128, 192, 64, 4>({1.728F, 2.547F, 0.303F, 0.205F}),
-    makeChoice<T, Sharing::kTILES, 128, 192, 64, 5>({5.449F, 0.282F, 0.310F, 0.171F}),
-    makeChoice<T, Sharing::kDEPTH, 64, 64, 128, 5, 6>({3.553F, 0.580F, 0.084F, 0.634F}),
+    makeChoice<T, Sharing::kROWS, 64, 64, 128, 6>({1.649F, 0.179F, 0.233F, 1.006F}),
+    makeChoice<T, Sharing::kROWS, 64, 96, 128, 5>({0.942F, 0.565F, 0.383F, 0.357F}),
+    makeChoice<T, Sharing::kROWS, 128, 96, 128, 4>({2.295F, 1.617F, 0.322F, 0.797F}),
+    makeChoice<T, Sharing::kROWS, 128, 144, 64, 6>({0.923F, 2.493F, 0.314F, 0.160F}),
+    makeChoice<T, Sharing::kROWS, 128, 192, 64, 4>({1.560F, 2.925F, 0.265F, 0.381F}),
+    makeChoice<T, Sharing::kTILES, 128, 192, 64, 5>({5.006F, 0.316F, 0.374F, 0.210F}),
+    makeChoice<T, Sharing::kDEPTH, 64, 64, 128, 5, 6>({4.156F, 0.292F, 0.068F, 0.640F}),
 };
 
 // Of `split` blocks to a tile; infinite where that cannot be.
@@ -774,7 +792,7 @@ cudaError_t launchTyped(LinearArguments const& a, cudaStream_t stream)
 bool hopperTakes(LinearArguments const& a)
 {
     constexpr int32_t kALIGNED = 8; // elements: 16 bytes
-    return a.in % kALIGNED == 0 && a.out % kALIGNED == 0 && a.rows <= INT32_MAX && isAligned16(a.x)
+    return a.in % kPANEL == 0 && a.out % kALIGNED == 0 && a.rows <= INT32_MAX && isAligned16(a.x)
            && isAligned16(a.weight) && isAligned16(a.bias) && isAligned16(a.y);
 }
 

@@ -1,7 +1,7 @@
 // The launchers of the linear layer. They know nothing of TensorRT: the plugin calls them, and so can any other
 // program.
 //
-//     y = activation(x W + bias)      activation: none, or GELU(v) = v Phi(v), Phi the normal distribution
+//     y = activation(x W^T + bias)      activation: none, or GELU(v) = v Phi(v), Phi the normal distribution
 //
 // Products are summed, the bias is added and GELU is taken in fp32; y is rounded once.
 #pragma once
@@ -17,7 +17,7 @@ namespace bert
 struct LinearArguments
 {
     void const* x;      // (rows, in) of `type`
-    void const* weight; // (in, out) of `type`, as ONNX has it
+    void const* weight; // W, (out, in) of `type`, as torch.nn.Linear has it
     void const* bias;   // (out) of `type`, or null
     void* y;            // (rows, out) of `type`
     int64_t rows;       // 0 is allowed
@@ -37,7 +37,7 @@ cudaError_t launchLinear(LinearArguments const& arguments, cudaStream_t stream);
 cudaError_t launchLinearTensor(LinearArguments const& arguments, cudaStream_t stream);
 cudaError_t launchLinearHopper(LinearArguments const& arguments, cudaStream_t stream);
 
-// Rows of x and of the weight that are a multiple of 16 bytes long, and pointers aligned to 16 bytes.
+// `in` a multiple of 64 elements, rows of y a multiple of 16 bytes long, and pointers aligned to 16 bytes.
 bool hopperTakes(LinearArguments const& arguments);
 
 } // namespace bert

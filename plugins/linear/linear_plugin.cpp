@@ -77,33 +77,33 @@ void checkShapes(std::vector<Dims> const& inputs)
     {
         fail("x is a scalar; expected [..., K]");
     }
-    if (weight.nbDims != 2 || !fits(weight.d[0], x.d[x.nbDims - 1]))
+    if (weight.nbDims != 2 || !fits(weight.d[1], x.d[x.nbDims - 1]))
     {
         fail("weight has the shape ", describe(weight), " for x of ", describe(x),
-            "; expected [K, N] where x is [..., K]");
+            "; expected [N, K] where x is [..., K]");
     }
     if (weight.d[0] == 0 || weight.d[1] == 0 || weight.d[0] > kWIDEST || weight.d[1] > kWIDEST)
     {
         fail("weight has the shape ", describe(weight), "; expected 1 to ", kWIDEST, " rows and columns");
     }
-    int64_t const mostRows = kMOST_TILES / ((weight.d[1] + kTILE - 1) / kTILE + 1) * kTILE;
+    int64_t const mostRows = kMOST_TILES / ((weight.d[0] + kTILE - 1) / kTILE + 1) * kTILE;
     int64_t rows = 1;
     for (int32_t i = 0; i + 1 < x.nbDims; ++i)
     {
         if (rows > 0 && x.d[i] > mostRows / rows)
         {
-            fail("x has the shape ", describe(x), ": with ", weight.d[1],
-                " columns of the weight that is more than one kernel can be launched for");
+            fail("x has the shape ", describe(x), ": with ", weight.d[0],
+                " rows of the weight that is more than one kernel can be launched for");
         }
         rows = x.d[i] < 0 || rows < 0 ? -1 : rows * x.d[i];
     }
     if (inputs.size() == kMOST_INPUTS)
     {
         Dims const& bias = inputs[kBIAS];
-        if (bias.nbDims != 1 || !fits(bias.d[0], weight.d[1]))
+        if (bias.nbDims != 1 || !fits(bias.d[0], weight.d[0]))
         {
             fail("bias has the shape ", describe(bias), " for a weight of ", describe(weight),
-                "; expected [N] where the weight is [K, N]");
+                "; expected [N] where the weight is [N, K]");
         }
     }
 }
@@ -160,7 +160,7 @@ int32_t LinearPlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t
             std::transform(inputs, inputs + nbInputs, shapes.begin(), knownDims);
             checkShapes(shapes);
             outputs[0] = inputs[kX];
-            outputs[0].d[outputs[0].nbDims - 1] = inputs[kWEIGHT].d[1];
+            outputs[0].d[outputs[0].nbDims - 1] = inputs[kWEIGHT].d[0];
         });
 }
 
@@ -223,8 +223,8 @@ int32_t LinearPlugin::enqueue(PluginTensorDesc const* inputDesc, PluginTensorDes
             arguments.bias = mNbInputs == kMOST_INPUTS ? inputs[kBIAS] : nullptr;
             arguments.y = outputs[0];
             arguments.rows = countRows(inputDesc[kX].dims);
-            arguments.in = static_cast<int32_t>(weight.d[0]);
-            arguments.out = static_cast<int32_t>(weight.d[1]);
+            arguments.in = static_cast<int32_t>(weight.d[1]);
+            arguments.out = static_cast<int32_t>(weight.d[0]);
             arguments.gelu = mActivation == "gelu";
             arguments.constantWeight = mConstantWeight == 1;
             arguments.type = elementType(inputDesc[kX].type);

@@ -1,7 +1,7 @@
 // The Linear plugin, version 1: a matrix product with bias and activation.
 //
-//   inputs   x [..., K], weight [K, N] and bias [N], which may be left out; fp16 or bf16, all of one type
-//   outputs  y = activation(x weight + bias), [..., N], of the type of x; computed in fp32 and rounded once
+//   inputs   x [..., K], weight [N, K] and bias [N], which may be left out; fp16 or bf16, all of one type
+//   outputs  y = activation(x weight^T + bias), [..., N], of the type of x; computed in fp32 and rounded once
 //   fields   activation (string: none or gelu; default none): gelu is x Phi(x), the form with erf ·
 //            constant_weight (int32: 0 or 1; default 0): 1 where weight and bias are constants of the network;
 //            kernels may then fetch them before the layers before this one are done

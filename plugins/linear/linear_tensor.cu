@@ -33,7 +33,7 @@ struct LinearTile
     static constexpr int kWARP_ROWS = kROWS / 2;
     static constexpr int kWARP_COLUMNS = kCOLUMNS / 2;
     using X = SharedTile<kROWS, kDEPTH>;
-    using Weight = SharedTile<kDEPTH, kCOLUMNS>;
+    using Weight = SharedTile<kCOLUMNS, kDEPTH>;
     static constexpr int kSLOT_BYTES = X::kBYTES + Weight::kBYTES;
     static constexpr int kBYTES = kSLOTS * kSLOT_BYTES;
 };
@@ -110,8 +110,9 @@ __device__ void multiplyChunk(float (&sums)[Tile::kWARP_ROWS / 16][Tile::kWARP_C
         for (int n = 0; n < Tile::kWARP_COLUMNS / 8; n += 2)
         {
             uint32_t b[4];
-            loadMatricesTransposed(
-                b, weight + Tile::Weight::offset(16 * k + lane % 16, warpColumn / 8 + n + lane / 16));
+            loadMatrices(b, weight
+                                + Tile::Weight::offset(
+                                    warpColumn + 8 * n + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
 #pragma unroll
             for (int m = 0; m < Tile::kWARP_ROWS / 16; ++m)
             {
@@ -193,7 +194,7 @@ __global__ void __launch_bounds__(Tile::kTHREADS) linearTensorKernel(LinearArgum
     int64_t const row = int64_t{blockIdx.x / columnTiles} * Tile::kROWS;
     int32_t const column = static_cast<int32_t>(blockIdx.x % columnTiles) * Tile::kCOLUMNS;
     Matrix<T> const x{static_cast<T const*>(a.x), a.rows, a.in};
-    Matrix<T> const weight{static_cast<T const*>(a.weight), a.in, a.out};
+    Matrix<T> const weight{static_cast<T const*>(a.weight), a.out, a.in};
     int32_t const chunks = static_cast<int32_t>(divideUp(a.in, Tile::kDEPTH));
 
     // Always one group of copies, which may be empty.
@@ -204,8 +205,8 @@ __global__ void __launch_bounds__(Tile::kTHREADS) linearTensorKernel(LinearArgum
             uint32_t const slot = slots + chunk % Tile::kSLOTS * Tile::kSLOT_BYTES;
             int32_t const depth = chunk * Tile::kDEPTH;
             loadTile<kALIGNED, Tile::kROWS, Tile::kDEPTH, Tile::kTHREADS>(x, row, depth, slot);
-            loadTile<kALIGNED, Tile::kDEPTH, Tile::kCOLUMNS, Tile::kTHREADS>(
-                weight, depth, column, slot + Tile::X::kBYTES);
+            loadTile<kALIGNED, Tile::kCOLUMNS, Tile::kDEPTH, Tile::kTHREADS>(
+                weight, column, depth, slot + Tile::X::kBYTES);
         }
         endGroup();
     };
@@ -245,12 +246,12 @@ __global__ void linearPlainKernel(LinearArguments const a)
         return;
     }
     auto const* const x = static_cast<__nv_bfloat16 const*>(a.x) + row * a.in;
-    auto const* const weight = static_cast<__nv_bfloat16 const*>(a.weight) + column;
+    auto const* const weight = static_cast<__nv_bfloat16 const*>(a.weight) + column * a.in;
     auto const* const bias = static_cast<__nv_bfloat16 const*>(a.bias);
     float sum = 0.0F;
     for (int32_t k = 0; k < a.in; ++k)
     {
-        sum = fmaf(toFloat(x[k]), toFloat(weight[int64_t{k} * a.out]), sum);
+        sum = fmaf(toFloat(x[k]), toFloat(weight[k]), sum);
     }
     sum += bias != nullptr ? toFloat(bias[column]) : 0.0F;
     static_cast<__nv_bfloat16*>(a.y)[row * a.out + column] = fromFloat<__nv_bfloat16>(activate(sum, a.gelu));
