@@ -86,7 +86,7 @@ def skip_layer_norm_layer(
     output_scale: float = 0.0,
     outputs: str = "y",
 ) -> PluginLayer:
-    """The SkipLayerNorm plugin on x and skip (S, H) with gamma, beta and, if asked for, a bias (H,) in fp32.
+    """The SkipLayerNorm plugin on x and skip (S, H) and fp32 constants (H,): gamma, beta and, if asked for, a bias.
 
     Args:
         name: of the layer.
@@ -100,7 +100,8 @@ def skip_layer_norm_layer(
         outputs: ``y``: one output, int8 if there is a scale for it; ``both``: y in ``dtype``, then y in int8.
     """
     scales = {"x_scale": x_scale, "skip_scale": skip_scale, "output_scale": output_scale}
-    fields = {"epsilon": epsilon, **{key: scale for key, scale in scales.items() if scale}, "outputs": outputs}
+    given = {key: scale for key, scale in scales.items() if scale}
+    fields = {"epsilon": epsilon, **given, "outputs": outputs, "constant_weights": 1}
     if x_scale and skip_scale:
         fields["output_type"] = next(key for key, value in DTYPES.items() if value == dtype)
     kinds = [trt.DataType.INT8 if scale else dtype for scale in (x_scale, skip_scale)]

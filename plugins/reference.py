@@ -154,6 +154,7 @@ def _skip_layer_norm_plugin(
     output_scale: float = 0.0,
     output_type: str | None = None,
     outputs: str = "y",
+    constant_weights: int = 0,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     y = skip_layer_norm(x, skip, *weights, epsilon=epsilon, x_scale=x_scale, skip_scale=skip_scale)
     if output_scale and outputs == "y":

@@ -414,6 +414,7 @@ def test_a_planned_layer_knows_its_types():
     assert [dtype for dtype, _ in layer.inputs] == [int8, int8, *[trt.DataType.FLOAT] * 3]
     assert layer.outputs == (half, int8)
     assert layer.fields["output_type"] == "fp16"
+    assert layer.fields["constant_weights"] == 1
     assert skip_layer_norm_layer("norm", H, half, EPSILON, output_scale=0.3).outputs == (int8,)
 
 

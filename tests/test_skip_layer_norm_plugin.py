@@ -54,6 +54,9 @@ def specs(x="float16", skip=None, weight=None, bias=True, shape=(2, 7, 768)):
         ({"epsilon": 1e-5, "output_type": ""}, "field output_type is empty"),
         ({"epsilon": 1e-5, "outputs": "all"}, 'field outputs is "all"; expected y or both'),
         ({"epsilon": 1e-5, "outputs": "both"}, 'field outputs is "both"; give the scale of the int8 output'),
+        ({"epsilon": 1e-5, "constant_weights": 2}, "field constant_weights is 2; expected 0 or 1"),
+        ({"epsilon": 1e-5, "constant_weights": -1}, "field constant_weights is -1; expected 0 or 1"),
+        ({"epsilon": 1e-5, "constant_weights": 1.0}, "field constant_weights has plugin field type"),
         ({"epsilon": 1e-5, "kernel": "fast"}, "unknown field kernel"),
     ],
 )  # fmt: skip
@@ -63,14 +66,17 @@ def test_wrong_fields_are_refused_by_name(host, fields, message):
     assert message in str(error.value)
 
 
-def test_serialized_fields_make_the_same_plugin(host):
+@pytest.mark.parametrize("constant_weights", [0, 1])
+def test_serialized_fields_make_the_same_plugin(host, constant_weights):
     given_fields = {"x_scale": 0.5, "skip_scale": 0.25, "output_scale": 2.0, "output_type": "bf16", "outputs": "both"}
+    given_fields |= {"constant_weights": constant_weights}
     plugin = create(host, **given_fields)
     fields = plugin.serialized_fields()
     assert fields == {"epsilon": np.float32(EPSILON), **given_fields}
     assert host.create("SkipLayerNorm", fields=fields).serialized_fields() == fields
     assert plugin.clone().serialized_fields() == fields
     assert "output_type" not in create(host).serialized_fields()
+    assert create(host).serialized_fields()["constant_weights"] == 0
 
 
 # --- Types, shapes, formats
@@ -259,6 +265,13 @@ def test_reference_of_int8_and_both_outputs():
 # --- On a GPU
 
 WIDTHS = (1, 5, 33, 64, 384, 768, 769, 1023, 1024, 2048, 4096, 20000, 40000)
+FLOATING_TYPES = (  # of x and skip, and of the weights
+    (torch.float32, torch.float32),
+    (torch.float16, torch.float16),
+    (torch.float16, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.bfloat16, torch.float32),
+)
 CONTENTS = ("normal", "outliers", "constant rows", "large mean", "overflow in fp16")
 
 
@@ -291,16 +304,7 @@ def total_of(x, skip, gamma, beta, bias=None):
 
 @needs_gpu
 @pytest.mark.parametrize("content", CONTENTS)
-@pytest.mark.parametrize(
-    ("dtype", "weight_dtype"),
-    [
-        (torch.float32, torch.float32),
-        (torch.float16, torch.float16),
-        (torch.float16, torch.float32),
-        (torch.bfloat16, torch.bfloat16),
-        (torch.bfloat16, torch.float32),
-    ],
-)
+@pytest.mark.parametrize(("dtype", "weight_dtype"), FLOATING_TYPES)
 def test_floating_results(host, dtype, weight_dtype, content):
     torch.manual_seed(0)
     plugin = create(host)
@@ -315,17 +319,56 @@ def test_floating_results(host, dtype, weight_dtype, content):
 
 @needs_gpu
 @pytest.mark.parametrize("content", CONTENTS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_rows_around_one_wave(host, dtype, content):
+@pytest.mark.parametrize("constant_weights", [0, 1])
+@pytest.mark.parametrize(("dtype", "weight_dtype"), FLOATING_TYPES[1:])
+def test_rows_around_one_wave(host, dtype, weight_dtype, constant_weights, content):
     """As many rows as are under way at the same time, and one more: that takes another kernel."""
     torch.manual_seed(0)
-    plugin, multiprocessors = create(host), torch.cuda.get_device_properties().multi_processor_count
-    waves = ((64, 128), (256, 32), (512, 32), (768, 32), (1536, 16))  # width, rows for each multiprocessor
-    for (width, wave), more in itertools.product(waves, (0, 1)):
-        inputs = make_inputs(content, wave * multiprocessors + more, width, dtype, dtype)
+    plugin = create(host, constant_weights=constant_weights)
+    multiprocessors = torch.cuda.get_device_properties().multi_processor_count
+    threads = (768, 512) if weight_dtype == torch.float32 else (1024, 768)  # late, early
+    of_row = ((64, 8), (256, 32), (512, 32), (768, 32), (1536, 64))  # width, threads for each row
+    for (width, used), more in itertools.product(of_row, (0, 1)):
+        rows = threads[constant_weights] // used * multiprocessors + more
+        inputs = make_inputs(content, rows, width, dtype, weight_dtype)
+        torch.cuda.synchronize()  # from here on the weights are constant
         exact = reference.skip_layer_norm(*inputs, epsilon=EPSILON, dtype=torch.float64)
         (found,) = run_guarded(plugin, inputs)
         assert_as_good_as_pytorch(found, exact, pytorchs(*inputs), total_of(*inputs))
+
+
+@needs_gpu
+@pytest.mark.parametrize(("dtype", "weight_dtype"), FLOATING_TYPES)
+def test_constant_weights_give_the_same_bits(host, dtype, weight_dtype):
+    """With rows for each way to fetch the weights: early, late, and with the rows."""
+    torch.manual_seed(0)
+    multiprocessors = torch.cuda.get_device_properties().multi_processor_count
+    for width, of_each, more, bias in itertools.product(
+        (64, 256, 512, 768, 1000, 1024, 1536), (0, 4, 8, 12, 16, 24, 32, 128), (0, 1), (True, False)
+    ):
+        rows = max(of_each * multiprocessors + more, 7)
+        inputs = make_inputs("normal", rows, width, dtype, weight_dtype)[: 5 if bias else 4]
+        torch.cuda.synchronize()  # from here on the weights are constant
+        (expected,) = create(host).run_torch(inputs)
+        (found,) = run_guarded(create(host, constant_weights=1), inputs)
+        assert torch.equal(found, expected)
+
+
+@needs_gpu
+@pytest.mark.parametrize(("dtype", "weight_dtype"), FLOATING_TYPES)
+def test_weights_that_the_kernel_before_writes(host, dtype, weight_dtype):
+    before, plugin = create(host), create(host)
+    x, skip, gamma, beta, bias = make_inputs("normal", 128, 768, dtype, weight_dtype)
+    row, nothing, one = gamma.reshape(1, -1), torch.zeros_like(gamma), torch.ones_like(gamma)
+    (made,) = before.run_torch([row, row, one, nothing])  # a layer norm's row, which is the next one's gamma
+    (expected,) = plugin.run_torch([x, skip, made[0], beta, bias])
+    torch.cuda.synchronize()
+    buffer = torch.empty_like(row)
+    for _ in range(20):
+        buffer.fill_(float("nan"))
+        before.run_torch([row, row, one, nothing], [buffer])
+        (found,) = plugin.run_torch([x, skip, buffer[0], beta, bias])
+        assert torch.equal(found, expected)
 
 
 @needs_gpu
@@ -420,11 +463,14 @@ def test_random_shapes(host, rows, hidden, dtype, bias):
 
 
 @needs_gpu
-def test_in_a_cuda_graph_each_waits_for_the_one_before(host):
+@pytest.mark.parametrize("constant_weights", [0, 1])
+@pytest.mark.parametrize(("dtype", "weight_dtype"), FLOATING_TYPES)
+def test_in_a_cuda_graph_each_waits_for_the_one_before(host, dtype, weight_dtype, constant_weights):
     """The kernel is launched while the one before it still runs; here that one writes what it reads."""
-    plugin = create(host)
-    for rows, dtype in itertools.product((1, 100, 2048), (torch.float16, torch.float32)):
-        x, skip, gamma, beta, bias = make_inputs("normal", rows, 768, dtype, dtype)
+    plugin = create(host, constant_weights=constant_weights)
+    for rows in (1, 100, 2048):
+        x, skip, gamma, beta, bias = make_inputs("normal", rows, 768, dtype, weight_dtype)
+        torch.cuda.synchronize()
         expected = x
         for _ in range(40):
             (expected,) = plugin.run_torch([expected, skip, gamma, beta, bias])

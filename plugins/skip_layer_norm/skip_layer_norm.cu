@@ -93,23 +93,43 @@ private:
     float mScale;
 };
 
-// Blocks on a multiprocessor at a time that the compiler leaves registers for. With fp32 weights fewer threads fit without
-// values going to memory (H200, int8 throughout, 32768 rows of 768: 36.3 us with 768 threads, 38.1 without a number).
-template <typename W, bool kDENSE, typename Shape>
-constexpr int kLEAST_BLOCKS
-    = kDENSE && Shape::kEXACT && Shape::kVECTORS <= 3 ? (sizeof(W) < 4 ? 1024 : 768) / Shape::kBLOCK : 1;
+// When gamma, beta and bias are fetched.
+enum class Fetch
+{
+    // Before the kernels before are done, so the weights must be constants. All three lie in registers then, and fewer
+    // rows are under way.
+    kEARLY,
+    // With few registers, so that more rows are under way: gamma and beta when the sum is known, the bias with x and skip.
+    // The width is known to the compiler then, which else divides by it: it keeps the loads before that division, and they
+    // would not fit.
+    kLATE,
+    // Together with x and skip.
+    kWITH_ROWS
+};
 
-// kDENSE: with few registers, so that more rows are under way: gamma and beta are fetched when the sum is known. The
-// width is known to the compiler then, which else divides by it: it keeps the loads before that division, and they would
-// not fit. The next kernel is let in once the loads are under way (H200, 768 fp16 elements, 128 rows: 1.66 us instead of
-// 1.82, 4096 rows: 5.42 instead of 5.44). Otherwise (eager) gamma and beta are fetched together with x and skip.
-template <typename T, typename W, typename Tensors, bool kDENSE, typename Shape>
-__global__ void __launch_bounds__(Shape::kBLOCK, kLEAST_BLOCKS<W, kDENSE, Shape>)
+// Threads on a multiprocessor at a time that the compiler leaves registers for. With fp32 weights fewer fit without values
+// going to memory (H200, int8 throughout, 32768 rows of 768: 36.3 us with 768 threads, 38.1 without a number).
+template <typename W, Fetch kFETCH>
+constexpr int kLEAST_THREADS = (kFETCH == Fetch::kEARLY ? 768 : 1024) - (sizeof(W) < 4 ? 0 : 256);
+
+// Rows that fit those registers. Sums over several warps take some themselves.
+template <typename W, typename Shape>
+constexpr bool kFITS
+    = Shape::kEXACT && Shape::kVECTORS <= 3 && (Shape::kTHREADS <= kWARP || Shape::kPER * sizeof(W) <= 16);
+
+template <typename W, Fetch kFETCH, typename Shape>
+constexpr int kLEAST_BLOCKS
+    = kFETCH != Fetch::kWITH_ROWS && kFITS<W, Shape> ? kLEAST_THREADS<W, kFETCH> / Shape::kBLOCK : 1;
+
+// Except where weights come with the rows, the next kernel is let in once the loads are under way (H200, 768 fp16
+// elements, late, 128 rows: 1.66 us instead of 1.82, 4096 rows: 5.42 instead of 5.44).
+template <typename T, typename W, typename Tensors, Fetch kFETCH, typename Shape>
+__global__ void __launch_bounds__(Shape::kBLOCK, kLEAST_BLOCKS<W, kFETCH, Shape>)
     skipLayerNormKernel(SkipLayerNormArguments const a, Quantizer const quantizer)
 {
     constexpr int kPER = Shape::kPER;
     constexpr int kVECTORS = Shape::kVECTORS;
-    waitForPreviousKernel();
+    constexpr bool kEARLY = kFETCH == Fetch::kEARLY;
     auto const place = Shape::place(static_cast<uint32_t>(a.rows));
     if (place.idle)
     {
@@ -118,27 +138,47 @@ __global__ void __launch_bounds__(Shape::kBLOCK, kLEAST_BLOCKS<W, kDENSE, Shape>
     uint32_t const hidden = a.hidden;
     uint64_t const start = static_cast<uint64_t>(place.row) * hidden;
 
-    InputRow<T, Shape, Tensors::kX_INT8> const x{a.x, start, hidden, a.xScale};
-    InputRow<T, Shape, Tensors::kSKIP_INT8> const skip{a.skip, start, hidden, a.skipScale};
     Vector<W, kPER> gammas[kVECTORS];
     Vector<W, kPER> betas[kVECTORS];
     Vector<W, kPER> biases[kVECTORS]{};
-    if (a.bias != nullptr)
+    auto const loadBias = [&]
     {
-        Shape::load(biases, static_cast<W const*>(a.bias), hidden);
+        if (a.bias != nullptr)
+        {
+            Shape::load(biases, static_cast<W const*>(a.bias), hidden);
+        }
+    };
+    auto const loadGammaAndBeta = [&]
+    {
+        Shape::load(gammas, static_cast<W const*>(a.gamma), hidden);
+        Shape::load(betas, static_cast<W const*>(a.beta), hidden);
+    };
+    if constexpr (kEARLY)
+    {
+        loadBias();
+        loadGammaAndBeta();
     }
-    if constexpr (kDENSE)
+    waitForPreviousKernel();
+    InputRow<T, Shape, Tensors::kX_INT8> const x{a.x, start, hidden, a.xScale};
+    InputRow<T, Shape, Tensors::kSKIP_INT8> const skip{a.skip, start, hidden, a.skipScale};
+    if constexpr (!kEARLY)
+    {
+        loadBias();
+    }
+    if constexpr (kFETCH != Fetch::kWITH_ROWS)
     {
         letNextKernelIn();
     }
-    Shape::load(gammas, static_cast<W const*>(a.gamma), hidden);
-    Shape::load(betas, static_cast<W const*>(a.beta), hidden);
+    if constexpr (!kEARLY)
+    {
+        loadGammaAndBeta();
+    }
 
     float values[kVECTORS][kPER];
     Shape::forEach([&](int v, int i) { values[v][i] = toFloat(biases[v], i); });
     x.addTo(values);
     skip.addTo(values);
-    Width const width{kDENSE ? Shape::kTHREADS * kVECTORS * kPER : hidden};
+    Width const width{kFETCH != Fetch::kWITH_ROWS ? Shape::kTHREADS * kVECTORS * kPER : hidden};
     RowStatistics const statistics = Shape::statistics(values, width, hidden, a.epsilon);
     if (Shape::kSHARES_WARP && !place.exists)
     {
@@ -205,13 +245,13 @@ __global__ void skipLayerNormRereadingKernel(SkipLayerNormArguments const a, Qua
 // Launcher
 // ---------------------------------------------------------------------------------------------------------------
 
-// Dense where all rows are under way at the same time then, else eager: of 768 fp16 elements a multiprocessor has 32 rows
-// under way, or 20. H200, us, dense and eager: 128 rows 1.66 and 1.80, 4096 rows 5.42 and 5.64, 8192 rows 10.7 and 9.55,
-// 131072 rows 138.8 and 137.6.
-template <typename W, typename Shape>
+// Whether all rows are under way at the same time. Weights that are no constants are fetched late then, else with the
+// rows: of 768 fp16 elements a multiprocessor has 32 rows under way, or 20. H200, us, late and with the rows: 128 rows 1.66
+// and 1.80, 4096 rows 5.42 and 5.64, 8192 rows 10.7 and 9.55, 131072 rows 138.8 and 137.6.
+template <typename W, Fetch kFETCH, typename Shape>
 bool isOneWave(int64_t rows, int multiprocessors)
 {
-    constexpr int64_t kROWS = kLEAST_BLOCKS<W, true, Shape> * Shape::kROWS; // of a multiprocessor
+    constexpr int64_t kROWS = kLEAST_BLOCKS<W, kFETCH, Shape> * Shape::kROWS; // of a multiprocessor
     return rows <= kROWS * multiprocessors;
 }
 
@@ -227,12 +267,15 @@ constexpr bool isOfBert()
 template <typename T, typename W, typename Tensors>
 cudaError_t launchInRegisters(SkipLayerNormArguments const& a, cudaStream_t stream)
 {
-    auto const start = [&](auto tensors, auto dense, auto shape)
+    std::integral_constant<Fetch, Fetch::kEARLY> const early{};
+    std::integral_constant<Fetch, Fetch::kLATE> const late{};
+    std::integral_constant<Fetch, Fetch::kWITH_ROWS> const withRows{};
+    auto const start = [&](auto tensors, auto fetch, auto shape)
     {
         using Shape = decltype(shape);
-        constexpr bool kDENSE = decltype(dense)::value;
-        auto* const kernel = skipLayerNormKernel<T, W, decltype(tensors), kDENSE, Shape>;
-        if constexpr (kDENSE && std::is_same_v<Tensors, Floating>)
+        constexpr Fetch kFETCH = decltype(fetch)::value;
+        auto* const kernel = skipLayerNormKernel<T, W, decltype(tensors), kFETCH, Shape>;
+        if constexpr (kFETCH != Fetch::kWITH_ROWS && std::is_same_v<Tensors, Floating>)
         {
             // As the products around it; with one wave of rows at most. With more the L1 cache is wanted for the loads
             // that are under way (131072 rows: 156 us with this preference, 138 without).
@@ -249,7 +292,7 @@ cudaError_t launchInRegisters(SkipLayerNormArguments const& a, cudaStream_t stre
         using Shape = decltype(shape);
         if constexpr (std::is_same_v<Tensors, Floating>)
         {
-            if constexpr ((kBLOCKS<W, Shape>) > 1)
+            if constexpr (kFITS<W, Shape>)
             {
                 int multiprocessors = 0;
                 cudaError_t const status = countMultiprocessors(multiprocessors);
@@ -257,21 +300,25 @@ cudaError_t launchInRegisters(SkipLayerNormArguments const& a, cudaStream_t stre
                 {
                     return status;
                 }
-                if (isOneWave<W, Shape>(a.rows, multiprocessors))
+                if (a.constantWeights && isOneWave<W, Fetch::kEARLY, Shape>(a.rows, multiprocessors))
                 {
-                    return start(Tensors{}, std::true_type{}, shape);
+                    return start(Tensors{}, early, shape);
+                }
+                if (isOneWave<W, Fetch::kLATE, Shape>(a.rows, multiprocessors))
+                {
+                    return start(Tensors{}, late, shape);
                 }
             }
-            return start(Tensors{}, std::false_type{}, shape);
+            return start(Tensors{}, withRows, shape);
         }
         else if constexpr (Tensors::kKNOWN && isOfBert<Shape>())
         {
-            return start(Tensors{}, std::true_type{}, shape);
+            return start(Tensors{}, late, shape);
         }
         else
         {
-            return start(AnyTensors{}, std::false_type{},
-                RowShape<Shape::kPER, Shape::kTHREADS, Shape::kVECTORS, false>{});
+            return start(
+                AnyTensors{}, withRows, RowShape<Shape::kPER, Shape::kTHREADS, Shape::kVECTORS, false>{});
         }
     };
     return dispatchRowShape<kPER_VECTOR<T>, Tensors::kKNOWN>(a.hidden, launch);
@@ -293,7 +340,8 @@ cudaError_t launchTyped(SkipLayerNormArguments const& a, cudaStream_t stream)
         return cudaGetLastError();
     }
     // What is told when the kernel runs costs (H200, 131072 rows of 768: int8 throughout 204 us instead of 136, int8 x with
-    // both outputs 177 instead of 145), so the compiler knows the forms in use. Those with int8 are dense for all rows.
+    // both outputs 177 instead of 145), so the compiler knows the forms in use. Those with int8 fetch weights
+    // late with any number of rows.
     if (Floating::areThoseOf(a))
     {
         return launchInRegisters<T, W, Floating>(a, stream);

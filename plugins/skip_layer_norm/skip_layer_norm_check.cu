@@ -62,13 +62,19 @@ struct Variant
     bool y;
     bool quantized;
     bool bias;
+    bool constantWeights;
 };
-constexpr Variant kVARIANTS[] = {{"floating", false, false, true, false, true},
-    {"floating, no bias", false, false, true, false, false},
-    {"int8 x, both outputs", true, false, true, true, true}, {"int8 skip", false, true, true, false, false},
-    {"int8 throughout", true, true, false, true, true}, {"int8 output", false, false, false, true, false}};
-constexpr size_t kFLOATING = 2; // the first ones, without int8
-constexpr size_t kTOLD = 3;     // that for which no kernel is compiled of its own
+constexpr Variant kVARIANTS[] = {{"floating", false, false, true, false, true, false},
+    {"floating, no bias", false, false, true, false, false, false},
+    {"floating, constant weights", false, false, true, false, true, true},
+    {"floating, constant weights, no bias", false, false, true, false, false, true},
+    {"int8 x, both outputs", true, false, true, true, true, true},
+    {"int8 skip", false, true, true, false, false, false},
+    {"int8 throughout", true, true, false, true, true, false},
+    {"int8 output", false, false, false, true, false, true}};
+constexpr size_t kCONSTANT_WEIGHTS = 2;
+constexpr size_t kFLOATING = 4; // the first ones, without int8
+constexpr size_t kTOLD = 5;     // that for which no kernel is compiled of its own
 
 // Whether a row is as wide as those that int8 variants have kernels of their own for.
 bool isOfBert(int32_t hidden)
@@ -94,7 +100,7 @@ void runVariant(Outcome& outcome, Variant const& variant, ElementType type, Elem
     SkipLayerNormArguments const arguments{x.data(), skip.data(), gammaDevice.data(), betaDevice.data(),
         variant.bias ? biasDevice.data() : nullptr, variant.y ? yDevice.data() : nullptr,
         variant.quantized ? quantizedDevice.data() : nullptr, rows, hidden, kEPSILON, x.scale(), skip.scale(),
-        kOUT_SCALE, type, weightType};
+        kOUT_SCALE, type, weightType, variant.constantWeights};
     check(launchSkipLayerNorm(arguments, nullptr), variant.name);
     check(cudaDeviceSynchronize(), variant.name);
     auto const y = yDevice.values();
@@ -148,14 +154,19 @@ void runType(Outcome& outcome, ElementType type, ElementType weightType, double 
     {
         forEachShape(runShape);
     }
-    // More rows than are under way at the same time: another kernel, where there is a choice.
+    // More rows than are under way at the same time: other kernels, where there is a choice.
     int multiprocessors = 0;
     check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0),
         "cudaDeviceGetAttribute");
     for (int32_t hidden : {64, 256, 512, 768, 1536})
     {
-        int64_t const rows = int64_t{hidden == 64 ? 128 : 32} * multiprocessors + 3;
-        runVariant<T, W>(outcome, kVARIANTS[0], type, weightType, rows, hidden, tolerance);
+        // Too many to fetch constant weights early, with fp32 weights and with narrow ones, and to fetch them late.
+        int64_t const inWave = int64_t{hidden == 64 ? 128 : 32} * multiprocessors;
+        for (int64_t rows : {inWave * 5 / 8, inWave * 7 / 8, inWave + 3})
+        {
+            runVariant<T, W>(
+                outcome, kVARIANTS[kCONSTANT_WEIGHTS], type, weightType, rows, hidden, tolerance);
+        }
     }
 }
 

@@ -121,9 +121,13 @@ SkipLayerNormPlugin::SkipLayerNormPlugin(SkipLayerNormFields fields)
     {
         fail("field outputs is \"both\"; give the scale of the int8 output in the field output_scale");
     }
-    mMetadata = "epsilon=" + toText(mFields.epsilon) + " x_scale=" + toText(mFields.xScale)
-                + " skip_scale=" + toText(mFields.skipScale) + " output_scale=" + toText(mFields.outputScale)
-                + " outputs=" + mFields.outputs;
+    if (mFields.constantWeights != 0 && mFields.constantWeights != 1)
+    {
+        fail("field constant_weights is ", mFields.constantWeights, "; expected 0 or 1");
+    }
+    mMetadata = "epsilon=" + toText(mFields.epsilon) + " x_scale=" + toText(mFields.xScale) + " skip_scale="
+                + toText(mFields.skipScale) + " output_scale=" + toText(mFields.outputScale) + " outputs="
+                + mFields.outputs + " constant_weights=" + std::to_string(mFields.constantWeights);
 }
 
 nvinfer1::IPluginV3* SkipLayerNormPlugin::clone() noexcept
@@ -321,6 +325,7 @@ int32_t SkipLayerNormPlugin::enqueue(PluginTensorDesc const* inputDesc,
             arguments.outputScale = mFields.outputScale;
             arguments.type = elementType(floating.value_or(kANY_FLOATING_TYPE));
             arguments.weightType = elementType(inputDesc[kGAMMA].type);
+            arguments.constantWeights = mFields.constantWeights == 1;
             checkCuda(launchSkipLayerNorm(arguments, stream));
         });
 }
@@ -333,7 +338,8 @@ std::vector<PluginField> SkipLayerNormPlugin::fieldsToSerialize() const
         {"x_scale", &mFields.xScale, PluginFieldType::kFLOAT32, 1},
         {"skip_scale", &mFields.skipScale, PluginFieldType::kFLOAT32, 1},
         {"output_scale", &mFields.outputScale, PluginFieldType::kFLOAT32, 1},
-        text("outputs", mFields.outputs)};
+        text("outputs", mFields.outputs),
+        {"constant_weights", &mFields.constantWeights, PluginFieldType::kINT32, 1}};
     if (mNamedType)
     {
         fields.push_back(text("output_type", mFields.outputType));
@@ -352,7 +358,8 @@ SkipLayerNormCreator::SkipLayerNormCreator()
               {"skip_scale", nullptr, PluginFieldType::kFLOAT32, 1},
               {"output_scale", nullptr, PluginFieldType::kFLOAT32, 1},
               {"output_type", nullptr, PluginFieldType::kCHAR, 1},
-              {"outputs", nullptr, PluginFieldType::kCHAR, 1}})
+              {"outputs", nullptr, PluginFieldType::kCHAR, 1},
+              {"constant_weights", nullptr, PluginFieldType::kINT32, 1}})
 {
 }
 
@@ -368,6 +375,7 @@ nvinfer1::IPluginV3* SkipLayerNormCreator::create(nvinfer1::PluginFieldCollectio
     }
     read.outputType = reader.has("output_type") ? reader.getString("output_type") : "";
     read.outputs = reader.has("outputs") ? reader.getString("outputs") : "y";
+    read.constantWeights = reader.has("constant_weights") ? reader.getInt("constant_weights") : 0;
     return new SkipLayerNormPlugin(std::move(read));
 }
 

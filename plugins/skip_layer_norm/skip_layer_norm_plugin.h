@@ -8,7 +8,9 @@
 //            x_scale, skip_scale (float32): real value = int8 * scale; given if and only if that input is int8 ·
 //            output_scale (float32): of an int8 output, round half to even of y / scale, saturated ·
 //            output_type (string: fp32, fp16 or bf16): the floating type, where x and skip are both int8 ·
-//            outputs (string: y or both; default y)
+//            outputs (string: y or both; default y) ·
+//            constant_weights (int32: 0 or 1; default 0): 1 where gamma, beta and bias are constants of the network;
+//            kernels may then fetch them before the layers before this one are done
 #pragma once
 
 #include "common/plugin_base.h"
@@ -28,6 +30,7 @@ struct SkipLayerNormFields
     float outputScale{};
     std::string outputType; // empty: not given
     std::string outputs{"y"};
+    int32_t constantWeights{};
 };
 
 class SkipLayerNormPlugin : public Plugin
