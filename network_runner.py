@@ -59,9 +59,15 @@ def matrix_multiply(a: torch.Tensor, b: torch.Tensor, transpose_a: bool, transpo
     """a @ b over the last two axes, accumulated in fp32: (..., M, K), (..., K, N) -> (..., M, N)."""
     a = a.transpose(-1, -2) if transpose_a else a
     b = b.transpose(-1, -2) if transpose_b else b
+    b = b.reshape(b.shape[-2:]) if is_one_matrix(b) else b  # one product of all rows, not one for each of a batch
     if a.dtype in NARROW_FLOATS and not a.is_cuda:
         return torch.matmul(a.float(), b.float()).to(a.dtype)
     return torch.matmul(a, b)
+
+
+def is_one_matrix(b: torch.Tensor) -> bool:
+    """Whether all leading axes of (..., K, N) are 1."""
+    return all(size == 1 for size in b.shape[:-2])
 
 
 def product_with_bias(
@@ -71,9 +77,12 @@ def product_with_bias(
 
     On CUDA in one kernel, as TensorRT fuses them: the bias is added before the one rounding of the result.
     """
-    if not a.is_cuda or a.dim() != 2 or bias.numel() != bias.shape[-1]:
+    if not a.is_cuda or transpose_a or not is_one_matrix(b) or bias.numel() != bias.shape[-1]:
         return matrix_multiply(a, b, transpose_a, transpose_b) + bias
-    return torch.addmm(bias.reshape(-1), a.t() if transpose_a else a, b.t() if transpose_b else b)
+    matrix = b.reshape(b.shape[-2:])
+    rows = a.reshape(-1, a.shape[-1])
+    product = torch.addmm(bias.reshape(-1), rows, matrix.t() if transpose_b else matrix)
+    return product.reshape(*a.shape[:-1], product.shape[-1])
 
 
 def quantize(x: torch.Tensor, scale: torch.Tensor, axis: int | None, dtype: torch.dtype) -> torch.Tensor:
@@ -125,7 +134,7 @@ def quantized_product(
     """
     a = a.transpose(-1, -2) if transpose_a else a
     b = b.transpose(-1, -2) if transpose_b else b
-    is_one_weight = a.dtype == torch.int8 and b.numel() == b.shape[-1] * b.shape[-2]
+    is_one_weight = a.dtype == torch.int8 and is_one_matrix(b)
     is_one_weight &= b.shape[-1] % 8 == 0 and b.shape[-2] % 8 == 0  # what cuBLAS wants
     product = int8_product(a, b) if int8_kernel and is_one_weight else torch.matmul(a.float(), b.float())
     return (product * (scale_a.float().reshape(()) * scale_b.float().reshape(-1))).to(dtype)

@@ -73,14 +73,14 @@ def number_of_sets(bytes_of_set: int) -> int:
     return 3 * torch.cuda.get_device_properties().L2_cache_size // bytes_of_set + 2
 
 
-def floating_skip(dtype: torch.dtype) -> Callable[[int], Case]:
-    """x, skip and y of one type."""
+def floating_skip(dtype: torch.dtype, weight: torch.dtype) -> Callable[[int], Case]:
+    """x, skip and y of one type, gamma, beta and bias of that or in fp32, as builder.py's networks have them."""
 
     def peer(x: torch.Tensor, skip: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        gamma, beta, bias = weights
-        return functional.layer_norm(x + bias + skip, (HIDDEN,), gamma, beta, EPSILON)
+        gamma, beta, bias = weights  # an fp32 bias makes the sum fp32
+        return functional.layer_norm(x + bias + skip, (HIDDEN,), gamma, beta, EPSILON).to(dtype)
 
-    return lambda rows: skip_case(rows, dtype, dtype, dtype, {}, peer, 3 * dtype.itemsize)
+    return lambda rows: skip_case(rows, dtype, dtype, weight, {}, peer, 3 * dtype.itemsize)
 
 
 def int8_to_both(rows: int) -> Case:
@@ -125,7 +125,8 @@ def skip_case(
     def exact(*inputs: torch.Tensor) -> torch.Tensor:
         return reference.skip_layer_norm(*inputs, epsilon=EPSILON, **scales, dtype=torch.float64)
 
-    return Case("SkipLayerNorm", {"epsilon": EPSILON, **fields}, sets, peer, exact, moved)
+    fields = {"epsilon": EPSILON, "constant_weights": 1, **fields}
+    return Case("SkipLayerNorm", fields, sets, peer, exact, moved)
 
 
 def embedding(zipf: bool) -> Callable[[int], Case]:
@@ -163,9 +164,10 @@ def embedding(zipf: bool) -> Callable[[int], Case]:
 
 
 CASES: dict[str, Callable[[int], Case]] = {
-    "SkipLayerNorm fp16": floating_skip(torch.float16),
-    "SkipLayerNorm fp32": floating_skip(torch.float32),
-    "SkipLayerNorm bf16": floating_skip(torch.bfloat16),
+    "SkipLayerNorm fp16": floating_skip(torch.float16, torch.float16),
+    "SkipLayerNorm fp16, fp32 weights": floating_skip(torch.float16, torch.float32),
+    "SkipLayerNorm fp32": floating_skip(torch.float32, torch.float32),
+    "SkipLayerNorm bf16": floating_skip(torch.bfloat16, torch.bfloat16),
     "SkipLayerNorm int8 + fp16 to fp16 and int8": int8_to_both,
     "SkipLayerNorm int8 to int8": int8_throughout,
     "EmbLayerNorm fp16, even words": embedding(zipf=False),

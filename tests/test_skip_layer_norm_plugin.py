@@ -322,11 +322,11 @@ def test_floating_results(host, dtype, weight_dtype, content):
 @pytest.mark.parametrize("constant_weights", [0, 1])
 @pytest.mark.parametrize(("dtype", "weight_dtype"), FLOATING_TYPES[1:])
 def test_rows_around_one_wave(host, dtype, weight_dtype, constant_weights, content):
-    """As many rows as are under way at the same time, and one more: that takes another kernel."""
+    """As many rows as are under way at the same time, or twice as many, and one more: that takes another kernel."""
     torch.manual_seed(0)
     plugin = create(host, constant_weights=constant_weights)
     multiprocessors = torch.cuda.get_device_properties().multi_processor_count
-    threads = (768, 512) if weight_dtype == torch.float32 else (1024, 768)  # late, early
+    threads = (768, 1024) if weight_dtype == torch.float32 else (1024, 1536)  # late one wave, early two
     of_row = ((64, 8), (256, 32), (512, 32), (768, 32), (1536, 64))  # width, threads for each row
     for (width, used), more in itertools.product(of_row, (0, 1)):
         rows = threads[constant_weights] // used * multiprocessors + more
@@ -339,19 +339,25 @@ def test_rows_around_one_wave(host, dtype, weight_dtype, constant_weights, conte
 
 @needs_gpu
 @pytest.mark.parametrize(("dtype", "weight_dtype"), FLOATING_TYPES)
-def test_constant_weights_give_the_same_bits(host, dtype, weight_dtype):
-    """With rows for each way to fetch the weights: early, late, and with the rows."""
+def test_constant_weights_give_the_same_results(host, dtype, weight_dtype):
+    """With rows for each way to fetch the weights: early, late, and with the rows.
+
+    Bit for bit, but that narrow rows with fp32 weights are added up in another order where these are fetched early.
+    """
     torch.manual_seed(0)
+    other_order = dtype != weight_dtype
     multiprocessors = torch.cuda.get_device_properties().multi_processor_count
     for width, of_each, more, bias in itertools.product(
-        (64, 256, 512, 768, 1000, 1024, 1536), (0, 4, 8, 12, 16, 24, 32, 128), (0, 1), (True, False)
+        (64, 256, 512, 768, 1000, 1024, 1536), (0, 4, 8, 12, 16, 24, 32, 48, 128, 192), (0, 1), (True, False)
     ):
         rows = max(of_each * multiprocessors + more, 7)
         inputs = make_inputs("normal", rows, width, dtype, weight_dtype)[: 5 if bias else 4]
         torch.cuda.synchronize()  # from here on the weights are constant
         (expected,) = create(host).run_torch(inputs)
         (found,) = run_guarded(create(host, constant_weights=1), inputs)
-        assert torch.equal(found, expected)
+        step = 2 * torch.finfo(dtype).eps if other_order else 0.0
+        torch.testing.assert_close(found, expected, rtol=step, atol=step * 1e-2)
+        assert (found != expected).float().mean() <= (0.01 if other_order else 0.0)
 
 
 @needs_gpu

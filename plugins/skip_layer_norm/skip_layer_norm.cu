@@ -117,9 +117,17 @@ template <typename W, typename Shape>
 constexpr bool kFITS
     = Shape::kEXACT && Shape::kVECTORS <= 3 && (Shape::kTHREADS <= kWARP || Shape::kPER * sizeof(W) <= 16);
 
+// Early, fp32 weights lie side by side in vectors of 16 bytes as they do in memory: lanes of a warp read a run of 512
+// bytes. (H200, a product and a norm of 1024 rows of 768 fp16 elements: 6.00 us, with two such vectors side by side in a
+// thread 6.36, late 6.78, with the rows 7.74.) The other tensors follow.
+template <typename W, typename Shape>
+using EarlyShape = std::conditional_t<Shape::kPER * sizeof(W) <= 16, Shape,
+    RowShape<Shape::kPER / 2, Shape::kTHREADS, 2 * Shape::kVECTORS, Shape::kEXACT>>;
+
 template <typename W, Fetch kFETCH, typename Shape>
-constexpr int kLEAST_BLOCKS
-    = kFETCH != Fetch::kWITH_ROWS && kFITS<W, Shape> ? kLEAST_THREADS<W, kFETCH> / Shape::kBLOCK : 1;
+constexpr int kLEAST_BLOCKS = kFETCH == Fetch::kEARLY || (kFETCH == Fetch::kLATE && kFITS<W, Shape>)
+                                  ? kLEAST_THREADS<W, kFETCH> / Shape::kBLOCK
+                                  : 1;
 
 // Except where weights come with the rows, the next kernel is let in once the loads are under way (H200, 768 fp16
 // elements, late, 128 rows: 1.66 us instead of 1.82, 4096 rows: 5.42 instead of 5.44).
@@ -245,14 +253,14 @@ __global__ void skipLayerNormRereadingKernel(SkipLayerNormArguments const a, Qua
 // Launcher
 // ---------------------------------------------------------------------------------------------------------------
 
-// Whether all rows are under way at the same time. Weights that are no constants are fetched late then, else with the
-// rows: of 768 fp16 elements a multiprocessor has 32 rows under way, or 20. H200, us, late and with the rows: 128 rows 1.66
-// and 1.80, 4096 rows 5.42 and 5.64, 8192 rows 10.7 and 9.55, 131072 rows 138.8 and 137.6.
+// How many rows are under way at the same time. Weights that are no constants are fetched late up to one such wave, else
+// with the rows: of 768 fp16 elements a multiprocessor has 32 rows under way, or 20. H200, us, late and with the rows: 128
+// rows 1.66 and 1.80, 4096 rows 5.42 and 5.64, 8192 rows 10.7 and 9.55, 131072 rows 138.8 and 137.6. Constant weights are
+// fetched early up to two waves: a product and a norm of 4096 rows take 13.4 us then, with fp32 weights, late 14.7.
 template <typename W, Fetch kFETCH, typename Shape>
-bool isOneWave(int64_t rows, int multiprocessors)
+int64_t countRowsOfWave(int multiprocessors)
 {
-    constexpr int64_t kROWS = kLEAST_BLOCKS<W, kFETCH, Shape> * Shape::kROWS; // of a multiprocessor
-    return rows <= kROWS * multiprocessors;
+    return int64_t{kLEAST_BLOCKS<W, kFETCH, Shape> * Shape::kROWS} * multiprocessors;
 }
 
 // Widths that int8 kernels are compiled for with the tensors known: those of BERT. With all widths the library would be
@@ -277,8 +285,8 @@ cudaError_t launchInRegisters(SkipLayerNormArguments const& a, cudaStream_t stre
         auto* const kernel = skipLayerNormKernel<T, W, decltype(tensors), kFETCH, Shape>;
         if constexpr (kFETCH != Fetch::kWITH_ROWS && std::is_same_v<Tensors, Floating>)
         {
-            // As the products around it; with one wave of rows at most. With more the L1 cache is wanted for the loads
-            // that are under way (131072 rows: 156 us with this preference, 138 without).
+            // As the products around it; with few rows. With more the L1 cache is wanted for the loads that are under way
+            // (131072 rows: 156 us with this preference, 138 without).
             cudaError_t const status = preferSharedMemory(kernel);
             if (status != cudaSuccess)
             {
@@ -300,11 +308,13 @@ cudaError_t launchInRegisters(SkipLayerNormArguments const& a, cudaStream_t stre
                 {
                     return status;
                 }
-                if (a.constantWeights && isOneWave<W, Fetch::kEARLY, Shape>(a.rows, multiprocessors))
+                using Early = EarlyShape<W, Shape>;
+                if (a.constantWeights
+                    && a.rows <= 2 * countRowsOfWave<W, Fetch::kEARLY, Early>(multiprocessors))
                 {
-                    return start(Tensors{}, early, shape);
+                    return start(Tensors{}, early, Early{});
                 }
-                if (isOneWave<W, Fetch::kLATE, Shape>(a.rows, multiprocessors))
+                if (a.rows <= countRowsOfWave<W, Fetch::kLATE, Shape>(multiprocessors))
                 {
                     return start(Tensors{}, late, shape);
                 }

@@ -162,7 +162,7 @@ void runType(Outcome& outcome, ElementType type, ElementType weightType, double 
     {
         // Too many to fetch constant weights early, with fp32 weights and with narrow ones, and to fetch them late.
         int64_t const inWave = int64_t{hidden == 64 ? 128 : 32} * multiprocessors;
-        for (int64_t rows : {inWave * 5 / 8, inWave * 7 / 8, inWave + 3})
+        for (int64_t rows : {inWave * 5 / 8, inWave + 3, inWave * 3 / 2 + 3})
         {
             runVariant<T, W>(
                 outcome, kVARIANTS[kCONSTANT_WEIGHTS], type, weightType, rows, hidden, tolerance);
