@@ -41,6 +41,13 @@ constexpr int kROW_BYTES = kPANEL * 2;
 constexpr int kWARP_ROWS = 16; // of y, that a warp has
 constexpr int kPANEL_BYTES = kWARP_ROWS * kROW_BYTES;
 
+// How y gets to memory.
+enum class Store
+{
+    kPANELS, // each warp puts a panel into shared memory, and a copy takes it from there
+    kPAIRS, // threads write pairs of columns: where a tile has no whole panels, or that memory is better used for a slot
+};
+
 // How the warpgroups of a block, and the blocks of a cluster, share the work.
 enum class Sharing
 {
@@ -63,7 +70,8 @@ constexpr int mostReceived(int pairs, int mostBlocks)
 
 // A tile of kROWS rows and kCOLUMNS columns, kSLOTS slots with kDEPTH elements of k each, and kMOST_BLOCKS of a cluster
 // that share a tile.
-template <Sharing kSHARING_, int kROWS_, int kCOLUMNS_, int kDEPTH_, int kSLOTS_, int kMOST_BLOCKS_>
+template <Sharing kSHARING_, Store kSTORE_, int kROWS_, int kCOLUMNS_, int kDEPTH_, int kSLOTS_,
+    int kMOST_BLOCKS_ = 1>
 struct LinearShape
 {
     static constexpr Sharing kSHARING = kSHARING_;
@@ -85,8 +93,12 @@ struct LinearShape
     static constexpr int kX_BYTES = kPANELS * kX_PANEL_BYTES;
     static constexpr int kWEIGHT_PANEL_BYTES = kCOLUMNS * kROW_BYTES;
     static constexpr int kSLOT_BYTES = kX_BYTES + kPANELS * kWEIGHT_PANEL_BYTES;
-    // Threads store y by themselves where sums come from other blocks, or where a tile has no whole panels of y.
-    static constexpr bool kSTORES_PAIRS = kSPLITS_DEPTH || kCOLUMNS % kPANEL != 0;
+    static constexpr bool kSTORES_PAIRS = kSTORE_ == Store::kPAIRS;
+    static_assert(kSTORES_PAIRS || (kCOLUMNS % kPANEL == 0 && !kSPLITS_DEPTH));
+    // Whether the next kernel is let in when the products are computed, and not at once: its small blocks would get their
+    // places on the few multiprocessors that have none of these, and wait there on top of each other (H200, BERT-base, 8
+    // sentences: 484 to 480 us). Where blocks are small, or stay for many tiles, at once is better.
+    static constexpr bool kLETS_IN_LATE = kSHARING == Sharing::kROWS && kROWS == 128;
     // Panels of y that a warp can have on the way to memory. One, where the other warpgroup multiplies meanwhile.
     static constexpr int kY_PANELS = kSTORES_PAIRS ? 0 : kALTERNATES ? 1 : kCOLUMNS / kPANEL;
     // Sums of 8 columns that the other blocks of the cluster have for this one, at most.
@@ -551,6 +563,10 @@ __device__ void computeTiles(LinearProblem const& p, CUtensorMap const& y, Linea
                 waitForTurn(group);
             }
             multiplyTile<T, Shape>(sums, tile, memory, turn);
+            if (Shape::kLETS_IN_LATE)
+            {
+                letNextKernelIn();
+            }
             if (Shape::kALTERNATES)
             {
                 giveTurn(1 - group);
@@ -621,7 +637,10 @@ __global__ void __launch_bounds__(Shape::kTHREADS, 1)
     {
         arriveAtCluster();
     }
-    letNextKernelIn();
+    if (!Shape::kLETS_IN_LATE)
+    {
+        letNextKernelIn();
+    }
     LinearFetcher<Shape> fetcher{x, weight, memory};
     if (p.constantWeight && fetches)
     {
@@ -662,7 +681,7 @@ cudaError_t describePanels(CUtensorMap& map, void const* data, cuuint64_t rows, 
         {kPANEL, kBOX_ROWS, kBOX_PANELS});
 }
 
-template <typename T, typename Shape>
+template <typename T, typename Shape, bool kGELU>
 cudaError_t launchShape(LinearArguments const& a, int32_t steps, int multiprocessors, cudaStream_t stream)
 {
     auto const in = static_cast<cuuint64_t>(a.in);
@@ -691,8 +710,7 @@ cudaError_t launchShape(LinearArguments const& a, int32_t steps, int multiproces
     LaunchSize const size{clusters * cluster, Shape::kTHREADS, Shape::kBYTES, cluster};
     LinearProblem const problem{a.weight, a.bias, a.y, static_cast<int32_t>(a.rows), a.in, a.out, rowTiles,
         tiles, steps, a.constantWeight};
-    return a.gelu ? launchEarly(linearHopperKernel<T, Shape, true>, size, stream, problem, x, weight, y)
-                  : launchEarly(linearHopperKernel<T, Shape, false>, size, stream, problem, x, weight, y);
+    return launchEarly(linearHopperKernel<T, Shape, kGELU>, size, stream, problem, x, weight, y);
 }
 
 // What a shape takes, in microseconds: to start and end; for each tile, to begin and store it; for each slot of k, if one
@@ -722,22 +740,39 @@ struct Choice
     Costs costs;
 };
 
-template <typename T, Sharing kSHARING, int kROWS, int kCOLUMNS, int kDEPTH, int kSLOTS, int kMOST_BLOCKS = 1>
+template <typename T, typename Shape, typename GeluShape = Shape>
 constexpr Choice makeChoice(Costs const& costs)
 {
-    return {launchShape<T, LinearShape<kSHARING, kROWS, kCOLUMNS, kDEPTH, kSLOTS, kMOST_BLOCKS>>, kROWS,
-        kCOLUMNS, kDEPTH, kMOST_BLOCKS, costs};
+    auto* const launch
+        = +[](LinearArguments const& a, int32_t steps, int multiprocessors, cudaStream_t stream)
+    {
+        return a.gelu ? launchShape<T, GeluShape, true>(a, steps, multiprocessors, stream)
+                      : launchShape<T, Shape, false>(a, steps, multiprocessors, stream);
+    };
+    return {launch, Shape::kROWS, Shape::kCOLUMNS, Shape::kDEPTH, Shape::kMOST_BLOCKS, costs};
 }
 
+// Slots are few where that leaves room for the next kernel's first block, or for this one's beside the kernel before:
+// with four of 64 x 96 and of 128 x 144 a layer of 8 sentences of 128 takes 41.4 us, with five and six 42.0. With more k
+// slots count for more. GELU hides that threads store by themselves, which leaves memory for a fifth slot (41.1 us).
 template <typename T>
 constexpr Choice kCHOICES[] = {
-    makeChoice<T, Sharing::kROWS, 64, 64, 128, 6>({1.649F, 0.179F, 0.233F, 1.006F}),
-    makeChoice<T, Sharing::kROWS, 64, 96, 128, 5>({0.942F, 0.565F, 0.383F, 0.357F}),
-    makeChoice<T, Sharing::kROWS, 128, 96, 128, 4>({2.295F, 1.617F, 0.322F, 0.797F}),
-    makeChoice<T, Sharing::kROWS, 128, 144, 64, 6>({0.923F, 2.493F, 0.314F, 0.160F}),
-    makeChoice<T, Sharing::kROWS, 128, 192, 64, 4>({1.560F, 2.925F, 0.265F, 0.381F}),
-    makeChoice<T, Sharing::kTILES, 128, 192, 64, 5>({5.006F, 0.316F, 0.374F, 0.210F}),
-    makeChoice<T, Sharing::kDEPTH, 64, 64, 128, 5, 6>({4.156F, 0.292F, 0.068F, 0.640F}),
+    makeChoice<T, LinearShape<Sharing::kROWS, Store::kPANELS, 64, 64, 128, 6>>(
+        {1.649F, 0.179F, 0.233F, 1.006F}),
+    makeChoice<T, LinearShape<Sharing::kROWS, Store::kPAIRS, 64, 96, 128, 5>>(
+        {0.942F, 0.565F, 0.383F, 0.357F}),
+    makeChoice<T, LinearShape<Sharing::kROWS, Store::kPAIRS, 64, 96, 128, 4>>(
+        {0.742F, 0.565F, 0.433F, 0.244F}),
+    makeChoice<T, LinearShape<Sharing::kROWS, Store::kPAIRS, 128, 96, 128, 4>>(
+        {2.295F, 1.617F, 0.322F, 0.797F}),
+    makeChoice<T, LinearShape<Sharing::kROWS, Store::kPAIRS, 128, 144, 64, 4>>(
+        {0.923F, 2.493F, 0.314F, 0.160F}),
+    makeChoice<T, LinearShape<Sharing::kROWS, Store::kPANELS, 128, 192, 64, 4>,
+        LinearShape<Sharing::kROWS, Store::kPAIRS, 128, 192, 64, 5>>({1.560F, 2.925F, 0.265F, 0.381F}),
+    makeChoice<T, LinearShape<Sharing::kTILES, Store::kPANELS, 128, 192, 64, 5>>(
+        {5.006F, 0.316F, 0.374F, 0.210F}),
+    makeChoice<T, LinearShape<Sharing::kDEPTH, Store::kPAIRS, 64, 64, 128, 5, 6>>(
+        {4.156F, 0.292F, 0.068F, 0.640F}),
 };
 
 // Of `split` blocks to a tile; infinite where that cannot be.
