@@ -201,10 +201,17 @@ inline __device__ float largestOfRow(float ofLane)
     return fmaxf(ofTwo, exchange(ofTwo, 2));
 }
 
+struct Nothing
+{
+    __device__ void operator()(int /*n*/) const {}
+};
+
 // Scores become powers of 2, which are added to the sums of their rows. Sums lag behind exponentials, which take a
-// while: nothing waits for the one just begun.
-template <int kTILES, typename Exponent>
-__device__ void exponentiate(float (&sums)[2], float (&scores)[kTILES][4], Exponent&& exponent)
+// while: nothing waits for the one just begun. between(n) is called after keys 8n to 8n + 7, for what fits between
+// exponentials.
+template <int kTILES, typename Exponent, typename Between = Nothing>
+__device__ void exponentiate(
+    float (&sums)[2], float (&scores)[kTILES][4], Exponent&& exponent, Between&& between = Between{})
 {
     constexpr int kLAG = 2;
     float columns[4]{};
@@ -222,6 +229,10 @@ __device__ void exponentiate(float (&sums)[2], float (&scores)[kTILES][4], Expon
             {
                 columns[i] += scores[n - kLAG][i];
             }
+        }
+        if (n < kTILES)
+        {
+            between(n);
         }
     }
     sums[0] += columns[0] + columns[1];

@@ -106,43 +106,15 @@ __device__ void findLargestOfRows(float (&largest)[2], float const (&scores)[kTI
 
 // Biased scores become powers of 2, relative to a maximum, and are added to the sums of their rows as `exponentiate`
 // does it. score * scale - shift is one instruction, in which the shift alone is rounded: by at most 2, since scales
-// are at most kMOST_SCORE_SCALE, and the same for all weights of a row, which therefore does not matter. between(n) is
-// called after keys 8n to 8n + 7, for what fits between exponentials.
+// are at most kMOST_SCORE_SCALE, and the same for all weights of a row, which therefore does not matter.
 template <int kTILES, typename Between>
 __device__ void exponentiateBiased(
     float (&sums)[2], float (&scores)[kTILES][4], float const (&maximum)[2], float scale, Between&& between)
 {
     float const shift[2] = {__fmul_rn(maximum[0], scale), __fmul_rn(maximum[1], scale)};
-    constexpr int kLAG = 2;
-    float columns[4]{};
-#pragma unroll
-    for (int n = 0; n < kTILES + kLAG; ++n)
-    {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-        {
-            if (n < kTILES)
-            {
-                scores[n][i] = exponential2(fmaf(scores[n][i], scale, -shift[i / 2]));
-            }
-            if (n >= kLAG)
-            {
-                columns[i] += scores[n - kLAG][i];
-            }
-        }
-        if (n < kTILES)
-        {
-            between(n);
-        }
-    }
-    sums[0] += columns[0] + columns[1];
-    sums[1] += columns[2] + columns[3];
+    exponentiate(
+        sums, scores, [&](float score, int row) { return fmaf(score, scale, -shift[row]); }, between);
 }
-
-struct Nothing
-{
-    __device__ void operator()(int /*n*/) const {}
-};
 
 // OnlineSoftmax for biased scores.
 class BiasedSoftmax
