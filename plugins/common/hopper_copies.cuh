@@ -122,6 +122,14 @@ __device__ void copyBoxes(
         copyBox(target + first * kROW_BYTES, map, column, row + first, matrix, barrier);
     }
 }
+// The same for a barrier that waits for nothing else: announces their bytes first.
+template <int kROWS, int kBOX_ROWS, int kROW_BYTES>
+__device__ void fetchRows(
+    uint32_t target, CUtensorMap const& map, int32_t column, int32_t row, int32_t matrix, uint32_t barrier)
+{
+    arriveAndExpect(barrier, kROWS * kROW_BYTES);
+    copyBoxes<kROWS, kBOX_ROWS, kROW_BYTES>(target, map, column, row, matrix, barrier);
+}
 // The other way round: from shared memory to the box at (column, row). What lies outside is not written.
 inline __device__ void storeBox(CUtensorMap const& map, int32_t column, int32_t row, uint32_t source)
 {

@@ -86,7 +86,6 @@ struct HopperInt8Memory
 template <int kSIZE, int kSLOTS>
 struct Int8Fetcher
 {
-    using Shape = HopperInt8Shape<kSIZE, kSLOTS>;
     CUtensorMap const& map;
     HopperInt8Memory<kSIZE, kSLOTS> const& memory;
     Place place;
@@ -96,8 +95,7 @@ struct Int8Fetcher
 
     __device__ void begin() const
     {
-        arriveAndExpect(memory.queriesThere(), Shape::kKEYS_BEGIN);
-        copyBoxes<kROWS, kBOX_ROWS, kSIZE>(
+        fetchRows<kROWS, kBOX_ROWS, kSIZE>(
             memory.queries(0), map, column, place.firstQuery, place.matrix, memory.queriesThere());
         for (int32_t chunk = 0; chunk < kSLOTS; ++chunk)
         {
@@ -120,8 +118,7 @@ private:
     {
         if (chunk < chunks)
         {
-            arriveAndExpect(there, Shape::kCHUNK);
-            copyBoxes<kKEYS, kBOX_ROWS, kSIZE>(
+            fetchRows<kKEYS, kBOX_ROWS, kSIZE>(
                 target, map, column + behindQueries, place.firstKey + chunk * kKEYS, place.matrix, there);
         }
     }
@@ -167,6 +164,17 @@ struct TileState
     }
 };
 
+// Begins the first tile's products with the keys of a chunk, once these are there.
+template <int kSIZE, int kSLOTS>
+__device__ void beginChunk(uint32_t (&products)[kKEYS / 8][4], KeyBits<kKEYS>& bits,
+    HopperInt8Memory<kSIZE, kSLOTS> const& memory, int32_t chunk)
+{
+    bits.gather(chunk);
+    bits.fetch(chunk + 1);
+    waitForBarrier(memory.keysThere(chunk), memory.parity(chunk));
+    multiplyKeysBiased<kKEYS, kSIZE>(products, memory.queries(0), memory.keys(chunk));
+}
+
 // Two tiles of queries. Products go on while the softmax of the other tile is computed: the first one's scores and the
 // second one's sums of the chunk before, then the second one's scores and the first one's sums.
 template <int kSIZE, int kSLOTS>
@@ -177,10 +185,7 @@ __device__ void attendPair(TileState<kSIZE> (&tiles)[2], KeyBits<kKEYS>& bits,
     int32_t const chunks = fetcher.chunks;
     for (int32_t chunk = 0; chunk < chunks; ++chunk)
     {
-        bits.gather(chunk);
-        bits.fetch(chunk + 1);
-        waitForBarrier(memory.keysThere(chunk), memory.parity(chunk));
-        multiplyKeysBiased<kKEYS, kSIZE>(products, memory.queries(0), memory.keys(chunk));
+        beginChunk(products, bits, memory, chunk);
         if (chunk > 0)
         {
             tiles[1].startValues(memory.values(chunk - 1));
@@ -232,10 +237,7 @@ __device__ void attendOne(TileState<kSIZE>& tile, KeyBits<kKEYS>& bits,
     int32_t const chunks = fetcher.chunks;
     for (int32_t chunk = 0; chunk < chunks; ++chunk)
     {
-        bits.gather(chunk);
-        bits.fetch(chunk + 1);
-        waitForBarrier(memory.keysThere(chunk), memory.parity(chunk));
-        multiplyKeysBiased<kKEYS, kSIZE>(products, memory.queries(0), memory.keys(chunk));
+        beginChunk(products, bits, memory, chunk);
         if (chunk > 0)
         {
             tile.startValues(memory.values(chunk - 1));

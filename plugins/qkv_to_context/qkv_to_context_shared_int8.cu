@@ -171,7 +171,6 @@ public:
     }
 
 private:
-    using Shape = SharedInt8Shape<kSIZE>;
     // Chunks that are on their way while one is widened, at most. The others of the slots may still be multiplied. No
     // more than a tile has: queries come when those of the last tile but one are read, whose chunks must be widened by
     // then.
@@ -185,18 +184,14 @@ private:
         int32_t const hidden = mProblem.heads * kSIZE;
         if (mChunkOfTile == 0)
         {
-            uint32_t const there = mMemory.queriesThere(mTile);
             waitForBarrier(mMemory.queriesRead(mTile), mMemory.tileParity(mTile) ^ 1U);
-            arriveAndExpect(there, Shape::kTILE);
-            copyBoxes<kROWS, kBOX_ROWS, kSIZE>(
-                mMemory.queries(mTile), mMap, column, place.firstQuery, place.matrix, there);
+            fetchRows<kROWS, kBOX_ROWS, kSIZE>(mMemory.queries(mTile), mMap, column, place.firstQuery,
+                place.matrix, mMemory.queriesThere(mTile));
         }
         int32_t const row = static_cast<int32_t>(mChunkOfTile) * kKEYS;
-        arriveAndExpect(mMemory.keysThere(chunk), Shape::kCHUNK);
-        copyBoxes<kKEYS, kBOX_ROWS, kSIZE>(
+        fetchRows<kKEYS, kBOX_ROWS, kSIZE>(
             mMemory.keys(chunk), mMap, column + hidden, row, place.matrix, mMemory.keysThere(chunk));
-        arriveAndExpect(mMemory.valuesThere(chunk), Shape::kCHUNK);
-        copyBoxes<kKEYS, kBOX_ROWS, kSIZE>(mMemory.narrowValues(chunk), mMap, column + 2 * hidden, row,
+        fetchRows<kKEYS, kBOX_ROWS, kSIZE>(mMemory.narrowValues(chunk), mMap, column + 2 * hidden, row,
             place.matrix, mMemory.valuesThere(chunk));
     }
     __device__ void nextChunk()

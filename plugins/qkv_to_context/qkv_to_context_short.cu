@@ -139,8 +139,7 @@ __global__ void __launch_bounds__(kWARPGROUP, kBLOCKS) qkvToContextShortKernel(A
             queries, qkvMap, column, firstRow, tile.sentence, keysThere);
         copyBoxes<kKEYS, kBOX_ROWS, Shape::Keys::kROW_BYTES>(
             keys, qkvMap, column + hidden, 0, tile.sentence, keysThere);
-        arriveAndExpect(valuesThere, Shape::Keys::kBYTES);
-        copyBoxes<kKEYS, kBOX_ROWS, Shape::Keys::kROW_BYTES>(
+        fetchRows<kKEYS, kBOX_ROWS, Shape::Keys::kROW_BYTES>(
             values, qkvMap, column + 2 * hidden, 0, tile.sentence, valuesThere);
     }
     __syncwarp();

@@ -130,8 +130,7 @@ __global__ void __launch_bounds__(kWARPGROUP, kBLOCKS) qkvToContextShortInt8Kern
         copyBoxes<Shape::kROWS, kBOX_ROWS, kSIZE>(
             queries, qkvMap, column, place.firstQuery, place.matrix, keysThere);
         copyBoxes<kKEYS, kBOX_ROWS, kSIZE>(keys, qkvMap, column + hidden, 0, place.matrix, keysThere);
-        arriveAndExpect(valuesThere, Shape::kCHUNK);
-        copyBoxes<kKEYS, kBOX_ROWS, kSIZE>(
+        fetchRows<kKEYS, kBOX_ROWS, kSIZE>(
             narrowValues, qkvMap, column + 2 * hidden, 0, place.matrix, valuesThere);
     }
     __syncwarp();

@@ -243,15 +243,12 @@ __global__ void __launch_bounds__(kGROUPS* kWARPGROUP, 1)
         int32_t const firstKey = static_cast<int32_t>(group) * kKEYS;
         if (group == 0)
         {
-            arriveAndExpect(memory.queriesThere(), Shape::kKEYS_BEGIN);
-            copyBoxes<kQUERIES, kBOX_ROWS, kSIZE>(
+            fetchRows<kQUERIES, kBOX_ROWS, kSIZE>(
                 memory.queries(), map, column, place.firstQuery, place.matrix, memory.queriesThere());
         }
-        arriveAndExpect(memory.keysThere(group), Shape::kCHUNK);
-        copyBoxes<kKEYS, kBOX_ROWS, kSIZE>(
+        fetchRows<kKEYS, kBOX_ROWS, kSIZE>(
             memory.keys(group), map, column + hidden, firstKey, place.matrix, memory.keysThere(group));
-        arriveAndExpect(memory.valuesThere(group), Shape::kCHUNK);
-        copyBoxes<kKEYS, kBOX_ROWS, kSIZE>(memory.narrowValues(group), map, column + 2 * hidden, firstKey,
+        fetchRows<kKEYS, kBOX_ROWS, kSIZE>(memory.narrowValues(group), map, column + 2 * hidden, firstKey,
             place.matrix, memory.valuesThere(group));
     }
     __syncwarp();
