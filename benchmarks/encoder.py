@@ -181,9 +181,8 @@ def measure(folder: ModelFolder, batch: int, length: int) -> dict[str, Any]:
     def add(name: str, run: Callable[..., Any], *inputs: torch.Tensor) -> None:
         with log_console.status(f"B{batch} S{length}: {name}"):
             answer = run(*inputs)
-            results[name] = (
-                (answer[0] if isinstance(answer, tuple) else answer).reshape(-1, config.hidden_size).clone()
-            )
+            hidden = answer[0] if isinstance(answer, tuple) else answer
+            results[name] = hidden.reshape(-1, config.hidden_size).clone()
         functions[name] = lambda: run(*inputs)
 
     with torch.inference_mode():

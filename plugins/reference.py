@@ -129,9 +129,8 @@ def linear(
         activation: none, or gelu: v · Φ(v), the form with erf (Hendrycks & Gimpel, arXiv:1606.08415).
         dtype: the type to compute in.
     """
-    y = torch.nn.functional.linear(
-        x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    )  # (..., N)
+    bias = None if bias is None else bias.to(dtype)
+    y = torch.nn.functional.linear(x.to(dtype), weight.to(dtype), bias)  # (..., N)
     return torch.nn.functional.gelu(y) if activation == "gelu" else y
 
 

@@ -63,6 +63,16 @@ int32_t FieldReader::getInt(std::string const& name) const
     return single<int32_t>(find(name, PluginFieldType::kINT32, "int32"));
 }
 
+int32_t FieldReader::getFlag(std::string const& name) const
+{
+    int32_t const flag = has(name) ? getInt(name) : 0;
+    if (flag != 0 && flag != 1)
+    {
+        fail("field ", name, " is ", flag, "; expected 0 or 1");
+    }
+    return flag;
+}
+
 std::string FieldReader::getString(std::string const& name) const
 {
     auto const& field = find(name, PluginFieldType::kCHAR, "char (a string)");

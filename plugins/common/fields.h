@@ -21,6 +21,7 @@ public:
     bool has(std::string const& name) const;
     float getFloat(std::string const& name) const;        // kFLOAT32, one element
     int32_t getInt(std::string const& name) const;        // kINT32, one element
+    int32_t getFlag(std::string const& name) const;       // the same, 0 or 1; 0 where it is not given
     std::string getString(std::string const& name) const; // kCHAR, with or without a final zero
 
 private:

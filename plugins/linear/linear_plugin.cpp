@@ -124,10 +124,6 @@ LinearPlugin::LinearPlugin(std::string activation, int32_t constantWeight)
     {
         fail("field activation is \"", mActivation, "\"; expected none or gelu");
     }
-    if (mConstantWeight != 0 && mConstantWeight != 1)
-    {
-        fail("field constant_weight is ", mConstantWeight, "; expected 0 or 1");
-    }
 }
 
 nvinfer1::IPluginV3* LinearPlugin::clone() noexcept
@@ -254,7 +250,7 @@ nvinfer1::IPluginV3* LinearCreator::create(nvinfer1::PluginFieldCollection const
 {
     FieldReader const reader{fields, knownFields()};
     return new LinearPlugin(reader.has("activation") ? reader.getString("activation") : "none",
-        reader.has("constant_weight") ? reader.getInt("constant_weight") : 0);
+        reader.getFlag("constant_weight"));
 }
 
 } // namespace bert

@@ -18,7 +18,7 @@ namespace bert
 class LinearPlugin : public Plugin
 {
 public:
-    // Throws PluginError for an activation that it does not know, and a constantWeight that is neither 0 nor 1.
+    // Throws PluginError for an activation that it does not know. constantWeight: 0 or 1.
     LinearPlugin(std::string activation, int32_t constantWeight);
 
     // --- IPluginV3

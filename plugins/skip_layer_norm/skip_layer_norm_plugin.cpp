@@ -121,10 +121,6 @@ SkipLayerNormPlugin::SkipLayerNormPlugin(SkipLayerNormFields fields)
     {
         fail("field outputs is \"both\"; give the scale of the int8 output in the field output_scale");
     }
-    if (mFields.constantWeights != 0 && mFields.constantWeights != 1)
-    {
-        fail("field constant_weights is ", mFields.constantWeights, "; expected 0 or 1");
-    }
     mMetadata = "epsilon=" + toText(mFields.epsilon) + " x_scale=" + toText(mFields.xScale) + " skip_scale="
                 + toText(mFields.skipScale) + " output_scale=" + toText(mFields.outputScale) + " outputs="
                 + mFields.outputs + " constant_weights=" + std::to_string(mFields.constantWeights);
@@ -375,7 +371,7 @@ nvinfer1::IPluginV3* SkipLayerNormCreator::create(nvinfer1::PluginFieldCollectio
     }
     read.outputType = reader.has("output_type") ? reader.getString("output_type") : "";
     read.outputs = reader.has("outputs") ? reader.getString("outputs") : "y";
-    read.constantWeights = reader.has("constant_weights") ? reader.getInt("constant_weights") : 0;
+    read.constantWeights = reader.getFlag("constant_weights");
     return new SkipLayerNormPlugin(std::move(read));
 }
 
