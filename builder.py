@@ -425,7 +425,7 @@ def assemble(
     helper = TrtNetworkHelper(network, log, dtype, plugins)
     bert = BertBuilder(helper, config, weights, gelu, layer_norm, quantization, fused=fused, linears=linears)
     bert.build(batching)
-    known = Known(helper.weights, {layer.name: layer for layer in planned})
+    known = Known(helper.weights, {layer.name: layer for layer in planned}, helper.sources)
     return AssembledBert(
         builder, network, weights, known, helper.gelu_parts, hidden_state_names(config), helper.quantized_products
     )

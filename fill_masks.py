@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,9 @@ import numpy as np
 from rich.progress import track
 
 from common import UserError, console, log_console, make_folder, run_script, warn, write_whole
+from comparison import best_words, describe_words
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
-from packing import Limits, PackedBatch, PaddedBatch, pack, pad
+from packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch, single_batch
 from plugin_layers import Known
 from sentences import Problem, Sentence, load_tokenizer, read_sentences
 from tensorrt_product import trt
@@ -36,27 +36,12 @@ BUCKET = 16  # padded lengths are multiples of it
 Run = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # a network's inputs to its output
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Inputs of a network, and which sentences they hold.
-
-    Attributes:
-        inputs: by name.
-        sentences: places in the caller's list.
-        split: the network's output to one array (S_i, vocabulary) for each sentence.
-    """
-
-    inputs: dict[str, np.ndarray]
-    sentences: Sequence[int]
-    split: Callable[[np.ndarray], list[np.ndarray]]
-
-
 def make_batches(
     sentences: Sequence[Sentence], batching: str, seq_len: SequenceRange, batch: SequenceRange
-) -> list[Batch]:
+) -> list[NetworkBatch]:
     """Puts sentences, whose lengths ``seq_len`` allows, into batches that a plan with these ranges accepts."""
     if batching == "single":
-        return [_single(sentence, place) for place, sentence in enumerate(sentences)]
+        return [single_batch(one.ids, np.zeros_like(one.ids), place) for place, one in enumerate(sentences)]
     budget = min(max(TOKENS_AT_ONCE, seq_len.maximum), batch.maximum * seq_len.maximum)
     limits = Limits(budget, batch.maximum, seq_len.maximum)
     ids, lines = [sentence.ids for sentence in sentences], [sentence.line for sentence in sentences]
@@ -65,28 +50,8 @@ def make_batches(
     return [padded_batch(made) for made in pad(ids, limits, lines=lines, buckets=BUCKET)]
 
 
-def _single(sentence: Sentence, place: int) -> Batch:
-    ids = sentence.ids[None]
-    values = (ids, np.zeros_like(ids), np.arange(ids.shape[1], dtype=np.int32)[None])
-    return Batch(dict(zip(INPUT_NAMES, values, strict=True)), [place], lambda output: [output[0]])
-
-
-def packed_batch(made: PackedBatch) -> Batch:
-    """A packed batch as the network takes it."""
-    values = (made.input_ids, made.token_type_ids, made.position_ids)
-    inputs = dict(zip(INPUT_NAMES, values, strict=True)) | {LENGTHS_NAME: made.cu_seqlens}
-    return Batch(inputs, made.sentences.tolist(), made.split)
-
-
-def padded_batch(made: PaddedBatch) -> Batch:
-    """A padded batch as the network takes it."""
-    values = (made.input_ids, made.token_type_ids, made.position_ids)
-    inputs = dict(zip(INPUT_NAMES, values, strict=True)) | {MASK_NAME: made.mask}
-    return Batch(inputs, made.sentences.tolist(), made.split)
-
-
 def fill(
-    sentences: Sequence[Sentence], batches: Iterable[Batch], run: Run, mask_id: int, tokens: Sequence[str]
+    sentences: Sequence[Sentence], batches: Iterable[NetworkBatch], run: Run, mask_id: int, tokens: Sequence[str]
 ) -> dict[int, list[list[dict[str, Any]]] | None]:
     """Runs the batches.
 
@@ -94,8 +59,6 @@ def fill(
         By line, for each [MASK] in it, the ten best words: ``{"word", "id", "probability"}``; None if a score of the
         line is not finite.
     """
-    from pipeline import best_words, describe_words
-
     found: dict[int, list[list[dict[str, Any]]] | None] = {}
     for batch in batches:
         for place, all_scores in zip(batch.sentences, batch.split(run(batch.inputs)), strict=True):
@@ -163,7 +126,7 @@ def fill_file(
     sentences, problems = read_maskable(folder, source, seq_len)
     batches = make_batches(sentences, batching, seq_len, batch)
     shown = {"console": log_console, "transient": True, "disable": not log_console.is_terminal}
-    progress: Iterator[Batch] = iter(track(batches, "filling", **shown))
+    progress: Iterator[NetworkBatch] = iter(track(batches, "filling", **shown))
     mask_id = load_tokenizer(folder).mask_token_id
     fillings = fill(sentences, progress, run, mask_id, folder.tokens())
     told = "the network's scores are not finite; build with --precision bf16 or fp32"

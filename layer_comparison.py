@@ -8,9 +8,9 @@ import numpy as np
 from rich.table import Table
 
 from common import console
+from comparison import relative_l2
 from model_files import ModelFolder
 from network_runner import NetworkRunner
-from pipeline import relative_l2
 from plugin_layers import Known
 from tensorrt_product import trt
 

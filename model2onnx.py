@@ -17,7 +17,8 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Container
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ from model_files import (
     DEMO_NAME,
     INPUT_NAMES,
     ONNX_NAME,
+    REFERENCE_NAME,
     BertConfig,
+    ReferenceSequence,
     check_inputs,
 )
 
@@ -49,6 +52,9 @@ BUNDLED_MODEL = Path(__file__).parent / "demo_model"
 DEFAULT_TEXT = "The capital of France, [MASK], contains the Eiffel Tower."
 DEFAULT_OUT_DIR = Path("out")
 OPSET = 20  # the first with Gelu
+REFERENCE_TEXT = Path(__file__).parent / "calibrator_data.txt"
+REFERENCE_LENGTHS = (3, 9, 33, 128)  # one word, a few, and the longest of the plans that are built by default
+CHECKED_TOKENS = 32  # of a reference sequence: every token's logits would take 62 MB for 512 tokens of BERT-base
 
 # Hugging Face's plain attention, registered under a name of its own: for a name that it does not know it
 # builds no attention mask, which one sentence does not need and which would end up in the ONNX graph.
@@ -254,6 +260,103 @@ def run_pytorch(
     return output.numpy(), torch.cat(answer.hidden_states).numpy()
 
 
+# --- sequences of several lengths, in a padded batch --------------------------------------------------------
+
+
+def reference_sequences(tokenizer: Any, config: BertConfig) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Sequences on which a network that ignores mask, token types or positions is seen to be wrong.
+
+    Their tokens come from the calibration text. A token that the tokenizer does not know is replaced by some other of
+    its vocabulary, so that tokens differ. From nine tokens on a sequence is a pair with both token types and has
+    [MASK] at its beginning, in its middle and at its end.
+
+    Returns:
+        (``input_ids``, ``token_type_ids``), each int64 (S,), for each of ``REFERENCE_LENGTHS`` and the longest that
+        the position table allows, the shortest first.
+    """
+    lengths = sorted({min(length, config.max_positions) for length in (*REFERENCE_LENGTHS, config.max_positions)})
+    words = _known_words(tokenizer, config, sum(lengths))
+    sequences = []
+    for length in lengths:
+        ids, words = words[:length].copy(), words[length:]
+        types = np.zeros(length, np.int64)
+        middle = length // 2
+        if length >= 9:
+            types[middle + 1 :] = min(1, config.type_vocab_size - 1)
+        special = {0: tokenizer.cls_token_id, length - 1: tokenizer.sep_token_id} if length >= 3 else {}
+        if length >= 9:
+            special |= {middle: tokenizer.sep_token_id}
+            special |= dict.fromkeys((1, middle + 1, length - 2), tokenizer.mask_token_id)
+        for place, number in special.items():
+            if number is not None:
+                ids[place] = number
+        sequences.append((ids, types))
+    return sequences
+
+
+def _known_words(tokenizer: Any, config: BertConfig, count: int) -> np.ndarray:
+    """The ids of the calibration text's first tokens, int64 (count,), none of them special."""
+    random = np.random.default_rng(0)
+    vocabulary = np.setdiff1d(np.arange(config.vocab_size), tokenizer.all_special_ids)
+    words = random.choice(vocabulary if len(vocabulary) else np.arange(config.vocab_size), count)
+    text = REFERENCE_TEXT.read_text(encoding="utf-8")[: 16 * count]  # far more letters than that many tokens have
+    try:
+        found = np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:count], np.int64)
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise UserError(f"the checkpoint's tokenizer cannot read {REFERENCE_TEXT} ({_first_line(error)})") from error
+    known = np.isin(found, vocabulary)
+    words[: len(found)][known] = found[known]
+    return words
+
+
+def run_reference(
+    model: Any, sequences: Sequence[tuple[np.ndarray, np.ndarray]], config: BertConfig
+) -> list[ReferenceSequence]:
+    """PyTorch's fp32 answers, sequences of neighbouring lengths two by two in a padded batch, with its own mask."""
+    answers = []
+    for start in range(0, len(sequences), 2):
+        pair = sequences[start : start + 2]
+        longest = max(len(ids) for ids, _ in pair)
+        padded = {name: np.zeros((len(pair), longest), np.int64) for name in INPUT_NAMES[:2]}  # (B, S)
+        mask = np.zeros((len(pair), longest), np.int64)
+        for row, (ids, types) in enumerate(pair):
+            padded["input_ids"][row, : len(ids)], padded["token_type_ids"][row, : len(ids)] = ids, types
+            mask[row, : len(ids)] = 1
+        tensors = {name: torch.from_numpy(values) for name, values in padded.items()}
+        with torch.inference_mode(), _own_attention_mask(model):
+            answer = model(**tensors, attention_mask=torch.from_numpy(mask))
+        output = (answer.logits if config.has_head else answer.last_hidden_state).numpy()
+        for row, (ids, types) in enumerate(pair):
+            spread = np.linspace(0, len(ids) - 1, min(CHECKED_TOKENS, len(ids))).astype(np.int64)
+            answers.append(ReferenceSequence(ids, types, spread, output[row, spread]))
+    return answers
+
+
+@contextmanager
+def _own_attention_mask(model: Any) -> Iterator[None]:
+    """Inside, Hugging Face's model makes an attention mask, which it does for attention that it knows by name."""
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(ATTENTION)
+
+
+def write_reference(sequences: Sequence[ReferenceSequence], path: Path) -> None:
+    """Writes what ``ModelFolder.reference`` reads: all sequences one after another."""
+    lengths = np.array([len(one.input_ids) for one in sequences], np.int64)
+    starts = np.cumsum(lengths) - lengths
+    np.savez(
+        path,
+        allow_pickle=False,
+        input_ids=np.concatenate([one.input_ids for one in sequences]),
+        token_type_ids=np.concatenate([one.token_type_ids for one in sequences]),
+        lengths=lengths,
+        checked=np.concatenate([one.checked + start for one, start in zip(sequences, starts, strict=True)]),
+        output=np.concatenate([one.output for one in sequences]),
+    )
+
+
 # --- ONNX -------------------------------------------------------------------------------------------------
 
 
@@ -400,6 +503,7 @@ def export(model_name: str, text: str, folder: Path) -> None:
     inputs, positions = tokenize(text, tokenizer, config)
     make_folder(folder)  # a place that cannot be written to is told before the long work
     output, hidden_states = run_pytorch(model, inputs, config.has_head)
+    reference = run_reference(model, reference_sequences(tokenizer, config), config)
     with log_console.status("exporting to ONNX"):
         onnx_model = export_onnx(model, inputs, config)
     answers = {"output": output, "hidden_states": hidden_states, "mask_positions": np.array(positions, np.int64)}
@@ -409,6 +513,7 @@ def export(model_name: str, text: str, folder: Path) -> None:
         (new / CONFIG_NAME).write_text(json.dumps(sizes, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         tokenizer.save_pretrained(new)
         np.savez(new / DEMO_NAME, allow_pickle=False, text=np.array(text), **inputs, **answers)
+        write_reference(reference, new / REFERENCE_NAME)
     size = (folder / DATA_NAME).stat().st_size / 2**20
     name = os.path.relpath(model_name) if Path(model_name).is_dir() else model_name
     console.print(

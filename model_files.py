@@ -6,6 +6,7 @@
 ``config.json``         sizes, in Hugging Face's format
 ``tokenizer.json`` ...  the tokenizer
 ``demo_io.npz``         one tokenised sentence and what PyTorch answers to it in fp32
+``reference_batch.npz`` sequences of several lengths and PyTorch's answers to them in a padded batch
 ======================  ============================================================================
 """
 
@@ -33,6 +34,7 @@ DATA_NAME = "model.onnx.data"
 CONFIG_NAME = "config.json"
 TOKENIZER_NAME = "tokenizer.json"
 DEMO_NAME = "demo_io.npz"
+REFERENCE_NAME = "reference_batch.npz"
 
 INPUT_NAMES = ("input_ids", "token_type_ids", "position_ids")
 MASK_NAME = "attention_mask"  # of a padded batch: 1 for a word, 0 for padding
@@ -161,6 +163,23 @@ class DemoIO:
     output: np.ndarray
     hidden_states: np.ndarray
     mask_positions: list[int]
+
+
+@dataclass(frozen=True)
+class ReferenceSequence:
+    """One sequence of a padded batch, and PyTorch's fp32 answer to it.
+
+    Attributes:
+        input_ids: int64 (S,).
+        token_type_ids: int64 (S,).
+        checked: int64 (P,), the tokens whose output is kept, ascending: all of a short sequence, some of a long one.
+        output: float32 (P, vocabulary or H).
+    """
+
+    input_ids: np.ndarray
+    token_type_ids: np.ndarray
+    checked: np.ndarray
+    output: np.ndarray
 
 
 class WeightFile:
@@ -319,14 +338,7 @@ class ModelFolder:
             "output": "f",
             "hidden_states": "f",
         }
-        missing = [key for key in kinds if key not in values]
-        if missing:
-            raise UserError(f"{path} lacks {', '.join(missing)}; write it again with model2onnx.py")
-        for key, kind in kinds.items():
-            if values[key].dtype.kind != kind:
-                raise UserError(
-                    f"{path}: {key} is {values[key].dtype}, expected {KINDS[kind]}; write it again with model2onnx.py"
-                )
+        _check_kinds(path, values, kinds)
         inputs = {name: values[name].astype(np.int64, copy=False) for name in INPUT_NAMES}
         try:
             check_inputs(inputs, self.config, str(path))
@@ -360,6 +372,43 @@ class ModelFolder:
                 "write it again with model2onnx.py"
             )
 
+    def reference(self) -> list[ReferenceSequence]:
+        """Reads ``reference_batch.npz`` and checks it against the configuration. The shortest sequence comes first.
+
+        Raises:
+            UserError: it is missing, corrupt, or does not belong to this model.
+        """
+        path, width = self.path / REFERENCE_NAME, self.config.output_width
+        values = _read_npz(path)
+        kinds = dict.fromkeys(("input_ids", "token_type_ids", "lengths", "checked"), "i") | {"output": "f"}
+        _check_kinds(path, values, kinds)
+        ids, types, lengths, checked = (values[name].astype(np.int64) for name in list(kinds)[:4])
+        ends = np.cumsum(lengths)
+        fits = min(lengths, default=0) > 0 and len(ids) == len(types) == ends[-1] and len(checked) > 0
+        if (
+            not fits
+            or values["output"].shape != (len(checked), width)
+            or not 0 <= min(checked) <= max(checked) < len(ids)
+        ):
+            shapes = ", ".join(f"{name} {list(values[name].shape)}" for name in kinds)
+            raise UserError(f"{path}: {shapes}, expected sequences and answers of width {width}; {NOT_TOGETHER}")
+        sequences = []
+        for start, end in zip(ends - lengths, ends, strict=True):
+            one = {
+                "input_ids": ids[None, start:end],
+                "token_type_ids": types[None, start:end],
+                "position_ids": np.arange(end - start)[None],
+            }
+            try:
+                check_inputs(one, self.config, str(path))
+            except UserError as error:
+                raise UserError(f"{error}; {NOT_TOGETHER}") from error
+            here = (checked >= start) & (checked < end)
+            sequences.append(
+                ReferenceSequence(ids[start:end], types[start:end], checked[here] - start, values["output"][here])
+            )
+        return sequences
+
     def tokens(self) -> list[str]:
         """The word pieces, by id."""
         path = self.path / TOKENIZER_NAME
@@ -371,6 +420,18 @@ class ModelFolder:
         except (LookupError, TypeError, ValueError) as error:
             raise UserError(f"{path} holds no word piece vocabulary; write it again with model2onnx.py") from error
         return [by_id.get(number, f"[unknown id {number}]") for number in range(self.config.vocab_size)]
+
+
+def _check_kinds(path: Path, values: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> None:
+    """Checks that every array is there and of its kind (``KINDS``)."""
+    missing = [key for key in kinds if key not in values]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}; write it again with model2onnx.py")
+    for key, kind in kinds.items():
+        if values[key].dtype.kind != kind:
+            raise UserError(
+                f"{path}: {key} is {values[key].dtype}, expected {KINDS[kind]}; write it again with model2onnx.py"
+            )
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:

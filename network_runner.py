@@ -43,6 +43,7 @@ TORCH_TYPES: dict[trt.DataType, torch.dtype] = {
     trt.DataType.INT64: torch.int64,
     trt.DataType.BOOL: torch.bool,
 }
+FLOATING_TYPES = (trt.DataType.FLOAT, trt.DataType.HALF, trt.DataType.BF16, trt.DataType.FP8)
 NARROW_FLOATS = (torch.float16, torch.bfloat16)
 QUANTIZED_LIMITS = {torch.int8: (-128.0, 127.0), torch.float8_e4m3fn: (-448.0, 448.0)}
 
@@ -284,13 +285,19 @@ ELEMENTWISE: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 
 
 class PluginModule(torch.nn.Module):
-    """Runs one plugin layer: on CUDA the plugin's own kernels, through the plugin host; on a CPU its reference."""
+    """Runs one plugin layer: on CUDA the plugin's own kernels, through the plugin host; on a CPU its reference.
 
-    def __init__(self, layer: PluginLayer, device: torch.device) -> None:
+    Args:
+        layer: the layer.
+        device: where its inputs are.
+        use_reference: the reference on CUDA too.
+    """
+
+    def __init__(self, layer: PluginLayer, device: torch.device, use_reference: bool = False) -> None:
         super().__init__()
         self.layer = layer
         self._plugin: Any = None
-        if device.type == "cuda":
+        if device.type == "cuda" and not use_reference:
             version, namespace = plugin_layers.VERSION, plugin_layers.NAMESPACE
             self._plugin = _plugin_host().create(layer.plugin, version, namespace, layer.fields)
             self._number = next(_NUMBERS)
@@ -408,6 +415,23 @@ def needed_tensors(layers: Sequence[Any], given: Sequence[str], wanted: Sequence
     return needed
 
 
+def constant_values(layer: Any, known: Known) -> np.ndarray:
+    """The values of a constant layer as the network holds them.
+
+    Raises:
+        UnsupportedLayerError: they are bf16 and not among ``known.weights``.
+    """
+    values = layer.weights
+    if isinstance(values, np.ndarray):
+        return values
+    if layer.name not in known.weights:  # NumPy has no bf16, and the API gives no way to the bytes
+        raise UnsupportedLayerError(
+            f"network_runner cannot read the {values.dtype.name} constant {layer.name!r}: TensorRT's Python API does "
+            "not give its values; pass them in known.weights"
+        )
+    return known.weights[layer.name]
+
+
 def axes_of_mask(mask: int) -> list[int]:
     """TensorRT's bit mask of axes as a list."""
     return [axis for axis in range(mask.bit_length()) if mask >> axis & 1]
@@ -452,11 +476,13 @@ class _Lowering:
         device: torch.device,
         known: Known,
         int8_kernels: bool,
+        in_fp32: bool,
     ) -> None:
         self.network = network
         self.device = device
         self.known = known
         self.int8_kernels = int8_kernels
+        self.in_fp32 = in_fp32
         self.graph = torch.fx.Graph()
         self.attributes: dict[str, torch.Tensor | torch.nn.Module] = {}
         self.values: dict[str, _Value] = {}
@@ -495,7 +521,12 @@ class _Lowering:
             return
         if kind == "DEQUANTIZE":
             self.dequantized[name] = layer
-        rule = self.quantized_rule(kind, layer) or self.bias_rule(kind, layer) or RULES.get(kind)
+        rule = (
+            self.widened_rule(kind, layer)
+            or self.quantized_rule(kind, layer)
+            or self.bias_rule(kind, layer)
+            or RULES.get(kind)
+        )
         if rule is None:
             raise UnsupportedLayerError(
                 f"network_runner cannot run layer {layer.name!r}: type {kind}; it knows {', '.join(sorted(RULES))}"
@@ -516,9 +547,16 @@ class _Lowering:
             return int(self.constant(self.constants[argument.name]))
         return self.node(argument.name, argument.on_host or on_host)
 
+    def widened_rule(self, kind: str, layer: Any) -> Callable[[Any], Call] | None:
+        """With ``in_fp32`` the rule for a layer that would round, narrow or quantize: it hands on its input."""
+        narrows = kind in ("CAST", "IDENTITY") and layer.get_output(0).dtype in FLOATING_TYPES
+        if self.in_fp32 and (narrows or kind in ("QUANTIZE", "DEQUANTIZE")):
+            return lambda layer: (cast, _Input(layer.get_input(0).name), torch.float32)
+        return None
+
     def quantized_rule(self, kind: str, layer: Any) -> Callable[[Any], Call] | None:
         """The rule for a product of two dequantized tensors whose scales can follow the product; else None."""
-        if kind != "MATRIX_MULTIPLY":
+        if kind != "MATRIX_MULTIPLY" or self.in_fp32:
             return None
         a, b = (self.dequantized.get(name) for name in input_names(layer))
         if a is None or b is None or not _is_one_scale(a) or not (_is_one_scale(b) or _is_scale_of_columns(b, layer)):
@@ -543,7 +581,7 @@ class _Lowering:
                 "fields; pass the layer in known.plugins"
             )
         attribute = f"plugin_{len(self.attributes)}"
-        self.attributes[attribute] = PluginModule(self.known.plugins[layer.name], self.device)
+        self.attributes[attribute] = PluginModule(self.known.plugins[layer.name], self.device, self.in_fp32)
         inputs = tuple(self.node(name, on_host=False) for name in input_names(layer))
         module = self.graph.call_module(attribute, inputs)
         if layer.num_outputs == 1:
@@ -551,15 +589,12 @@ class _Lowering:
         return [self.graph.call_function(operator.getitem, (module, place)) for place in range(layer.num_outputs)]
 
     def constant(self, layer: Any) -> torch.Tensor:
-        """The values of a constant layer, in their own type and shape."""
-        values = layer.weights
-        if not isinstance(values, np.ndarray):  # NumPy has no bf16, and the API gives no way to the bytes
-            if layer.name not in self.known.weights:
-                raise UnsupportedLayerError(
-                    f"network_runner cannot read the {values.dtype.name} constant {layer.name!r}: TensorRT's Python "
-                    "API does not give its values; pass them in known.weights"
-                )
-            values = self.known.weights[layer.name]
+        """The values of a constant layer, in their own type and shape; with ``in_fp32`` before they were rounded."""
+        if self.in_fp32 and layer.name in self.known.sources:
+            return as_torch(self.known.sources[layer.name]).reshape(as_tuple(layer.shape))
+        values = constant_values(layer, self.known)
+        if self.in_fp32 and layer.get_output(0).dtype in FLOATING_TYPES:
+            values = values.astype(np.float32)
         return as_torch(values).reshape(as_tuple(layer.shape))
 
     def node(self, name: str, on_host: bool) -> torch.fx.Node:
@@ -747,6 +782,9 @@ class NetworkRunner:
         inputs: names of the tensors to give; default: the network's inputs. With others, a part can be run alone.
         known: what the API cannot read back.
         int8_kernels: int8 products with a weight run through real int8 kernels, not in fp32 with the same integers.
+        in_fp32: every floating tensor is fp32, whatever type the network says: weights as they were before they
+            were rounded or quantized (``known.sources``), nothing cast or quantized in between, plugins by their
+            references. What is left is the network's structure, without its rounding errors.
 
     Attributes:
         module: the lowered graph (``print(runner.module.code)``), callable with the inputs in order.
@@ -766,6 +804,7 @@ class NetworkRunner:
         known: Known | None = None,
         int8_kernels: bool = False,
         inputs: Sequence[str] | None = None,
+        in_fp32: bool = False,
     ) -> None:
         self.device = torch.device(device)
         types = tensor_types(network)
@@ -775,7 +814,7 @@ class NetworkRunner:
             raise UserError(f"the network has no tensor {unknown[0]!r}")
         self._input_types = {name: types[name] for name in self.input_names}
         self.output_names = list(outputs or (network.get_output(index).name for index in range(network.num_outputs)))
-        self.module = _Lowering(network, self.device, known or Known(), int8_kernels).run(
+        self.module = _Lowering(network, self.device, known or Known(), int8_kernels, in_fp32).run(
             self.input_names, self.output_names
         )
 

@@ -50,7 +50,7 @@ LARGEST_MODEL = 2**31 - 1  # bytes; protobuf's limit for one message
 
 def convert_precision(
     model: onnx.ModelProto, weights: WeightFile, precision: str, layer_norm: str
-) -> dict[str, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Turns an fp32 graph into an fp16 or bf16 one, in place.
 
     Every fp32 tensor becomes narrow, except around ``WIDE_OPERATORS``, whose inputs are cast to fp32 and whose
@@ -64,7 +64,7 @@ def convert_precision(
         layer_norm: "native", or a kernel of the plugin.
 
     Returns:
-        The converted weights by name.
+        The converted weights by name, and what they were converted from.
 
     Raises:
         UserError: a weight does not fit the precision; the message names it.
@@ -73,10 +73,11 @@ def convert_precision(
     graph = model.graph
     wide_weights = {name for node in graph.node if node.op_type in WIDE_OPERATORS for name in node.input[1:]}
     converted: dict[str, np.ndarray] = {}
+    sources: dict[str, np.ndarray] = {}
     for index, tensor in enumerate(graph.initializer):
         if tensor.data_type == onnx.TensorProto.FLOAT and tensor.name not in wide_weights:
-            values = convert_weight(weights.get(tensor.name, tuple(tensor.dims)), DTYPES[precision], tensor.name)
-            converted[tensor.name] = values
+            source = sources[tensor.name] = weights.get(tensor.name, tuple(tensor.dims))
+            values = converted[tensor.name] = convert_weight(source, DTYPES[precision], tensor.name)
             graph.initializer[index].CopyFrom(_tensor(tensor.name, values, narrow))
         elif tensor.data_location == onnx.TensorProto.EXTERNAL:
             values = weights.get(tensor.name, tuple(tensor.dims))
@@ -90,7 +91,7 @@ def convert_precision(
                 node.output[place] = f"{name}_narrow"
     nodes += [_cast(f"{name}_narrow", name, onnx.TensorProto.FLOAT) for name in sorted(outputs)]
     _replace_nodes(graph, nodes)
-    return converted
+    return converted, sources
 
 
 def use_plugin(
@@ -129,6 +130,7 @@ class GraphQuantizer:
 
     Attributes:
         known: the weights that it changed, by name.
+        sources: what they were rounded or quantized from.
     """
 
     def __init__(
@@ -139,6 +141,7 @@ class GraphQuantizer:
         self.config = config
         self.quantization = quantization
         self.known: dict[str, np.ndarray] = {}
+        self.sources: dict[str, np.ndarray] = {}
         self._nodes: list[onnx.NodeProto] = []
         self._made: set[str] = set()  # tensors that stand in the graph already
         model.opset_import[0].version = 23  # from here on DequantizeLinear has output_dtype
@@ -178,7 +181,8 @@ class GraphQuantizer:
         if divisors is not None:
             weight = weight * divisors[:, None]
             node.input[0] = self._smoothed(node.input[0], divisors)
-            node.input[1] = self._constant(f"{node.input[1]}.smoothed", convert_weight(weight, HALF, product.name))
+            name, values = f"{node.input[1]}.smoothed", convert_weight(weight, HALF, product.name)
+            node.input[1] = self._constant(name, values, weight)
         if product.name in self.quantization.products:
             largest = self.quantization.ranges[range_name(tensor, self.quantization.smoothing)]
             node.input[0] = self._quantized(node.input[0], largest)
@@ -197,7 +201,7 @@ class GraphQuantizer:
     def _smoothed(self, tensor: str, divisors: np.ndarray) -> str:
         name = f"{tensor}.smoothed"
         if name not in self._made:
-            factors = self._constant(f"{name}.factors", convert_weight(1 / divisors, HALF, name))
+            factors = self._constant(f"{name}.factors", convert_weight(1 / divisors, HALF, name), 1 / divisors)
             self._add("Mul", [tensor, factors], name)
         return name
 
@@ -214,7 +218,7 @@ class GraphQuantizer:
     def _quantized_weight(self, product: str, weight: np.ndarray) -> str:
         """(in, out) in one byte an element; with a third axis in front, as the other factor has."""
         values, scales = quantize_weight(weight, self.quantization.dtype, product)
-        stored = self._constant(f"{product}.weight.quantized", values[None])
+        stored = self._constant(f"{product}.weight.quantized", values[None], weight)
         inputs = [stored, self._constant(f"{product}.scale", scales), self._zero(f"{product}.zero", scales.shape)]
         self._add("DequantizeLinear", inputs, f"{product}.dequantized", axis=2, output_dtype=ONNX_TYPES["fp16"])
         return f"{product}.dequantized"
@@ -223,7 +227,9 @@ class GraphQuantizer:
         """The zero point, which says the type."""
         return self._constant(name, np.zeros(shape, NUMPY_TYPES[self.quantization.dtype]))
 
-    def _constant(self, name: str, values: np.ndarray) -> str:
+    def _constant(self, name: str, values: np.ndarray, source: np.ndarray | None = None) -> str:
+        if source is not None:
+            self.sources[name] = source
         if name not in self._made:
             self._made.add(name)
             kind = onnx_helper.np_dtype_to_tensor_dtype(values.dtype)
@@ -276,14 +282,16 @@ def parse(
     weights, model = WeightFile(path), load_onnx(path)
     builder, network = create_builder(log)
     known_weights: dict[str, np.ndarray] = {}
+    sources: dict[str, np.ndarray] = {}
     known_plugins: Mapping[str, PluginLayer] = {}
     precision = precision if quantization is None else BASE_PRECISION
     if precision != "fp32":
-        known_weights = convert_precision(model, weights, precision, layer_norm)
+        known_weights, sources = convert_precision(model, weights, precision, layer_norm)
     if quantization is not None:
         quantizer = GraphQuantizer(model, weights, folder.config, quantization)
         quantizer.run()
         known_weights |= quantizer.known
+        sources |= quantizer.sources
     if layer_norm != "native":
         load_library()
         known_plugins = use_plugin(model, folder.config, DTYPES[precision], layer_norm)
@@ -294,7 +302,7 @@ def parse(
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         told = "; ".join(f"node {error.node_name()!r} ({error.node_operator()}): {error.desc()}" for error in errors)
         raise UserError(f"the ONNX parser refuses {path}: {told or log.take_errors()}")
-    return ParsedNetwork(builder, network, parser, Known(known_weights, known_plugins), weights)
+    return ParsedNetwork(builder, network, parser, Known(known_weights, known_plugins, sources), weights)
 
 
 @dataclass

@@ -10,7 +10,7 @@ sentences of a batch together.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,6 +116,41 @@ class PaddedBatch:
 
 
 Batch = PackedBatch | PaddedBatch
+
+
+@dataclass(frozen=True)
+class NetworkBatch:
+    """Inputs of a network, and which sentences they hold.
+
+    Attributes:
+        inputs: by name.
+        sentences: places in the caller's list.
+        split: the network's output to one array (S_i, vocabulary or H) for each sentence.
+    """
+
+    inputs: dict[str, np.ndarray]
+    sentences: Sequence[int]
+    split: Callable[[np.ndarray], list[np.ndarray]]
+
+
+def single_batch(ids: np.ndarray, types: np.ndarray, place: int) -> NetworkBatch:
+    """One sentence, ids and token types (S,), as the network for single sentences takes it."""
+    values = (ids[None], types[None], np.arange(len(ids), dtype=np.int32)[None])  # each (1, S)
+    return NetworkBatch(dict(zip(INPUT_NAMES, values, strict=True)), [place], lambda output: [output[0]])
+
+
+def packed_batch(made: PackedBatch) -> NetworkBatch:
+    """A packed batch as the network takes it."""
+    values = (made.input_ids, made.token_type_ids, made.position_ids)
+    inputs = dict(zip(INPUT_NAMES, values, strict=True)) | {LENGTHS_NAME: made.cu_seqlens}
+    return NetworkBatch(inputs, made.sentences.tolist(), made.split)
+
+
+def padded_batch(made: PaddedBatch) -> NetworkBatch:
+    """A padded batch as the network takes it."""
+    values = (made.input_ids, made.token_type_ids, made.position_ids)
+    inputs = dict(zip(INPUT_NAMES, values, strict=True)) | {MASK_NAME: made.mask}
+    return NetworkBatch(inputs, made.sentences.tolist(), made.split)
 
 
 # --- into batches and back --------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +16,9 @@ from rich.text import Text
 
 import tensorrt_product
 from common import UserError, console, log_console, make_folder, write_whole
-from model_files import LENGTHS_NAME, MASK_NAME, DemoIO, ModelFolder
+from comparison import TOLERANCES, Comparison, Run, SequenceError, compare_sequences, reference_batches
+from model_files import LENGTHS_NAME, MASK_NAME, DemoIO, ModelFolder, ReferenceSequence
+from packing import NetworkBatch
 from plugin_layers import LAYER_NORM_KERNELS, Known
 from plugins import build
 from quantization import (
@@ -41,8 +43,6 @@ from trt_helper import (
     profile_shapes,
 )
 
-# Largest relative L2 error of the output against PyTorch fp32.
-TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2, "int8": 5e-2, "fp8": 5e-2}
 DEFAULT_SEQ_LEN = (1, 32, 128)  # clipped to the model's position table
 TIMED_RUNS = 200
 
@@ -91,6 +91,11 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--verbose", action="store_true", help="write TensorRT's verbose log beside the plan")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
+    parser.add_argument(
+        "--no-structure-check",
+        action="store_true",
+        help="do not run the network without its roundings, in fp32, where a lost bias or a wrong GELU would show",
+    )
     add_quantization_arguments(parser)
 
 
@@ -115,67 +120,6 @@ def capability_list(text: str) -> list[str]:
     return parts
 
 
-# --- comparing with PyTorch -------------------------------------------------------------------------------
-
-
-def relative_l2(values: np.ndarray, reference: np.ndarray) -> float:
-    """‖values − reference‖ / ‖reference‖, computed in fp64; NaN if any value is NaN."""
-    wide, wide_reference = values.astype(np.float64), reference.astype(np.float64)
-    return float(np.linalg.norm(wide - wide_reference) / np.linalg.norm(wide_reference))
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """How far an output is from PyTorch's.
-
-    Attributes:
-        rel_l2: relative L2 error over the whole output.
-        max_abs: largest absolute difference.
-        top1_same: the best word is the same at every [MASK]; None without a head.
-        top10_same: the ten best words are the same, in the same order; None without a head.
-        top10: the ten best words at the first [MASK], ``{"word", "id", "probability"}``; empty without a head.
-    """
-
-    rel_l2: float
-    max_abs: float
-    top1_same: bool | None
-    top10_same: bool | None
-    top10: list[dict[str, Any]]
-
-    @classmethod
-    def of(cls, output: np.ndarray, demo: DemoIO, tokens: Sequence[str]) -> Comparison:
-        """Compares an output (1, S, vocabulary or H) with the demo's."""
-        ours = [best_words(output[0, position]) for position in demo.mask_positions]
-        theirs = [best_words(demo.output[0, position]) for position in demo.mask_positions]
-        pairs = list(zip(ours, theirs, strict=True))
-        has_masks = bool(pairs)
-        return cls(
-            rel_l2=relative_l2(output, demo.output),
-            max_abs=float(np.abs(output.astype(np.float64) - demo.output).max()),
-            top1_same=all(a[0] == b[0] for a, b in pairs) if has_masks else None,
-            top10_same=all(a == b for a, b in pairs) if has_masks else None,
-            top10=describe_words(output[0, demo.mask_positions[0]], ours[0], tokens) if has_masks else [],
-        )
-
-    def agrees(self, precision: str) -> bool:
-        """Within tolerance, and the answer the same: all ten words for fp32, the first otherwise."""
-        same = self.top10_same if precision == "fp32" else self.top1_same
-        return self.rel_l2 <= TOLERANCES[precision] and same is not False  # a NaN is never <=
-
-
-def best_words(scores: np.ndarray) -> list[int]:
-    """Ids of the ten highest scores, best first; equal scores in the order of ids."""
-    return [int(number) for number in np.argsort(-scores, kind="stable")[:10]]
-
-
-def describe_words(scores: np.ndarray, ids: Sequence[int], tokens: Sequence[str]) -> list[dict[str, Any]]:
-    """Word, id and probability of the given ids; ``scores`` is (vocabulary,)."""
-    wide = scores.astype(np.float64)
-    exponentials = np.exp(wide - wide.max())
-    probabilities = exponentials / exponentials.sum()
-    return [{"word": tokens[number], "id": number, "probability": float(probabilities[number])} for number in ids]
-
-
 # --- one job ----------------------------------------------------------------------------------------------
 
 
@@ -193,6 +137,8 @@ class Job:
     options: BuildOptions
     plan_path: Path
     verbose_log: Path | None
+    reference: list[ReferenceSequence] = field(default_factory=list)
+    proves_structure: bool = True
     executed_by: str = ""
     not_executed_because: str | None = None
     num_layers: int = 0
@@ -200,6 +146,8 @@ class Job:
     seconds_network: float = 0.0
     seconds_build: float = 0.0
     comparison: Comparison | None = None
+    sequences: list[SequenceError] = field(default_factory=list)  # of several lengths, in batches
+    structure: list[SequenceError] | None = None  # the same sequences without any rounding; None: not looked at
     latency: dict[str, Latency] = field(default_factory=dict)
     layers_agree: bool = True
     quantized: QuantizedModel | None = None  # what is quantized, and its error
@@ -238,7 +186,20 @@ class Job:
             embed_plugins=not args.no_embed_plugins,
         )
         log = plan.with_suffix(".log") if args.verbose else None
-        return cls(way, folder, demo, args.precision, args.layer_norm, batching, tuple(fused), options, plan, log)
+        return cls(
+            way,
+            folder,
+            demo,
+            args.precision,
+            args.layer_norm,
+            batching,
+            tuple(fused),
+            options,
+            plan,
+            log,
+            folder.reference(),
+            not args.no_structure_check,
+        )
 
     @property
     def inputs(self) -> dict[str, np.ndarray]:
@@ -261,7 +222,13 @@ class Job:
     @property
     def agrees(self) -> bool:
         """Whether the result is what PyTorch says, within tolerance."""
-        return self.comparison is not None and self.comparison.agrees(self.precision) and self.layers_agree
+        return (
+            self.comparison is not None
+            and self.comparison.agrees(self.precision)
+            and self.layers_agree
+            and all(one.rel_l2 <= self.tolerance for one in self.sequences)  # a NaN is never <=
+            and all(one.rel_l2 <= TOLERANCES["fp32"] for one in self.structure or ())
+        )
 
     def quantize(self, args: argparse.Namespace, assemble: Callable[..., Any], log: TrtLog) -> Quantization | None:
         """Calibrates for int8 and fp8, and measures the error; nothing for other types."""
@@ -307,6 +274,8 @@ class Job:
             "tolerance": self.tolerance,
             "within_tolerance": self.agrees,
             **asdict(self.comparison),
+            "sequences": [asdict(one) for one in self.sequences],
+            "structure": None if self.structure is None else [asdict(one) for one in self.structure],
             "latency_ms": {name: asdict(latency) for name, latency in self.latency.items()},
             "quantized": self.quantized.as_dict() if self.quantized else None,
             "quantized_parts": asdict(self.parts) if self.parts else None,
@@ -347,12 +316,9 @@ def finish(
     info = build_plan(builder, network, log, job.options, job.plan_path, weights_read)
     job.plan_bytes, job.seconds_build = info.num_bytes, info.seconds_build
     job.not_executed_because = execution_obstacle() or _foreign_target(job.options.compute_capabilities)
-    if job.not_executed_because is None:
-        job.executed_by = "tensorrt"
-        output = _execute_plan(job)
-    else:
-        job.executed_by = "pytorch"
-        output = _run_with_pytorch(job, network, known)
+    job.executed_by = "pytorch" if job.not_executed_because else "tensorrt"
+    output = _run_with_pytorch(job, network, known) if job.not_executed_because else _execute_plan(job)
+    _prove_definition(job, network, known)
     tokens = job.folder.tokens() if job.demo.mask_positions else []
     last = output.reshape(-1, *job.demo.output.shape[1:])[-1:]  # (1, S, vocabulary or H)
     job.comparison = Comparison.of(last, job.demo, tokens)
@@ -379,25 +345,53 @@ def _foreign_target(capabilities: Sequence[str]) -> str | None:
     return None if here in capabilities else f"built for {', '.join(capabilities)}, this GPU is {here}"
 
 
+def _batches(job: Job) -> list[NetworkBatch]:
+    return reference_batches(job.reference, job.batching, job.options.seq_len, job.options.batch)
+
+
 def _execute_plan(job: Job) -> np.ndarray:
+    name = job.folder.config.output_name
     with InferHelper(job.plan_path) as helper:
-        outputs = helper.infer(job.inputs)
+        output = helper.infer(job.inputs)[name]
+        job.sequences = compare_sequences(lambda inputs: helper.infer(inputs)[name], _batches(job), job.reference)
         job.latency["enqueue"] = helper.benchmark(job.inputs, TIMED_RUNS)
         job.latency["cuda_graph"] = helper.benchmark(job.inputs, TIMED_RUNS, cuda_graph=True)
-    return outputs[job.folder.config.output_name]
+    return output
 
 
 def _run_with_pytorch(job: Job, network: trt.INetworkDefinition, known: Known) -> np.ndarray:
+    run = _pytorch_run(job, network, known)
+    output = run(job.inputs)
+    job.sequences = compare_sequences(run, _batches(job), job.reference)
+    return output
+
+
+def _prove_definition(job: Job, network: trt.INetworkDefinition, known: Known) -> None:
+    """What the network holds, and what it computes without its roundings. In fp32 that has been compared already,
+    unless TensorRT executed the plan."""
+    from network_proof import check_definition
+
+    check_definition(network, known, job.folder.config.layer_norm_eps)
+    if job.proves_structure and (job.precision != "fp32" or job.executed_by == "tensorrt"):
+        run = _pytorch_run(job, network, known, in_fp32=True)
+        job.structure = compare_sequences(run, _batches(job), job.reference)
+
+
+def _pytorch_run(job: Job, network: trt.INetworkDefinition, known: Known, in_fp32: bool = False) -> Run:
+    """A function that runs the network with PyTorch, on CUDA where there is a GPU."""
     # Imported here: while a plan is built, PyTorch would only take memory.
     import torch
 
     from network_runner import NetworkRunner
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with log_console.status(f"running the network with PyTorch on {device}"):
-        runner = NetworkRunner(network, device, known=known)
-        outputs = runner.run(job.inputs)
-    return outputs[job.folder.config.output_name].cpu().numpy()
+    device, name = "cuda" if torch.cuda.is_available() else "cpu", job.folder.config.output_name
+    runner = NetworkRunner(network, device, known=known, in_fp32=in_fp32)
+
+    def run(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        with log_console.status(f"running the network with PyTorch on {device}{' in fp32' if in_fp32 else ''}"):
+            return runner.run(inputs)[name].cpu().numpy()
+
+    return run
 
 
 # --- the table --------------------------------------------------------------------------------------------
@@ -418,6 +412,8 @@ def print_report(*jobs: Job) -> None:
     rows = [
         ("relative L2 error", lambda job: f"{_compared(job).rel_l2:.2e} (at most {job.tolerance:.0e})"),
         ("largest difference", lambda job: f"{_compared(job).max_abs:.2e}"),
+        ("other lengths, worst", lambda job: _worst_cell(job.sequences, job.tolerance)),
+        ("without roundings, worst", _structure_cell),
         ("network layers", lambda job: str(job.num_layers)),
         ("plan", lambda job: f"{job.plan_bytes / 2**20:.2f} MiB"),
         *([("products in int8 or fp8", _products_cell)] if jobs[0].parts is not None else []),
@@ -444,6 +440,19 @@ def _compared(job: Job) -> Comparison:
 def _word_cell(comparison: Comparison, rank: int) -> Text:  # Text, not markup: there is a word [unused1]
     entry = comparison.top10[rank]
     return Text(f"{entry['word']} {entry['probability']:.4f}")
+
+
+def _worst_cell(errors: Sequence[SequenceError], tolerance: float) -> str:
+    if not errors:
+        return "none fits the plan"
+    worst = max(errors, key=lambda one: (not one.rel_l2 <= tolerance, one.rel_l2))
+    return f"{worst.rel_l2:.2e} at {worst.tokens} tokens"
+
+
+def _structure_cell(job: Job) -> str:
+    if job.structure is None:
+        return "as above" if job.precision == "fp32" and job.executed_by == "pytorch" else "not looked at"
+    return _worst_cell(job.structure, TOLERANCES["fp32"])
 
 
 def _products_cell(job: Job) -> str:

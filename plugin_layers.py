@@ -62,10 +62,12 @@ class Known:
     Attributes:
         weights: values of constants, bf16 ones above all.
         plugins: plugin layers with their fields.
+        sources: fp32 values from which constants were rounded or quantized.
     """
 
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
     plugins: Mapping[str, PluginLayer] = field(default_factory=dict)
+    sources: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def layer_norm_layer(name: str, hidden: int, dtype: trt.DataType, epsilon: float, kernel: str) -> PluginLayer:

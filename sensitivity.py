@@ -39,9 +39,10 @@ from calibrator import (
     spread,
 )
 from common import UserError, console, log_console, make_folder, run_script, write_whole
+from comparison import best_words
 from model_files import ModelFolder
 from network_runner import NetworkRunner
-from pipeline import best_words, write_json
+from pipeline import write_json
 from quantization import (
     BASE_PRECISION,
     CACHE_NAME,

@@ -162,6 +162,7 @@ class TrtNetworkHelper:
         self.quantized_products = 0  # products of two quantized factors
         self.gelu_parts: list[str] = []  # names of the layers that addGELU("decomposed") made
         self.weights: dict[str, np.ndarray] = {}  # TensorRT reads them when it builds: they must live until then
+        self.sources: dict[str, np.ndarray] = {}  # what they were rounded or quantized from, see network_proof.py
         self._converted: dict[Any, tuple[np.ndarray, np.ndarray]] = {}  # so that tied weights are stored once
         self._ranged: dict[tuple[str, trt.DataType], trt.ITensor] = {}  # quantized and dequantized tensors
 
@@ -205,6 +206,7 @@ class TrtNetworkHelper:
             converted = np.ascontiguousarray(convert_weight(values, dtype, name))
             self._converted[source] = (values, converted)  # values too: its address must not be used again
         stored = self.weights[name] = self._converted[source][1]
+        self.sources[name] = values
         weights = trt.Weights(dtype, stored.ctypes.data, stored.size)
         layer = self.network.add_constant(trt.Dims(list(stored.shape if shape is None else shape)), weights)
         return self._finish(layer, name, [])
@@ -253,6 +255,7 @@ class TrtNetworkHelper:
         self.quantized_products += 1
         values, scales = quantize_weight(weight, dtype, name)
         stored = self.addConstant(values, name, dtype, _as_rank(values.shape, x))  # (1 ..., in, out)
+        self.sources[name] = weight
         return self.addDequantize(stored, scales, f"{name}.dequantized", axis=len(x.shape) - 1)
 
     # quantization: explicit, symmetric

@@ -26,11 +26,11 @@ from report import markdown_table, model_name, print_table, versions, write_resu
 
 from builder import BATCHINGS, FUSIONS, assemble
 from common import log_console, run_script
+from comparison import TOLERANCES, relative_l2
 from fill_masks import make_batches
 from model2onnx import load_checkpoint
 from model_files import ModelFolder
 from network_runner import NetworkRunner
-from pipeline import TOLERANCES, relative_l2
 from quantization import DEFAULT_DATA
 from sentences import Sentence, load_tokenizer, read_sentences
 from trt_helper import ONE_SENTENCE, SequenceRange, TrtLog

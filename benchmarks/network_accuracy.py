@@ -23,9 +23,9 @@ from report import markdown_table, print_table, versions, write_results
 import builder
 import onnx2trt
 from common import log_console, run_script
+from comparison import TOLERANCES, Comparison
 from model_files import ModelFolder
 from network_runner import NetworkRunner
-from pipeline import TOLERANCES, Comparison
 from plugin_layers import LAYER_NORM_KERNELS
 from trt_helper import TrtLog
 

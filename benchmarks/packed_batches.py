@@ -25,10 +25,9 @@ from report import markdown_table, print_table, versions, write_results
 
 from builder import FUSIONS, assemble
 from common import UserError, run_script
-from fill_masks import Batch, packed_batch, padded_batch
 from model_files import ModelFolder
 from network_runner import NetworkRunner
-from packing import Limits, pack, pad
+from packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch
 from plugins.measure import graph_times
 from quantization import DEFAULT_DATA
 from sentences import load_tokenizer, read_sentences
@@ -55,7 +54,7 @@ def cases(folder: ModelFolder) -> dict[str, list[np.ndarray]]:
     }
 
 
-def in_given_order(sentences: Sequence[np.ndarray], limits: Limits) -> list[Batch]:
+def in_given_order(sentences: Sequence[np.ndarray], limits: Limits) -> list[NetworkBatch]:
     """Padded batches as the sentences come, each padded to its longest: no length buckets."""
     groups = [sentences[start : start + SEQUENCES] for start in range(0, len(sentences), SEQUENCES)]
     wide = Limits(10**9, SEQUENCES, limits.max_positions)
@@ -64,13 +63,13 @@ def in_given_order(sentences: Sequence[np.ndarray], limits: Limits) -> list[Batc
     ]
 
 
-def time_of(folder: ModelFolder, batches: Sequence[Batch], batching: str) -> float:
+def time_of(folder: ModelFolder, batches: Sequence[NetworkBatch], batching: str) -> float:
     """Microseconds for all batches, one after another, each in its own CUDA graph."""
     made = assemble(folder, TrtLog(), "fp16", batching=batching, fused=FUSIONS["all"])
     last = made.hidden_state_names[-1]
     runner = NetworkRunner(made.network, "cuda", [last], made.known)
 
-    def function(batch: Batch) -> Callable[[], Any]:
+    def function(batch: NetworkBatch) -> Callable[[], Any]:
         inputs = [torch.as_tensor(batch.inputs[name]).cuda() for name in runner.input_names]
         return lambda: runner.module(*inputs)
 

@@ -23,10 +23,11 @@ import builder
 import model2onnx
 from builder import BATCHINGS, FUSED_LAYERS, FUSIONS, fused_layers
 from common import UserError
+from comparison import TOLERANCES, relative_l2
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
 from network_runner import NetworkRunner
 from packing import Limits, check_batch, pack, pad, scatter
-from pipeline import TOLERANCES, Job, add_common_arguments, relative_l2
+from pipeline import Job, add_common_arguments
 from plugins import build
 from quantization import LINEAR_GROUPS, Quantization, encoder_products, in_groups, inspect, range_name
 from tensorrt_product import trt

@@ -18,9 +18,9 @@ import model2onnx
 import onnx2trt
 from calibrator import Subject, calibrate, read_data
 from common import UserError
+from comparison import TOLERANCES, relative_l2
 from model_files import INPUT_NAMES, MASK_NAME, ModelFolder
 from network_runner import NetworkRunner, read_layer
-from pipeline import TOLERANCES, relative_l2
 from quantization import (
     DEFAULT_DATA,
     GROUPS,

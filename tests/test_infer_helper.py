@@ -301,7 +301,7 @@ def test_tensorrt_rtx_does_not_execute_on_hopper(cuda, monkeypatch):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_plan_execution(model_dir, tmp_path, precision):
     import builder
-    from pipeline import TOLERANCES, relative_l2
+    from comparison import TOLERANCES, relative_l2
     from trt_helper import BuildOptions, SequenceRange, build_plan
 
     folder, log = ModelFolder(model_dir), TrtLog()

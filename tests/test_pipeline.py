@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from comparison import Comparison, best_words, relative_l2
 from model_files import DemoIO
-from pipeline import Comparison, best_words, capability_list, relative_l2, sequence_range
+from pipeline import capability_list, sequence_range
 
 TOKENS = [f"word{number}" for number in range(50)]
 

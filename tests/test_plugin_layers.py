@@ -13,9 +13,9 @@ import builder
 import onnx2trt
 import plugin_layers
 from common import UserError
+from comparison import TOLERANCES, relative_l2
 from model_files import ModelFolder
 from network_runner import NetworkRunner, UnsupportedLayerError
-from pipeline import TOLERANCES, relative_l2
 from plugin_layers import (
     LAYER_NORM_KERNELS,
     Known,

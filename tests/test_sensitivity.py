@@ -17,8 +17,8 @@ import sensitivity
 from builder import assemble
 from calibrator import Subject, batch_inputs, batches, calibrate, read_data
 from common import UserError
+from comparison import best_words, relative_l2
 from model_files import ModelFolder
-from pipeline import best_words, relative_l2
 from quantization import LINEAR_GROUPS, Quantization, Settings, encoder_products, in_groups
 from sensitivity import Change, Evaluation, calibrate_best, hide_word, quantization_of, rank, spare
 from sentences import Sentence

@@ -1,0 +1,119 @@
+"""What is proved of a network besides one example that agrees within its precision.
+
+fp16, bf16 and 8-bit tolerances are wide enough to hide a lost bias or the wrong GELU, one sequence alone hides a mask
+that is ignored, and an example hides an epsilon. So three more things are looked at in every run of builder.py and
+onnx2trt.py:
+
+* ``check_definition``: the network holds the plugin fields, epsilons, weights and scales that it was asked to hold.
+* ``comparison.compare_sequences``: sequences of several lengths, in batches, against PyTorch.
+* The same sequences with ``NetworkRunner(in_fp32=True)``: the same network without its roundings, within fp32's
+  tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from common import UserError
+from network_runner import constant_values, input_names, read_layer
+from plugin_layers import Known, PluginLayer
+from tensorrt_product import trt
+from trt_helper import QUANTIZED_MAXIMA, convert_weight, quantize_weight
+
+
+class WrongNetworkError(UserError):
+    """The network does not hold what it was asked to hold; the message names the layer and both values."""
+
+
+# --- what the network holds -----------------------------------------------------------------------------------
+
+
+def check_definition(network: trt.INetworkDefinition, known: Known, epsilon: float) -> None:
+    """Reads the network back and compares it with what it was made from.
+
+    Args:
+        network: ours, or a parsed one.
+        known: its plugin layers, and the values that its constants were made from.
+        epsilon: of the model's layer norms.
+
+    Raises:
+        WrongNetworkError: a plugin field, an epsilon, a constant or a scale is another one.
+    """
+    layers = [read_layer(network, index) for index in range(network.num_layers)]
+    producers = {
+        layer.get_output(place).name: (kind, layer) for kind, layer in layers for place in range(layer.num_outputs)
+    }
+    for kind, layer in layers:
+        if kind == "PLUGIN_V3":
+            _check_plugin(layer, known.plugins[layer.name])
+            _check_epsilon(layer.name, float(known.plugins[layer.name].fields.get("epsilon", epsilon)), epsilon)
+        elif kind == "NORMALIZATION":
+            _check_epsilon(layer.name, layer.epsilon, epsilon)
+        elif kind == "CONSTANT" and layer.name in known.sources and layer.get_output(0).dtype not in QUANTIZED_MAXIMA:
+            _check_constant(layer, known)
+        elif kind == "DEQUANTIZE":
+            _check_scales(layer, producers, known)
+
+
+def _check_epsilon(name: str, found: float, expected: float) -> None:
+    if np.float32(found) != np.float32(expected):
+        raise WrongNetworkError(f"layer {name!r} has epsilon {found:.9g}, the model {expected:.9g}")
+
+
+def _check_plugin(layer: Any, expected: PluginLayer) -> None:
+    """The plugin's name and fields as the plugin itself states them."""
+    layer.__class__ = trt.IPluginV3Layer
+    core = layer.plugin.get_capability_interface(trt.PluginCapabilityType.CORE)
+    build = layer.plugin.get_capability_interface(trt.PluginCapabilityType.BUILD)
+    if core.plugin_name != expected.plugin:
+        raise WrongNetworkError(f"layer {layer.name!r} is a {core.plugin_name} plugin, expected {expected.plugin}")
+    found = read_fields(build.metadata_string)
+    for name, value in expected.fields.items():
+        if name not in found:
+            raise WrongNetworkError(f"layer {layer.name!r}: the plugin does not state its field {name}")
+        if not _same(found[name], value):
+            raise WrongNetworkError(f"layer {layer.name!r} has {name} {found[name]}, expected {value}")
+    for name in found.keys() - expected.fields.keys():
+        if found[name] not in FIELD_DEFAULTS.get(name, ("", "0")):
+            raise WrongNetworkError(f"layer {layer.name!r} has {name} {found[name]}, which nobody asked for")
+
+
+FIELD_DEFAULTS = {"outputs": ("y",), "activation": ("none",), "layout": ("single",)}  # others: nothing, or 0
+
+
+def read_fields(metadata: str) -> dict[str, str]:
+    """The fields in a plugin's metadata string, ``name=value`` separated by blanks."""
+    return dict(pair.split("=", 1) for pair in metadata.split())
+
+
+def _same(text: str, value: float | int | str) -> bool:
+    return np.float32(text) == np.float32(value) if isinstance(value, float) else text == str(value)
+
+
+def _check_constant(layer: Any, known: Known) -> None:
+    """What is stored is the source in the constant's type, bit for bit."""
+    stored = constant_values(layer, known).reshape(-1)
+    expected = convert_weight(known.sources[layer.name], layer.get_output(0).dtype, layer.name).reshape(-1)
+    if stored.shape != expected.shape or stored.tobytes() != expected.tobytes():
+        raise WrongNetworkError(f"constant {layer.name!r} does not hold the values that it was made from")
+
+
+def _check_scales(layer: Any, producers: Mapping[str, tuple[str, Any]], known: Known) -> None:
+    """A weight's bytes and scales are those of its source; of a tensor both scales are the same number."""
+    value_name, scale_name = input_names(layer)[:2]
+    kind, producer = producers[value_name]
+    scales = constant_values(producers[scale_name][1], known).reshape(-1)
+    if kind == "CONSTANT":
+        source = known.sources[producer.name]
+        values, expected = quantize_weight(
+            source.reshape(source.shape[-2:]), producer.get_output(0).dtype, producer.name
+        )
+        if values.tobytes() != constant_values(producer, known).tobytes():
+            raise WrongNetworkError(f"constant {producer.name!r} does not hold the quantized values of its source")
+    else:
+        expected = constant_values(producers[input_names(producer)[1]][1], known).reshape(-1)
+    if not np.array_equal(scales, expected):
+        raise WrongNetworkError(f"layer {layer.name!r} has other scales than what it dequantizes was quantized with")
