@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,16 @@ from rich.text import Text
 
 import tensorrt_product
 from common import UserError, console, log_console, make_folder, write_whole
-from comparison import TOLERANCES, Comparison, Run, SequenceError, compare_sequences, reference_batches
+from comparison import (
+    TOLERANCES,
+    Comparison,
+    Run,
+    SequenceError,
+    compare_sequences,
+    reference_batches,
+    sequences_agree,
+    together,
+)
 from model_files import LENGTHS_NAME, MASK_NAME, DemoIO, ModelFolder, ReferenceSequence
 from packing import NetworkBatch
 from plugin_layers import LAYER_NORM_KERNELS, Known
@@ -226,8 +236,8 @@ class Job:
             self.comparison is not None
             and self.comparison.agrees(self.precision)
             and self.layers_agree
-            and all(one.rel_l2 <= self.tolerance for one in self.sequences)  # a NaN is never <=
-            and all(one.rel_l2 <= TOLERANCES["fp32"] for one in self.structure or ())
+            and sequences_agree(self.sequences, self.precision)
+            and sequences_agree(self.structure or [], "fp32")
         )
 
     def quantize(self, args: argparse.Namespace, assemble: Callable[..., Any], log: TrtLog) -> Quantization | None:
@@ -345,8 +355,8 @@ def _foreign_target(capabilities: Sequence[str]) -> str | None:
     return None if here in capabilities else f"built for {', '.join(capabilities)}, this GPU is {here}"
 
 
-def _batches(job: Job) -> list[NetworkBatch]:
-    return reference_batches(job.reference, job.batching, job.options.seq_len, job.options.batch)
+def _batches(job: Job, seq_len: SequenceRange | None = None) -> list[NetworkBatch]:
+    return reference_batches(job.reference, job.batching, seq_len or job.options.seq_len, job.options.batch)
 
 
 def _execute_plan(job: Job) -> np.ndarray:
@@ -374,7 +384,8 @@ def _prove_definition(job: Job, network: trt.INetworkDefinition, known: Known) -
     check_definition(network, known, job.folder.config.layer_norm_eps)
     if job.proves_structure and (job.precision != "fp32" or job.executed_by == "tensorrt"):
         run = _pytorch_run(job, network, known, in_fp32=True)
-        job.structure = compare_sequences(run, _batches(job), job.reference)
+        lengths = replace(job.options.seq_len, minimum=1)  # PyTorch takes shorter sequences than the plan
+        job.structure = compare_sequences(run, _batches(job, lengths), job.reference)
 
 
 def _pytorch_run(job: Job, network: trt.INetworkDefinition, known: Known, in_fp32: bool = False) -> Run:
@@ -412,7 +423,7 @@ def print_report(*jobs: Job) -> None:
     rows = [
         ("relative L2 error", lambda job: f"{_compared(job).rel_l2:.2e} (at most {job.tolerance:.0e})"),
         ("largest difference", lambda job: f"{_compared(job).max_abs:.2e}"),
-        ("other lengths, worst", lambda job: _worst_cell(job.sequences, job.tolerance)),
+        ("other lengths, worst", _sequences_cell),
         ("without roundings, worst", _structure_cell),
         ("network layers", lambda job: str(job.num_layers)),
         ("plan", lambda job: f"{job.plan_bytes / 2**20:.2f} MiB"),
@@ -442,17 +453,24 @@ def _word_cell(comparison: Comparison, rank: int) -> Text:  # Text, not markup: 
     return Text(f"{entry['word']} {entry['probability']:.4f}")
 
 
-def _worst_cell(errors: Sequence[SequenceError], tolerance: float) -> str:
-    if not errors:
-        return "none fits the plan"
-    worst = max(errors, key=lambda one: (not one.rel_l2 <= tolerance, one.rel_l2))
-    return f"{worst.rel_l2:.2e} at {worst.tokens} tokens"
+def _sequences_cell(job: Job) -> str:
+    """The worst sequence; in 8 bits, where all of them count together, that too."""
+    if job.precision in QUANTIZED_TYPES and job.sequences:
+        return f"{together(job.sequences):.2e}\n{_worst(job.sequences)}"
+    return _worst(job.sequences)
 
 
 def _structure_cell(job: Job) -> str:
     if job.structure is None:
         return "as above" if job.precision == "fp32" and job.executed_by == "pytorch" else "not looked at"
-    return _worst_cell(job.structure, TOLERANCES["fp32"])
+    return f"{_worst(job.structure)}\n(at most {TOLERANCES['fp32']:.0e})"
+
+
+def _worst(errors: Sequence[SequenceError]) -> str:
+    if not errors:
+        return "none fits the plan"
+    worst = max(errors, key=lambda one: (not math.isfinite(one.rel_l2), one.rel_l2))
+    return f"{worst.rel_l2:.2e} at {worst.tokens} tokens"
 
 
 def _products_cell(job: Job) -> str:
