@@ -1,5 +1,6 @@
 """The plugin host: errors that name their reason, and the order of calls, without a GPU."""
 
+import ctypes
 import gc
 import resource
 import subprocess
@@ -93,6 +94,85 @@ def test_serialized_fields_make_the_same_plugin(host):
     fields = plugin.serialized_fields()
     assert fields == {"epsilon": np.float32(1e-12), "kernel": "fast"}
     assert host.create("LayerNorm", fields=fields).serialized_fields() == fields
+
+
+# Each plugin with every field set. One third is there because six digits, printf's default, do not bring it back.
+THIRD = np.float32(1) / np.float32(3)
+EVERY_FIELD = {
+    "LayerNorm": {"epsilon": np.float32(1e-12), "kernel": "fused"},
+    "SkipLayerNorm": {
+        "epsilon": THIRD,
+        "x_scale": np.float32(0.1),
+        "skip_scale": np.float32(0.00123456789),
+        "output_scale": np.float32(7),
+        "outputs": "both",
+        "constant_weights": 1,
+        "output_type": "bf16",
+    },
+    "EmbLayerNorm": {"epsilon": THIRD},
+    "QkvToContext": {
+        "num_heads": 12,
+        "layout": "packed",
+        "qkv_scale": THIRD,
+        "output_scale": np.float32(0),
+        "output_type": "fp16",
+    },
+    "Linear": {"activation": "gelu", "constant_weight": 1},
+}
+each_plugin = pytest.mark.parametrize("name", EVERY_FIELD)
+
+
+def test_every_plugin_is_in_the_table_above(host):
+    assert {creator.name: set(creator.field_names) for creator in host.creators()} == {
+        name: set(fields) for name, fields in EVERY_FIELD.items()
+    }
+
+
+@each_plugin
+def test_metadata_holds_every_field_exactly(host, name):
+    metadata = host.create(name, fields=EVERY_FIELD[name]).metadata()
+    found = dict(pair.split("=", 1) for pair in metadata.split(" "))
+    assert len(found) == metadata.count("=")
+    assert {key: type(EVERY_FIELD[name][key])(value) for key, value in found.items()} == EVERY_FIELD[name]
+
+
+def test_metadata_names_defaults_and_leaves_out_what_is_not_given(host):
+    plugin = host.create("SkipLayerNorm", fields={"epsilon": 1e-12})
+    assert plugin.metadata() == (
+        "epsilon=9.99999996e-13 x_scale=0 skip_scale=0 output_scale=0 outputs=y constant_weights=0"
+    )
+
+
+@each_plugin
+def test_timing_cache_id_is_that_of_the_plugin_and_its_fields(host, name):
+    plugin = host.create(name, fields=EVERY_FIELD[name])
+    identity = plugin.timing_cache_id()
+    assert identity == f"{name} 1 {plugin.metadata()}"
+    assert plugin.clone().timing_cache_id() == identity
+    assert host.create(name, fields=plugin.serialized_fields()).timing_cache_id() == identity
+
+
+def test_timing_cache_id_differs_with_any_field(host):
+    identities = {
+        host.create("Linear", fields={"activation": activation, "constant_weight": constant}).timing_cache_id()
+        for activation in ("none", "gelu")
+        for constant in (0, 1)
+    }
+    assert len(identities) == 4
+
+
+def test_texts_stay_where_they_are(host):
+    """TensorRT may keep the pointers: they outlive later calls on the same plugin."""
+    plugin = host.create("Linear", fields=EVERY_FIELD["Linear"])
+    c_text = plugin._c.hostedPluginMetadata
+    c_text.restype = ctypes.c_void_p
+    try:
+        first = c_text(plugin._handle)
+        plugin.timing_cache_id()
+        plugin.serialized_fields()
+        assert c_text(plugin._handle) == first
+    finally:
+        c_text.restype = ctypes.c_char_p
 
 
 def test_clone_is_configured_like_the_original(host):

@@ -2,10 +2,13 @@
 // creator. A plugin derives from Plugin and writes only what is its own.
 #pragma once
 
+#include "common/fields.h"
 #include "common/logging.h"
 #include "common/tensorrt_api.h"
 
 #include <atomic>
+#include <mutex>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -71,6 +74,19 @@ public:
     {
         return 1;
     }
+    // All fields with their values, "activation=gelu constant_weight=1": for engine inspectors, and for scripts that
+    // read a network back.
+    char const* getMetadataString() noexcept override
+    {
+        return describeOnce("getMetadataString", mMetadata, [&] { return toText(fieldsToSerialize()); });
+    }
+    // A timing belongs to the plugin and its fields. TensorRT puts shapes, types and formats before this text; null
+    // would mean that timings are never kept.
+    char const* getTimingCacheID() noexcept override
+    {
+        return describeOnce("getTimingCacheID", mTimingCacheId,
+            [&] { return std::string{mName} + " " + mVersion + " " + toText(fieldsToSerialize()); });
+    }
 
     // --- IPluginV3OneRuntime: every execution context gets a plugin object of its own.
     nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext* /*context*/) noexcept override
@@ -113,8 +129,27 @@ protected:
     }
 
 private:
+    // Any thread may ask at any time and may keep the pointer: the text is made at the first call and stays.
+    template <typename Function>
+    char const* describeOnce(char const* call, std::string& text, Function&& describe) noexcept
+    {
+        return run<char const*>(call, nullptr,
+            [&]
+            {
+                std::lock_guard<std::mutex> const lock{mTextMutex};
+                if (text.empty())
+                {
+                    text = describe();
+                }
+                return text.c_str();
+            });
+    }
+
     char const* mName;    // a string literal of the derived class
     char const* mVersion; // likewise
+    std::mutex mTextMutex;
+    std::string mMetadata;
+    std::string mTimingCacheId;
     std::vector<nvinfer1::PluginField> mFields;
     nvinfer1::PluginFieldCollection mFieldCollection{};
 };

@@ -107,7 +107,6 @@ void checkShapes(std::vector<Dims> const& inputs)
 EmbLayerNormPlugin::EmbLayerNormPlugin(float epsilon)
     : Plugin(kNAME, kVERSION)
     , mEpsilon(epsilon)
-    , mMetadata("epsilon=" + toText(epsilon))
 {
     checkEpsilon(epsilon);
 }
@@ -185,11 +184,6 @@ int32_t EmbLayerNormPlugin::configurePlugin(DynamicPluginTensorDesc const* in, i
             checkTypes(inputs.types.data());
             checkShapes(inputs.shapes);
         });
-}
-
-char const* EmbLayerNormPlugin::getMetadataString() noexcept
-{
-    return mMetadata.c_str();
 }
 
 int32_t EmbLayerNormPlugin::onShapeChange(PluginTensorDesc const* in, int32_t nbInputs,

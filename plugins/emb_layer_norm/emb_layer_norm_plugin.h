@@ -34,7 +34,6 @@ public:
         int32_t nbInputs, int32_t nbOutputs) noexcept override;
     int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
         nvinfer1::DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
-    char const* getMetadataString() noexcept override;
 
     // --- IPluginV3OneRuntime: onShapeChange before the first enqueue and after every change of a shape.
     int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs,
@@ -48,7 +47,6 @@ protected:
 
 private:
     float mEpsilon;
-    std::string mMetadata; // for engine inspectors
 };
 
 class EmbLayerNormCreator : public PluginCreator

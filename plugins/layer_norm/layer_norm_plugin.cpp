@@ -80,7 +80,6 @@ LayerNormPlugin::LayerNormPlugin(float epsilon, std::string kernel)
     {
         fail("field kernel is \"", mKernel, "\"; expected basic, fused or fast");
     }
-    mMetadata = "kernel=" + mKernel + " epsilon=" + toText(mEpsilon);
 }
 
 nvinfer1::IPluginV3* LayerNormPlugin::clone() noexcept
@@ -156,11 +155,6 @@ size_t LayerNormPlugin::getWorkspaceSize(DynamicPluginTensorDesc const* inputs, 
     DynamicPluginTensorDesc const* /*outputs*/, int32_t /*nbOutputs*/) const noexcept
 {
     return mKernel == "basic" ? layerNormBasicWorkspace(countRows(inputs[0].max)) : 0;
-}
-
-char const* LayerNormPlugin::getMetadataString() noexcept
-{
-    return mMetadata.c_str();
 }
 
 int32_t LayerNormPlugin::onShapeChange(PluginTensorDesc const* in, int32_t nbInputs,

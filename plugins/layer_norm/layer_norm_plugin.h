@@ -34,7 +34,6 @@ public:
         nvinfer1::DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
     size_t getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t nbInputs,
         nvinfer1::DynamicPluginTensorDesc const* outputs, int32_t nbOutputs) const noexcept override;
-    char const* getMetadataString() noexcept override;
 
     // --- IPluginV3OneRuntime: onShapeChange before the first enqueue and after every change of a shape.
     int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs,
@@ -52,7 +51,6 @@ private:
     float mEpsilon;
     std::string mKernel;
     Launcher mLaunch;
-    std::string mMetadata; // for engine inspectors
 };
 
 class LayerNormCreator : public PluginCreator

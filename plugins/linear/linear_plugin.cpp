@@ -118,7 +118,6 @@ LinearPlugin::LinearPlugin(std::string activation, int32_t constantWeight)
     : Plugin(kNAME, kVERSION)
     , mActivation(std::move(activation))
     , mConstantWeight(constantWeight)
-    , mMetadata("activation=" + mActivation + " constant_weight=" + std::to_string(constantWeight))
 {
     if (mActivation != "none" && mActivation != "gelu")
     {
@@ -185,11 +184,6 @@ int32_t LinearPlugin::configurePlugin(DynamicPluginTensorDesc const* in, int32_t
             checkTypes(inputs.types.data(), nbInputs);
             checkShapes(inputs.shapes);
         });
-}
-
-char const* LinearPlugin::getMetadataString() noexcept
-{
-    return mMetadata.c_str();
 }
 
 int32_t LinearPlugin::onShapeChange(PluginTensorDesc const* in, int32_t nbInputs,

@@ -34,7 +34,6 @@ public:
         int32_t nbInputs, int32_t nbOutputs) noexcept override;
     int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
         nvinfer1::DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
-    char const* getMetadataString() noexcept override;
 
     // --- IPluginV3OneRuntime: onShapeChange before the first enqueue and after every change of a shape.
     int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs,
@@ -49,8 +48,7 @@ protected:
 private:
     std::string mActivation;
     int32_t mConstantWeight;
-    int32_t mNbInputs{};   // of the last onShapeChange
-    std::string mMetadata; // for engine inspectors
+    int32_t mNbInputs{}; // of the last onShapeChange
 };
 
 class LinearCreator : public PluginCreator

@@ -93,9 +93,6 @@ QkvToContextPlugin::QkvToContextPlugin(QkvToContextFields fields)
             ", so qkv is int8, but neither output_scale (for an output of "
             "int8) nor output_type (fp32, fp16 or bf16) says what the output is");
     }
-    mMetadata = "num_heads=" + toText(mOwn.numHeads) + " layout=" + mOwn.layout
-                + " qkv_scale=" + toText(mOwn.qkvScale) + " output_scale=" + toText(mOwn.outputScale)
-                + " output_type=" + type;
 }
 
 int32_t QkvToContextPlugin::nbInputs() const
@@ -262,11 +259,6 @@ int32_t QkvToContextPlugin::configurePlugin(DynamicPluginTensorDesc const* in, i
             checkTypes(in[0].desc.type, in[nbInputs - 1].desc.type);
             checkShapes(in[0].max, &in[nbInputs - 1].max);
         });
-}
-
-char const* QkvToContextPlugin::getMetadataString() noexcept
-{
-    return mMetadata.c_str();
 }
 
 int32_t QkvToContextPlugin::onShapeChange(PluginTensorDesc const* in, int32_t nbInputs,

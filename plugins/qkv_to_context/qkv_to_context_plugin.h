@@ -47,7 +47,6 @@ public:
         int32_t nbInputs, int32_t nbOutputs) noexcept override;
     int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
         nvinfer1::DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
-    char const* getMetadataString() noexcept override;
 
     // --- IPluginV3OneRuntime: onShapeChange before the first enqueue and after every change of a shape.
     int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs,
@@ -66,7 +65,6 @@ private:
     void checkShapes(nvinfer1::Dims const& qkv, nvinfer1::Dims const* second) const;
 
     QkvToContextFields mOwn;
-    std::string mMetadata; // for engine inspectors
 };
 
 class QkvToContextCreator : public PluginCreator

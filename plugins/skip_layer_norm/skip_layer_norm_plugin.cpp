@@ -121,9 +121,6 @@ SkipLayerNormPlugin::SkipLayerNormPlugin(SkipLayerNormFields fields)
     {
         fail("field outputs is \"both\"; give the scale of the int8 output in the field output_scale");
     }
-    mMetadata = "epsilon=" + toText(mFields.epsilon) + " x_scale=" + toText(mFields.xScale) + " skip_scale="
-                + toText(mFields.skipScale) + " output_scale=" + toText(mFields.outputScale) + " outputs="
-                + mFields.outputs + " constant_weights=" + std::to_string(mFields.constantWeights);
 }
 
 nvinfer1::IPluginV3* SkipLayerNormPlugin::clone() noexcept
@@ -274,11 +271,6 @@ int32_t SkipLayerNormPlugin::configurePlugin(DynamicPluginTensorDesc const* in, 
             checkTypes(inputs.types.data(), nbInputs);
             checkShapes(inputs.shapes);
         });
-}
-
-char const* SkipLayerNormPlugin::getMetadataString() noexcept
-{
-    return mMetadata.c_str();
 }
 
 int32_t SkipLayerNormPlugin::onShapeChange(PluginTensorDesc const* in, int32_t nbInputs,

@@ -53,7 +53,6 @@ public:
         int32_t nbInputs, int32_t nbOutputs) noexcept override;
     int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
         nvinfer1::DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
-    char const* getMetadataString() noexcept override;
 
     // --- IPluginV3OneRuntime: onShapeChange before the first enqueue and after every change of a shape.
     int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs,
@@ -74,7 +73,6 @@ private:
     SkipLayerNormFields mFields;
     std::optional<nvinfer1::DataType> mNamedType; // output_type
     int32_t mNbInputs{};                          // of the last onShapeChange
-    std::string mMetadata;                        // for engine inspectors
 };
 
 class SkipLayerNormCreator : public PluginCreator
