@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from plugin_build_for_tests import built_plugins
+from plugin_build_for_tests import built_plugins, compile_and_run
 
 from plugins import build
 from plugins.plugin_host import PluginHost, PluginHostError, TensorSpec
@@ -18,6 +18,32 @@ X = TensorSpec((2, 7, 768), "float16")
 WEIGHT = TensorSpec((768,), "float16")
 INPUTS = [X, WEIGHT, WEIGHT]
 FIELDS = {"epsilon": 1e-12, "kernel": "fast"}
+
+
+# Each plugin with every field set. One third is there because six digits, printf's default, do not bring it back.
+THIRD = np.float32(1) / np.float32(3)
+EVERY_FIELD = {
+    "LayerNorm": {"epsilon": np.float32(1e-12), "kernel": "fused"},
+    "SkipLayerNorm": {
+        "epsilon": THIRD,
+        "x_scale": np.float32(0.1),
+        "skip_scale": np.float32(0.00123456789),
+        "output_scale": np.float32(7),
+        "outputs": "both",
+        "constant_weights": 1,
+        "output_type": "bf16",
+    },
+    "EmbLayerNorm": {"epsilon": THIRD},
+    "QkvToContext": {
+        "num_heads": 12,
+        "layout": "packed",
+        "qkv_scale": THIRD,
+        "output_scale": np.float32(0),
+        "output_type": "fp16",
+    },
+    "Linear": {"activation": "gelu", "constant_weight": 1},
+}
+each_plugin = pytest.mark.parametrize("name", EVERY_FIELD)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +109,15 @@ def test_enqueue_out_of_order_is_an_error(host, missing):
     assert b"has no shapes yet" in plugin._c.pluginHostError()
 
 
+def test_what_is_known_of_a_kernel_is_known_by_function_and_device(tmp_path):
+    assert compile_and_run("function_answers_probe.cpp", tmp_path, [], []).splitlines() == [
+        *["1001"] * 3,  # two functions of one type on two devices
+        "asked 1 1 1 1",
+        "after a failure 1",
+        "wrong in threads 0",
+    ]
+
+
 def test_set_shapes_before_start_is_an_error(host):
     plugin = host.create("LayerNorm", fields=FIELDS)
     assert plugin._c.hostedPluginSetShapes(plugin._handle, None, 0, 0) == -1
@@ -94,32 +129,6 @@ def test_serialized_fields_make_the_same_plugin(host):
     fields = plugin.serialized_fields()
     assert fields == {"epsilon": np.float32(1e-12), "kernel": "fast"}
     assert host.create("LayerNorm", fields=fields).serialized_fields() == fields
-
-
-# Each plugin with every field set. One third is there because six digits, printf's default, do not bring it back.
-THIRD = np.float32(1) / np.float32(3)
-EVERY_FIELD = {
-    "LayerNorm": {"epsilon": np.float32(1e-12), "kernel": "fused"},
-    "SkipLayerNorm": {
-        "epsilon": THIRD,
-        "x_scale": np.float32(0.1),
-        "skip_scale": np.float32(0.00123456789),
-        "output_scale": np.float32(7),
-        "outputs": "both",
-        "constant_weights": 1,
-        "output_type": "bf16",
-    },
-    "EmbLayerNorm": {"epsilon": THIRD},
-    "QkvToContext": {
-        "num_heads": 12,
-        "layout": "packed",
-        "qkv_scale": THIRD,
-        "output_scale": np.float32(0),
-        "output_type": "fp16",
-    },
-    "Linear": {"activation": "gelu", "constant_weight": 1},
-}
-each_plugin = pytest.mark.parametrize("name", EVERY_FIELD)
 
 
 def test_every_plugin_is_in_the_table_above(host):
