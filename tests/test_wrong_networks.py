@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import SENTENCES
 
 import builder
 import pipeline
@@ -70,7 +71,9 @@ def one_more(values: np.ndarray) -> np.ndarray:
 def instead_of(wanted: str, other: str) -> Mutate:
     """The weight of another module of the same shape."""
     return patch_method(
-        WeightFile, "get", lambda original, self, name, shape: original(self, other if name == wanted else name, shape)
+        WeightFile,
+        "get",
+        lambda original, self, name, shape: original(self, other if name == wanted else name, shape),
     )
 
 
@@ -159,9 +162,9 @@ ANY = {  # wrong whatever the batching; elementary layers
     "gamma and beta swapped": layer_norm(swapped_parameters, f"{LAYER}.output.LayerNorm"),
     "gamma lost": one_weight(f"{LAYER}.output.LayerNorm.weight", np.ones_like),
     "beta lost": one_weight(f"{LAYER}.attention.output.LayerNorm.bias", np.zeros_like),
-    "tanh for erf": lambda monkeypatch: patch_method(
+    "tanh for erf": patch_method(
         TrtNetworkHelper, "addGELU", lambda original, self, x, name, kind="erf": original(self, x, name, "tanh")
-    )(monkeypatch),
+    ),
     "relu for gelu": patch_method(
         TrtNetworkHelper, "addGELU", lambda original, self, x, name, kind="erf": self.addReLU(x, name)
     ),
@@ -252,7 +255,8 @@ def separator(change: Callable[[Any, Any], Any]) -> Mutate:
 
 
 def all_words(helper: Any, mask: Any) -> Any:
-    return helper.addCast(helper.addEqual(mask, mask, f"{helper.network.num_layers}.true"), trt.DataType.INT32, f"{helper.network.num_layers}.one")
+    name = f"{helper.network.num_layers}.words"
+    return helper.addCast(helper.addEqual(mask, mask, f"{name}.true"), trt.DataType.INT32, name)
 
 
 def shorter_first(helper: Any, cu_seqlens: Any) -> Any:
@@ -369,24 +373,48 @@ ALL_CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def run_builder(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bool]:
-    """Runs builder.py's ``run`` without building the plan. Returns whether it is called right."""
-    folder = shutil.copytree(model_dir, tmp_path_factory.mktemp("wrong") / "out")
-    text = folder / "sentences.txt"
-    words = (model_dir / "tokenizer.json").read_text()
-    assert "paris" in words
-    text.write_text("the capital of france contains the eiffel tower .\nparis , lyon , nice .\nlondon a b c d e\n" * 4)
+class Runs:
+    """Runs builder.py's ``run`` without building the plan. 8-bit ranges come from the right network, found once."""
 
-    def run(*options: str) -> bool:
+    def __init__(self, model_dir: Path, sentences: Path) -> None:
+        self._given = ["--model-dir", str(model_dir), "--calibration-data", str(sentences)]
+        self._quantized: dict[tuple[str, ...], Any] = {}
+
+    def calibrate(self, *options: str) -> None:
+        """Finds the ranges that runs with these options have; call it while the network is right."""
+        if {"int8", "fp8"}.intersection(options) and options not in self._quantized:
+            args = self._arguments(*options)
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                monkeypatch.setattr(
+                    pipeline, "finish", lambda job, *_: self._quantized.update({options: job.quantized})
+                )
+                builder.run(args)
+
+    def agrees(self, *options: str) -> bool:
+        """Whether the run is called right."""
+
+        def quantize(job: pipeline.Job, *_: Any) -> Any:
+            job.quantized = self._quantized.get(options)
+            return job.quantized and job.quantized.quantization
+
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(pipeline.Job, "quantize", quantize)
+            return builder.run(self._arguments(*options)).agrees
+
+    def _arguments(self, *options: str) -> argparse.Namespace:
         parser = argparse.ArgumentParser()
         pipeline.add_common_arguments(parser)
         builder.add_network_arguments(parser)
-        args = parser.parse_args(["--model-dir", str(folder), "--calibration-data", str(text), *options])
+        args = parser.parse_args([*self._given, *options])
         args.gelu, args.compare_layers = None, False
-        return builder.run(args).agrees
+        return args
 
-    return run
+
+@pytest.fixture(scope="module")
+def runs(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = shutil.copytree(model_dir, tmp_path_factory.mktemp("wrong") / "out")
+    (folder / "sentences.txt").write_text(SENTENCES)
+    return Runs(folder, folder / "sentences.txt")
 
 
 @pytest.fixture(autouse=True)
@@ -408,17 +436,18 @@ def no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=lambda options: "-".join(options[1::2]) or "single",
 )
-def test_the_right_network_is_called_right(run_builder, precision, options):
-    assert run_builder("--precision", precision, *options)
+def test_the_right_network_is_called_right(runs, precision, options):
+    runs.calibrate("--precision", precision, *options)
+    assert runs.agrees("--precision", precision, *options)
 
 
 @pytest.mark.parametrize("case", ALL_CASES)
-def test_a_wrong_network_is_called_wrong(run_builder, monkeypatch, case):
-    # Calibration comes from the right network: what is wrong then is the network alone.
-    run_builder("--precision", case.precision, *case.options) if case.precision in ("int8", "fp8") else None
+def test_a_wrong_network_is_called_wrong(runs, monkeypatch, case):
+    options = ("--precision", case.precision, *case.options)
+    runs.calibrate(*options)
     case.mutate(monkeypatch)
     try:
-        agrees = run_builder("--precision", case.precision, *case.options)
+        agrees = runs.agrees(*options)
     except UserError:
         return  # refused, with a message that names what is wrong
     assert not agrees
