@@ -377,7 +377,8 @@ class Runs:
     """Runs builder.py's ``run`` without building the plan. 8-bit ranges come from the right network, found once."""
 
     def __init__(self, model_dir: Path, sentences: Path) -> None:
-        self._given = ["--model-dir", str(model_dir), "--calibration-data", str(sentences)]
+        data = ["--calibration-data", str(sentences), "--calibration-sentences", "8"]
+        self._given = ["--model-dir", str(model_dir), *data]
         self._quantized: dict[tuple[str, ...], Any] = {}
 
     def calibrate(self, *options: str) -> None:
