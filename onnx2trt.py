@@ -27,7 +27,7 @@ import builder
 from common import UserError, run_script
 from model_files import BertConfig, ModelFolder, WeightFile, load_onnx
 from pipeline import Job, add_common_arguments, finish, print_report, write_json
-from plugin_layers import Known, PluginLayer, layer_norm_layer, load_library, plugin_node
+from plugin_layers import Known, PluginLayer, layer_norm_layer, load_library, plugin_node, plugin_parser
 from quantization import BASE_PRECISION, Product, Quantization, encoder_products, range_name
 from tensorrt_product import trt
 from trt_helper import (
@@ -289,7 +289,7 @@ def parse(
         known_plugins = use_plugin(model, folder.config, DTYPES[precision], layer_norm)
     if model.ByteSize() > LARGEST_MODEL:
         raise UserError(f"{path} is larger than 2 GiB in {precision}; use builder.py, which has no limit")
-    parser = trt.OnnxParser(network, LOGGER)
+    parser = plugin_parser(network) if known_plugins else trt.OnnxParser(network, LOGGER)
     if not parser.parse(model.SerializeToString(), str(path)):  # the path says where the data file lies
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         told = "; ".join(f"node {error.node_name()!r} ({error.node_operator()}): {error.desc()}" for error in errors)
