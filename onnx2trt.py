@@ -206,22 +206,22 @@ class GraphQuantizer:
         name = f"{tensor}.dequantized"
         if name not in self._made:
             scale = np.asarray(largest / QUANTIZED_MAXIMA[self.quantization.dtype], np.float32)
-            inputs = [self._constant(f"{tensor}.scale", scale), self._zero(f"{tensor}.zero", ())]
-            self._add("QuantizeLinear", [tensor, *inputs], f"{tensor}.quantized")
-            self._add("DequantizeLinear", [f"{tensor}.quantized", *inputs], name, output_dtype=ONNX_TYPES["fp16"])
+            step = self._constant(f"{tensor}.scale", scale)
+            zero = self._constant(f"{tensor}.zero", np.zeros((), NUMPY_TYPES[self.quantization.dtype]))
+            self._add("QuantizeLinear", [tensor, step, zero], f"{tensor}.quantized")  # the zero point says the type
+            self._dequantize([f"{tensor}.quantized", step], name)
         return name
 
     def _quantized_weight(self, product: str, weight: np.ndarray) -> str:
         """(in, out) in one byte an element; with a third axis in front, as the other factor has."""
         values, scales = quantize_weight(weight, self.quantization.dtype, product)
         stored = self._constant(f"{product}.weight.quantized", values[None])
-        inputs = [stored, self._constant(f"{product}.scale", scales), self._zero(f"{product}.zero", scales.shape)]
-        self._add("DequantizeLinear", inputs, f"{product}.dequantized", axis=2, output_dtype=ONNX_TYPES["fp16"])
+        self._dequantize([stored, self._constant(f"{product}.scale", scales)], f"{product}.dequantized", axis=2)
         return f"{product}.dequantized"
 
-    def _zero(self, name: str, shape: tuple[int, ...]) -> str:
-        """The zero point, which says the type."""
-        return self._constant(name, np.zeros(shape, NUMPY_TYPES[self.quantization.dtype]))
+    def _dequantize(self, inputs: list[str], output: str, **attributes: Any) -> None:
+        """To fp16, without a zero point: the parsers of TensorRT 10 refuse one beside an ``output_dtype``."""
+        self._add("DequantizeLinear", inputs, output, output_dtype=ONNX_TYPES["fp16"], **attributes)
 
     def _constant(self, name: str, values: np.ndarray) -> str:
         if name not in self._made:

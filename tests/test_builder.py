@@ -35,7 +35,7 @@ from quantization import (
 )
 from sensitivity import quantization_of
 from tensorrt_product import trt
-from trt_helper import BuildOptions, SequenceRange, TrtLog, build_plan, check_plan
+from trt_helper import NUMPY_TYPES, QUANTIZED_TYPES, BuildOptions, SequenceRange, TrtLog, build_plan, check_plan
 
 
 def api_runner(folder, precision="fp32", gelu=None, **options):
@@ -369,6 +369,40 @@ def test_scales_of_activations_are_the_same_in_both_ways(model_dir, sentence_fil
     rest = [sorted(set(scales) - set(some)) for scales, some in ((found[0], found[1]), (found[1], found[0]))]
     assert rest[0] == pytest.approx(queries)
     assert rest[1] == pytest.approx([value * folder.config.head_size**0.5 for value in queries])  # scaled later
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_no_zero_point_stands_beside_an_output_type(model_dir, sentence_file, monkeypatch, kind):
+    """The parsers of TensorRT 10 refuse a DequantizeLinear that has both."""
+    parsed = []
+    parser = trt.OnnxParser
+
+    class Listening:
+        def __init__(self, network, logger):
+            self.parser = parser(network, logger)
+
+        def parse(self, model, path):
+            parsed.append(onnx.ModelProto.FromString(model))
+            return self.parser.parse(model, path)
+
+    monkeypatch.setattr(trt, "OnnxParser", Listening)
+    folder = ModelFolder(model_dir)
+    quantization = quantization_for(folder, sentence_file, kind, GROUPS)
+    onnx2trt.parse(folder, kind, TrtLog(), quantization=quantization)
+    (graph,) = (model.graph for model in parsed)
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    narrow = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(NUMPY_TYPES[QUANTIZED_TYPES[kind]]))
+    dequantized = [node for node in graph.node if node.op_type == "DequantizeLinear"]
+    quantized = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert len(dequantized) > len(quantized) > 0
+    for node in dequantized:
+        assert [attribute.i for attribute in node.attribute if attribute.name == "output_dtype"] == [
+            onnx.TensorProto.FLOAT16
+        ]
+        assert len(node.input) == 2, node.name
+    for node in quantized:
+        assert constants[node.input[2]].data_type == narrow  # the one place that says the type
+        assert not [attribute for attribute in node.attribute if attribute.name == "output_dtype"]
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
