@@ -28,7 +28,7 @@ import numpy as np
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 import tensorrt_product
-from common import UserError, log_console, write_whole
+from common import UserError, log_console, warn, write_whole
 from model_files import LENGTHS_NAME
 from packing import check_batch
 from tensorrt_product import IS_RTX, trt
@@ -404,7 +404,12 @@ class TrtNetworkHelper:
         wide = self.addCast(x, trt.DataType.FLOAT, f"{name}.wide")
         scale = self.addConstant(gamma, f"{name}.weight", trt.DataType.FLOAT, _as_rank(gamma.shape, x))
         shift = self.addConstant(beta, f"{name}.bias", trt.DataType.FLOAT, _as_rank(beta.shape, x))
-        layer = self.network.add_normalization(wide, scale, shift, 1 << (len(x.shape) - 1))
+        network: Any = self.network
+        # The first is deprecated since TensorRT 10.15 in favour of v2, which 10.13 does not have. For a layer norm
+        # they are the same; only the shapes of group norm differ.
+        has_v2 = hasattr(network, "add_normalization_v2")
+        add_normalization = network.add_normalization_v2 if has_v2 else network.add_normalization
+        layer = add_normalization(wide, scale, shift, 1 << (len(x.shape) - 1))
         if layer is not None:
             layer.epsilon = epsilon
         narrow = self.dtype != trt.DataType.FLOAT
@@ -879,17 +884,45 @@ def set_compute_capabilities(config: trt.IBuilderConfig, capabilities: Sequence[
 def timing_cache(config: trt.IBuilderConfig, path: Path | None) -> Iterator[None]:
     """Uses the kernel timings of earlier builds and adds those of this one.
 
-    Only the full product times kernels when it builds; tensorrt_rtx would look for a GPU.
+    Only the full product times kernels when it builds; tensorrt_rtx would look for a GPU. A cache that is damaged, or
+    of another GPU or version, is replaced by a fresh one. None of this is worth a failed build: what goes wrong is a
+    warning.
     """
     if path is None or IS_RTX:
         yield
         return
-    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    if not config.set_timing_cache(cache, ignore_mismatch=False):  # of another GPU or version: start afresh
-        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+    usable = _use_timings(config, _earlier_timings(path)) or _use_timings(config, b"")
     yield
-    with write_whole(path) as file:
-        file.write(memoryview(config.get_timing_cache().serialize()))
+    cache = config.get_timing_cache() if usable else None
+    timings = None if cache is None else cache.serialize()
+    if timings is None:
+        warn(f"TensorRT offers no timing cache: {path} is not written, and the next build takes as long as this one")
+        return
+    try:
+        with write_whole(path) as file:
+            file.write(memoryview(timings))
+    except UserError as error:
+        warn(f"the timing cache is not kept: {error}")
+
+
+def _earlier_timings(path: Path) -> bytes:
+    """What an earlier build left; empty where there is nothing to read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        warn(f"cannot read the timing cache {path} ({error.strerror}); kernels are timed afresh")
+        return b""
+
+
+def _use_timings(config: trt.IBuilderConfig, timings: bytes) -> bool:
+    """Gives the builder a timing cache. False where TensorRT does not take it."""
+    try:
+        cache = config.create_timing_cache(timings)
+        return cache is not None and config.set_timing_cache(cache, ignore_mismatch=False)
+    except (RuntimeError, TypeError, ValueError):  # pybind's answers to a null pointer
+        return False
 
 
 class _ProgressMonitor(trt.IProgressMonitor):
@@ -960,15 +993,16 @@ def _build_to_file(
     """Builds and writes the plan. Returns (CRC-32, bytes)."""
     with write_whole(path) as file:
         writer = _PlanWriter(file)
-        if hasattr(builder, "build_serialized_network_to_stream"):
-            built = builder.build_serialized_network_to_stream(network, config, writer)
-        else:  # TensorRT 10.12
-            plan = builder.build_serialized_network(network, config)
-            built = plan is not None and writer.write(bytes(memoryview(plan))) == plan.nbytes
+        built = builder.build_serialized_network_to_stream(network, config, writer)
         if writer.error is not None:
             raise writer.error
         if not built:
             raise UserError(f"TensorRT could not build the plan: {log.take_errors()}")
+        if writer.num_bytes == 0:
+            raise UserError(
+                f"TensorRT says that it built the plan {path}, but wrote 0 bytes: {log.take_errors()}; build it "
+                "again with --verbose and report what the log says"
+            )
     return writer.crc32, writer.num_bytes
 
 
