@@ -82,8 +82,8 @@ LOGGER = _ProcessLogger()
 
 
 class TrtLog:
-    """What TensorRT says from now on, until another TrtLog is made. Keeps errors, so that an exception can carry
-    TensorRT's own message.
+    """What TensorRT says from now on, until another TrtLog is made: what runs inside somebody's job should take
+    ``TrtLog.current``. Keeps errors, so that an exception can carry TensorRT's own message.
 
     Args:
         verbose_file: where every message is written as a line; None keeps errors only.
@@ -95,6 +95,11 @@ class TrtLog:
         self.verbose_file = verbose_file
         self.errors: list[str] = []
         LOGGER.listener = self
+
+    @staticmethod
+    def current() -> TrtLog:
+        """The log that is listening, so that a verbose log goes on; a new one where none is."""
+        return LOGGER.listener or TrtLog()
 
     def hear(self, severity: trt.ILogger.Severity, msg: str) -> None:
         """Takes one message."""
@@ -1081,8 +1086,11 @@ def execution_obstacle() -> str | None:
         return "no NVIDIA GPU (no driver is installed)"
     try:
         import pycuda.driver as cuda  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return "pycuda is not installed (pip install -r requirements-gpu.txt)"
+    except ImportError as error:
+        return (
+            f"pycuda is not installed, or does not work ({error}): pip install -r requirements-pycuda.txt, which "
+            "needs a CUDA toolkit"
+        )
     try:
         cuda.init()
         if cuda.Device.count() == 0:
@@ -1094,6 +1102,34 @@ def execution_obstacle() -> str | None:
         name = f"{capability[0]}.{capability[1]}"
         return f"{tensorrt_product.describe()} does not execute on compute capability {name} (data-centre GPUs)"
     return None
+
+
+def graph_obstacle() -> str | None:
+    """Why CUDA graphs cannot be captured here; None if they can."""
+    try:
+        from cuda.bindings import runtime  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        return f"cuda-bindings is not installed, or does not work ({error}): pip install -r requirements-gpu.txt"
+    return None
+
+
+def gpu_capability() -> tuple[int, int] | None:
+    """Compute capability of the first GPU; None without one.
+
+    The driver itself is asked: it answers where the packages that execute plans are missing.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    failed = (
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(device), 0)
+        or driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # ..._COMPUTE_CAPABILITY_MAJOR
+        or driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)  # ..._COMPUTE_CAPABILITY_MINOR
+    )
+    return None if failed else (major.value, minor.value)
 
 
 def check_in_profile(name: str, shape: Sequence[int], profile: Sequence[Sequence[int]]) -> None:
@@ -1123,6 +1159,50 @@ def cast_input(name: str, values: np.ndarray, dtype: Any) -> np.ndarray:
     return cast
 
 
+def load_engine(path: Path, plan: bytes, log: TrtLog) -> tuple[trt.Runtime, trt.ICudaEngine]:
+    """Deserializes a plan, with the plugins that it uses.
+
+    Args:
+        path: the plan's file; ``PLAN.json`` beside it says which plugins it uses.
+        plan: from ``check_plan``.
+        log: collects TensorRT's messages.
+
+    Returns:
+        The runtime, which must live as long as the engine, and the engine.
+
+    Raises:
+        PlanError: TensorRT refuses the plan.
+        UserError: the plan's plugin library is not built.
+    """
+    import plugin_layers
+
+    log.take_errors()  # earlier ones are about something else
+    info = read_info(path)
+    embedded = info is not None and info.plugins_embedded
+    if info is not None and info.plugin_library and not embedded:
+        plugin_layers.load_library()
+    runtime = trt.Runtime(LOGGER)
+    if embedded:
+        runtime.engine_host_code_allowed = True  # the library is in the plan; a plan without one needs no such leave
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        told = log.take_errors()
+        if "plugin" in told.lower() or "creator" in told.lower():
+            try:
+                plugin_layers.load_library()
+            except UserError as error:
+                told += f" (the built plugin library is of no help: {error})"
+            else:
+                engine = runtime.deserialize_cuda_engine(plan)
+                told = told if engine is not None else log.take_errors()
+        if engine is None:
+            raise PlanError(
+                f"TensorRT cannot load the plan {path}: {told}. It is corrupt, for another GPU or from another "
+                "TensorRT version; build it on this machine"
+            )
+    return runtime, engine
+
+
 class InferHelper:
     """Executes a plan.
 
@@ -1131,7 +1211,7 @@ class InferHelper:
 
     Args:
         plan_path: the plan file; ``PLAN.json`` beside it, if there, is checked too.
-        log: collects TensorRT's messages.
+        log: collects TensorRT's messages; default: the log that is listening.
 
     Raises:
         PlanError: the plan is missing, corrupt, from another TensorRT version, or for another GPU.
@@ -1151,29 +1231,31 @@ class InferHelper:
         device_context.push()
         self._cleanup.callback(device_context.pop)
         try:
-            self.log = log or TrtLog()
-            self._load(plan, plan_path)
+            self.log = log or TrtLog.current()
+            self._runtime, self.engine = load_engine(plan_path, plan, self.log)
+            self._context = self._create_context(plan_path)
             self._allocate()
         except BaseException:
             self._cleanup.close()
             raise
 
-    def _load(self, plan: bytes, path: Path) -> None:
-        info = read_info(path)
-        if info is not None and info.plugin_library and not info.plugins_embedded:
-            import plugin_layers
+    def _create_context(self, path: Path) -> trt.IExecutionContext:
+        """The engine's execution context.
 
-            plugin_layers.load_library()
-        self._runtime = trt.Runtime(LOGGER)
-        self.engine = self._runtime.deserialize_cuda_engine(plan)
-        if self.engine is None:
-            raise PlanError(
-                f"TensorRT cannot load the plan {path}: {self.log.take_errors()}. It is corrupt, for another GPU or "
-                "from another TensorRT version; build it on this machine"
-            )
-        self._context = self.engine.create_execution_context()
-        if self._context is None:
+        TensorRT for RTX compiles kernels for new shapes in the background and runs stand-ins meanwhile, which would
+        then be timed, or captured in a CUDA graph: it is told to compile them at once.
+        """
+        if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+            engine: Any = self.engine  # the full product's types have none of this
+            strategies: Any = getattr(trt, "DynamicShapesKernelSpecializationStrategy")  # noqa: B009
+            self._runtime_config = engine.create_runtime_config()
+            self._runtime_config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+            context = engine.create_execution_context(self._runtime_config)
+        else:
+            context = self.engine.create_execution_context()
+        if context is None:
             raise PlanError(f"no execution context for {path}: {self.log.take_errors()}; is the GPU's memory full?")
+        return context
 
     def _allocate(self) -> None:
         """Device and page-locked host buffers for the largest shapes."""
@@ -1297,7 +1379,13 @@ def captured_graph(stream_handle: int, enqueue: Callable[[], None]) -> Iterator[
     """Records what ``enqueue`` does on a stream; yields a function that replays it there.
 
     pycuda has no graphs, hence NVIDIA's own bindings.
+
+    Raises:
+        UserError: those are not installed, or CUDA refuses.
     """
+    obstacle = graph_obstacle()
+    if obstacle is not None:
+        raise UserError(f"no CUDA graph can be captured: {obstacle}")
     from cuda.bindings import runtime  # pyright: ignore[reportMissingImports]
 
     def check(answer: tuple[Any, ...]) -> Any:
