@@ -16,6 +16,8 @@ import builder
 import demo
 import model2onnx
 import onnx2trt
+import pipeline
+import tensorrt_product
 from calibrator import Subject, calibrate, read_data
 from common import UserError
 from model_files import INPUT_NAMES, MASK_NAME, ModelFolder
@@ -546,3 +548,54 @@ def test_wrong_quantization_options(
     assert done.code == code
     assert message in " ".join(done.err.split())
     assert not list(tmp_path.glob("*.plan"))
+
+
+# --- what is said before the long work ----------------------------------------------------------------------
+
+
+def ends_here(where: str):
+    def end(*_arguments, **_options):
+        raise UserError(f"ended in {where}")
+
+    return end
+
+
+@pytest.mark.parametrize("main", [builder.main, onnx2trt.main], ids=["builder.py", "onnx2trt.py"])
+def test_missing_bindings_are_told_before_the_build(in_process: InProcess, model_dir, tmp_path, monkeypatch, main):
+    monkeypatch.setattr(pipeline, "warn_of_missing_bindings", ends_here("the warning"))
+    monkeypatch.setattr(pipeline, "build_plan", ends_here("the build"))
+    done = in_process(main, "--model-dir", model_dir, "--plan", tmp_path / "p.plan")
+    assert "ended in the warning" in done.err
+
+
+@pytest.mark.parametrize(
+    ("is_rtx", "capability", "told"),
+    [
+        (True, None, "does not execute there"),
+        (True, (9, 0), "does not execute there"),
+        (True, (8, 9), "does not execute there"),
+        (False, (8, 9), "this GPU is 8.9"),
+        (False, (12, 0), "this GPU is 12.0"),
+        (False, (9, 0), None),
+        (False, None, None),
+    ],
+)
+def test_the_linear_plugin_off_hopper_is_a_warning(
+    in_process: InProcess, model_dir, tmp_path, monkeypatch, is_rtx, capability, told
+):
+    monkeypatch.setattr(builder, "IS_RTX", is_rtx)
+    monkeypatch.setattr(builder, "gpu_capability", lambda: capability)
+    monkeypatch.setattr(builder, "assemble", ends_here("assemble"))
+    options = ["--model-dir", model_dir, "--plan", tmp_path / "p.plan"]
+    done = in_process(builder.main, *options, "--fusion", "all", "--precision", "fp16")
+    assert "ended in assemble" in done.err
+    if told is None:
+        assert "warning" not in done.err
+    else:
+        assert "warning: --fusion all: the Linear plugin has been measured" in done.err
+        err = done.err.replace(f"{tensorrt_product.describe()} ", "")
+        assert f"compute capability 9.0 (Hopper) only, and {told}" in err
+    for fusion, precision in (("plugins", "fp16"), ("none", "fp16"), ("all", "fp32")):  # none has the Linear plugin
+        done = in_process(builder.main, *options, "--fusion", fusion, "--precision", precision)
+        assert "ended in assemble" in done.err
+        assert "warning" not in done.err
