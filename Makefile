@@ -62,9 +62,12 @@ $(VENV)/.installed: $(VENV)/.installed-base
 endif
 	@touch $@
 
-$(VENV)/.installed-gpu: requirements-gpu.txt $(VENV)/.installed-base
+# pycuda by itself, since it is compiled: where that fails, the full TensorRT stays.
+$(VENV)/.installed-gpu: requirements-gpu.txt requirements-pycuda.txt $(VENV)/.installed-base
 	$(PIP) -r requirements-gpu.txt || \
 	  echo "warning: requirements-gpu.txt could not be installed (the reason stands above); plans will be built but not executed" >&2
+	$(PIP) -r requirements-pycuda.txt || \
+	  echo "warning: pycuda could not be compiled (the reason stands above; it needs a CUDA toolkit with nvcc on the PATH); plans will be built but not executed" >&2
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed

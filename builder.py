@@ -30,7 +30,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common import UserError, run_script
+import tensorrt_product
+from common import UserError, run_script, warn
 from fill_masks import check_source, fill_network
 from fusion_log import print_fusions
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, BertConfig, ModelFolder, WeightFile
@@ -47,7 +48,7 @@ from plugin_layers import (
     skip_layer_norm_layer,
 )
 from quantization import BASE_PRECISION, Quantization
-from tensorrt_product import trt
+from tensorrt_product import IS_RTX, trt
 from trt_helper import (
     DTYPES,
     GELU_KINDS,
@@ -57,11 +58,13 @@ from trt_helper import (
     TrtLog,
     TrtNetworkHelper,
     create_builder,
+    gpu_capability,
 )
 
 BATCHINGS = ("single", "padded", "packed")
 FUSED_LAYERS = ("EmbLayerNorm", "SkipLayerNorm", "QkvToContext")
 QKV = ("query", "key", "value")
+HOPPER = (9, 0)  # the compute capability that the Linear plugin's kernels were written for and measured on
 DEFAULT_BATCH = SequenceRange(1, 8, 32)
 ATTENTION_STAYS = (
     "--quantize attention: the QkvToContext plugin computes attention's own products in fp16; leave attention out, "
@@ -355,6 +358,8 @@ def run(args: argparse.Namespace) -> Job:
     if args.sentences is not None:
         check_source(folder, args.sentences, batch)
     job = Job.prepare("builder.py", folder, args, args.batching, batch, fused)
+    if "Linear" in fused:
+        warn_off_hopper()
     with job.logging() as log:
         quantization = job.quantize(args, assemble, log)
         start = time.perf_counter()
@@ -517,6 +522,24 @@ def is_quantized(quantization: Quantization | None, *products: str) -> bool:
 def fused_layers(fusion: str, precision: str) -> tuple[str, ...]:
     """The plugins that a network has with ``--fusion`` and ``--precision``: Linear has no fp32."""
     return tuple(name for name in FUSIONS[fusion] if name != "Linear" or precision != "fp32")
+
+
+def warn_off_hopper() -> None:
+    """Warns that the Linear plugin was measured on compute capability 9.0 alone, unless the plan will run there.
+
+    The full product builds for the GPU of this machine; TensorRT for RTX never executes on 9.0.
+    """
+    capability = gpu_capability()
+    if IS_RTX:
+        target = f"{tensorrt_product.describe()} does not execute there"
+    elif capability is not None and capability != HOPPER:
+        target = f"this GPU is {capability[0]}.{capability[1]}"
+    else:
+        return
+    warn(
+        "--fusion all: the Linear plugin has been measured against TensorRT's own matrix products on compute "
+        f"capability 9.0 (Hopper) only, and {target}; compare with --fusion plugins"
+    )
 
 
 def refuse_attention_products(quantization: Quantization) -> None:

@@ -27,7 +27,7 @@ import builder
 from common import UserError, run_script
 from model_files import BertConfig, ModelFolder, WeightFile, load_onnx
 from pipeline import Job, add_common_arguments, finish, print_report, write_json
-from plugin_layers import Known, PluginLayer, layer_norm_layer, load_library, plugin_node
+from plugin_layers import Known, PluginLayer, layer_norm_layer, load_library, plugin_node, plugin_parser
 from quantization import BASE_PRECISION, Product, Quantization, encoder_products, range_name
 from tensorrt_product import trt
 from trt_helper import (
@@ -210,22 +210,22 @@ class GraphQuantizer:
         name = f"{tensor}.dequantized"
         if name not in self._made:
             scale = np.asarray(largest / QUANTIZED_MAXIMA[self.quantization.dtype], np.float32)
-            inputs = [self._constant(f"{tensor}.scale", scale), self._zero(f"{tensor}.zero", ())]
-            self._add("QuantizeLinear", [tensor, *inputs], f"{tensor}.quantized")
-            self._add("DequantizeLinear", [f"{tensor}.quantized", *inputs], name, output_dtype=ONNX_TYPES["fp16"])
+            step = self._constant(f"{tensor}.scale", scale)
+            zero = self._constant(f"{tensor}.zero", np.zeros((), NUMPY_TYPES[self.quantization.dtype]))
+            self._add("QuantizeLinear", [tensor, step, zero], f"{tensor}.quantized")  # the zero point says the type
+            self._dequantize([f"{tensor}.quantized", step], name)
         return name
 
     def _quantized_weight(self, product: str, weight: np.ndarray) -> str:
         """(in, out) in one byte an element; with a third axis in front, as the other factor has."""
         values, scales = quantize_weight(weight, self.quantization.dtype, product)
         stored = self._constant(f"{product}.weight.quantized", values[None], weight)
-        inputs = [stored, self._constant(f"{product}.scale", scales), self._zero(f"{product}.zero", scales.shape)]
-        self._add("DequantizeLinear", inputs, f"{product}.dequantized", axis=2, output_dtype=ONNX_TYPES["fp16"])
+        self._dequantize([stored, self._constant(f"{product}.scale", scales)], f"{product}.dequantized", axis=2)
         return f"{product}.dequantized"
 
-    def _zero(self, name: str, shape: tuple[int, ...]) -> str:
-        """The zero point, which says the type."""
-        return self._constant(name, np.zeros(shape, NUMPY_TYPES[self.quantization.dtype]))
+    def _dequantize(self, inputs: list[str], output: str, **attributes: Any) -> None:
+        """To fp16, without a zero point: the parsers of TensorRT 10 refuse one beside an ``output_dtype``."""
+        self._add("DequantizeLinear", inputs, output, output_dtype=ONNX_TYPES["fp16"], **attributes)
 
     def _constant(self, name: str, values: np.ndarray, source: np.ndarray | None = None) -> str:
         if source is not None:
@@ -297,7 +297,7 @@ def parse(
         known_plugins = use_plugin(model, folder.config, DTYPES[precision], layer_norm)
     if model.ByteSize() > LARGEST_MODEL:
         raise UserError(f"{path} is larger than 2 GiB in {precision}; use builder.py, which has no limit")
-    parser = trt.OnnxParser(network, LOGGER)
+    parser = plugin_parser(network) if known_plugins else trt.OnnxParser(network, LOGGER)
     if not parser.parse(model.SerializeToString(), str(path)):  # the path says where the data file lies
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         told = "; ".join(f"node {error.node_name()!r} ({error.node_operator()}): {error.desc()}" for error in errors)

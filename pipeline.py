@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 import tensorrt_product
-from common import UserError, console, log_console, make_folder, write_whole
+from common import UserError, console, log_console, make_folder, warn, write_whole
 from comparison import (
     TOLERANCES,
     Comparison,
@@ -50,6 +51,8 @@ from trt_helper import (
     build_plan,
     check_in_profile,
     execution_obstacle,
+    gpu_capability,
+    graph_obstacle,
     profile_shapes,
 )
 
@@ -196,6 +199,7 @@ class Job:
             embed_plugins=not args.no_embed_plugins,
         )
         log = plan.with_suffix(".log") if args.verbose else None
+        warn_of_missing_bindings()
         return cls(
             way,
             folder,
@@ -334,6 +338,20 @@ def finish(
     job.comparison = Comparison.of(last, job.demo, tokens)
 
 
+@functools.cache
+def warn_of_missing_bindings() -> None:
+    """Says before the long work what will stop a plan from being executed or timed on this machine's GPU."""
+    if gpu_capability() is None:
+        return  # nothing is executed here anyway, and the report says so
+    obstacle = execution_obstacle()
+    if obstacle is not None:
+        warn(f"the plan will be built but not executed: {obstacle}")
+        return
+    obstacle = graph_obstacle()
+    if obstacle is not None:
+        warn(f"the plan will be executed, but not timed in a CUDA graph: {obstacle}")
+
+
 def write_json(path: Path | None, results: dict[str, Any] | list[dict[str, Any]]) -> None:
     """Writes what --json asks for; nothing without a path. Called last, when all that decides has been compared.
 
@@ -365,7 +383,8 @@ def _execute_plan(job: Job) -> np.ndarray:
         output = helper.infer(job.inputs)[name]
         job.sequences = compare_sequences(lambda inputs: helper.infer(inputs)[name], _batches(job), job.reference)
         job.latency["enqueue"] = helper.benchmark(job.inputs, TIMED_RUNS)
-        job.latency["cuda_graph"] = helper.benchmark(job.inputs, TIMED_RUNS, cuda_graph=True)
+        if graph_obstacle() is None:
+            job.latency["cuda_graph"] = helper.benchmark(job.inputs, TIMED_RUNS, cuda_graph=True)
     return output
 
 

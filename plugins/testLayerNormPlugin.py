@@ -68,14 +68,14 @@ def layer_norm_model(kernel: str, type_name: str, hidden: int = 768) -> bytes:
 
 def build_engine(model: bytes, library: Path, hidden: int = 768) -> tuple[bytes | None, list[str]]:
     """A plan of a model with plugins, or None; and the errors that TensorRT and the plugin logged."""
-    from plugin_layers import load_library
+    from plugin_layers import load_library, plugin_parser
     from tensorrt_product import trt
-    from trt_helper import LOGGER, TrtLog, create_builder
+    from trt_helper import TrtLog, create_builder
 
     load_library(library)
     log = TrtLog()
     builder, network = create_builder(log)
-    parser = trt.OnnxParser(network, LOGGER)
+    parser = plugin_parser(network)
     if not parser.parse(model):
         return None, log.errors
     config = builder.create_builder_config()

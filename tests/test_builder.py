@@ -16,6 +16,8 @@ import builder
 import demo
 import model2onnx
 import onnx2trt
+import pipeline
+import tensorrt_product
 from calibrator import Subject, calibrate, read_data
 from common import UserError
 from comparison import TOLERANCES, relative_l2
@@ -35,7 +37,7 @@ from quantization import (
 )
 from sensitivity import quantization_of
 from tensorrt_product import trt
-from trt_helper import BuildOptions, SequenceRange, TrtLog, build_plan, check_plan
+from trt_helper import NUMPY_TYPES, QUANTIZED_TYPES, BuildOptions, SequenceRange, TrtLog, build_plan, check_plan
 
 
 def api_runner(folder, precision="fp32", gelu=None, **options):
@@ -372,6 +374,40 @@ def test_scales_of_activations_are_the_same_in_both_ways(model_dir, sentence_fil
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_no_zero_point_stands_beside_an_output_type(model_dir, sentence_file, monkeypatch, kind):
+    """The parsers of TensorRT 10 refuse a DequantizeLinear that has both."""
+    parsed = []
+    parser = trt.OnnxParser
+
+    class Listening:
+        def __init__(self, network, logger):
+            self.parser = parser(network, logger)
+
+        def parse(self, model, path):
+            parsed.append(onnx.ModelProto.FromString(model))
+            return self.parser.parse(model, path)
+
+    monkeypatch.setattr(trt, "OnnxParser", Listening)
+    folder = ModelFolder(model_dir)
+    quantization = quantization_for(folder, sentence_file, kind, GROUPS)
+    onnx2trt.parse(folder, kind, TrtLog(), quantization=quantization)
+    (graph,) = (model.graph for model in parsed)
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    narrow = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(NUMPY_TYPES[QUANTIZED_TYPES[kind]]))
+    dequantized = [node for node in graph.node if node.op_type == "DequantizeLinear"]
+    quantized = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert len(dequantized) > len(quantized) > 0
+    for node in dequantized:
+        assert [attribute.i for attribute in node.attribute if attribute.name == "output_dtype"] == [
+            onnx.TensorProto.FLOAT16
+        ]
+        assert len(node.input) == 2, node.name
+    for node in quantized:
+        assert constants[node.input[2]].data_type == narrow  # the one place that says the type
+        assert not [attribute for attribute in node.attribute if attribute.name == "output_dtype"]
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_a_padded_batch_quantized_gives_what_single_sentences_give(model_dir, sentence_file, kind):
     folder = ModelFolder(model_dir)
     quantization = quantization_for(folder, sentence_file, kind, smoothing=0.5)
@@ -512,3 +548,54 @@ def test_wrong_quantization_options(
     assert done.code == code
     assert message in " ".join(done.err.split())
     assert not list(tmp_path.glob("*.plan"))
+
+
+# --- what is said before the long work ----------------------------------------------------------------------
+
+
+def ends_here(where: str):
+    def end(*_arguments, **_options):
+        raise UserError(f"ended in {where}")
+
+    return end
+
+
+@pytest.mark.parametrize("main", [builder.main, onnx2trt.main], ids=["builder.py", "onnx2trt.py"])
+def test_missing_bindings_are_told_before_the_build(in_process: InProcess, model_dir, tmp_path, monkeypatch, main):
+    monkeypatch.setattr(pipeline, "warn_of_missing_bindings", ends_here("the warning"))
+    monkeypatch.setattr(pipeline, "build_plan", ends_here("the build"))
+    done = in_process(main, "--model-dir", model_dir, "--plan", tmp_path / "p.plan")
+    assert "ended in the warning" in done.err
+
+
+@pytest.mark.parametrize(
+    ("is_rtx", "capability", "told"),
+    [
+        (True, None, "does not execute there"),
+        (True, (9, 0), "does not execute there"),
+        (True, (8, 9), "does not execute there"),
+        (False, (8, 9), "this GPU is 8.9"),
+        (False, (12, 0), "this GPU is 12.0"),
+        (False, (9, 0), None),
+        (False, None, None),
+    ],
+)
+def test_the_linear_plugin_off_hopper_is_a_warning(
+    in_process: InProcess, model_dir, tmp_path, monkeypatch, is_rtx, capability, told
+):
+    monkeypatch.setattr(builder, "IS_RTX", is_rtx)
+    monkeypatch.setattr(builder, "gpu_capability", lambda: capability)
+    monkeypatch.setattr(builder, "assemble", ends_here("assemble"))
+    options = ["--model-dir", model_dir, "--plan", tmp_path / "p.plan"]
+    done = in_process(builder.main, *options, "--fusion", "all", "--precision", "fp16")
+    assert "ended in assemble" in done.err
+    if told is None:
+        assert "warning" not in done.err
+    else:
+        assert "warning: --fusion all: the Linear plugin has been measured" in done.err
+        err = done.err.replace(f"{tensorrt_product.describe()} ", "")
+        assert f"compute capability 9.0 (Hopper) only, and {told}" in err
+    for fusion, precision in (("plugins", "fp16"), ("none", "fp16"), ("all", "fp32")):  # none has the Linear plugin
+        done = in_process(builder.main, *options, "--fusion", fusion, "--precision", precision)
+        assert "ended in assemble" in done.err
+        assert "warning" not in done.err

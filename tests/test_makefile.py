@@ -26,6 +26,7 @@ $2" ;;
   "-c "*venv*) {venv} ;;
   "-m venv "*) {make_venv} ;;
   *"-r requirements-gpu.txt"*) {install_gpu} ;;
+  *"-r requirements-pycuda.txt"*) {install_pycuda} ;;
   *"plugins/build.py --check-tools"*) {check_tools} ;;
   "-m pip install"*) {install} ;;
 esac
@@ -55,6 +56,7 @@ class Project:
             "make_venv": COPY_ITSELF,
             "install": "exit 0",
             "install_gpu": "exit 0",
+            "install_pycuda": "exit 0",
             "check_tools": "exit 0",
         }
         path = self.folder / "fake-python"
@@ -187,6 +189,7 @@ def test_a_gpu_adds_its_requirements(project):
     assert [line.split("-r ")[-1] for line in project.asked("pip install")] == [
         "requirements.txt",
         "requirements-gpu.txt",
+        "requirements-pycuda.txt",
     ]
 
 
@@ -195,6 +198,18 @@ def test_gpu_requirements_that_cannot_be_installed_are_a_warning(project):
     assert answer.returncode == 0
     assert "warning: requirements-gpu.txt could not be installed" in answer.stderr
     assert "plans will be built but not executed" in answer.stderr
+    assert project.asked("demo.py")
+
+
+def test_a_pycuda_that_cannot_be_compiled_does_not_cost_tensorrt(project):
+    answer = project.make("demo", project.interpreter(install_pycuda="exit 1"), gpu=1)
+    assert answer.returncode == 0
+    assert "warning: pycuda could not be compiled" in answer.stderr
+    assert "requirements-gpu.txt could not" not in answer.stderr
+    assert project.asked("-r requirements-gpu.txt")
+    wanted = [line for line in (ROOT / "requirements-gpu.txt").read_text().splitlines() if not line.startswith("#")]
+    assert any(line.startswith("tensorrt==") for line in wanted)
+    assert not any(line.startswith("pycuda") for line in wanted)
     assert project.asked("demo.py")
 
 

@@ -4,6 +4,7 @@ TENSORRT_INCLUDE_DIR may name folders of NVIDIA's headers (separated as in PATH)
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 from plugin_build_for_tests import ARCHITECTURES, ROOT, built_plugins, compile_and_run
 
-from plugins import build
+from common import UserError
+from plugins import build, rtx_parser_shim
 
 TESTS = Path(__file__).parent
 HEADERS = [path for path in os.environ.get("TENSORRT_INCLUDE_DIR", "").split(os.pathsep) if path]
@@ -103,12 +105,76 @@ def test_pip_toolkit_gets_its_library_folder(monkeypatch, tmp_path):
     assert compiler.environment == {"LIBRARY_PATH": str(tmp_path / "nvidia" / "cu13" / "lib")}
 
 
+@pytest.fixture
+def mappings(monkeypatch, tmp_path):
+    """What /proc/self/maps says; a name of a file in ``tmp_path`` is made one."""
+
+    def say(*names: str) -> None:
+        lines = ["7f00-7f01 r-xp 00000000 fe:00 12                  /usr/lib/libm.so.6", "7f02-7f03 rw-p 0 00:00 0"]
+        for name in names:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(b"")
+            lines += [f"7f04-7f05 r--p 00000000 fe:00 13                  {tmp_path / name}"] * 2
+        (tmp_path / "maps").write_text("\n".join(lines) + "\n")
+
+    monkeypatch.setattr(rtx_parser_shim, "MAPPINGS", tmp_path / "maps")
+    monkeypatch.setattr(rtx_parser_shim, "build_dir", lambda: tmp_path / "build")
+    rtx_parser_shim.load.cache_clear()
+    yield say
+    rtx_parser_shim.load.cache_clear()
+
+
+def test_the_shim_finds_the_loaded_library_in_any_package(mappings, tmp_path):
+    mappings("a package/libtensorrt_rtx.so.2", "a package/libtensorrt_onnxparser_rtx.so.2")
+    assert rtx_parser_shim.loaded_library() == tmp_path / "a package" / "libtensorrt_rtx.so.2"
+
+
+def test_the_shim_finds_the_library_of_this_process():
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx")
+    assert re.fullmatch(r"libtensorrt_rtx\.so\.\d+", rtx_parser_shim.loaded_library().name)
+
+
+def test_a_shim_without_a_library_is_an_error_with_a_remedy(mappings, tmp_path):
+    mappings()
+    with pytest.raises(
+        build.BuildError, match=r"no libtensorrt_rtx\.so\.\* is loaded.*pip install --force-reinstall"
+    ):
+        rtx_parser_shim.load()
+    (tmp_path / "maps").unlink()
+    with pytest.raises(build.BuildError, match=r"maps is not readable \(No such file.*or the full tensorrt"):
+        rtx_parser_shim.load()
+
+
+def test_a_compiler_that_is_missing_or_fails_is_an_error_with_a_remedy(mappings, monkeypatch, tmp_path):
+    mappings("libs/libtensorrt_rtx.so.1")
+    monkeypatch.setenv("CC", str(tmp_path / "no-compiler"))
+    with pytest.raises(build.BuildError, match=r"cannot run the C compiler .*no-compiler: No such file.* set .* CC"):
+        rtx_parser_shim.load()
+    monkeypatch.setenv("CC", "false")
+    with pytest.raises(build.BuildError, match=r"failed: false .*(?s:.)*set CC, or BERT_PLUGINS_BUILD_DIR"):
+        rtx_parser_shim.load()
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(build.BuildError, match=r"no C compiler found.*apt install gcc"):
+        rtx_parser_shim.load()
+
+
+def test_a_shim_that_cannot_be_written_or_loaded_is_an_error_with_a_remedy(mappings, tmp_path):
+    mappings("libs/libtensorrt_rtx.so.1")
+    (tmp_path / "build").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=r"cannot create the folder .*build"):
+        rtx_parser_shim.load()
+    (tmp_path / "build").unlink()
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "libtensorrt_rtx.so").write_text("no library")
+    with pytest.raises(build.BuildError, match=r"cannot load .*libtensorrt_rtx\.so .*remove it"):
+        rtx_parser_shim.load()
+
+
 def test_shim_is_built_once(tmp_path):
     if not shutil.which("cc"):
         pytest.skip("needs a C compiler")
-    pytest.importorskip("tensorrt_rtx_libs", reason="needs tensorrt_rtx")
-    from plugins import rtx_parser_shim
-
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx")
     shim = rtx_parser_shim.build_shim(tmp_path)
     built = shim.stat().st_mtime_ns
     assert rtx_parser_shim.build_shim(tmp_path) == shim

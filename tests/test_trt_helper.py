@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tensorrt_product
+import trt_helper
 from common import UserError
 from network_runner import NetworkRunner
 from plugin_layers import Known
@@ -316,6 +317,37 @@ def test_tied_weights_are_stored_once():
     assert net.helper.weights["embedding"] is net.helper.weights["decoder"]
 
 
+class WatchedNetwork:
+    """A network of which one method is watched, and another may be missing, as in TensorRT 10.13."""
+
+    def __init__(self, network, lacks: tuple[str, ...] = ()) -> None:
+        self.network, self.lacks, self.called = network, lacks, []
+
+    def __getattr__(self, name):
+        if name in self.lacks:
+            raise AttributeError(name)
+        if name.startswith("add_normalization"):
+            self.called.append(name)
+        return getattr(self.network, name)
+
+
+def normalization_plan(path, lacks=()):
+    net = OneLayer("fp16")
+    x = net.input(random(1, 3, 8).astype(np.float16), dynamic=(1,))
+    watched = net.helper.network = WatchedNetwork(net.network, lacks)
+    net.helper.markOutput(net.helper.addLayerNorm(x, random(8) + 1, random(8), 1e-12, "norm"), "y")
+    build(net, path)
+    return watched.called[-1], path.read_bytes()
+
+
+@pytest.mark.skipif(not hasattr(trt.INetworkDefinition, "add_normalization_v2"), reason="TensorRT before 10.15")
+def test_layer_norm_takes_the_newer_call_where_there_is_one(tmp_path):
+    newer, plan = normalization_plan(tmp_path / "newer.plan")
+    older, same = normalization_plan(tmp_path / "older.plan", ("add_normalization_v2",))
+    assert (newer, older) == ("add_normalization_v2", "add_normalization")
+    assert plan == same
+
+
 # --- building ---------------------------------------------------------------------------------------------
 
 
@@ -372,6 +404,106 @@ def test_compute_capability_is_refused_by_the_full_product(monkeypatch):
     monkeypatch.setattr("trt_helper.IS_RTX", False)
     with pytest.raises(UserError, match="builds for the GPU of this machine only; leave the option out"):
         set_compute_capabilities(small_network().builder.create_builder_config(), ["8.6"])
+
+
+class EmptyBuilder:
+    """Says that it has built, and writes nothing."""
+
+    def build_serialized_network_to_stream(self, network, config, writer):
+        return True
+
+
+def test_a_plan_of_no_bytes_is_an_error_and_leaves_the_old_plan(tmp_path):
+    (tmp_path / "p.plan").write_bytes(b"old")
+    net: Any = small_network()
+    stand_in: Any = EmptyBuilder()
+    config = net.builder.create_builder_config()
+    with pytest.raises(UserError, match=r"built the plan .*p\.plan, but wrote 0 bytes: .*; build it again"):
+        trt_helper._build_to_file(stand_in, net.network, config, net.log, tmp_path / "p.plan")
+    assert (tmp_path / "p.plan").read_bytes() == b"old"
+
+
+class TimingConfig:
+    """The part of IBuilderConfig that has to do with timings. It takes only its own cache, or an empty one."""
+
+    GOOD = b"timings of this GPU"
+
+    def __init__(self, refusal: str) -> None:
+        self.refusal = refusal
+        self.taken: bytes | None = None
+
+    def create_timing_cache(self, timings):
+        if timings in (b"", self.GOOD):
+            return timings
+        if self.refusal == "create raises":
+            raise TypeError("incompatible function arguments")
+        return None if self.refusal == "create returns None" else timings
+
+    def set_timing_cache(self, cache, ignore_mismatch):
+        assert not ignore_mismatch
+        if cache is None:
+            raise TypeError("incompatible function arguments")
+        if cache in (b"", self.GOOD):
+            self.taken = cache
+            return True
+        if self.refusal == "set raises":
+            raise RuntimeError("Timing cache is damaged")
+        return False
+
+    def get_timing_cache(self):
+        return None if self.taken is None else self
+
+    def serialize(self):
+        return b"timings of this build"
+
+
+REFUSALS = ["create returns None", "create raises", "set returns False", "set raises"]
+
+
+@pytest.fixture
+def full_product(monkeypatch):
+    monkeypatch.setattr(trt_helper, "IS_RTX", False)  # RTX has no use for timings when it builds
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_timing_cache_of_another_version_or_damaged_means_a_fresh_one(full_product, tmp_path, refusal):
+    path = tmp_path / "timing.cache"
+    path.write_bytes(b"of another version")
+    config: Any = TimingConfig(refusal)
+    with trt_helper.timing_cache(config, path):
+        assert config.taken == b""
+    assert path.read_bytes() == b"timings of this build"
+
+
+@pytest.mark.parametrize("before", [None, TimingConfig.GOOD])
+def test_a_good_timing_cache_is_used(full_product, tmp_path, before):
+    path = tmp_path / "timing.cache"
+    if before is not None:
+        path.write_bytes(before)
+    config: Any = TimingConfig("create returns None")
+    with trt_helper.timing_cache(config, path):
+        assert config.taken == (before or b"")
+    assert path.read_bytes() == b"timings of this build"
+
+
+def test_a_folder_in_the_place_of_the_timing_cache_costs_no_build(full_product, tmp_path, capsys):
+    (tmp_path / "timing.cache").mkdir()
+    config: Any = TimingConfig("create returns None")
+    with trt_helper.timing_cache(config, tmp_path / "timing.cache"):
+        assert config.taken == b""
+    told = capsys.readouterr().err
+    assert "cannot read the timing cache" in told
+    assert "the timing cache is not kept: cannot write" in told
+
+
+@pytest.mark.parametrize("method", ["create_timing_cache", "get_timing_cache", "serialize"])
+def test_a_builder_that_has_no_timing_cache_builds_without(full_product, tmp_path, capsys, monkeypatch, method):
+    config: Any = TimingConfig("create returns None")
+    monkeypatch.setattr(config, method, lambda *_timings: None)
+    with trt_helper.timing_cache(config, tmp_path / "timing.cache"):
+        pass
+    assert "TensorRT offers no timing cache" in capsys.readouterr().err
+    assert not (tmp_path / "timing.cache").exists()
 
 
 # --- checks before a plan is executed ---------------------------------------------------------------------
