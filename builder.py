@@ -54,6 +54,7 @@ from trt_helper import (
     GELU_KINDS,
     ONE_SENTENCE,
     QUANTIZED_TYPES,
+    TENSORRT_ATTENTION,
     SequenceRange,
     TrtLog,
     TrtNetworkHelper,
@@ -67,10 +68,9 @@ FUSED_LAYERS = ("EmbLayerNorm", "SkipLayerNorm", "QkvToContext")
 QKV = ("query", "key", "value")
 DEFAULT_BATCH = SequenceRange(1, 8, 32)
 ATTENTION_STAYS = (
-    "--quantize attention: an attention in one layer, the QkvToContext plugin or TensorRT's own, computes its two "
+    "--quantize attention: attention as one layer, the QkvToContext plugin or TensorRT's own, computes its two "
     "products in fp16; leave attention out, or build with --fusion none"
 )
-TENSORRT_ATTENTION = "Attention"  # no plugin: a layer of TensorRT's own
 FUSIONS = {  # what stands in a network for several elementary layers
     "none": (),
     "tensorrt": (TENSORRT_ATTENTION,),
@@ -261,8 +261,8 @@ class BertBuilder:
     def tensorrt_attention(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """The same by TensorRT's own attention: (S, H) -> (S, H).
 
-        Q, K and V stay three products, as in ``attention``: a merged one would have to be cut apart again by layers
-        of its own, since this attention, unlike the plugin, takes three tensors.
+        Q, K and V stay three products, as in ``attention``: TensorRT merges them by itself, and this attention takes
+        three tensors, so that a product merged here would have to be cut apart again.
         """
         helper, config = self.helper, self.config
         swap: Sequence[int] | None = (0, 2, 1, 3)
@@ -405,8 +405,7 @@ def run(args: argparse.Namespace) -> Job:
     batch = args.batch or (ONE_SENTENCE if args.batching == "single" else DEFAULT_BATCH)
     if args.batching == "single" and batch != ONE_SENTENCE:
         raise UserError("--batch: one sentence has no batch; add --batching padded or --batching packed")
-    if has_whole_attention(fused) and args.precision in QUANTIZED_TYPES and "attention" in args.quantize:
-        raise UserError(ATTENTION_STAYS)
+    check_quantized_groups(args, fused)
     if args.fillings is not None and args.sentences is None:
         raise UserError("--fillings: nothing is filled without --sentences FILE; add it")
     if args.sentences is not None:
@@ -586,6 +585,16 @@ def fused_layers(fusion: str, precision: str) -> tuple[str, ...]:
 def has_whole_attention(fused: Sequence[str]) -> bool:
     """Whether attention is one layer, a plugin's or TensorRT's own."""
     return "QkvToContext" in fused or TENSORRT_ATTENTION in fused
+
+
+def check_quantized_groups(args: argparse.Namespace, fused: Sequence[str]) -> None:
+    """Refuses ``--quantize attention`` where attention is one layer, before the long work.
+
+    Raises:
+        UserError: so it is.
+    """
+    if has_whole_attention(fused) and args.precision in QUANTIZED_TYPES and "attention" in args.quantize:
+        raise UserError(ATTENTION_STAYS)
 
 
 def refuse_attention_products(quantization: Quantization) -> None:

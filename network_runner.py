@@ -190,9 +190,7 @@ def softmax(x: torch.Tensor, axis: int) -> torch.Tensor:
     return torch.softmax(x, dim=axis)
 
 
-def attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
-) -> torch.Tensor:
+def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """softmax(query · keyᵀ) · value for each head, in fp32, rounded once at the end: three (B, N, S, D) -> the same.
 
     ``mask`` broadcasts over the scores (B, N, S, S): a boolean one is true where the query may look at the key, any

@@ -56,6 +56,7 @@ NARROW_LIMITS = {  # absolute values from here on round to infinity
 QUANTIZED_TYPES = {"int8": trt.DataType.INT8, "fp8": trt.DataType.FP8}
 QUANTIZED_MAXIMA = {trt.DataType.INT8: 127.0, trt.DataType.FP8: 448.0}  # largest value of the type; fp8 is E4M3
 GELU_KINDS = ("erf", "tanh", "decomposed")
+TENSORRT_ATTENTION = "Attention"  # among the layers that stand for several: TensorRT's own, without a plugin
 
 
 # --- what TensorRT says -----------------------------------------------------------------------------------
