@@ -210,8 +210,8 @@ def packed_attention(
     """The same within each sequence of a packed batch: three (T, N, D) and int32 (B + 1,) -> (T, N, D)."""
     token = torch.arange(query.shape[0], dtype=cu_seqlens.dtype, device=query.device)
     sequence = torch.bucketize(token, cu_seqlens, right=True)  # (T,): how many beginnings the token has passed
-    heads = (tensor.transpose(0, 1) for tensor in (query, key, value))  # each (N, T, D)
-    return attention(*heads, sequence[:, None] == sequence).transpose(0, 1)
+    query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))  # each (N, T, D)
+    return attention(query, key, value, sequence[:, None] == sequence).transpose(0, 1)
 
 
 def cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -633,10 +633,10 @@ def _attention(layer: Any) -> Call:
     whole = layer.attention
     query, key, value = (whole.get_input(place) for place in range(3))
     forms = {getattr(whole, form).name for form in ("query_form", "key_value_form") if hasattr(whole, form)}
-    lengths = [getattr(whole, part, None) for part in ("query_lengths", "key_value_lengths")]
+    lengths: list[Any] = [getattr(whole, part, None) for part in ("query_lengths", "key_value_lengths")]
     named = {None if tensor is None else tensor.name for tensor in lengths}
     heads = -2 if forms == {"PACKED_NHD"} else -3
-    if whole.norm_op != getattr(trt, "AttentionNormalizationOp").SOFTMAX:  # noqa: B009
+    if whole.norm_op.name != "SOFTMAX":
         _refuse(layer, f"attention with {whole.norm_op}")
     if whole.causal:
         _refuse(layer, "causal attention")

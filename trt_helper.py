@@ -403,10 +403,11 @@ class TrtNetworkHelper:
             LayerError: TensorRT refuses the inputs.
         """
         check_attention()
-        network, inputs = self.network, [query, key, value]
-        softmax = getattr(trt, "AttentionNormalizationOp").SOFTMAX  # noqa: B009  TensorRT 10.13 does not have it
+        network: Any = self.network
+        newer: Any = trt  # TensorRT 10.13, whose types are checked, has none of this
+        inputs, softmax = [query, key, value], newer.AttentionNormalizationOp.SOFTMAX
         if hasattr(network, "add_attention_v2"):
-            attention: Any = network.add_attention_v2(*inputs, softmax, getattr(trt, "CausalMaskKind").NONE)  # noqa: B009
+            attention = network.add_attention_v2(*inputs, softmax, newer.CausalMaskKind.NONE)
         else:  # TensorRT 10.14 to 10.16
             attention = network.add_attention(*inputs, softmax, causal=False)
         if attention is None:
@@ -428,8 +429,8 @@ class TrtNetworkHelper:
             raise UserError(
                 f"{tensorrt_product.describe()} has no attention in packed form; TensorRT has it from 11.0 on"
             )
-        form = getattr(trt, "AttentionIOForm").PACKED_NHD  # noqa: B009
-        attention.query_form = attention.key_value_form = form
+        newer: Any = trt
+        attention.query_form = attention.key_value_form = newer.AttentionIOForm.PACKED_NHD
         try:
             attention.query_lengths = attention.key_value_lengths = cu_seqlens
         except RuntimeError as error:

@@ -220,8 +220,8 @@ def packed_attention_loop(query, key, value, lengths):
     ends = np.cumsum([0, *lengths])
     parts = []
     for begin, end in itertools.pairwise(ends):
-        heads = (array[None, begin:end].swapaxes(1, 2) for array in (query, key, value))  # each (1, N, S, D)
-        parts.append(attention_loop(*heads)[0].swapaxes(0, 1))
+        q, k, v = (array[None, begin:end].swapaxes(1, 2) for array in (query, key, value))  # each (1, N, S, D)
+        parts.append(attention_loop(q, k, v)[0].swapaxes(0, 1))
     return np.concatenate(parts)
 
 
@@ -248,7 +248,8 @@ def test_tensorrts_attention(precision, masked, batch, heads, length, width, sha
     tensors = [net.input(values, dynamic=(0, 2)) for values in (q, k, v)]
     given_mask = None if mask is None else net.input(mask, trt.DataType.BOOL, dynamic=(2, 3))
     output = net.run(net.helper.addAttention(*tensors, "attention", mask=given_mask))
-    close(output, attention_loop(*(as_stored(values, precision) for values in (q, k, v)), mask), precision)
+    q, k, v = (as_stored(values, precision) for values in (q, k, v))
+    close(output, attention_loop(q, k, v, mask), precision)
 
 
 @PRECISIONS
@@ -260,7 +261,8 @@ def test_tensorrts_attention_in_packed_form(precision, lengths, heads, width, se
     tensors = [net.input(values, dynamic=(0,)) for values in (q, k, v)]
     ends = net.input(np.cumsum([0, *lengths]).astype(np.int32), trt.DataType.INT32, dynamic=(0,))
     output = net.run(net.helper.addAttention(*tensors, "attention", cu_seqlens=ends))
-    close(output, packed_attention_loop(*(as_stored(one, precision) for one in (q, k, v)), lengths), precision)
+    q, k, v = (as_stored(values, precision) for values in (q, k, v))
+    close(output, packed_attention_loop(q, k, v, lengths), precision)
 
 
 @PRECISIONS
@@ -271,7 +273,8 @@ def test_tensorrts_attention_of_scores_beyond_fp16(precision):
     k[0, 0] = k[0, 0, :1]  # all scores of a query equal
     v = random(2, 2, 7, 64)
     net = OneLayer(precision)
-    output = net.run(net.helper.addAttention(*(net.input(values) for values in (q, k, v)), "attention"))
+    tensors = [net.input(values) for values in (q, k, v)]
+    output = net.run(net.helper.addAttention(*tensors, "attention"))
     close(output, attention_loop(q, k, as_stored(v, precision)), precision)
 
 
@@ -393,7 +396,8 @@ class EarlierAttention:
 
 
 def test_tensorrt_10_14_has_attention_but_not_in_packed_form(monkeypatch):
-    add = trt.INetworkDefinition.add_attention
+    definition: Any = trt.INetworkDefinition
+    add = definition.add_attention
     monkeypatch.delattr(trt.INetworkDefinition, "add_attention_v2")
     net = OneLayer()
     q, k, v = (random(1, 2, 4, 8, seed=seed) for seed in range(3))
