@@ -3,6 +3,7 @@
     python model2onnx.py                       writes out/
     python onnx2trt.py                         fp32 plan, run, compared with PyTorch
     python onnx2trt.py --precision fp16
+    python onnx2trt.py --fusion tensorrt       attention as one layer of TensorRT's own
 
 The network is strongly typed, so fp16 has to stand in the ONNX model: its weights and tensors are converted
 before it is parsed, and layer norm and softmax keep computing in fp32. (On TensorRT 11 a mere request for
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ from trt_helper import (
     LOGGER,
     NUMPY_TYPES,
     QUANTIZED_MAXIMA,
+    TENSORRT_ATTENTION,
     TrtLog,
     convert_weight,
     create_builder,
@@ -45,6 +47,7 @@ ONNX_TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT1
 LAYER_NORM = "LayerNormalization"
 WIDE_OPERATORS = (LAYER_NORM, "Softmax")  # compute in fp32 whatever the type around them
 HALF = trt.DataType.HALF
+FUSIONS = ("none", "tensorrt")  # of those of builder.py
 LARGEST_MODEL = 2**31 - 1  # bytes; protobuf's limit for one message
 
 
@@ -116,6 +119,38 @@ def use_plugin(
     return layers
 
 
+def use_attention(model: onnx.ModelProto, config: BertConfig) -> None:
+    """Replaces scores, their scaling, softmax and the product with V by one Attention node a layer, in place: the
+    parser makes TensorRT's own attention of it.
+
+    Raises:
+        UserError: the graph is not one that model2onnx.py writes.
+    """
+    graph = model.graph
+    model.opset_import[0].version = 23  # the first with Attention
+    makers = {node.output[0]: node for node in graph.node}
+    readers = {name: node for node in graph.node for name in node.input}
+    scale, gone = 1 / math.sqrt(config.head_size), set()
+    for softmax in (node for node in graph.node if node.op_type == "Softmax"):
+        context, scaled = readers[softmax.output[0]], makers[softmax.input[0]]
+        scores = makers[scaled.input[0]]
+        turned = makers[scores.input[1]]
+        kinds = [node.op_type for node in (turned, scores, scaled, context)]
+        if kinds != ["Transpose", "MatMul", "Mul", "MatMul"]:
+            raise UserError(
+                f"the ONNX graph has no attention around {softmax.name!r}; write it again with model2onnx.py"
+            )
+        del turned.attribute[:]
+        turned.attribute.append(onnx_helper.make_attribute("perm", (0, 2, 1, 3)))  # K like Q and V: (B, N, S, D)
+        inputs = [scores.input[0], turned.output[0], context.input[1]]
+        # TRT_decomposable: see TrtNetworkHelper.addAttention.
+        attributes = {"scale": scale, "TRT_decomposable": 1}
+        fused = onnx_helper.make_node("Attention", inputs, context.output, name=context.name, **attributes)
+        context.CopyFrom(fused)
+        gone.update(node.output[0] for node in (scores, scaled, softmax))
+    _replace_nodes(graph, [node for node in graph.node if node.output[0] not in gone])
+
+
 # --- int8 and fp8: QuantizeLinear and DequantizeLinear nodes ------------------------------------------------
 
 
@@ -153,6 +188,8 @@ class GraphQuantizer:
             UserError: the graph is not one that model2onnx.py writes.
         """
         products = encoder_products(self.config)
+        if any(node.op_type == "Attention" for node in self.graph.node):
+            products = [product for product in products if product.weight_shape is not None]
         linear = {f"{product.name}.weight": product for product in products if product.weight_shape is not None}
         attention = [product for product in products if product.weight_shape is None]  # in the order of the graph
         constants = {tensor.name for tensor in self.graph.initializer}
@@ -271,8 +308,9 @@ def parse(
     log: TrtLog,
     layer_norm: str = "native",
     quantization: Quantization | None = None,
+    fused: Sequence[str] = (),
 ) -> ParsedNetwork:
-    """Parses the folder's ONNX file, converted to the precision and quantized.
+    """Parses the folder's ONNX file, converted to the precision and quantized, with attention fused if asked for.
 
     Raises:
         UserError: the file is missing or corrupt, a weight does not fit, or the parser refuses a node; the
@@ -280,6 +318,8 @@ def parse(
     """
     path = folder.onnx_path
     weights, model = WeightFile(path), load_onnx(path)
+    if TENSORRT_ATTENTION in fused:
+        use_attention(model, folder.config)
     builder, network = create_builder(log)
     known_weights: dict[str, np.ndarray] = {}
     sources: dict[str, np.ndarray] = {}
@@ -318,12 +358,13 @@ class ParsedNetwork:
 
 def run(args: argparse.Namespace) -> Job:
     """Parses, builds the plan, runs it, compares it with PyTorch."""
-    folder = ModelFolder(args.model_dir)
-    job = Job.prepare("onnx2trt.py", folder, args)
+    folder, fused = ModelFolder(args.model_dir), builder.fused_layers(args.fusion, args.precision)
+    builder.check_quantized_groups(args, fused)
+    job = Job.prepare("onnx2trt.py", folder, args, fused=fused)
     with job.logging() as log:
         quantization = job.quantize(args, builder.assemble, log)
         start = time.perf_counter()
-        parsed = parse(folder, args.precision, log, args.layer_norm, quantization)
+        parsed = parse(folder, args.precision, log, args.layer_norm, quantization, fused)
         seconds = time.perf_counter() - start
         finish(job, log, parsed.builder, parsed.network, parsed.known, seconds)
     return job
@@ -333,6 +374,13 @@ def main() -> int:
     """The script."""
     parser = argparse.ArgumentParser(description="Build BERT through TensorRT's ONNX parser, run and check it.")
     add_common_arguments(parser)
+    parser.add_argument(
+        "--fusion",
+        choices=FUSIONS,
+        default="none",
+        help="none: attention as exported; tensorrt: as one Attention node, of which the parser makes TensorRT's own "
+        "attention layer (default: %(default)s)",
+    )
     args = parser.parse_args()
     job = run(args)
     print_report(job)

@@ -43,6 +43,7 @@ from tensorrt_product import IS_RTX, trt
 from trt_helper import (
     ONE_SENTENCE,
     QUANTIZED_TYPES,
+    TENSORRT_ATTENTION,
     BuildOptions,
     InferHelper,
     Latency,
@@ -146,7 +147,7 @@ class Job:
     precision: str
     layer_norm: str  # "native" or a kernel of the plugin
     batching: str  # "single", "padded" or "packed"
-    fused: tuple[str, ...]  # plugins that stand for several layers
+    fused: tuple[str, ...]  # what stands for several layers: plugins, or TENSORRT_ATTENTION
     options: BuildOptions
     plan_path: Path
     verbose_log: Path | None
@@ -177,7 +178,9 @@ class Job:
         fused: Sequence[str] = (),
     ) -> Job:
         """Checks everything that can be checked before the long work."""
-        fusion = ["fused" if fused else "", "linear" if "Linear" in fused else ""]
+        plugins = [name for name in fused if name != TENSORRT_ATTENTION]
+        fusion = ["attention" if TENSORRT_ATTENTION in fused else "", "fused" if plugins else ""]
+        fusion += ["linear" if "Linear" in fused else ""]
         marks = [args.precision, args.layer_norm, batching, *fusion]
         stem = ".".join([Path(way).stem, *(mark for mark in marks if mark not in ("native", "single", ""))])
         plan = args.plan or folder.path / f"{stem}.plan"
@@ -195,7 +198,7 @@ class Job:
             batch=batch,
             compute_capabilities=args.compute_capability,
             timing_cache=folder.path / "timing.cache",
-            plugin_library=build.library_path() if fused or args.layer_norm != "native" else None,
+            plugin_library=build.library_path() if plugins or args.layer_norm != "native" else None,
             embed_plugins=not args.no_embed_plugins,
         )
         log = plan.with_suffix(".log") if args.verbose else None

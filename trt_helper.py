@@ -56,6 +56,7 @@ NARROW_LIMITS = {  # absolute values from here on round to infinity
 QUANTIZED_TYPES = {"int8": trt.DataType.INT8, "fp8": trt.DataType.FP8}
 QUANTIZED_MAXIMA = {trt.DataType.INT8: 127.0, trt.DataType.FP8: 448.0}  # largest value of the type; fp8 is E4M3
 GELU_KINDS = ("erf", "tanh", "decomposed")
+TENSORRT_ATTENTION = "Attention"  # among the layers that stand for several: TensorRT's own, without a plugin
 
 
 # --- what TensorRT says -----------------------------------------------------------------------------------
@@ -380,6 +381,70 @@ class TrtNetworkHelper:
         probabilities = self._finish(layer, f"{name}.fp32" if narrow else name, [wide])
         return self.addCast(probabilities, x.dtype, name)
 
+    def addAttention(
+        self,
+        query: trt.ITensor,
+        key: trt.ITensor,
+        value: trt.ITensor,
+        name: str,
+        mask: trt.ITensor | None = None,
+        cu_seqlens: trt.ITensor | None = None,
+    ) -> trt.ITensor:
+        """softmax(query · keyᵀ) · value for each head, by TensorRT's own attention: one kernel where it has one.
+
+        TensorRT does not scale the scores: the query comes divided by √D.
+
+        Args:
+            query: padded (B, N, S, D), or packed (T, N, D): all sequences one after another.
+            key: likewise.
+            value: likewise.
+            name: the module's name.
+            mask: of a padded batch: bool (B, N, S, S), B and N may be 1; true where the query may look at the key.
+            cu_seqlens: of a packed batch: int32 (B + 1,), where each sequence begins, and T. See
+                ``has_packed_attention``.
+
+        Returns:
+            As the query.
+
+        Raises:
+            UserError: the installed TensorRT has no attention, or none in packed form.
+            LayerError: TensorRT refuses the inputs.
+        """
+        check_attention()
+        network: Any = self.network
+        newer: Any = trt  # TensorRT 10.13, whose types are checked, has none of this
+        inputs, softmax = [query, key, value], newer.AttentionNormalizationOp.SOFTMAX
+        if hasattr(network, "add_attention_v2"):
+            attention = network.add_attention_v2(*inputs, softmax, newer.CausalMaskKind.NONE)
+        else:  # TensorRT 10.14 to 10.16
+            attention = network.add_attention(*inputs, softmax, causal=False)
+        if attention is None:
+            return self._finish(None, name, inputs)
+        # TensorRT takes a fused kernel if it has one for the type, the head size and the GPU; the plan is then the
+        # same byte for byte. Without this permission it refuses the rest, fp32 for one.
+        attention.decomposable = True
+        if mask is not None:
+            attention.mask = mask
+            inputs.append(mask)
+        if cu_seqlens is not None:
+            self._pack_attention(attention, cu_seqlens, name)
+            inputs.append(cu_seqlens)
+        return self._finish(attention, name, inputs)
+
+    def _pack_attention(self, attention: Any, cu_seqlens: trt.ITensor, name: str) -> None:
+        """Says that an attention's inputs are (T, N, D)."""
+        if not hasattr(attention, "query_form"):
+            raise UserError(
+                f"{tensorrt_product.describe()} has no attention in packed form; TensorRT has it from 11.0 on"
+            )
+        newer: Any = trt
+        attention.query_form = attention.key_value_form = newer.AttentionIOForm.PACKED_NHD
+        try:
+            attention.query_lengths = attention.key_value_lengths = cu_seqlens
+        except RuntimeError as error:
+            told = self.log.take_errors()
+            raise LayerError(f"layer {name!r} refuses {describe_tensor(cu_seqlens)}. TensorRT: {told}") from error
+
     # normalisation
 
     def addLayerNorm(
@@ -641,6 +706,28 @@ class TrtNetworkHelper:
             raise LayerError(f"layer {name!r} is wrong. Inputs: {given}. TensorRT: {self.log.take_errors()}")
         output.name = name
         return output
+
+
+def check_attention() -> None:
+    """Checks that the installed TensorRT has an attention layer of its own.
+
+    Raises:
+        UserError: it has none; the message names the first version that has.
+    """
+    if not hasattr(trt.INetworkDefinition, "add_attention"):
+        raise UserError(
+            f"{tensorrt_product.describe()} has no attention layer of its own (add_attention): TensorRT has it from "
+            "10.14 on, TensorRT for RTX in 1.7.1; install a newer one, or build with --fusion none or plugins"
+        )
+
+
+def has_packed_attention(dtype: trt.DataType) -> bool:
+    """Whether TensorRT can run its attention on a packed batch: in fp16 and bf16, the full product from 11.0 on.
+
+    There is no decomposition of it, so that a fused kernel must exist. RTX 1.7.1 takes such a layer and then finds no
+    kernel for any of its GPUs and types.
+    """
+    return not IS_RTX and dtype != trt.DataType.FLOAT and hasattr(getattr(trt, "IAttention", None), "query_form")
 
 
 def _as_rank(shape: Sequence[int], like: trt.ITensor) -> tuple[int, ...]:

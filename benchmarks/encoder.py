@@ -34,8 +34,10 @@ from network_runner import NetworkRunner
 from plugins.measure import graph_times
 from trt_helper import TrtLog
 
-# What is fused: nothing, each layer alone, and as builder.py does. EmbLayerNorm stands before the encoder.
+# What is fused: nothing, each layer alone, and as builder.py does. EmbLayerNorm stands before the encoder, and the
+# kernel of TensorRT's own attention is nowhere but in TensorRT.
 FUSED = {"none": (), **{name: (name,) for name in FUSIONS["all"] if name != "EmbLayerNorm"}, **FUSIONS}
+del FUSED["tensorrt"]
 SIZES = ((1, 128), (8, 128), (32, 128))
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
 Function = Callable[[], Any]

@@ -21,7 +21,7 @@ import tensorrt_product
 from calibrator import Subject, calibrate, read_data
 from common import UserError
 from comparison import TOLERANCES, relative_l2
-from model_files import INPUT_NAMES, MASK_NAME, ModelFolder
+from model_files import INPUT_NAMES, MASK_NAME, ModelFolder, load_onnx
 from network_runner import NetworkRunner, read_layer
 from quantization import (
     DEFAULT_DATA,
@@ -418,6 +418,53 @@ def test_a_padded_batch_quantized_gives_what_single_sentences_give(model_dir, se
         outputs.append(NetworkRunner(made.network, known=made.known).run(inputs)["logit"][0].numpy())
         inputs[MASK_NAME] = np.ones_like(inputs["input_ids"])
     assert relative_l2(*outputs) <= 5e-3
+
+
+def kinds_of(network) -> list[str]:
+    return [read_layer(network, index)[0] for index in range(network.num_layers)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_the_parser_makes_tensorrts_own_attention(model_dir, sentence_file, tmp_path, precision):
+    folder, log = ModelFolder(model_dir), TrtLog()
+    demo = folder.demo()
+    quantization = quantization_for(folder, sentence_file, "int8", LINEAR_GROUPS) if precision == "int8" else None
+    fused = builder.FUSIONS["tensorrt"]
+    parsed = onnx2trt.parse(folder, precision, log, quantization=quantization, fused=fused)
+    kinds = kinds_of(parsed.network)
+    assert kinds.count("ATTENTION_INPUT") == kinds.count("ATTENTION_OUTPUT") == folder.config.num_layers
+    assert "SOFTMAX" not in kinds
+    output = NetworkRunner(parsed.network, known=parsed.known).run(demo.inputs)["logit"].numpy()
+    assert relative_l2(output, demo.output) <= TOLERANCES[precision]
+    options = BuildOptions(SequenceRange(1, 8, 64))
+    assert build_plan(parsed.builder, parsed.network, log, options, tmp_path / "p.plan").num_bytes > 0
+
+
+def test_a_graph_without_the_attention_that_we_write_is_an_error(model_dir):
+    folder = ModelFolder(model_dir)
+    model = load_onnx(folder.onnx_path)
+    next(node for node in model.graph.node if node.op_type == "Mul").op_type = "Div"
+    with pytest.raises(UserError, match="the ONNX graph has no attention around 'node_softmax'; write it again"):
+        onnx2trt.use_attention(model, folder.config)
+
+
+def test_attention_in_one_layer_through_the_parser_is_not_int8(in_process: InProcess, model_dir, tmp_path):
+    arguments = [
+        "--model-dir",
+        model_dir,
+        "--plan",
+        tmp_path / "p.plan",
+        "--fusion",
+        "tensorrt",
+        "--precision",
+        "int8",
+    ]
+    ended = in_process(onnx2trt.main, *arguments, "--quantize", "qkv,attention")
+    assert ended.code == 1
+    assert "leave attention out, or build with --fusion none" in " ".join(ended.err.split())
+    ended = in_process(onnx2trt.main, *arguments, "--json", tmp_path / "r.json")
+    assert ended.code == 0
+    assert json.loads((tmp_path / "r.json").read_text())["fused"] == ["Attention"]
 
 
 @pytest.fixture(scope="module")
