@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from conftest import InProcess, Script, make_checkpoint
+from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM
 
 import builder
@@ -91,6 +92,71 @@ def test_a_checkpoint_without_a_head(tmp_path, way):
     assert list(answer) == ["last_hidden_state"]
     assert answer["last_hidden_state"].shape == (1, demo.inputs["input_ids"].shape[1], 128)
     assert relative_l2(answer["last_hidden_state"].numpy(), demo.output) <= 1e-5
+
+
+@pytest.fixture(scope="module")
+def small_variances(tmp_path_factory):
+    """Embeddings that hardly vary: before the first layer norm the variance of a row is about 1e-9."""
+    source = make_checkpoint(tmp_path_factory.mktemp("source"), head=False)
+    weights = load_file(source / "model.safetensors")
+    for name, weight in weights.items():
+        if name.endswith("_embeddings.weight"):
+            weight.mul_(1e-4)
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    folder = tmp_path_factory.mktemp("out")
+    model2onnx.quiet_libraries()
+    model2onnx.export(str(source), "the capital of france", folder)
+    return folder
+
+
+@pytest.mark.parametrize("way", ["api", "parser"])
+def test_rows_of_small_variance_are_normalised_with_the_checkpoints_epsilon(small_variances, way):
+    folder = ModelFolder(small_variances)
+    demo = folder.demo()
+    weights = folder.weights()
+    tables = [("word", folder.config.vocab_size), ("position", 64), ("token_type", 2)]
+    rows = [
+        weights.get(f"embeddings.{kind}_embeddings.weight", (count, 128))[ids[0]]
+        for (kind, count), ids in zip(tables, (demo.inputs[INPUT_NAMES[place]] for place in (0, 2, 1)), strict=True)
+    ]
+    variances = np.sum(rows, axis=0).var(axis=-1)
+    assert 1e-10 < variances.min() <= variances.max() < 1e-8  # an epsilon of 1e-6 would make other rows of them
+    runner, _owner = RUNNERS[way](small_variances)
+    answer = runner.run(demo.inputs)["last_hidden_state"].numpy()
+    assert relative_l2(answer, demo.output) <= 1e-5
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_the_parsers_softmax_computes_in_fp32(model_dir, precision):
+    """In the parsed network, and by numbers: each row of probabilities sums to 1 as fp32 does, not as fp16."""
+    parsed = onnx2trt.parse(ModelFolder(model_dir), precision, TrtLog())
+    layers = [read_layer(parsed.network, index) for index in range(parsed.network.num_layers)]
+    softmaxes = [layer for kind, layer in layers if kind == "SOFTMAX"]
+    assert len(softmaxes) == 2
+    for layer in softmaxes:
+        assert layer.get_input(0).dtype == layer.get_output(0).dtype == trt.DataType.FLOAT
+    names = [layer.get_output(0).name for layer in softmaxes]
+    demo = ModelFolder(model_dir).demo()
+    for probabilities in NetworkRunner(parsed.network, outputs=names, known=parsed.known).run(demo.inputs).values():
+        sums = probabilities.double().sum(-1)
+        assert (sums - 1).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("layer_norm", ["native", "fast"])
+def test_around_wide_operators_the_graph_is_cast_to_fp32_and_back(model_dir, precision, layer_norm):
+    folder = ModelFolder(model_dir)
+    model = onnx.load(str(folder.onnx_path), load_external_data=False)
+    onnx2trt.convert_precision(model, folder.weights(), precision, layer_norm)
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    wide = ["Softmax", *(["LayerNormalization"] if layer_norm == "native" else [])]
+    found = [node for node in model.graph.node if node.op_type in wide]
+    assert len(found) == 2 + (6 if layer_norm == "native" else 0)
+    for node in found:
+        before = made_by[node.input[0]]
+        after = [other for other in model.graph.node if node.output[0] in other.input]
+        assert (before.op_type, before.attribute[0].i) == ("Cast", onnx.TensorProto.FLOAT)
+        assert [(one.op_type, one.attribute[0].i) for one in after] == [("Cast", onnx2trt.ONNX_TYPES[precision])]
 
 
 def test_decomposed_gelu_is_the_erf_gelu_in_elementary_layers(model_dir):
