@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from typing import Any
 
@@ -10,6 +11,7 @@ import onnx
 import pytest
 import torch
 from conftest import InProcess, Script, make_checkpoint
+from plugin_build_for_tests import built_plugins
 from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM
 
@@ -35,6 +37,7 @@ from quantization import (
     inspect,
 )
 from sensitivity import quantization_of
+from sentences import load_tokenizer
 from tensorrt_product import trt
 from trt_helper import BuildOptions, SequenceRange, TrtLog, build_plan, check_plan
 
@@ -578,3 +581,71 @@ def test_wrong_quantization_options(
     assert done.code == code
     assert message in " ".join(done.err.split())
     assert not list(tmp_path.glob("*.plan"))
+
+
+# --- names that are no UTF-8 ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bad_name(tmp_path):
+    """A folder that Python knows by a name with a surrogate, as every non-ASCII name in an ASCII locale."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("main", "options"),
+    [
+        (builder.main, ["--batching", "packed", "--sentences", "s.txt", "--fillings", "f.jsonl"]),
+        (onnx2trt.main, ["--verbose", "--precision", "fp16"]),
+    ],
+)
+def test_folders_and_files_may_have_names_that_are_no_utf8(in_process, model_dir, bad_name, main, options):
+    shutil.copytree(model_dir, bad_name / "out")
+    (bad_name / "s.txt").write_bytes(b"the capital of [MASK]\nno mask\n")
+    options = [str(bad_name / option) if "." in option else option for option in options]
+    ended = in_process(
+        main, "--model-dir", bad_name / "out", "--plan", bad_name / "p.plan", "--json", bad_name / "j.json", *options
+    )
+    assert ended.code == 0, ended.err
+    assert (bad_name / "p.plan").stat().st_size > 0
+    assert json.loads((bad_name / "j.json").read_text())["plan"] == str(bad_name / "p.plan")
+    if main is builder.main:
+        records = [json.loads(line) for line in (bad_name / "f.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert len(records[0]["fillings"][0]) == 10
+        assert records[1]["error"].startswith(f"{bad_name / 's.txt'}, line 2: no [MASK]")
+
+
+def test_a_plugin_library_may_lie_in_a_folder_that_is_no_utf8(bad_name, model_dir, script):
+    folder = bad_name / "plugins"
+    folder.mkdir()
+    for library in built_plugins().glob("*.so"):
+        shutil.copy(library, folder)
+    options = ("--model-dir", model_dir, "--plan", bad_name / "p.plan", "--layer-norm", "fast")
+    done = script("onnx2trt.py", *options, BERT_PLUGINS_BUILD_DIR=str(folder))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_output_folder_may_have_a_name_that_is_no_utf8(checkpoint, bad_name):
+    model2onnx.export(str(checkpoint), model2onnx.DEFAULT_TEXT, bad_name / "out")
+    assert len(load_tokenizer(ModelFolder(bad_name / "out"))) == ModelFolder(bad_name / "out").config.vocab_size
+    assert sorted(path.name for path in bad_name.iterdir()) == ["out"]
+
+
+def test_a_checkpoint_in_a_folder_that_is_no_utf8_is_refused_with_the_remedy(checkpoint, bad_name):
+    shutil.copytree(checkpoint, bad_name / "checkpoint")
+    with pytest.raises(UserError, match="the safetensors library reads no path that is not valid UTF-8; rename the"):
+        model2onnx.load_checkpoint(str(bad_name / "checkpoint"))
+
+
+def test_a_script_works_where_names_and_text_are_not_of_the_locale(tmp_path, checkpoint, script):
+    environment = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = script(
+        "model2onnx.py",
+        *("--model", checkpoint, "--text", "caf\u00e9 [MASK]", "--out-dir", tmp_path / "caf\u00e9"),
+        **environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert ModelFolder(tmp_path / "caf\u00e9").demo().text == "caf\u00e9 [MASK]"
+    assert "PyTorch fp32: caf\\xe9 [MASK]" in done.stdout
