@@ -595,23 +595,23 @@ def bad_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("main", "options"),
+    ("name", "options"),
     [
-        (builder.main, ["--batching", "packed", "--sentences", "s.txt", "--fillings", "f.jsonl"]),
-        (onnx2trt.main, ["--verbose", "--precision", "fp16"]),
+        ("builder.py", ["--batching", "packed", "--sentences", "s.txt", "--fillings", "f.jsonl"]),
+        ("onnx2trt.py", ["--verbose", "--precision", "fp16"]),
     ],
 )
-def test_folders_and_files_may_have_names_that_are_no_utf8(in_process, model_dir, bad_name, main, options):
+def test_folders_and_files_may_have_names_that_are_no_utf8(script, model_dir, bad_name, name, options):
     shutil.copytree(model_dir, bad_name / "out")
     (bad_name / "s.txt").write_bytes(b"the capital of [MASK]\nno mask\n")
     options = [str(bad_name / option) if "." in option else option for option in options]
-    ended = in_process(
-        main, "--model-dir", bad_name / "out", "--plan", bad_name / "p.plan", "--json", bad_name / "j.json", *options
+    done = script(
+        name, "--model-dir", bad_name / "out", "--plan", bad_name / "p.plan", "--json", bad_name / "j.json", *options
     )
-    assert ended.code == 0, ended.err
+    assert done.returncode == 0, done.stderr
     assert (bad_name / "p.plan").stat().st_size > 0
     assert json.loads((bad_name / "j.json").read_text())["plan"] == str(bad_name / "p.plan")
-    if main is builder.main:
+    if name == "builder.py":
         records = [json.loads(line) for line in (bad_name / "f.jsonl").read_text(encoding="utf-8").splitlines()]
         assert len(records[0]["fillings"][0]) == 10
         assert records[1]["error"].startswith(f"{bad_name / 's.txt'}, line 2: no [MASK]")
