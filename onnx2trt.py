@@ -292,7 +292,7 @@ def parse(
         raise UserError(f"{path} is larger than 2 GiB in {precision}; use builder.py, which has no limit")
     parser = trt.OnnxParser(network, LOGGER)
     # The path says where the data file lies; as bytes, since it need not be valid UTF-8.
-    if not parser.parse(model.SerializeToString(), os.fsencode(path)):
+    if not parser.parse(model.SerializeToString(), os.fsencode(path)):  # pyright: ignore[reportArgumentType]
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         told = "; ".join(f"node {error.node_name()!r} ({error.node_operator()}): {error.desc()}" for error in errors)
         raise UserError(f"the ONNX parser refuses {path}: {told or log.take_errors()}")

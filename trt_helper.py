@@ -804,7 +804,8 @@ def build_plan(
         config.clear_flag(trt.BuilderFlag.TF32)
     set_compute_capabilities(config, options.compute_capabilities)
     if options.plugin_library is not None and options.embed_plugins:
-        config.plugins_to_serialize = [os.fsencode(options.plugin_library)]
+        library = os.fsencode(options.plugin_library)  # bytes, since a path need not be valid UTF-8
+        config.plugins_to_serialize = [library]  # pyright: ignore[reportAttributeAccessIssue]
     start = time.perf_counter()
     with timing_cache(config, options.timing_cache), build_progress(config), weights_read or nullcontext():
         checksum, size = _build_to_file(builder, network, config, log, path)
