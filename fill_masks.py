@@ -140,7 +140,7 @@ def fill_file(
         records[problem.line] = {"line": problem.line, "error": problem.message}
     with write_whole(target) as file:
         for line in sorted(records):
-            file.write((json.dumps(records[line], ensure_ascii=False) + "\n").encode())
+            file.write((json.dumps(records[line], ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
     filled = len(sentences) - len(overflown)
     console.print(
         f"{filled} sentences in {len(batches)} batches, {len(problems)} bad lines -> {target}", soft_wrap=True

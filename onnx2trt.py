@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -338,7 +339,8 @@ def parse(
     if model.ByteSize() > LARGEST_MODEL:
         raise UserError(f"{path} is larger than 2 GiB in {precision}; use builder.py, which has no limit")
     parser = plugin_parser(network) if known_plugins else trt.OnnxParser(network, LOGGER)
-    if not parser.parse(model.SerializeToString(), str(path)):  # the path says where the data file lies
+    # The path says where the data file lies; as bytes, since it need not be valid UTF-8.
+    if not parser.parse(model.SerializeToString(), os.fsencode(path)):  # pyright: ignore[reportArgumentType]
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         told = "; ".join(f"node {error.node_name()!r} ({error.node_operator()}): {error.desc()}" for error in errors)
         raise UserError(f"the ONNX parser refuses {path}: {told or log.take_errors()}")

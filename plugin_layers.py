@@ -9,6 +9,7 @@ still empty, and each layer is connected to its real inputs later, with ``ILayer
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,7 +188,7 @@ def load_library(path: Path | None = None) -> Path:
 
 @functools.cache
 def _load_once(path: Path) -> Path:
-    if trt.get_plugin_registry().load_library(str(path)) is None:
+    if trt.get_plugin_registry().load_library(os.fsencode(path)) is None:
         raise UserError(f"TensorRT cannot load the plugin library {path}; build it again: {build.BUILD_COMMAND}")
     return path
 

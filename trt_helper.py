@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import os
 import statistics
 import time
 import zlib
@@ -903,7 +904,8 @@ def build_plan(
         config.clear_flag(trt.BuilderFlag.TF32)
     set_compute_capabilities(config, options.compute_capabilities)
     if options.plugin_library is not None and options.embed_plugins:
-        config.plugins_to_serialize = [str(options.plugin_library)]
+        library = os.fsencode(options.plugin_library)  # bytes, since a path need not be valid UTF-8
+        config.plugins_to_serialize = [library]  # pyright: ignore[reportAttributeAccessIssue]
     start = time.perf_counter()
     with timing_cache(config, options.timing_cache), build_progress(config), weights_read or nullcontext():
         checksum, size = _build_to_file(builder, network, config, log, path)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from typing import Any
 
@@ -10,6 +11,8 @@ import onnx
 import pytest
 import torch
 from conftest import InProcess, Script, make_checkpoint
+from plugin_build_for_tests import built_plugins
+from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM
 
 import builder
@@ -36,6 +39,7 @@ from quantization import (
     inspect,
 )
 from sensitivity import quantization_of
+from sentences import load_tokenizer
 from tensorrt_product import trt
 from trt_helper import NUMPY_TYPES, QUANTIZED_TYPES, BuildOptions, SequenceRange, TrtLog, build_plan, check_plan
 
@@ -93,6 +97,71 @@ def test_a_checkpoint_without_a_head(tmp_path, way):
     assert list(answer) == ["last_hidden_state"]
     assert answer["last_hidden_state"].shape == (1, demo.inputs["input_ids"].shape[1], 128)
     assert relative_l2(answer["last_hidden_state"].numpy(), demo.output) <= 1e-5
+
+
+@pytest.fixture(scope="module")
+def small_variances(tmp_path_factory):
+    """Embeddings that hardly vary: before the first layer norm the variance of a row is about 1e-9."""
+    source = make_checkpoint(tmp_path_factory.mktemp("source"), head=False)
+    weights = load_file(source / "model.safetensors")
+    for name, weight in weights.items():
+        if name.endswith("_embeddings.weight"):
+            weight.mul_(1e-4)
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    folder = tmp_path_factory.mktemp("out")
+    model2onnx.quiet_libraries()
+    model2onnx.export(str(source), "the capital of france", folder)
+    return folder
+
+
+@pytest.mark.parametrize("way", ["api", "parser"])
+def test_rows_of_small_variance_are_normalised_with_the_checkpoints_epsilon(small_variances, way):
+    folder = ModelFolder(small_variances)
+    demo = folder.demo()
+    weights = folder.weights()
+    tables = [("word", folder.config.vocab_size), ("position", 64), ("token_type", 2)]
+    rows = [
+        weights.get(f"embeddings.{kind}_embeddings.weight", (count, 128))[ids[0]]
+        for (kind, count), ids in zip(tables, (demo.inputs[INPUT_NAMES[place]] for place in (0, 2, 1)), strict=True)
+    ]
+    variances = np.sum(rows, axis=0).var(axis=-1)
+    assert 1e-10 < variances.min() <= variances.max() < 1e-8  # an epsilon of 1e-6 would make other rows of them
+    runner, _owner = RUNNERS[way](small_variances)
+    answer = runner.run(demo.inputs)["last_hidden_state"].numpy()
+    assert relative_l2(answer, demo.output) <= 1e-5
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_the_parsers_softmax_computes_in_fp32(model_dir, precision):
+    """In the parsed network, and by numbers: each row of probabilities sums to 1 as fp32 does, not as fp16."""
+    parsed = onnx2trt.parse(ModelFolder(model_dir), precision, TrtLog())
+    layers = [read_layer(parsed.network, index) for index in range(parsed.network.num_layers)]
+    softmaxes = [layer for kind, layer in layers if kind == "SOFTMAX"]
+    assert len(softmaxes) == 2
+    for layer in softmaxes:
+        assert layer.get_input(0).dtype == layer.get_output(0).dtype == trt.DataType.FLOAT
+    names = [layer.get_output(0).name for layer in softmaxes]
+    demo = ModelFolder(model_dir).demo()
+    for probabilities in NetworkRunner(parsed.network, outputs=names, known=parsed.known).run(demo.inputs).values():
+        sums = probabilities.double().sum(-1)
+        assert (sums - 1).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("layer_norm", ["native", "fast"])
+def test_around_wide_operators_the_graph_is_cast_to_fp32_and_back(model_dir, precision, layer_norm):
+    folder = ModelFolder(model_dir)
+    model = onnx.load(str(folder.onnx_path), load_external_data=False)
+    onnx2trt.convert_precision(model, folder.weights(), precision, layer_norm)
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    wide = ["Softmax", *(["LayerNormalization"] if layer_norm == "native" else [])]
+    found = [node for node in model.graph.node if node.op_type in wide]
+    assert len(found) == 2 + (6 if layer_norm == "native" else 0)
+    for node in found:
+        before = made_by[node.input[0]]
+        after = [other for other in model.graph.node if node.output[0] in other.input]
+        assert (before.op_type, before.attribute[0].i) == ("Cast", onnx.TensorProto.FLOAT)
+        assert [(one.op_type, one.attribute[0].i) for one in after] == [("Cast", onnx2trt.ONNX_TYPES[precision])]
 
 
 def test_decomposed_gelu_is_the_erf_gelu_in_elementary_layers(model_dir):
@@ -646,3 +715,71 @@ def test_the_linear_plugin_off_hopper_is_a_warning(
         done = in_process(builder.main, *options, "--fusion", fusion, "--precision", precision)
         assert "ended in assemble" in done.err
         assert "warning" not in done.err
+
+
+# --- names that are no UTF-8 ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bad_name(tmp_path):
+    """A folder that Python knows by a name with a surrogate, as every non-ASCII name in an ASCII locale."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("builder.py", ["--batching", "packed", "--sentences", "s.txt", "--fillings", "f.jsonl"]),
+        ("onnx2trt.py", ["--verbose", "--precision", "fp16"]),
+    ],
+)
+def test_folders_and_files_may_have_names_that_are_no_utf8(script, model_dir, bad_name, name, options):
+    shutil.copytree(model_dir, bad_name / "out")
+    (bad_name / "s.txt").write_bytes(b"the capital of [MASK]\nno mask\n")
+    options = [str(bad_name / option) if "." in option else option for option in options]
+    done = script(
+        name, "--model-dir", bad_name / "out", "--plan", bad_name / "p.plan", "--json", bad_name / "j.json", *options
+    )
+    assert done.returncode == 0, done.stderr
+    assert (bad_name / "p.plan").stat().st_size > 0
+    assert json.loads((bad_name / "j.json").read_text())["plan"] == str(bad_name / "p.plan")
+    if name == "builder.py":
+        records = [json.loads(line) for line in (bad_name / "f.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert len(records[0]["fillings"][0]) == 10
+        assert records[1]["error"].startswith(f"{bad_name / 's.txt'}, line 2: no [MASK]")
+
+
+def test_a_plugin_library_may_lie_in_a_folder_that_is_no_utf8(bad_name, model_dir, script):
+    folder = bad_name / "plugins"
+    folder.mkdir()
+    for library in built_plugins().glob("*.so"):
+        shutil.copy(library, folder)
+    options = ("--model-dir", model_dir, "--plan", bad_name / "p.plan", "--layer-norm", "fast")
+    done = script("onnx2trt.py", *options, BERT_PLUGINS_BUILD_DIR=str(folder))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_output_folder_may_have_a_name_that_is_no_utf8(checkpoint, bad_name):
+    model2onnx.export(str(checkpoint), model2onnx.DEFAULT_TEXT, bad_name / "out")
+    assert len(load_tokenizer(ModelFolder(bad_name / "out"))) == ModelFolder(bad_name / "out").config.vocab_size
+    assert sorted(path.name for path in bad_name.iterdir()) == ["out"]
+
+
+def test_a_checkpoint_in_a_folder_that_is_no_utf8_is_refused_with_the_remedy(checkpoint, bad_name):
+    shutil.copytree(checkpoint, bad_name / "checkpoint")
+    with pytest.raises(UserError, match="the safetensors library reads no path that is not valid UTF-8; rename the"):
+        model2onnx.load_checkpoint(str(bad_name / "checkpoint"))
+
+
+def test_a_script_works_where_names_and_text_are_not_of_the_locale(tmp_path, checkpoint, script):
+    environment = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = script(
+        "model2onnx.py",
+        *("--model", checkpoint, "--text", "caf\u00e9 [MASK]", "--out-dir", tmp_path / "caf\u00e9"),
+        **environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert ModelFolder(tmp_path / "caf\u00e9").demo().text == "caf\u00e9 [MASK]"
+    assert "PyTorch fp32: caf\\xe9 [MASK]" in done.stdout

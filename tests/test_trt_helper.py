@@ -17,7 +17,7 @@ import tensorrt_product
 import trt_helper
 from common import UserError
 from model_files import LENGTHS_NAME
-from network_runner import NetworkRunner
+from network_runner import NetworkRunner, read_layer
 from plugin_layers import Known
 from tensorrt_product import trt
 from trt_helper import (
@@ -163,6 +163,7 @@ HARD_ROWS = {
     "a constant row": np.full((1, 2, 768), 3.0, np.float32),  # variance 0: only epsilon keeps it finite
     "a planted outlier": np.concatenate([random(1, 4, 767), np.full((1, 4, 1), 500.0, np.float32)], axis=-1),
     "a large mean": random(1, 4, 769, scale=1e-2) + 100.0,  # E[x²] − mean² loses all digits here
+    "a small variance": random(1, 4, 64, scale=1e-5),  # 1e-10: far above an epsilon of 1e-12, far below one of 1e-6
     "values near fp16's largest": random(1, 4, 64, scale=15000.0),  # squares overflow fp16
 }
 
@@ -180,6 +181,16 @@ def test_layer_norm(precision, case):
     # fp32 statistics of a mean of 100 with deviation 1e-2: the input itself holds the deviation to 4e-6 / 1e-2
     factor = 200 if case == "a large mean" and precision == "fp32" else 1
     close(output, reference, precision, factor)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("epsilon", [1e-12, 1e-7, 1e-5])
+def test_layer_norm_has_the_epsilon_that_was_asked_for(precision, epsilon):
+    net = OneLayer(precision)
+    ones = np.ones(8, np.float32)
+    net.helper.markOutput(net.helper.addLayerNorm(net.input(random(1, 2, 8)), ones, ones, epsilon, "n"), "y")
+    layers = dict(read_layer(net.network, index) for index in range(net.network.num_layers))
+    assert layers["NORMALIZATION"].epsilon == np.float32(epsilon)
 
 
 @PRECISIONS
