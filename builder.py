@@ -26,7 +26,11 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from options import FUSIONS, ONE_SENTENCE, SequenceRange, builder_arguments
+
+if __name__ == "__main__":
+    builder_arguments()  # answers --help and wrong usage before TensorRT is imported
 
 import numpy as np
 
@@ -34,7 +38,7 @@ from common import UserError, run_script
 from fill_masks import check_source, fill_network
 from fusion_log import print_fusions
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, BertConfig, ModelFolder, WeightFile
-from pipeline import Job, add_common_arguments, finish, print_report, sequence_range, write_json
+from pipeline import Job, finish, print_report, write_json
 from plugin_layers import (
     HEAD_SIZES,
     Known,
@@ -50,24 +54,18 @@ from quantization import BASE_PRECISION, Quantization
 from tensorrt_product import trt
 from trt_helper import (
     DTYPES,
-    GELU_KINDS,
-    ONE_SENTENCE,
     QUANTIZED_TYPES,
-    SequenceRange,
     TrtLog,
     TrtNetworkHelper,
     create_builder,
 )
 
-BATCHINGS = ("single", "padded", "packed")
-FUSED_LAYERS = ("EmbLayerNorm", "SkipLayerNorm", "QkvToContext")
 QKV = ("query", "key", "value")
 DEFAULT_BATCH = SequenceRange(1, 8, 32)
 ATTENTION_STAYS = (
     "--quantize attention: the QkvToContext plugin computes attention's own products in fp16; leave attention out, "
     "or build with --fusion none"
 )
-FUSIONS = {"none": (), "plugins": FUSED_LAYERS, "all": (*FUSED_LAYERS, "Linear")}  # the plugins of a network
 
 
 @dataclass
@@ -349,7 +347,7 @@ def run(args: argparse.Namespace) -> Job:
     if args.batching == "single" and batch != ONE_SENTENCE:
         raise UserError("--batch: one sentence has no batch; add --batching padded or --batching packed")
     if "QkvToContext" in fused and args.precision in QUANTIZED_TYPES and "attention" in args.quantize:
-        raise UserError(ATTENTION_STAYS)
+        raise UnsuitableFusionError(ATTENTION_STAYS)
     if args.fillings is not None and args.sentences is None:
         raise UserError("--fillings: nothing is filled without --sentences FILE; add it")
     if args.sentences is not None:
@@ -374,6 +372,10 @@ def run(args: argparse.Namespace) -> Job:
     if args.gelu == "decomposed" and job.verbose_log is not None:
         print_fusions(job.verbose_log, bert.gelu_parts, job.plan_path)
     return job
+
+
+class UnsuitableFusionError(UserError):
+    """The model or the quantization does not suit the plugins asked for; the message says why."""
 
 
 @dataclass
@@ -443,7 +445,7 @@ def planned_layers(
     """All plugin layers that the network will hold, but for those of the Linear plugin.
 
     Raises:
-        UserError: no plugin has the model's head size.
+        UnsuitableFusionError: no plugin has the model's head size.
     """
     hidden, epsilon = config.hidden_size, config.layer_norm_eps
     embeddings, *outputs = hidden_state_names(config)
@@ -461,7 +463,7 @@ def planned_layers(
         norms = [*norms, *sums]
     if "QkvToContext" in fused:
         if config.head_size not in HEAD_SIZES:
-            raise UserError(
+            raise UnsuitableFusionError(
                 f"--fusion plugins and all: the model's heads have {config.head_size} elements, and the QkvToContext "
                 f"plugin takes {', '.join(map(str, HEAD_SIZES))}; build with --fusion none"
             )
@@ -523,64 +525,16 @@ def refuse_attention_products(quantization: Quantization) -> None:
     """The QkvToContext plugin computes attention's own two products, and not in int8.
 
     Raises:
-        UserError: one of them is to be quantized.
+        UnsuitableFusionError: one of them is to be quantized.
     """
     own = (".attention.self.scores", ".attention.self.context")
     if any(name.endswith(own) for name in quantization.products):
-        raise UserError(ATTENTION_STAYS)
-
-
-def add_network_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the network that the parser's way does not have."""
-    group = parser.add_argument_group("the network of builder.py")
-    group.add_argument(
-        "--fusion",
-        choices=list(FUSIONS),
-        default="none",
-        help="none: elementary layers; plugins: EmbLayerNorm, SkipLayerNorm and QkvToContext; all: Linear too, for "
-        "the encoder's matrix products in fp16 and bf16; in fp32, or quantized, they are TensorRT's own all the same "
-        "(default: %(default)s)",
-    )
-    group.add_argument(
-        "--batching",
-        choices=BATCHINGS,
-        default="single",
-        help="one sentence, a padded batch with a mask, or packed tokens without padding (default: %(default)s)",
-    )
-    group.add_argument(
-        "--batch",
-        type=sequence_range,
-        metavar="MIN,OPT,MAX",
-        help="sentences in a batch that the plan accepts and is tuned for (default: 1,8,32)",
-    )
-    group.add_argument(
-        "--sentences", type=Path, metavar="FILE", help="text with [MASK], one sentence a line: fill every [MASK]"
-    )
-    group.add_argument(
-        "--fillings",
-        type=Path,
-        metavar="FILE",
-        help="where the ten best fillings of --sentences go, as JSON lines (default: beside the plan)",
-    )
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Build BERT layer by layer with the TensorRT API, run and check it.")
-    add_common_arguments(parser)
-    add_network_arguments(parser)
-    parser.add_argument(
-        "--gelu", choices=GELU_KINDS, help="which GELU (default: the checkpoint's; decomposed: elementary layers)"
-    )
-    parser.add_argument(
-        "--compare-layers", action="store_true", help="print the difference to PyTorch after every encoder layer"
-    )
-    return parser.parse_args()
+        raise UnsuitableFusionError(ATTENTION_STAYS)
 
 
 def main() -> int:
     """The script."""
-    args = parse_arguments()
+    args = builder_arguments()
     job = run(args)
     print_report(job)
     write_json(args.json, job.as_dict())

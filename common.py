@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 # A table that is read from a file or a pipe need not fit a narrow terminal.
-console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 120)  # results
+console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 140)  # results
 log_console = Console(stderr=True, highlight=False, emoji=False)  # progress, warnings, errors
 
 

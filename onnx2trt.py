@@ -18,6 +18,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from options import onnx2trt_arguments
+
+if __name__ == "__main__":
+    onnx2trt_arguments()  # answers --help and wrong usage before TensorRT is imported
+
 import numpy as np
 import onnx
 from onnx import helper as onnx_helper
@@ -26,7 +31,7 @@ from onnx import numpy_helper
 import builder
 from common import UserError, run_script
 from model_files import BertConfig, ModelFolder, WeightFile, load_onnx
-from pipeline import Job, add_common_arguments, finish, print_report, write_json
+from pipeline import Job, finish, print_report, write_json
 from plugin_layers import Known, PluginLayer, layer_norm_layer, load_library, plugin_node
 from quantization import BASE_PRECISION, Product, Quantization, encoder_products, range_name
 from tensorrt_product import trt
@@ -323,9 +328,7 @@ def run(args: argparse.Namespace) -> Job:
 
 def main() -> int:
     """The script."""
-    parser = argparse.ArgumentParser(description="Build BERT through TensorRT's ONNX parser, run and check it.")
-    add_common_arguments(parser)
-    args = parser.parse_args()
+    args = onnx2trt_arguments()
     job = run(args)
     print_report(job)
     write_json(args.json, job.as_dict())

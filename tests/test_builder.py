@@ -20,14 +20,11 @@ from calibrator import Subject, calibrate, read_data
 from common import UserError
 from model_files import INPUT_NAMES, MASK_NAME, ModelFolder
 from network_runner import NetworkRunner, read_layer
-from pipeline import TOLERANCES, relative_l2
+from options import DEFAULT_DATA, DEFAULT_TEXT, GROUPS, LINEAR_GROUPS, TOLERANCES, SequenceRange, Settings
+from pipeline import relative_l2
 from quantization import (
-    DEFAULT_DATA,
-    GROUPS,
-    LINEAR_GROUPS,
     MEASURABLE_BYTES,
     Quantization,
-    Settings,
     check_quantized,
     encoder_products,
     in_groups,
@@ -35,7 +32,7 @@ from quantization import (
 )
 from sensitivity import quantization_of
 from tensorrt_product import trt
-from trt_helper import BuildOptions, SequenceRange, TrtLog, build_plan, check_plan
+from trt_helper import BuildOptions, TrtLog, build_plan, check_plan
 
 
 def api_runner(folder, precision="fp32", gelu=None, **options):
@@ -75,7 +72,7 @@ def test_network_equals_pytorch_at_any_length(model_dir, checkpoint, way, precis
 @pytest.mark.parametrize("activation", ["gelu_new", "relu"])
 def test_other_activations_and_an_untied_decoder(tmp_path, way, activation):
     source = make_checkpoint(tmp_path / "source", hidden_act=activation, tie_word_embeddings=False)
-    model2onnx.export(str(source), model2onnx.DEFAULT_TEXT, tmp_path / "out")
+    model2onnx.export(str(source), DEFAULT_TEXT, tmp_path / "out")
     demo = ModelFolder(tmp_path / "out").demo()
     runner, _owner = RUNNERS[way](tmp_path / "out")
     assert relative_l2(runner.run(demo.inputs)["logit"].numpy(), demo.output) <= 1e-5
@@ -150,7 +147,7 @@ def test_large_residuals_do_not_overflow_fp16(tmp_path, way):
                 reader.weight[:, 5] = 0.0  # nobody reads the large value, it only passes through the sums
         model.cls.predictions.transform.dense.weight[:, 5] = 0.0
     model.save_pretrained(source)
-    model2onnx.export(str(source), model2onnx.DEFAULT_TEXT, tmp_path / "out")
+    model2onnx.export(str(source), DEFAULT_TEXT, tmp_path / "out")
     demo = ModelFolder(tmp_path / "out").demo()
     runner, _owner = RUNNERS[way](tmp_path / "out", "fp16")
     output = runner.run(demo.inputs)["logit"].numpy()
@@ -166,7 +163,7 @@ def test_a_weight_that_does_not_fit_fp16_is_named(tmp_path, model_dir):
     with torch.no_grad():
         model.bert.encoder.layer[1].output.dense.weight[3, 4] = 70000.0
     model.save_pretrained(source)
-    model2onnx.export(str(source), model2onnx.DEFAULT_TEXT, tmp_path / "out")
+    model2onnx.export(str(source), DEFAULT_TEXT, tmp_path / "out")
     for runner in RUNNERS.values():
         with pytest.raises(UserError, match=r"'bert\.encoder\.layer\.1\.output\.dense\.weight'.*70000.*HALF.*bf16"):
             runner(tmp_path / "out", "fp16")

@@ -16,8 +16,15 @@ import pytest
 import trt_helper
 from common import UserError
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
+from options import SequenceRange
 from tensorrt_product import trt
-from trt_helper import InferHelper, PlanError, SequenceRange, TrtLog, execution_obstacle, profile_shapes
+from trt_helper import (
+    InferHelper,
+    PlanError,
+    TrtLog,
+    execution_obstacle,
+    profile_shapes,
+)
 
 
 class FakeCuda(types.ModuleType):
@@ -301,8 +308,9 @@ def test_tensorrt_rtx_does_not_execute_on_hopper(cuda, monkeypatch):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_plan_execution(model_dir, tmp_path, precision):
     import builder
-    from pipeline import TOLERANCES, relative_l2
-    from trt_helper import BuildOptions, SequenceRange, build_plan
+    from options import TOLERANCES, SequenceRange
+    from pipeline import relative_l2
+    from trt_helper import BuildOptions, build_plan
 
     folder, log = ModelFolder(model_dir), TrtLog()
     bert = builder.assemble(folder, log, precision)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from model_files import DemoIO
-from pipeline import Comparison, best_words, capability_list, relative_l2, sequence_range
+from options import capability_list, sequence_range
+from pipeline import Comparison, best_words, relative_l2
 
 TOKENS = [f"word{number}" for number in range(50)]
 

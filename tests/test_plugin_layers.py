@@ -15,9 +15,9 @@ import plugin_layers
 from common import UserError
 from model_files import ModelFolder
 from network_runner import NetworkRunner, UnsupportedLayerError
-from pipeline import TOLERANCES, relative_l2
+from options import LAYER_NORM_KERNELS, TOLERANCES, SequenceRange
+from pipeline import relative_l2
 from plugin_layers import (
-    LAYER_NORM_KERNELS,
     Known,
     PluginLayers,
     check_creators,
@@ -33,7 +33,6 @@ from trt_helper import (
     DTYPES,
     BuildOptions,
     LayerError,
-    SequenceRange,
     TrtLog,
     TrtNetworkHelper,
     build_plan,

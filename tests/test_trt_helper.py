@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import tensorrt_product
 from common import UserError
 from network_runner import NetworkRunner
+from options import SequenceRange
 from plugin_layers import Known
 from tensorrt_product import trt
 from trt_helper import (
@@ -24,7 +25,6 @@ from trt_helper import (
     Latency,
     LayerError,
     PlanError,
-    SequenceRange,
     TrtLog,
     TrtNetworkHelper,
     as_tuple,
