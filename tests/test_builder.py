@@ -433,7 +433,8 @@ def demo_dir(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
-def test_the_bundled_checkpoint_in_both_ways(in_process: InProcess, demo_dir, kind):
+def test_the_bundled_checkpoint_in_both_ways(in_process: InProcess, monkeypatch, demo_dir, kind):
+    monkeypatch.setattr(demo, "run_with_plugins", lambda args: None)  # test_demo.py has it
     options = ["--calibration-data", demo_dir / "some.txt", "--calibration-sentences", 24, "--smooth", "off"]
     result = demo_dir / "result.json"
     done = in_process(demo.main, "--model-dir", demo_dir, "--precision", kind, "--json", result, *options)
