@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-TYPE_NAMES = ("fp16", "bf16", "fp32", "int8")
+TYPE_NAMES: tuple[str, ...] = ("fp16", "bf16", "fp32", "int8")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -52,7 +52,9 @@ from plugins import reference
 from plugins.measure import graph_times
 from plugins.plugin_host import PluginHost
 
-TYPES = dict(zip(TYPE_NAMES, (torch.float16, torch.bfloat16, torch.float32, torch.int8), strict=True))
+TYPES: dict[str, torch.dtype] = dict(
+    zip(TYPE_NAMES, (torch.float16, torch.bfloat16, torch.float32, torch.int8), strict=True)
+)
 SHAPES = ((1, 128), (8, 128), (32, 128), (1, 384), (32, 384), (8, 512))
 PACKED_SHAPES = ((8, 128), (32, 128), (32, 384))
 INT8_STEP = 1 / 30  # of inputs with deviation 1

@@ -27,7 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 KERNELS = ("basic", "fused", "fast")
-TYPE_NAMES = ("fp32", "fp16", "bf16")
+TYPE_NAMES: tuple[str, ...] = ("fp32", "fp16", "bf16")
 TIMED_ROWS = (16, 128, 512, 2048, 4096, 8192, 32768, 131072)
 
 
@@ -66,7 +66,7 @@ from common import UserError, run_script, write_whole
 from plugins import build, reference
 from plugins.plugin_host import Plugin, PluginHost, TensorSpec
 
-TYPES = dict(zip(TYPE_NAMES, (torch.float32, torch.float16, torch.bfloat16), strict=True))
+TYPES: dict[str, torch.dtype] = dict(zip(TYPE_NAMES, (torch.float32, torch.float16, torch.bfloat16), strict=True))
 EPSILON = 1e-12  # BERT's
 
 # ----------------------------------------------------------------------------------------------------------

@@ -228,8 +228,9 @@ def test_results_table(outputs: dict[str, Done]):
             ways = (f"python {way} --precision {precision}" for way in ("builder.py", "onnx2trt.py"))
             told = [line for way in ways for line in normalised(outputs[way].stdout)]
         lines = " ".join(line for line in told if line.startswith("relative L2 error"))
-        assert [float(limit) for limit in re.findall(r"at most (\S+)\)", lines)] == [float(accepted)] * 2
-        for real, number in zip(ERROR.findall(lines), shown, strict=True):
+        assert {float(limit) for limit in re.findall(r"at most (\S+)\)", lines)} == {float(accepted)}
+        in_the_table = ERROR.findall(lines)[:2]  # the demo's third network is that with plugins
+        for real, number in zip(in_the_table, shown, strict=True):
             assert float(real) <= float(accepted)
             assert not LIKE_README or 1 / 3 <= float(real) / float(number) <= 3
 
