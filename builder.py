@@ -27,7 +27,11 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from options import FUSIONS, ONE_SENTENCE, TENSORRT_ATTENTION, SequenceRange, builder_arguments
+
+if __name__ == "__main__":
+    builder_arguments()  # answers --help and wrong usage before TensorRT is imported
 
 import numpy as np
 
@@ -36,7 +40,7 @@ from common import UserError, run_script, warn
 from fill_masks import check_source, fill_network
 from fusion_log import print_fusions
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, BertConfig, ModelFolder, WeightFile
-from pipeline import Job, add_common_arguments, finish, print_report, sequence_range, write_json
+from pipeline import Job, finish, print_report, write_json
 from plugin_layers import (
     HEAD_SIZES,
     Known,
@@ -52,11 +56,7 @@ from quantization import BASE_PRECISION, Quantization
 from tensorrt_product import IS_RTX, trt
 from trt_helper import (
     DTYPES,
-    GELU_KINDS,
-    ONE_SENTENCE,
     QUANTIZED_TYPES,
-    TENSORRT_ATTENTION,
-    SequenceRange,
     TrtLog,
     TrtNetworkHelper,
     check_attention,
@@ -65,8 +65,6 @@ from trt_helper import (
     has_packed_attention,
 )
 
-BATCHINGS = ("single", "padded", "packed")
-FUSED_LAYERS = ("EmbLayerNorm", "SkipLayerNorm", "QkvToContext")
 QKV = ("query", "key", "value")
 HOPPER = (9, 0)  # the compute capability that the Linear plugin's kernels were written for and measured on
 DEFAULT_BATCH = SequenceRange(1, 8, 32)
@@ -74,12 +72,6 @@ ATTENTION_STAYS = (
     "--quantize attention: attention as one layer, the QkvToContext plugin or TensorRT's own, computes its two "
     "products in fp16; leave attention out, or build with --fusion none"
 )
-FUSIONS = {  # what stands in a network for several elementary layers
-    "none": (),
-    "tensorrt": (TENSORRT_ATTENTION,),
-    "plugins": FUSED_LAYERS,
-    "all": (*FUSED_LAYERS, "Linear"),
-}
 
 
 @dataclass
@@ -437,6 +429,10 @@ def run(args: argparse.Namespace) -> Job:
     return job
 
 
+class UnsuitableFusionError(UserError):
+    """The model or the quantization does not suit the plugins asked for; the message says why."""
+
+
 @dataclass
 class AssembledBert:
     """A network ready to be built, and what must live until then."""
@@ -505,7 +501,7 @@ def planned_layers(
     """All plugin layers that the network will hold, but for those of the Linear plugin.
 
     Raises:
-        UserError: no plugin has the model's head size.
+        UnsuitableFusionError: no plugin has the model's head size.
     """
     hidden, epsilon = config.hidden_size, config.layer_norm_eps
     embeddings, *outputs = hidden_state_names(config)
@@ -523,7 +519,7 @@ def planned_layers(
         norms = [*norms, *sums]
     if "QkvToContext" in fused:
         if config.head_size not in HEAD_SIZES:
-            raise UserError(
+            raise UnsuitableFusionError(
                 f"--fusion plugins and all: the model's heads have {config.head_size} elements, and the QkvToContext "
                 f"plugin takes {', '.join(map(str, HEAD_SIZES))}; build with --fusion none"
             )
@@ -614,75 +610,26 @@ def check_quantized_groups(args: argparse.Namespace, fused: Sequence[str]) -> No
     """Refuses ``--quantize attention`` where attention is one layer, before the long work.
 
     Raises:
-        UserError: so it is.
+        UnsuitableFusionError: so it is.
     """
     if has_whole_attention(fused) and args.precision in QUANTIZED_TYPES and "attention" in args.quantize:
-        raise UserError(ATTENTION_STAYS)
+        raise UnsuitableFusionError(ATTENTION_STAYS)
 
 
 def refuse_attention_products(quantization: Quantization) -> None:
     """An attention in one layer computes its own two products, and not in int8.
 
     Raises:
-        UserError: one of them is to be quantized.
+        UnsuitableFusionError: one of them is to be quantized.
     """
     own = (".attention.self.scores", ".attention.self.context")
     if any(name.endswith(own) for name in quantization.products):
-        raise UserError(ATTENTION_STAYS)
-
-
-def add_network_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the network that the parser's way does not have."""
-    group = parser.add_argument_group("the network of builder.py")
-    group.add_argument(
-        "--fusion",
-        choices=list(FUSIONS),
-        default="none",
-        help="none: elementary layers; tensorrt: TensorRT's own attention layer, without any plugin; "
-        "plugins: EmbLayerNorm, SkipLayerNorm and QkvToContext; all: Linear too, for "
-        "the encoder's matrix products in fp16 and bf16; in fp32, or quantized, they are TensorRT's own all the same "
-        "(default: %(default)s)",
-    )
-    group.add_argument(
-        "--batching",
-        choices=BATCHINGS,
-        default="single",
-        help="one sentence, a padded batch with a mask, or packed tokens without padding (default: %(default)s)",
-    )
-    group.add_argument(
-        "--batch",
-        type=sequence_range,
-        metavar="MIN,OPT,MAX",
-        help="sentences in a batch that the plan accepts and is tuned for (default: 1,8,32)",
-    )
-    group.add_argument(
-        "--sentences", type=Path, metavar="FILE", help="text with [MASK], one sentence a line: fill every [MASK]"
-    )
-    group.add_argument(
-        "--fillings",
-        type=Path,
-        metavar="FILE",
-        help="where the ten best fillings of --sentences go, as JSON lines (default: beside the plan)",
-    )
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Build BERT layer by layer with the TensorRT API, run and check it.")
-    add_common_arguments(parser)
-    add_network_arguments(parser)
-    parser.add_argument(
-        "--gelu", choices=GELU_KINDS, help="which GELU (default: the checkpoint's; decomposed: elementary layers)"
-    )
-    parser.add_argument(
-        "--compare-layers", action="store_true", help="print the difference to PyTorch after every encoder layer"
-    )
-    return parser.parse_args()
+        raise UnsuitableFusionError(ATTENTION_STAYS)
 
 
 def main() -> int:
     """The script."""
-    args = parse_arguments()
+    args = builder_arguments()
     job = run(args)
     print_report(job)
     write_json(args.json, job.as_dict())

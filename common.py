@@ -17,7 +17,7 @@ from rich.text import Text
 
 _to_terminal = sys.stdout is not None and sys.stdout.isatty()  # None: closed by who started the process
 # A table that is read from a file or a pipe need not fit a narrow terminal.
-console = Console(highlight=False, emoji=False, width=None if _to_terminal else 120)  # results
+console = Console(highlight=False, emoji=False, width=None if _to_terminal else 140)  # results
 log_console = Console(stderr=True, highlight=False, emoji=False)  # progress, warnings, errors
 
 

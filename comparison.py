@@ -10,11 +10,8 @@ from typing import Any
 import numpy as np
 
 from model_files import DemoIO, ReferenceSequence
+from options import QUANTIZED_PRECISIONS, TOLERANCES, SequenceRange
 from packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch, single_batch
-from trt_helper import QUANTIZED_TYPES, SequenceRange
-
-# Largest relative L2 error of the output against PyTorch fp32.
-TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2, "int8": 5e-2, "fp8": 5e-2}
 
 Run = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # a network's inputs to its output
 
@@ -101,7 +98,7 @@ def sequences_agree(errors: Sequence[SequenceError], precision: str) -> bool:
     Ranges in 8 bits are chosen for usual sentences. One of three tokens has been seen to be off by 7 % where all
     tokens together are off by 3 %.
     """
-    compared = [together(errors)] if precision in QUANTIZED_TYPES else [one.rel_l2 for one in errors]
+    compared = [together(errors)] if precision in QUANTIZED_PRECISIONS else [one.rel_l2 for one in errors]
     return all(error <= TOLERANCES[precision] for error in compared)  # a NaN is never <=
 
 

@@ -11,7 +11,6 @@ with PyTorch's fp32 answer to it.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import hashlib
 import json
@@ -24,6 +23,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from options import model2onnx_arguments
+
+if __name__ == "__main__":
+    model2onnx_arguments()  # answers --help and wrong usage before PyTorch is imported
 
 import numpy as np
 import onnx_ir as ir
@@ -51,9 +55,6 @@ from model_files import (
     check_inputs,
 )
 
-BUNDLED_MODEL = Path(__file__).parent / "demo_model"
-DEFAULT_TEXT = "The capital of France, [MASK], contains the Eiffel Tower."
-DEFAULT_OUT_DIR = Path("out")
 OPSET = 20  # the first with Gelu
 REFERENCE_TEXT = Path(__file__).parent / "calibrator_data.txt"
 REFERENCE_LENGTHS = (3, 9, 33, 128)  # one word, a few, and the longest of the plans that are built by default
@@ -662,18 +663,8 @@ def quiet_libraries() -> None:
 
 
 def main() -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Export a BERT checkpoint to ONNX with a checked example.")
-    parser.add_argument(
-        "--model",
-        default=str(BUNDLED_MODEL),
-        help="checkpoint folder or hub name (default: the bundled demo_model)",
-    )
-    parser.add_argument(
-        "--text", default=DEFAULT_TEXT, help="the sentence to run, with [MASK] (default: %(default)s)"
-    )
-    parser.add_argument("--out-dir", type=Path, default=DEFAULT_OUT_DIR, help="where to write (default: %(default)s)")
-    args = parser.parse_args()
+    """The script."""
+    args = model2onnx_arguments()
     quiet_libraries()
     export(args.model, args.text, args.out_dir)
     return 0

@@ -20,6 +20,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from options import TENSORRT_ATTENTION, onnx2trt_arguments
+
+if __name__ == "__main__":
+    onnx2trt_arguments()  # answers --help and wrong usage before TensorRT is imported
+
 import numpy as np
 import onnx
 from onnx import helper as onnx_helper
@@ -28,7 +33,7 @@ from onnx import numpy_helper
 import builder
 from common import UserError, run_script
 from model_files import BertConfig, ModelFolder, WeightFile, load_onnx
-from pipeline import Job, add_common_arguments, finish, print_report, write_json
+from pipeline import Job, finish, print_report, write_json
 from plugin_layers import Known, PluginLayer, layer_norm_layer, load_library, plugin_node, plugin_parser
 from quantization import BASE_PRECISION, Product, Quantization, encoder_products, range_name
 from tensorrt_product import trt
@@ -37,7 +42,6 @@ from trt_helper import (
     LOGGER,
     NUMPY_TYPES,
     QUANTIZED_MAXIMA,
-    TENSORRT_ATTENTION,
     TrtLog,
     convert_weight,
     create_builder,
@@ -48,7 +52,6 @@ ONNX_TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT1
 LAYER_NORM = "LayerNormalization"
 WIDE_OPERATORS = (LAYER_NORM, "Softmax")  # compute in fp32 whatever the type around them
 HALF = trt.DataType.HALF
-FUSIONS = ("none", "tensorrt")  # of those of builder.py
 LARGEST_MODEL = 2**31 - 1  # bytes; protobuf's limit for one message
 
 
@@ -374,16 +377,7 @@ def run(args: argparse.Namespace) -> Job:
 
 def main() -> int:
     """The script."""
-    parser = argparse.ArgumentParser(description="Build BERT through TensorRT's ONNX parser, run and check it.")
-    add_common_arguments(parser)
-    parser.add_argument(
-        "--fusion",
-        choices=FUSIONS,
-        default="none",
-        help="none: attention as exported; tensorrt: as one Attention node, of which the parser makes TensorRT's own "
-        "attention layer (default: %(default)s)",
-    )
-    args = parser.parse_args()
+    args = onnx2trt_arguments()
     job = run(args)
     print_report(job)
     write_json(args.json, job.as_dict())

@@ -19,7 +19,6 @@ from rich.text import Text
 import tensorrt_product
 from common import UserError, console, log_console, make_folder, warn, write_whole
 from comparison import (
-    TOLERANCES,
     Comparison,
     Run,
     SequenceError,
@@ -29,25 +28,23 @@ from comparison import (
     together,
 )
 from model_files import LENGTHS_NAME, MASK_NAME, DemoIO, ModelFolder, ReferenceSequence
-from packing import NetworkBatch
-from plugin_layers import LAYER_NORM_KERNELS, Known
-from plugins import build
-from quantization import (
+from options import (
     CACHE_NAME,
-    Quantization,
-    QuantizedParts,
-    add_quantization_arguments,
-    check_quantized,
+    ONE_SENTENCE,
+    TENSORRT_ATTENTION,
+    TOLERANCES,
+    SequenceRange,
 )
+from packing import NetworkBatch
+from plugin_layers import Known
+from plugins import build
+from quantization import Quantization, QuantizedParts, check_quantized
 from tensorrt_product import IS_RTX, trt
 from trt_helper import (
-    ONE_SENTENCE,
     QUANTIZED_TYPES,
-    TENSORRT_ATTENTION,
     BuildOptions,
     InferHelper,
     Latency,
-    SequenceRange,
     TrtLog,
     build_plan,
     check_in_profile,
@@ -62,76 +59,6 @@ TIMED_RUNS = 200
 
 if TYPE_CHECKING:
     from sensitivity import QuantizedModel
-
-
-# --- options ----------------------------------------------------------------------------------------------
-
-
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that both ways to a plan understand."""
-    parser.add_argument(
-        "--model-dir", type=Path, default=Path("out"), help="folder written by model2onnx.py (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--precision",
-        choices=list(TOLERANCES),
-        default="fp32",
-        help="type of weights and tensors; int8 and fp8: of the encoder's linear layers (default: %(default)s)",
-    )
-    parser.add_argument("--plan", type=Path, help="plan file to write (default: in the model folder)")
-    parser.add_argument(
-        "--seq-len",
-        type=sequence_range,
-        metavar="MIN,OPT,MAX",
-        help="sequence lengths that the plan accepts and is tuned for (default: 1,32,128)",
-    )
-    parser.add_argument(
-        "--compute-capability",
-        type=capability_list,
-        default=[],
-        metavar="LIST",
-        help="GPUs to build for, e.g. 8.6,8.9 (tensorrt_rtx only; default: all that it supports)",
-    )
-    parser.add_argument(
-        "--layer-norm",
-        choices=("native", *LAYER_NORM_KERNELS),
-        default="native",
-        help="layer norm by TensorRT's own layer or by a kernel of the LayerNorm plugin (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--no-embed-plugins",
-        action="store_true",
-        help="leave the plugin library out of the plan; whoever loads the plan then needs the library",
-    )
-    parser.add_argument("--verbose", action="store_true", help="write TensorRT's verbose log beside the plan")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
-    parser.add_argument(
-        "--no-structure-check",
-        action="store_true",
-        help="do not run the network without its roundings, in fp32, where a lost bias or a wrong GELU would show",
-    )
-    add_quantization_arguments(parser)
-
-
-def sequence_range(text: str) -> SequenceRange:
-    """Reads ``MIN,OPT,MAX``."""
-    try:
-        low, best, high = (int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not three whole numbers MIN,OPT,MAX") from None
-    if not 1 <= low <= best <= high:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected 1 <= MIN <= OPT <= MAX")
-    return SequenceRange(low, best, high)
-
-
-def capability_list(text: str) -> list[str]:
-    """Reads ``8.6,8.9``."""
-    parts = [part.strip() for part in text.split(",")]
-    for part in parts:
-        major, dot, minor = part.partition(".")
-        if not (dot and major.isdigit() and minor.isdigit()):
-            raise argparse.ArgumentTypeError(f"{part!r} is no compute capability; expected e.g. 8.6")
-    return parts
 
 
 # --- one job ----------------------------------------------------------------------------------------------
@@ -230,6 +157,11 @@ class Job:
             return rows | {MASK_NAME: np.ones((copies, length), np.int32)}
         flat = {name: values.reshape(-1) for name, values in rows.items()}  # (T,)
         return flat | {LENGTHS_NAME: np.arange(copies + 1, dtype=np.int32) * length}
+
+    @property
+    def heading(self) -> str:
+        """Of the job's column."""
+        return f"{self.way} {self.precision}{' plugins' if self.fused else ''}"
 
     @property
     def tolerance(self) -> float:
@@ -434,7 +366,7 @@ def print_report(*jobs: Job) -> None:
     """Prints one table with a column for PyTorch and one for each job."""
     demo, folder = jobs[0].demo, jobs[0].folder
     table = Table(title=Text(demo.text), title_justify="left")
-    for heading in ("", "PyTorch fp32", *(f"{job.way} {job.precision}" for job in jobs)):
+    for heading in ("", "PyTorch fp32", *(job.heading for job in jobs)):
         table.add_column(heading, overflow="fold")
     if demo.mask_positions:
         reference = Comparison.of(demo.output, demo, folder.tokens())

@@ -24,7 +24,6 @@ from plugins import build, rtx_parser_shim
 from tensorrt_product import IS_RTX, trt
 from trt_helper import DTYPES, LOGGER, TrtLog
 
-LAYER_NORM_KERNELS = ("basic", "fused", "fast")
 HEAD_SIZES = (32, 64, 128)  # those that QkvToContext has kernels for
 VERSION, NAMESPACE = "1", ""
 ONNX_TYPES = {

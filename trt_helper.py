@@ -31,6 +31,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 import tensorrt_product
 from common import UserError, log_console, warn, write_whole
 from model_files import LENGTHS_NAME
+from options import GELU_KINDS, ONE_SENTENCE, SequenceRange
 from packing import check_batch
 from tensorrt_product import IS_RTX, trt
 
@@ -56,8 +57,6 @@ NARROW_LIMITS = {  # absolute values from here on round to infinity
 }
 QUANTIZED_TYPES = {"int8": trt.DataType.INT8, "fp8": trt.DataType.FP8}
 QUANTIZED_MAXIMA = {trt.DataType.INT8: 127.0, trt.DataType.FP8: 448.0}  # largest value of the type; fp8 is E4M3
-GELU_KINDS = ("erf", "tanh", "decomposed")
-TENSORRT_ATTENTION = "Attention"  # among the layers that stand for several: TensorRT's own, without a plugin
 
 
 # --- what TensorRT says -----------------------------------------------------------------------------------
@@ -779,35 +778,6 @@ def quantize_weight(values: np.ndarray, dtype: trt.DataType, name: str) -> tuple
 
 
 # --- building ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SequenceRange:
-    """Sequence lengths, or numbers of sentences, that a plan accepts, and the one that it is tuned for."""
-
-    minimum: int
-    optimum: int
-    maximum: int
-
-    def as_tuple(self) -> tuple[int, int, int]:
-        """(minimum, optimum, maximum)."""
-        return self.minimum, self.optimum, self.maximum
-
-    def check(self, max_positions: int) -> SequenceRange:
-        """Itself, after a check against the model's position table.
-
-        Raises:
-            UserError: the table is too short.
-        """
-        if self.maximum > max_positions:
-            raise UserError(
-                f"--seq-len: maximum {self.maximum} is more than the {max_positions} positions of the model; "
-                f"name at most {max_positions}"
-            )
-        return self
-
-
-ONE_SENTENCE = SequenceRange(1, 1, 1)
 
 
 def profile_shapes(name: str, shape: Sequence[int], seq_len: SequenceRange, batch: SequenceRange) -> list[list[int]]:

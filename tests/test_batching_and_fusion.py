@@ -21,20 +21,35 @@ from transformers import BertForMaskedLM
 
 import builder
 import model2onnx
-from builder import BATCHINGS, FUSED_LAYERS, FUSIONS, fused_layers
+from builder import fused_layers
 from common import UserError
-from comparison import TOLERANCES, relative_l2
+from comparison import relative_l2
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
 from network_runner import NetworkRunner
+from options import (
+    BATCHINGS,
+    DEFAULT_TEXT,
+    FUSED_LAYERS,
+    FUSIONS,
+    LINEAR_GROUPS,
+    ONE_SENTENCE,
+    TOLERANCES,
+    SequenceRange,
+    add_common_arguments,
+)
 from packing import Limits, check_batch, pack, pad, scatter
-from pipeline import Job, add_common_arguments
+from pipeline import Job
 from plugins import build
-from quantization import LINEAR_GROUPS, Quantization, encoder_products, in_groups, inspect, range_name
+from quantization import (
+    Quantization,
+    encoder_products,
+    in_groups,
+    inspect,
+    range_name,
+)
 from tensorrt_product import trt
 from trt_helper import (
-    ONE_SENTENCE,
     BuildOptions,
-    SequenceRange,
     TrtLog,
     build_plan,
     check_in_profile,
@@ -296,7 +311,7 @@ def other_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     bare = request.param == "without a head"
     options: Any = {"head": False} if bare else {"hidden_act": "relu", "tie_word_embeddings": False}
     source = make_checkpoint(folder / "source", **options)
-    model2onnx.export(str(source), "paris" if bare else model2onnx.DEFAULT_TEXT, folder / "out")
+    model2onnx.export(str(source), "paris" if bare else DEFAULT_TEXT, folder / "out")
     return ModelFolder(folder / "out")
 
 
@@ -539,7 +554,7 @@ def test_builder_calibrates_and_builds_int8(model_dir, tmp_path, fusion):
 def test_a_head_size_that_the_plugin_has_not_is_an_error(tmp_path):
     """8 heads of 16: elementary layers take any size."""
     source = make_checkpoint(tmp_path / "source", num_attention_heads=8)
-    model2onnx.export(str(source), model2onnx.DEFAULT_TEXT, tmp_path / "out")
+    model2onnx.export(str(source), DEFAULT_TEXT, tmp_path / "out")
     make_runner(tmp_path / "out", "fp16", "packed", ("EmbLayerNorm", "SkipLayerNorm"))
     with pytest.raises(
         UserError, match=r"heads have 16 elements, and .* takes 32, 64, 128; build with --fusion none"

@@ -23,16 +23,13 @@ import pipeline
 import tensorrt_product
 from calibrator import Subject, calibrate, read_data
 from common import UserError
-from comparison import TOLERANCES, relative_l2
+from comparison import relative_l2
 from model_files import INPUT_NAMES, MASK_NAME, ModelFolder, load_onnx
 from network_runner import NetworkRunner, read_layer
+from options import DEFAULT_DATA, DEFAULT_TEXT, GROUPS, LINEAR_GROUPS, TOLERANCES, SequenceRange, Settings
 from quantization import (
-    DEFAULT_DATA,
-    GROUPS,
-    LINEAR_GROUPS,
     MEASURABLE_BYTES,
     Quantization,
-    Settings,
     check_quantized,
     encoder_products,
     in_groups,
@@ -41,7 +38,7 @@ from quantization import (
 from sensitivity import quantization_of
 from sentences import load_tokenizer
 from tensorrt_product import trt
-from trt_helper import NUMPY_TYPES, QUANTIZED_TYPES, BuildOptions, SequenceRange, TrtLog, build_plan, check_plan
+from trt_helper import NUMPY_TYPES, QUANTIZED_TYPES, BuildOptions, TrtLog, build_plan, check_plan
 
 
 def api_runner(folder, precision="fp32", gelu=None, **options):
@@ -81,7 +78,7 @@ def test_network_equals_pytorch_at_any_length(model_dir, checkpoint, way, precis
 @pytest.mark.parametrize("activation", ["gelu_new", "relu"])
 def test_other_activations_and_an_untied_decoder(tmp_path, way, activation):
     source = make_checkpoint(tmp_path / "source", hidden_act=activation, tie_word_embeddings=False)
-    model2onnx.export(str(source), model2onnx.DEFAULT_TEXT, tmp_path / "out")
+    model2onnx.export(str(source), DEFAULT_TEXT, tmp_path / "out")
     demo = ModelFolder(tmp_path / "out").demo()
     runner, _owner = RUNNERS[way](tmp_path / "out")
     assert relative_l2(runner.run(demo.inputs)["logit"].numpy(), demo.output) <= 1e-5
@@ -221,7 +218,7 @@ def test_large_residuals_do_not_overflow_fp16(tmp_path, way):
                 reader.weight[:, 5] = 0.0  # nobody reads the large value, it only passes through the sums
         model.cls.predictions.transform.dense.weight[:, 5] = 0.0
     model.save_pretrained(source)
-    model2onnx.export(str(source), model2onnx.DEFAULT_TEXT, tmp_path / "out")
+    model2onnx.export(str(source), DEFAULT_TEXT, tmp_path / "out")
     demo = ModelFolder(tmp_path / "out").demo()
     runner, _owner = RUNNERS[way](tmp_path / "out", "fp16")
     output = runner.run(demo.inputs)["logit"].numpy()
@@ -237,7 +234,7 @@ def test_a_weight_that_does_not_fit_fp16_is_named(tmp_path, model_dir):
     with torch.no_grad():
         model.bert.encoder.layer[1].output.dense.weight[3, 4] = 70000.0
     model.save_pretrained(source)
-    model2onnx.export(str(source), model2onnx.DEFAULT_TEXT, tmp_path / "out")
+    model2onnx.export(str(source), DEFAULT_TEXT, tmp_path / "out")
     for runner in RUNNERS.values():
         with pytest.raises(UserError, match=r"'bert\.encoder\.layer\.1\.output\.dense\.weight'.*70000.*HALF.*bf16"):
             runner(tmp_path / "out", "fp16")
@@ -588,7 +585,8 @@ def demo_dir(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
-def test_the_bundled_checkpoint_in_both_ways(in_process: InProcess, demo_dir, kind):
+def test_the_bundled_checkpoint_in_both_ways(in_process: InProcess, monkeypatch, demo_dir, kind):
+    monkeypatch.setattr(demo, "run_with_plugins", lambda args: None)  # test_demo.py has it
     options = ["--calibration-data", demo_dir / "some.txt", "--calibration-sentences", 24, "--smooth", "off"]
     result = demo_dir / "result.json"
     done = in_process(demo.main, "--model-dir", demo_dir, "--precision", kind, "--json", result, *options)
@@ -762,7 +760,7 @@ def test_a_plugin_library_may_lie_in_a_folder_that_is_no_utf8(bad_name, model_di
 
 
 def test_the_output_folder_may_have_a_name_that_is_no_utf8(checkpoint, bad_name):
-    model2onnx.export(str(checkpoint), model2onnx.DEFAULT_TEXT, bad_name / "out")
+    model2onnx.export(str(checkpoint), DEFAULT_TEXT, bad_name / "out")
     assert len(load_tokenizer(ModelFolder(bad_name / "out"))) == ModelFolder(bad_name / "out").config.vocab_size
     assert sorted(path.name for path in bad_name.iterdir()) == ["out"]
 

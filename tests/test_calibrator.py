@@ -44,7 +44,8 @@ from calibrator import (
 from common import UserError
 from model_files import MASK_NAME, ModelFolder
 from network_runner import NetworkRunner
-from quantization import GROUPS, LINEAR_GROUPS, METHODS, Settings, encoder_products, in_groups
+from options import GROUPS, LINEAR_GROUPS, METHODS, Settings
+from quantization import encoder_products, in_groups
 from sentences import Sentence
 from trt_helper import QUANTIZED_MAXIMA, QUANTIZED_TYPES, TrtLog
 

@@ -22,12 +22,12 @@ import tensorrt_product
 import trt_helper
 from common import UserError
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
+from options import SequenceRange
 from tensorrt_product import trt
 from trt_helper import (
     InferHelper,
     PlanError,
     PlanInfo,
-    SequenceRange,
     TrtLog,
     execution_obstacle,
     info_path,
@@ -521,8 +521,9 @@ def test_tensorrt_rtx_does_not_execute_on_hopper(cuda, monkeypatch):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_plan_execution(model_dir, tmp_path, precision):
     import builder
-    from comparison import TOLERANCES, relative_l2
-    from trt_helper import BuildOptions, SequenceRange, build_plan
+    from comparison import relative_l2
+    from options import TOLERANCES, SequenceRange
+    from trt_helper import BuildOptions, build_plan
 
     folder, log = ModelFolder(model_dir), TrtLog()
     bert = builder.assemble(folder, log, precision)

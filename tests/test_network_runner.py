@@ -26,6 +26,7 @@ import onnx2trt
 from common import UserError
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
 from network_runner import NetworkRunner, UnsupportedLayerError
+from options import BATCHINGS
 from plugin_layers import Known, layer_norm_layer
 from plugins.plugin_host import TensorSpec
 from quantization import Quantization, encoder_products
@@ -493,7 +494,7 @@ def test_a_product_whose_scales_cannot_follow_it_is_run_on_dequantized_factors()
     np.testing.assert_allclose(net_output(net), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("batching", builder.BATCHINGS)
+@pytest.mark.parametrize("batching", BATCHINGS)
 def test_int8_kernels_equal_the_simulation(model_dir, batching):
     folder = ModelFolder(model_dir)
     made = quantized_bert(folder, batching=batching)
@@ -709,7 +710,7 @@ def test_a_wrong_batch_is_refused_before_it_runs(model_dir, batching, wrong, tol
 # --- compiled graphs, and the plugins in them ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batching", builder.BATCHINGS)
+@pytest.mark.parametrize("batching", BATCHINGS)
 @pytest.mark.parametrize(("fusion", "precision"), [("none", "fp32"), ("plugins", "fp32"), ("all", "fp16")])
 def test_networks_of_batches_and_plugins_can_be_compiled_as_a_whole(model_dir, fusion, precision, batching):
     built_plugins()

@@ -14,11 +14,11 @@ import builder
 import onnx2trt
 import plugin_layers
 from common import UserError
-from comparison import TOLERANCES, relative_l2
+from comparison import relative_l2
 from model_files import ModelFolder
 from network_runner import NetworkRunner, UnsupportedLayerError
+from options import LAYER_NORM_KERNELS, TOLERANCES, SequenceRange
 from plugin_layers import (
-    LAYER_NORM_KERNELS,
     Known,
     PluginLayers,
     check_creators,
@@ -34,7 +34,6 @@ from trt_helper import (
     DTYPES,
     BuildOptions,
     LayerError,
-    SequenceRange,
     TrtLog,
     TrtNetworkHelper,
     build_plan,

@@ -18,6 +18,7 @@ import trt_helper
 from common import UserError
 from model_files import LENGTHS_NAME
 from network_runner import NetworkRunner, read_layer
+from options import SequenceRange
 from plugin_layers import Known
 from tensorrt_product import trt
 from trt_helper import (
@@ -27,7 +28,6 @@ from trt_helper import (
     Latency,
     LayerError,
     PlanError,
-    SequenceRange,
     TrtLog,
     TrtNetworkHelper,
     as_tuple,

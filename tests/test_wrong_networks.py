@@ -21,6 +21,7 @@ import pytest
 from conftest import SENTENCES
 
 import builder
+import options
 import pipeline
 import plugin_layers
 import trt_helper
@@ -346,12 +347,12 @@ class Case:
         return "-".join([self.precision, *self.options[1::2], self.name.replace(" ", "_")])
 
 
-def cases(mutants: dict[str, Mutate], *options: str, precisions: Sequence[str] = PRECISIONS) -> list[Any]:
+def cases(mutants: dict[str, Mutate], *chosen: str, precisions: Sequence[str] = PRECISIONS) -> list[Any]:
     return [
         pytest.param(
-            (case := Case(name, mutate, precision, options)),
+            (case := Case(name, mutate, precision, chosen)),
             id=case.id,
-            marks=[needs_plugins] if "--fusion" in options else [],
+            marks=[needs_plugins] if "--fusion" in chosen else [],
         )
         for name, mutate in mutants.items()
         for precision in precisions
@@ -381,32 +382,29 @@ class Runs:
         self._given = ["--model-dir", str(model_dir), *data]
         self._quantized: dict[tuple[str, ...], Any] = {}
 
-    def calibrate(self, *options: str) -> None:
+    def calibrate(self, *given: str) -> None:
         """Finds the ranges that runs with these options have; call it while the network is right."""
-        if {"int8", "fp8"}.intersection(options) and options not in self._quantized:
-            args = self._arguments(*options)
+        if {"int8", "fp8"}.intersection(given) and given not in self._quantized:
             with pytest.MonkeyPatch.context() as monkeypatch:
-                monkeypatch.setattr(
-                    pipeline, "finish", lambda job, *_: self._quantized.update({options: job.quantized})
-                )
-                builder.run(args)
+                monkeypatch.setattr(builder, "finish", lambda *_: None)
+                self._quantized[given] = builder.run(self._arguments(*given)).quantized
 
-    def agrees(self, *options: str) -> bool:
+    def agrees(self, *given: str) -> bool:
         """Whether the run is called right."""
 
         def quantize(job: pipeline.Job, *_: Any) -> Any:
-            job.quantized = self._quantized.get(options)
+            job.quantized = self._quantized.get(given)
             return job.quantized and job.quantized.quantization
 
         with pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setattr(pipeline.Job, "quantize", quantize)
-            return builder.run(self._arguments(*options)).agrees
+            return builder.run(self._arguments(*given)).agrees
 
-    def _arguments(self, *options: str) -> argparse.Namespace:
+    def _arguments(self, *given: str) -> argparse.Namespace:
         parser = argparse.ArgumentParser()
-        pipeline.add_common_arguments(parser)
-        builder.add_network_arguments(parser)
-        args = parser.parse_args([*self._given, *options])
+        options.add_common_arguments(parser)
+        options.add_network_arguments(parser)
+        args = parser.parse_args([*self._given, *given])
         args.gelu, args.compare_layers = None, False
         return args
 
@@ -425,7 +423,7 @@ def no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
-    "options",
+    "chosen",
     [
         (),
         PADDED_OPTIONS,
@@ -435,20 +433,20 @@ def no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param((*FUSED, *PACKED_OPTIONS), marks=needs_plugins),
         pytest.param(("--fusion", "all"), marks=needs_plugins),
     ],
-    ids=lambda options: "-".join(options[1::2]) or "single",
+    ids=lambda chosen: "-".join(chosen[1::2]) or "single",
 )
-def test_the_right_network_is_called_right(runs, precision, options):
-    runs.calibrate("--precision", precision, *options)
-    assert runs.agrees("--precision", precision, *options)
+def test_the_right_network_is_called_right(runs, precision, chosen):
+    runs.calibrate("--precision", precision, *chosen)
+    assert runs.agrees("--precision", precision, *chosen)
 
 
 @pytest.mark.parametrize("case", ALL_CASES)
 def test_a_wrong_network_is_called_wrong(runs, monkeypatch, case):
-    options = ("--precision", case.precision, *case.options)
-    runs.calibrate(*options)
+    given = ("--precision", case.precision, *case.options)
+    runs.calibrate(*given)
     case.mutate(monkeypatch)
     try:
-        agrees = runs.agrees(*options)
+        agrees = runs.agrees(*given)
     except UserError:
         return  # refused, with a message that names what is wrong
     assert not agrees
