@@ -19,7 +19,7 @@ GPU    ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 0)
 
 # The demo goes on without the plugins where no CUDA compiler can be installed, and says so.
 demo: $(VENV)/.installed
-	@$(MAKE) --no-print-directory $(VENV)/.installed-cuda || \
+	@$(MAKE) --silent $(VENV)/.installed-cuda || \
 	  echo "warning: plugins/requirements-cuda.txt could not be installed (the reason stands above)" >&2
 	$(PY) demo.py
 
