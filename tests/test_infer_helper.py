@@ -483,8 +483,15 @@ def test_without_cuda_bindings_there_is_a_warning_and_no_graph(missing_bindings,
 
 def test_a_plan_is_timed_without_cuda_bindings(missing_bindings, engine, plan):
     config = types.SimpleNamespace(output_name="y")
+    ones = SequenceRange(1, 1, 1)
     job: Any = types.SimpleNamespace(
-        plan_path=plan, inputs={"x": np.ones((1, 2))}, latency={}, folder=types.SimpleNamespace(config=config)
+        plan_path=plan,
+        inputs={"x": np.ones((1, 2))},
+        latency={},
+        folder=types.SimpleNamespace(config=config),
+        reference=[],
+        batching="single",
+        options=types.SimpleNamespace(seq_len=ones, batch=ones),
     )
     np.testing.assert_array_equal(pipeline._execute_plan(job), [[2, 2]])
     assert list(job.latency) == ["enqueue"]
