@@ -109,6 +109,43 @@ def test_enqueue_out_of_order_is_an_error(host, missing):
     assert b"has no shapes yet" in plugin._c.pluginHostError()
 
 
+@pytest.fixture(scope="module")
+def calls_in_wrong_orders(tmp_path_factory):
+    """Runs the probe for one plugin. Returns each step's name with what its calls answered and logged."""
+    library = built_plugins() / build.LIBRARY
+    folder = tmp_path_factory.mktemp("probe")
+
+    def call(plugin):
+        steps = {}
+        for line in compile_and_run("plugin_order_probe.cpp", folder, [], [str(library), plugin]).splitlines():
+            if line.startswith("  ") or " plugin, " in line:
+                steps[next(reversed(steps))].append(line.strip())
+            else:
+                steps[line] = []
+        return steps
+
+    return call
+
+
+@each_plugin
+def test_nothing_is_launched_with_shapes_that_were_not_told_or_not_accepted(calls_in_wrong_orders, name):
+    """Linear and SkipLayerNorm would leave out their bias: only onShapeChange says how many inputs there are."""
+    steps = calls_in_wrong_orders(name)
+    refused = [
+        f"{name} plugin, enqueue: shapes and number of inputs are unknown; expected a successful onShapeChange before",
+        "enqueue: -1",
+    ]
+    assert steps["created"] == refused
+    assert steps["attached"] == refused
+    assert steps["told"] == ["onShapeChange: 0", "enqueue: 0"]
+    assert steps["clone of told"] == ["enqueue: 0"]
+    reason, status, *after = steps["told wrong shapes"]
+    assert reason.startswith(f"{name} plugin, onShapeChange: ")
+    assert (status, after) == ("onShapeChange: -1", refused)
+    assert steps["clone of told wrong shapes"] == refused
+    assert steps["told again"] == ["onShapeChange: 0", "enqueue: 0"]
+
+
 def test_what_is_known_of_a_kernel_is_known_by_function_and_device(tmp_path):
     assert compile_and_run("function_answers_probe.cpp", tmp_path, [], []).splitlines() == [
         *["1001"] * 3,  # two functions of one type on two devices

@@ -2,6 +2,7 @@
 // creator. A plugin derives from Plugin and writes only what is its own.
 #pragma once
 
+#include "common/checks.h"
 #include "common/fields.h"
 #include "common/logging.h"
 #include "common/tensorrt_api.h"
@@ -30,9 +31,11 @@ public:
     {
         ++gPluginsAlive;
     }
+    // A copy is in the state of the original: it knows the shapes that the original was told.
     Plugin(Plugin const& other) noexcept
         : Plugin(other.mName, other.mVersion)
     {
+        mNbInputs = other.mNbInputs;
     }
     Plugin& operator=(Plugin const&) = delete;
     ~Plugin() noexcept override
@@ -88,7 +91,36 @@ public:
             [&] { return std::string{mName} + " " + mVersion + " " + toText(fieldsToSerialize()); });
     }
 
-    // --- IPluginV3OneRuntime: every execution context gets a plugin object of its own.
+    // --- IPluginV3OneRuntime: TensorRT calls onShapeChange before the first enqueue and after every change of a shape.
+    // Without it nothing is launched: it alone checks the shapes and says how many inputs there are, and a bias that is
+    // not known to be there would be left out.
+    int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs,
+        nvinfer1::PluginTensorDesc const* /*out*/, int32_t /*nbOutputs*/) noexcept final
+    {
+        return check("onShapeChange",
+            [&]
+            {
+                mNbInputs = kNOT_TOLD; // also after a failure: what an earlier call told is over
+                checkInputs(in, nbInputs);
+                mNbInputs = nbInputs;
+            });
+    }
+    // Launches kernels and returns; they run later, in the stream. No allocation, no waiting.
+    int32_t enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvinfer1::PluginTensorDesc const* outputDesc,
+        void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept final
+    {
+        return check("enqueue",
+            [&]
+            {
+                if (mNbInputs == kNOT_TOLD)
+                {
+                    fail("shapes and number of inputs are unknown; expected a successful onShapeChange "
+                         "before");
+                }
+                checkCuda(launch(inputDesc, mNbInputs, outputDesc, inputs, outputs, workspace, stream));
+            });
+    }
+    // Every execution context gets a plugin object of its own.
     nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext* /*context*/) noexcept override
     {
         return clone();
@@ -108,6 +140,14 @@ public:
 protected:
     // The fields a creator needs to make this object again. Their data must live as long as the object.
     virtual std::vector<nvinfer1::PluginField> fieldsToSerialize() const = 0;
+
+    // Throws a PluginError unless number, types and shapes of the inputs, all known here, are as they must be.
+    virtual void checkInputs(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs) const = 0;
+
+    // enqueue, with inputs that checkInputs has seen.
+    virtual cudaError_t launch(nvinfer1::PluginTensorDesc const* inputDesc, int32_t nbInputs,
+        nvinfer1::PluginTensorDesc const* outputDesc, void const* const* inputs, void* const* outputs,
+        void* workspace, cudaStream_t stream) const = 0;
 
     // guarded(), in this plugin's name.
     template <typename Result, typename Function>
@@ -145,8 +185,11 @@ private:
             });
     }
 
-    char const* mName;    // a string literal of the derived class
-    char const* mVersion; // likewise
+    static constexpr int32_t kNOT_TOLD = -1;
+
+    char const* mName;            // a string literal of the derived class
+    char const* mVersion;         // likewise
+    int32_t mNbInputs{kNOT_TOLD}; // of the last onShapeChange, if that succeeded
     std::mutex mTextMutex;
     std::string mMetadata;
     std::string mTimingCacheId;
