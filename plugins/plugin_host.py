@@ -132,6 +132,8 @@ def _load_host_library(path: Path) -> ctypes.CDLL:
         "hostedPluginSupports": (c_int32, [c_void_p, c_int32, tensors, *counts]),
         "hostedPluginConfigure": (c_int32, [c_void_p, tensors, *counts, POINTER(c_size_t)]),
         "hostedPluginFieldsToSerialize": (c_int32, [c_void_p, POINTER(POINTER(_Field))]),
+        "hostedPluginMetadata": (c_char_p, [c_void_p]),
+        "hostedPluginTimingCacheId": (c_char_p, [c_void_p]),
         "hostedPluginStart": (c_int32, [c_void_p]),
         "hostedPluginSetShapes": (c_int32, [c_void_p, tensors, *counts]),
         "hostedPluginEnqueue": (
@@ -301,6 +303,14 @@ class Plugin:
                 found[item.name.decode()] = np.frombuffer(data, dtype)
         return found
 
+    def metadata(self) -> str | None:
+        """The fields and their values in words, as an engine inspector shows them; None if the plugin has none."""
+        return self._text(self._c.hostedPluginMetadata(self._handle))
+
+    def timing_cache_id(self) -> str | None:
+        """What tells this plugin's timings from others' in a timing cache; None if they are not kept."""
+        return self._text(self._c.hostedPluginTimingCacheId(self._handle))
+
     def start(self) -> None:
         """Makes the runtime object: serialised fields, creator, context."""
         self._check(self._c.hostedPluginStart(self._handle))
@@ -390,6 +400,9 @@ class Plugin:
                 self._handle, prepared.input_pointers, prepared.output_pointers, workspace, stream
             )
         )
+
+    def _text(self, text: bytes | None) -> str | None:
+        return None if text is None else text.decode()
 
     def _check(self, status: int) -> int:
         return self._host._check(status, self._title)

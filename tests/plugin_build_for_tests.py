@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,17 @@ def built_plugins() -> Path:
     build.build(ARCHITECTURES, "OFF", TEST_BUILD_DIR)
     os.environ[build.BUILD_DIR_VARIABLE] = str(TEST_BUILD_DIR)
     return TEST_BUILD_DIR
+
+
+def cuda_include() -> str:
+    """The folder of cuda_runtime_api.h, as CMake found it."""
+    flags = (built_plugins() / "CMakeFiles/plugin_host.dir/flags.make").read_text()
+    return next(word for word in flags.split() if (Path(word) / "cuda_runtime_api.h").is_file())
+
+
+def compile_and_run(source: str, tmp_path: Path, options: list[str], arguments: list[str]) -> str:
+    """Compiles a program of this folder and returns what it writes to standard output."""
+    program = tmp_path / source.removesuffix(".cpp")
+    command = ["c++", "-std=c++17", "-w", f"-I{ROOT / 'plugins'}", "-isystem", cuda_include(), *options]
+    subprocess.run([*command, str(ROOT / "tests" / source), "-o", str(program), "-ldl", "-pthread"], check=True)
+    return subprocess.run([str(program), *arguments], capture_output=True, text=True, check=True).stdout

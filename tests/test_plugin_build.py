@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from plugin_build_for_tests import ARCHITECTURES, ROOT, built_plugins
+from plugin_build_for_tests import ARCHITECTURES, ROOT, built_plugins, compile_and_run
 
 from plugins import build
 
@@ -20,19 +20,6 @@ needs_headers = pytest.mark.skipif(
     not HEADERS, reason="needs NVIDIA's headers: set TENSORRT_INCLUDE_DIR to the folder of NvInferRuntime.h"
 )
 headers = pytest.mark.parametrize("include", HEADERS or ["none"])
-
-
-def cuda_include() -> str:
-    """The folder of cuda_runtime_api.h, as CMake found it."""
-    flags = (built_plugins() / "CMakeFiles/plugin_host.dir/flags.make").read_text()
-    return next(word for word in flags.split() if (Path(word) / "cuda_runtime_api.h").is_file())
-
-
-def compile_and_run(source: str, tmp_path: Path, options: list[str], arguments: list[str]) -> str:
-    program = tmp_path / source.removesuffix(".cpp")
-    command = ["c++", "-std=c++17", "-w", f"-I{ROOT / 'plugins'}", "-isystem", cuda_include(), *options]
-    subprocess.run([*command, str(TESTS / source), "-o", str(program), "-ldl"], check=True)
-    return subprocess.run([str(program), *arguments], capture_output=True, text=True, check=True).stdout
 
 
 @needs_headers

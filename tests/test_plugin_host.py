@@ -1,5 +1,6 @@
 """The plugin host: errors that name their reason, and the order of calls, without a GPU."""
 
+import ctypes
 import gc
 import resource
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from plugin_build_for_tests import built_plugins
+from plugin_build_for_tests import built_plugins, compile_and_run
 
 from plugins import build
 from plugins.plugin_host import PluginHost, PluginHostError, TensorSpec
@@ -17,6 +18,32 @@ X = TensorSpec((2, 7, 768), "float16")
 WEIGHT = TensorSpec((768,), "float16")
 INPUTS = [X, WEIGHT, WEIGHT]
 FIELDS = {"epsilon": 1e-12, "kernel": "fast"}
+
+
+# Each plugin with every field set. One third is there because six digits, printf's default, do not bring it back.
+THIRD = np.float32(1) / np.float32(3)
+EVERY_FIELD = {
+    "LayerNorm": {"epsilon": np.float32(1e-12), "kernel": "fused"},
+    "SkipLayerNorm": {
+        "epsilon": THIRD,
+        "x_scale": np.float32(0.1),
+        "skip_scale": np.float32(0.00123456789),
+        "output_scale": np.float32(7),
+        "outputs": "both",
+        "constant_weights": 1,
+        "output_type": "bf16",
+    },
+    "EmbLayerNorm": {"epsilon": THIRD},
+    "QkvToContext": {
+        "num_heads": 12,
+        "layout": "packed",
+        "qkv_scale": THIRD,
+        "output_scale": np.float32(0),
+        "output_type": "fp16",
+    },
+    "Linear": {"activation": "gelu", "constant_weight": 1},
+}
+each_plugin = pytest.mark.parametrize("name", EVERY_FIELD)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +109,52 @@ def test_enqueue_out_of_order_is_an_error(host, missing):
     assert b"has no shapes yet" in plugin._c.pluginHostError()
 
 
+@pytest.fixture(scope="module")
+def calls_in_wrong_orders(tmp_path_factory):
+    """Runs the probe for one plugin. Returns each step's name with what its calls answered and logged."""
+    library = built_plugins() / build.LIBRARY
+    folder = tmp_path_factory.mktemp("probe")
+
+    def call(plugin):
+        steps = {}
+        for line in compile_and_run("plugin_order_probe.cpp", folder, [], [str(library), plugin]).splitlines():
+            if line.startswith("  ") or " plugin, " in line:
+                steps[next(reversed(steps))].append(line.strip())
+            else:
+                steps[line] = []
+        return steps
+
+    return call
+
+
+@each_plugin
+def test_nothing_is_launched_with_shapes_that_were_not_told_or_not_accepted(calls_in_wrong_orders, name):
+    """Linear and SkipLayerNorm would leave out their bias: only onShapeChange says how many inputs there are."""
+    steps = calls_in_wrong_orders(name)
+    refused = [
+        f"{name} plugin, enqueue: shapes and number of inputs are unknown; expected a successful onShapeChange before",
+        "enqueue: -1",
+    ]
+    assert steps["created"] == refused
+    assert steps["attached"] == refused
+    assert steps["told"] == ["onShapeChange: 0", "enqueue: 0"]
+    assert steps["clone of told"] == ["enqueue: 0"]
+    reason, status, *after = steps["told wrong shapes"]
+    assert reason.startswith(f"{name} plugin, onShapeChange: ")
+    assert (status, after) == ("onShapeChange: -1", refused)
+    assert steps["clone of told wrong shapes"] == refused
+    assert steps["told again"] == ["onShapeChange: 0", "enqueue: 0"]
+
+
+def test_what_is_known_of_a_kernel_is_known_by_function_and_device(tmp_path):
+    assert compile_and_run("function_answers_probe.cpp", tmp_path, [], []).splitlines() == [
+        *["1001"] * 3,  # two functions of one type on two devices
+        "asked 1 1 1 1",
+        "after a failure 1",
+        "wrong in threads 0",
+    ]
+
+
 def test_set_shapes_before_start_is_an_error(host):
     plugin = host.create("LayerNorm", fields=FIELDS)
     assert plugin._c.hostedPluginSetShapes(plugin._handle, None, 0, 0) == -1
@@ -93,6 +166,59 @@ def test_serialized_fields_make_the_same_plugin(host):
     fields = plugin.serialized_fields()
     assert fields == {"epsilon": np.float32(1e-12), "kernel": "fast"}
     assert host.create("LayerNorm", fields=fields).serialized_fields() == fields
+
+
+def test_every_plugin_is_in_the_table_above(host):
+    assert {creator.name: set(creator.field_names) for creator in host.creators()} == {
+        name: set(fields) for name, fields in EVERY_FIELD.items()
+    }
+
+
+@each_plugin
+def test_metadata_holds_every_field_exactly(host, name):
+    metadata = host.create(name, fields=EVERY_FIELD[name]).metadata()
+    found = dict(pair.split("=", 1) for pair in metadata.split(" "))
+    assert len(found) == metadata.count("=")
+    assert {key: type(EVERY_FIELD[name][key])(value) for key, value in found.items()} == EVERY_FIELD[name]
+
+
+def test_metadata_names_defaults_and_leaves_out_what_is_not_given(host):
+    plugin = host.create("SkipLayerNorm", fields={"epsilon": 1e-12})
+    assert plugin.metadata() == (
+        "epsilon=9.99999996e-13 x_scale=0 skip_scale=0 output_scale=0 outputs=y constant_weights=0"
+    )
+
+
+@each_plugin
+def test_timing_cache_id_is_that_of_the_plugin_and_its_fields(host, name):
+    plugin = host.create(name, fields=EVERY_FIELD[name])
+    identity = plugin.timing_cache_id()
+    assert identity == f"{name} 1 {plugin.metadata()}"
+    assert plugin.clone().timing_cache_id() == identity
+    assert host.create(name, fields=plugin.serialized_fields()).timing_cache_id() == identity
+
+
+def test_timing_cache_id_differs_with_any_field(host):
+    identities = {
+        host.create("Linear", fields={"activation": activation, "constant_weight": constant}).timing_cache_id()
+        for activation in ("none", "gelu")
+        for constant in (0, 1)
+    }
+    assert len(identities) == 4
+
+
+def test_texts_stay_where_they_are(host):
+    """TensorRT may keep the pointers: they outlive later calls on the same plugin."""
+    plugin = host.create("Linear", fields=EVERY_FIELD["Linear"])
+    c_text = plugin._c.hostedPluginMetadata
+    c_text.restype = ctypes.c_void_p
+    try:
+        first = c_text(plugin._handle)
+        plugin.timing_cache_id()
+        plugin.serialized_fields()
+        assert c_text(plugin._handle) == first
+    finally:
+        c_text.restype = ctypes.c_char_p
 
 
 def test_clone_is_configured_like_the_original(host):

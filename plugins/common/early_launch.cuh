@@ -2,17 +2,29 @@
 // still runs. Its blocks get their place on the GPU and then wait, instead of being placed after the last one of the
 // other kernel is done; where kernels are short, that is most of what a launch costs.
 //
-// A kernel started with launchEarly must call waitForPreviousKernel before it touches memory. It may also say, with
-// letNextKernelIn, that the next one need not wait for its end to be launched. Said too early, that costs: blocks of the
-// next kernel get their places while few are free, and wait there on top of each other, instead of one on each
-// multiprocessor. Measured on an H200: attention of 8 sentences of 128 takes 4.3 us where it is said first, 3.3 where it
-// is said when the keys are there. Linear says it first or, with its largest tiles, when the products are computed.
-// SkipLayerNorm in one wave says it after its loads (128 rows: 2.13 to 1.67 us, 2048 rows: 3.94 to 3.66; BERT-base's
-// encoder, one sentence: 305 to 287); LayerNorm loses by it with 2048 rows and does without.
+// A kernel started with launchEarly must call waitForPreviousKernel before it writes, and before it reads anything
+// but constants. A chain in which every kernel waits before it ends is transitive: after its wait, a kernel sees what
+// all kernels before it have written, not only the last one.
+//
+// Constants are the weights of Linear (constant_weight) and of SkipLayerNorm (constant_weights). Reading them before
+// the wait is safe unless a kernel that itself triggers early (letNextKernelIn; in the code of others
+// cudaTriggerProgrammaticLaunchCompletion) writes that buffer, any number of launches back: it may still be running.
+// A kernel that does not trigger lets the next one in at its end only. Measured on an H100: 0 stale reads of 299
+// after an ordinary kernel, a copy, or an event from another stream, also with launches in between; 298 of 299 after
+// a kernel that triggers early.
+//
+// A kernel triggers with letNextKernelIn: the next one can then be launched without waiting for this one's end.
+// Triggering too early costs time: blocks of the next kernel get their places while few are free, and wait there on
+// top of each other, instead of one on each multiprocessor. Measured on an H200: attention of 8 sentences of 128
+// takes 4.3 us where it triggers first, 3.3 where it triggers when the keys are there. Linear triggers first or, with
+// its largest tiles, when the products are computed. SkipLayerNorm in one wave triggers after its loads (128 rows:
+// 2.13 to 1.67 us, 2048 rows: 3.94 to 3.66; BERT-base's encoder, one sentence: 305 to 287); LayerNorm loses by it
+// with 2048 rows and does without.
 #pragma once
 
+#include "common/function_answers.h"
+
 #include <array>
-#include <atomic>
 #include <cstdint>
 #include <cuda_runtime.h>
 
@@ -36,31 +48,23 @@ inline __device__ void letNextKernelIn()
 #endif
 }
 
+// What waitsForPreviousKernel has found out.
+inline FunctionAnswers gWaitsForPreviousKernel;
+
 // Whether the code of `kernel` that the current device runs has the wait above in it. Code for an older architecture,
 // which a Hopper GPU runs from its PTX, has not, and would read what is not written yet.
 template <typename Kernel>
 bool waitsForPreviousKernel(Kernel* kernel)
 {
-    constexpr int kDEVICES = 64;
-    enum : signed char
-    {
-        kUNKNOWN,
-        kYES,
-        kNO
-    };
-    static std::array<std::atomic<signed char>, kDEVICES> answers{};
     int device = 0;
-    if (cudaGetDevice(&device) != cudaSuccess || device >= kDEVICES)
-    {
-        return false;
-    }
-    if (answers[device] == kUNKNOWN)
-    {
-        cudaFuncAttributes attributes{};
-        bool const known = cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess;
-        answers[device] = known && attributes.ptxVersion >= 90 && attributes.binaryVersion >= 90 ? kYES : kNO;
-    }
-    return answers[device] == kYES;
+    return cudaGetDevice(&device) == cudaSuccess
+           && gWaitsForPreviousKernel.get(kernel, device,
+               [&]
+               {
+                   cudaFuncAttributes attributes{};
+                   bool const known = cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess;
+                   return known && attributes.ptxVersion >= 90 && attributes.binaryVersion >= 90;
+               });
 }
 
 // How many pieces of `size` cover `elements`.

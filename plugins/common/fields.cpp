@@ -3,6 +3,7 @@
 #include "common/logging.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 
 namespace bert
@@ -29,6 +30,26 @@ T single(PluginField const& field)
     T value;
     std::memcpy(&value, field.data, sizeof(value));
     return value;
+}
+
+std::string valueOf(PluginField const& field)
+{
+    switch (field.type)
+    {
+    case PluginFieldType::kFLOAT32:
+    {
+        char text[32];
+        std::snprintf(text, sizeof(text), "%.9g", static_cast<double>(single<float>(field)));
+        return text;
+    }
+    case PluginFieldType::kINT32:
+        return std::to_string(single<int32_t>(field));
+    case PluginFieldType::kCHAR:
+        return {static_cast<char const*>(field.data), static_cast<size_t>(field.length)};
+    default:
+        fail("field ", field.name, " has plugin field type ", static_cast<int32_t>(field.type),
+            ", which has no text here");
+    }
 }
 
 } // namespace
@@ -98,6 +119,16 @@ PluginField const& FieldReader::find(
         fail("field ", name, " is empty");
     }
     return *field;
+}
+
+std::string toText(std::vector<PluginField> const& fields)
+{
+    std::string text;
+    for (auto const& field : fields)
+    {
+        text += (text.empty() ? "" : " ") + (field.name + ("=" + valueOf(field)));
+    }
+    return text;
 }
 
 } // namespace bert

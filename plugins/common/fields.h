@@ -31,4 +31,8 @@ private:
     std::vector<nvinfer1::PluginField> mFields;
 };
 
+// "epsilon=9.99999996e-13 kernel=fast": names and values with "=" between, pairs with a blank between. A float32 has
+// the nine digits from which the same float32 is read again. Throws a PluginError for fields of other types.
+std::string toText(std::vector<nvinfer1::PluginField> const& fields);
+
 } // namespace bert

@@ -107,7 +107,6 @@ void checkShapes(std::vector<Dims> const& inputs)
 EmbLayerNormPlugin::EmbLayerNormPlugin(float epsilon)
     : Plugin(kNAME, kVERSION)
     , mEpsilon(epsilon)
-    , mMetadata("epsilon=" + toText(epsilon))
 {
     checkEpsilon(epsilon);
 }
@@ -187,44 +186,29 @@ int32_t EmbLayerNormPlugin::configurePlugin(DynamicPluginTensorDesc const* in, i
         });
 }
 
-char const* EmbLayerNormPlugin::getMetadataString() noexcept
+void EmbLayerNormPlugin::checkInputs(PluginTensorDesc const* in, int32_t nbInputs) const
 {
-    return mMetadata.c_str();
+    checkCount("number of inputs", nbInputs, kINPUTS);
+    TypesAndShapes const inputs{in, kINPUTS};
+    checkTypes(inputs.types.data());
+    checkShapes(inputs.shapes);
 }
 
-int32_t EmbLayerNormPlugin::onShapeChange(PluginTensorDesc const* in, int32_t nbInputs,
-    PluginTensorDesc const* /*out*/, int32_t /*nbOutputs*/) noexcept
+cudaError_t EmbLayerNormPlugin::launch(PluginTensorDesc const* inputDesc, int32_t /*nbInputs*/,
+    PluginTensorDesc const* outputDesc, void const* const* inputs, void* const* outputs, void* /*workspace*/,
+    cudaStream_t stream) const
 {
-    return check("onShapeChange",
-        [&]
-        {
-            checkCount("number of inputs", nbInputs, kINPUTS);
-            TypesAndShapes const inputs{in, kINPUTS};
-            checkTypes(inputs.types.data());
-            checkShapes(inputs.shapes);
-        });
-}
-
-// Launches the kernel and returns; it runs later, in the stream. No allocation, no waiting.
-int32_t EmbLayerNormPlugin::enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const* outputDesc,
-    void const* const* inputs, void* const* outputs, void* /*workspace*/, cudaStream_t stream) noexcept
-{
-    return check("enqueue",
-        [&]
-        {
-            auto const lookup = [&](int32_t ids, int32_t table)
-            {
-                return EmbeddingLookup{
-                    static_cast<int32_t const*>(inputs[ids]), inputs[table], inputDesc[table].dims.d[0]};
-            };
-            EmbLayerNormArguments const arguments{
-                {lookup(kINPUT_IDS, kWORDS), lookup(kTOKEN_TYPE_IDS, kTYPES),
-                    lookup(kPOSITION_IDS, kPOSITIONS)},
-                inputs[kGAMMA], inputs[kBETA], outputs[0], countRows(outputDesc[0].dims),
-                static_cast<int32_t>(inputDesc[kWORDS].dims.d[1]), mEpsilon,
-                elementType(inputDesc[kWORDS].type), elementType(inputDesc[kGAMMA].type)};
-            checkCuda(launchEmbLayerNorm(arguments, stream));
-        });
+    auto const lookup = [&](int32_t ids, int32_t table)
+    {
+        return EmbeddingLookup{
+            static_cast<int32_t const*>(inputs[ids]), inputs[table], inputDesc[table].dims.d[0]};
+    };
+    EmbLayerNormArguments const arguments{
+        {lookup(kINPUT_IDS, kWORDS), lookup(kTOKEN_TYPE_IDS, kTYPES), lookup(kPOSITION_IDS, kPOSITIONS)},
+        inputs[kGAMMA], inputs[kBETA], outputs[0], countRows(outputDesc[0].dims),
+        static_cast<int32_t>(inputDesc[kWORDS].dims.d[1]), mEpsilon, elementType(inputDesc[kWORDS].type),
+        elementType(inputDesc[kGAMMA].type)};
+    return launchEmbLayerNorm(arguments, stream);
 }
 
 std::vector<PluginField> EmbLayerNormPlugin::fieldsToSerialize() const

@@ -34,21 +34,16 @@ public:
         int32_t nbInputs, int32_t nbOutputs) noexcept override;
     int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
         nvinfer1::DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
-    char const* getMetadataString() noexcept override;
-
-    // --- IPluginV3OneRuntime: onShapeChange before the first enqueue and after every change of a shape.
-    int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs,
-        nvinfer1::PluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
-    int32_t enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvinfer1::PluginTensorDesc const* outputDesc,
-        void const* const* inputs, void* const* outputs, void* workspace,
-        cudaStream_t stream) noexcept override;
 
 protected:
     std::vector<nvinfer1::PluginField> fieldsToSerialize() const override;
+    void checkInputs(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs) const override;
+    cudaError_t launch(nvinfer1::PluginTensorDesc const* inputDesc, int32_t nbInputs,
+        nvinfer1::PluginTensorDesc const* outputDesc, void const* const* inputs, void* const* outputs,
+        void* workspace, cudaStream_t stream) const override;
 
 private:
     float mEpsilon;
-    std::string mMetadata; // for engine inspectors
 };
 
 class EmbLayerNormCreator : public PluginCreator

@@ -623,6 +623,16 @@ int32_t hostedPluginFieldsToSerialize(HostedPlugin* plugin, HostField const** fi
         });
 }
 
+char const* hostedPluginMetadata(HostedPlugin* plugin)
+{
+    return plugin->build->getMetadataString();
+}
+
+char const* hostedPluginTimingCacheId(HostedPlugin* plugin)
+{
+    return plugin->build->getTimingCacheID();
+}
+
 int32_t hostedPluginStart(HostedPlugin* plugin)
 {
     return guarded<int32_t>(-1,

@@ -71,6 +71,9 @@ extern "C"
     PLUGIN_HOST_API int32_t hostedPluginConfigure(HostedPlugin* plugin, HostTensor const* tensors,
         int32_t nbInputs, int32_t nbOutputs, size_t* workspaceSize);
     PLUGIN_HOST_API int32_t hostedPluginFieldsToSerialize(HostedPlugin* plugin, HostField const** fields);
+    // Null where the plugin has none; valid as long as the plugin.
+    PLUGIN_HOST_API char const* hostedPluginMetadata(HostedPlugin* plugin);
+    PLUGIN_HOST_API char const* hostedPluginTimingCacheId(HostedPlugin* plugin);
 
     // Runtime phase.
     PLUGIN_HOST_API int32_t hostedPluginStart(HostedPlugin* plugin);

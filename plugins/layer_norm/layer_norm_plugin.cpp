@@ -80,7 +80,6 @@ LayerNormPlugin::LayerNormPlugin(float epsilon, std::string kernel)
     {
         fail("field kernel is \"", mKernel, "\"; expected basic, fused or fast");
     }
-    mMetadata = "kernel=" + mKernel + " epsilon=" + toText(mEpsilon);
 }
 
 nvinfer1::IPluginV3* LayerNormPlugin::clone() noexcept
@@ -158,44 +157,30 @@ size_t LayerNormPlugin::getWorkspaceSize(DynamicPluginTensorDesc const* inputs, 
     return mKernel == "basic" ? layerNormBasicWorkspace(countRows(inputs[0].max)) : 0;
 }
 
-char const* LayerNormPlugin::getMetadataString() noexcept
+void LayerNormPlugin::checkInputs(PluginTensorDesc const* in, int32_t nbInputs) const
 {
-    return mMetadata.c_str();
+    checkCount("number of inputs", nbInputs, kINPUTS);
+    checkTypes(in[0].type, in[1].type, in[2].type);
+    checkShapes(in[0].dims, in[1].dims, in[2].dims);
 }
 
-int32_t LayerNormPlugin::onShapeChange(PluginTensorDesc const* in, int32_t nbInputs,
-    PluginTensorDesc const* /*out*/, int32_t /*nbOutputs*/) noexcept
+cudaError_t LayerNormPlugin::launch(PluginTensorDesc const* inputDesc, int32_t /*nbInputs*/,
+    PluginTensorDesc const* /*outputDesc*/, void const* const* inputs, void* const* outputs, void* workspace,
+    cudaStream_t stream) const
 {
-    return check("onShapeChange",
-        [&]
-        {
-            checkCount("number of inputs", nbInputs, kINPUTS);
-            checkTypes(in[0].type, in[1].type, in[2].type);
-            checkShapes(in[0].dims, in[1].dims, in[2].dims);
-        });
-}
-
-// Launches kernels and returns; they run later, in the stream. No allocation, no waiting.
-int32_t LayerNormPlugin::enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const* /*outputDesc*/,
-    void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept
-{
-    return check("enqueue",
-        [&]
-        {
-            Dims const& shape = inputDesc[0].dims;
-            LayerNormArguments arguments{};
-            arguments.x = inputs[0];
-            arguments.gamma = inputs[1];
-            arguments.beta = inputs[2];
-            arguments.y = outputs[0];
-            arguments.workspace = static_cast<float*>(workspace);
-            arguments.rows = countRows(shape);
-            arguments.hidden = static_cast<int32_t>(shape.d[shape.nbDims - 1]);
-            arguments.epsilon = mEpsilon;
-            arguments.type = elementType(inputDesc[0].type);
-            arguments.weightType = elementType(inputDesc[1].type);
-            checkCuda(mLaunch(arguments, stream));
-        });
+    Dims const& shape = inputDesc[0].dims;
+    LayerNormArguments arguments{};
+    arguments.x = inputs[0];
+    arguments.gamma = inputs[1];
+    arguments.beta = inputs[2];
+    arguments.y = outputs[0];
+    arguments.workspace = static_cast<float*>(workspace);
+    arguments.rows = countRows(shape);
+    arguments.hidden = static_cast<int32_t>(shape.d[shape.nbDims - 1]);
+    arguments.epsilon = mEpsilon;
+    arguments.type = elementType(inputDesc[0].type);
+    arguments.weightType = elementType(inputDesc[1].type);
+    return mLaunch(arguments, stream);
 }
 
 std::vector<PluginField> LayerNormPlugin::fieldsToSerialize() const

@@ -34,17 +34,13 @@ public:
         nvinfer1::DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
     size_t getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t nbInputs,
         nvinfer1::DynamicPluginTensorDesc const* outputs, int32_t nbOutputs) const noexcept override;
-    char const* getMetadataString() noexcept override;
-
-    // --- IPluginV3OneRuntime: onShapeChange before the first enqueue and after every change of a shape.
-    int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs,
-        nvinfer1::PluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
-    int32_t enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvinfer1::PluginTensorDesc const* outputDesc,
-        void const* const* inputs, void* const* outputs, void* workspace,
-        cudaStream_t stream) noexcept override;
 
 protected:
     std::vector<nvinfer1::PluginField> fieldsToSerialize() const override;
+    void checkInputs(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs) const override;
+    cudaError_t launch(nvinfer1::PluginTensorDesc const* inputDesc, int32_t nbInputs,
+        nvinfer1::PluginTensorDesc const* outputDesc, void const* const* inputs, void* const* outputs,
+        void* workspace, cudaStream_t stream) const override;
 
 private:
     using Launcher = cudaError_t (*)(LayerNormArguments const&, cudaStream_t);
@@ -52,7 +48,6 @@ private:
     float mEpsilon;
     std::string mKernel;
     Launcher mLaunch;
-    std::string mMetadata; // for engine inspectors
 };
 
 class LayerNormCreator : public PluginCreator

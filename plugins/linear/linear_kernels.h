@@ -25,7 +25,8 @@ struct LinearArguments
     int32_t out;        // at least 1
     bool gelu;
     ElementType type; // fp16 or bf16
-    // Nothing in the stream writes weight and bias: they may be read while the kernel before this one still runs.
+    // No kernel that itself triggers early writes weight and bias, so they may be read while the kernel before this one
+    // still runs (common/early_launch.cuh).
     bool constantWeight{false};
 };
 

@@ -118,7 +118,6 @@ LinearPlugin::LinearPlugin(std::string activation, int32_t constantWeight)
     : Plugin(kNAME, kVERSION)
     , mActivation(std::move(activation))
     , mConstantWeight(constantWeight)
-    , mMetadata("activation=" + mActivation + " constant_weight=" + std::to_string(constantWeight))
 {
     if (mActivation != "none" && mActivation != "gelu")
     {
@@ -187,45 +186,30 @@ int32_t LinearPlugin::configurePlugin(DynamicPluginTensorDesc const* in, int32_t
         });
 }
 
-char const* LinearPlugin::getMetadataString() noexcept
+void LinearPlugin::checkInputs(PluginTensorDesc const* in, int32_t nbInputs) const
 {
-    return mMetadata.c_str();
+    TypesAndShapes const inputs{in, nbInputs};
+    checkTypes(inputs.types.data(), nbInputs);
+    checkShapes(inputs.shapes);
 }
 
-int32_t LinearPlugin::onShapeChange(PluginTensorDesc const* in, int32_t nbInputs,
-    PluginTensorDesc const* /*out*/, int32_t /*nbOutputs*/) noexcept
+cudaError_t LinearPlugin::launch(PluginTensorDesc const* inputDesc, int32_t nbInputs,
+    PluginTensorDesc const* /*outputDesc*/, void const* const* inputs, void* const* outputs,
+    void* /*workspace*/, cudaStream_t stream) const
 {
-    return check("onShapeChange",
-        [&]
-        {
-            TypesAndShapes const inputs{in, nbInputs};
-            checkTypes(inputs.types.data(), nbInputs);
-            checkShapes(inputs.shapes);
-            mNbInputs = nbInputs;
-        });
-}
-
-// Launches a kernel and returns; it runs later, in the stream. No allocation, no waiting.
-int32_t LinearPlugin::enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const* /*outputDesc*/,
-    void const* const* inputs, void* const* outputs, void* /*workspace*/, cudaStream_t stream) noexcept
-{
-    return check("enqueue",
-        [&]
-        {
-            Dims const& weight = inputDesc[kWEIGHT].dims;
-            LinearArguments arguments{};
-            arguments.x = inputs[kX];
-            arguments.weight = inputs[kWEIGHT];
-            arguments.bias = mNbInputs == kMOST_INPUTS ? inputs[kBIAS] : nullptr;
-            arguments.y = outputs[0];
-            arguments.rows = countRows(inputDesc[kX].dims);
-            arguments.in = static_cast<int32_t>(weight.d[1]);
-            arguments.out = static_cast<int32_t>(weight.d[0]);
-            arguments.gelu = mActivation == "gelu";
-            arguments.constantWeight = mConstantWeight == 1;
-            arguments.type = elementType(inputDesc[kX].type);
-            checkCuda(launchLinear(arguments, stream));
-        });
+    Dims const& weight = inputDesc[kWEIGHT].dims;
+    LinearArguments arguments{};
+    arguments.x = inputs[kX];
+    arguments.weight = inputs[kWEIGHT];
+    arguments.bias = nbInputs == kMOST_INPUTS ? inputs[kBIAS] : nullptr;
+    arguments.y = outputs[0];
+    arguments.rows = countRows(inputDesc[kX].dims);
+    arguments.in = static_cast<int32_t>(weight.d[1]);
+    arguments.out = static_cast<int32_t>(weight.d[0]);
+    arguments.gelu = mActivation == "gelu";
+    arguments.constantWeight = mConstantWeight == 1;
+    arguments.type = elementType(inputDesc[kX].type);
+    return launchLinear(arguments, stream);
 }
 
 std::vector<PluginField> LinearPlugin::fieldsToSerialize() const

@@ -4,7 +4,8 @@
 //   outputs  y = activation(x weight^T + bias), [..., N], of the type of x; computed in fp32 and rounded once
 //   fields   activation (string: none or gelu; default none): gelu is x Phi(x), the form with erf ·
 //            constant_weight (int32: 0 or 1; default 0): 1 where weight and bias are constants of the network;
-//            kernels may then fetch them before the layers before this one are done
+//            kernels may then fetch them before the layers before this one are done. No kernel that itself triggers
+//            early may write them (common/early_launch.cuh)
 #pragma once
 
 #include "common/plugin_base.h"
@@ -34,23 +35,17 @@ public:
         int32_t nbInputs, int32_t nbOutputs) noexcept override;
     int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
         nvinfer1::DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
-    char const* getMetadataString() noexcept override;
-
-    // --- IPluginV3OneRuntime: onShapeChange before the first enqueue and after every change of a shape.
-    int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs,
-        nvinfer1::PluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
-    int32_t enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvinfer1::PluginTensorDesc const* outputDesc,
-        void const* const* inputs, void* const* outputs, void* workspace,
-        cudaStream_t stream) noexcept override;
 
 protected:
     std::vector<nvinfer1::PluginField> fieldsToSerialize() const override;
+    void checkInputs(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs) const override;
+    cudaError_t launch(nvinfer1::PluginTensorDesc const* inputDesc, int32_t nbInputs,
+        nvinfer1::PluginTensorDesc const* outputDesc, void const* const* inputs, void* const* outputs,
+        void* workspace, cudaStream_t stream) const override;
 
 private:
     std::string mActivation;
     int32_t mConstantWeight;
-    int32_t mNbInputs{};   // of the last onShapeChange
-    std::string mMetadata; // for engine inspectors
 };
 
 class LinearCreator : public PluginCreator

@@ -93,9 +93,6 @@ QkvToContextPlugin::QkvToContextPlugin(QkvToContextFields fields)
             ", so qkv is int8, but neither output_scale (for an output of "
             "int8) nor output_type (fp32, fp16 or bf16) says what the output is");
     }
-    mMetadata = "num_heads=" + toText(mOwn.numHeads) + " layout=" + mOwn.layout
-                + " qkv_scale=" + toText(mOwn.qkvScale) + " output_scale=" + toText(mOwn.outputScale)
-                + " output_type=" + type;
 }
 
 int32_t QkvToContextPlugin::nbInputs() const
@@ -264,50 +261,36 @@ int32_t QkvToContextPlugin::configurePlugin(DynamicPluginTensorDesc const* in, i
         });
 }
 
-char const* QkvToContextPlugin::getMetadataString() noexcept
+void QkvToContextPlugin::checkInputs(PluginTensorDesc const* in, int32_t nbInputs) const
 {
-    return mMetadata.c_str();
+    checkCount("number of inputs", nbInputs, this->nbInputs());
+    checkTypes(in[0].type, in[nbInputs - 1].type);
+    checkShapes(in[0].dims, &in[nbInputs - 1].dims);
 }
 
-int32_t QkvToContextPlugin::onShapeChange(PluginTensorDesc const* in, int32_t nbInputs,
-    PluginTensorDesc const* /*out*/, int32_t /*nbOutputs*/) noexcept
+cudaError_t QkvToContextPlugin::launch(PluginTensorDesc const* inputDesc, int32_t /*nbInputs*/,
+    PluginTensorDesc const* outputDesc, void const* const* inputs, void* const* outputs, void* /*workspace*/,
+    cudaStream_t stream) const
 {
-    return check("onShapeChange",
-        [&]
-        {
-            checkCount("number of inputs", nbInputs, this->nbInputs());
-            checkTypes(in[0].type, in[nbInputs - 1].type);
-            checkShapes(in[0].dims, &in[nbInputs - 1].dims);
-        });
-}
-
-// Launches a kernel and returns; it runs later, in the stream. No allocation, no waiting.
-int32_t QkvToContextPlugin::enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const* outputDesc,
-    void const* const* inputs, void* const* outputs, void* /*workspace*/, cudaStream_t stream) noexcept
-{
-    return check("enqueue",
-        [&]
-        {
-            Dims const& shape = inputDesc[0].dims;
-            auto const* const second = nbInputs() == 2 ? static_cast<int32_t const*>(inputs[1]) : nullptr;
-            bool const packed = mOwn.layout == "packed";
-            bool const batch = shape.nbDims == 3;
-            QkvToContextArguments arguments{};
-            arguments.qkv = inputs[0];
-            arguments.mask = packed ? nullptr : second;
-            arguments.cuSeqlens = packed ? second : nullptr;
-            arguments.context = outputs[0];
-            arguments.sentences
-                = static_cast<int32_t>(packed ? inputDesc[1].dims.d[0] - 1 : (batch ? shape.d[0] : 1));
-            arguments.length = static_cast<int32_t>(shape.d[shape.nbDims - 2]);
-            arguments.heads = mOwn.numHeads;
-            arguments.headSize = static_cast<int32_t>(shape.d[shape.nbDims - 1] / (3 * mOwn.numHeads));
-            arguments.type = elementType(inputDesc[0].type);
-            arguments.outputType = elementType(outputDesc[0].type);
-            arguments.qkvScale = arguments.type == ElementType::kINT8 ? mOwn.qkvScale : 1.0F;
-            arguments.outputScale = arguments.outputType == ElementType::kINT8 ? mOwn.outputScale : 1.0F;
-            checkCuda(launchQkvToContext(arguments, stream));
-        });
+    Dims const& shape = inputDesc[0].dims;
+    auto const* const second = nbInputs() == 2 ? static_cast<int32_t const*>(inputs[1]) : nullptr;
+    bool const packed = mOwn.layout == "packed";
+    bool const batch = shape.nbDims == 3;
+    QkvToContextArguments arguments{};
+    arguments.qkv = inputs[0];
+    arguments.mask = packed ? nullptr : second;
+    arguments.cuSeqlens = packed ? second : nullptr;
+    arguments.context = outputs[0];
+    arguments.sentences
+        = static_cast<int32_t>(packed ? inputDesc[1].dims.d[0] - 1 : (batch ? shape.d[0] : 1));
+    arguments.length = static_cast<int32_t>(shape.d[shape.nbDims - 2]);
+    arguments.heads = mOwn.numHeads;
+    arguments.headSize = static_cast<int32_t>(shape.d[shape.nbDims - 1] / (3 * mOwn.numHeads));
+    arguments.type = elementType(inputDesc[0].type);
+    arguments.outputType = elementType(outputDesc[0].type);
+    arguments.qkvScale = arguments.type == ElementType::kINT8 ? mOwn.qkvScale : 1.0F;
+    arguments.outputScale = arguments.outputType == ElementType::kINT8 ? mOwn.outputScale : 1.0F;
+    return launchQkvToContext(arguments, stream);
 }
 
 std::vector<PluginField> QkvToContextPlugin::fieldsToSerialize() const

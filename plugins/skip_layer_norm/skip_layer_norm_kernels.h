@@ -31,7 +31,8 @@ struct SkipLayerNormArguments
     float outputScale;      // of `quantized`
     ElementType type;       // of x, skip and y as far as they are floating
     ElementType weightType; // of gamma, beta and bias: `type`, or fp32
-    // Nothing in the stream writes gamma, beta and bias: they may be read while the kernel before this one still runs.
+    // No kernel that itself triggers early writes gamma, beta and bias, so they may be read while the kernel before
+    // this one still runs (common/early_launch.cuh).
     bool constantWeights{false};
 };
 

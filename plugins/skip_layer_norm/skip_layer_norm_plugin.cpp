@@ -121,9 +121,6 @@ SkipLayerNormPlugin::SkipLayerNormPlugin(SkipLayerNormFields fields)
     {
         fail("field outputs is \"both\"; give the scale of the int8 output in the field output_scale");
     }
-    mMetadata = "epsilon=" + toText(mFields.epsilon) + " x_scale=" + toText(mFields.xScale) + " skip_scale="
-                + toText(mFields.skipScale) + " output_scale=" + toText(mFields.outputScale) + " outputs="
-                + mFields.outputs + " constant_weights=" + std::to_string(mFields.constantWeights);
 }
 
 nvinfer1::IPluginV3* SkipLayerNormPlugin::clone() noexcept
@@ -276,54 +273,38 @@ int32_t SkipLayerNormPlugin::configurePlugin(DynamicPluginTensorDesc const* in, 
         });
 }
 
-char const* SkipLayerNormPlugin::getMetadataString() noexcept
+void SkipLayerNormPlugin::checkInputs(PluginTensorDesc const* in, int32_t nbInputs) const
 {
-    return mMetadata.c_str();
+    TypesAndShapes const inputs{in, nbInputs};
+    checkTypes(inputs.types.data(), nbInputs);
+    checkShapes(inputs.shapes);
 }
 
-int32_t SkipLayerNormPlugin::onShapeChange(PluginTensorDesc const* in, int32_t nbInputs,
-    PluginTensorDesc const* /*out*/, int32_t /*nbOutputs*/) noexcept
-{
-    return check("onShapeChange",
-        [&]
-        {
-            TypesAndShapes const inputs{in, nbInputs};
-            checkTypes(inputs.types.data(), nbInputs);
-            checkShapes(inputs.shapes);
-            mNbInputs = nbInputs;
-        });
-}
-
-// Launches the kernel and returns; it runs later, in the stream. No allocation, no waiting.
-int32_t SkipLayerNormPlugin::enqueue(PluginTensorDesc const* inputDesc,
+cudaError_t SkipLayerNormPlugin::launch(PluginTensorDesc const* inputDesc, int32_t nbInputs,
     PluginTensorDesc const* /*outputDesc*/, void const* const* inputs, void* const* outputs,
-    void* /*workspace*/, cudaStream_t stream) noexcept
+    void* /*workspace*/, cudaStream_t stream) const
 {
-    return check("enqueue",
-        [&]
-        {
-            Dims const& shape = inputDesc[kX].dims;
-            auto const floating = floatingType(inputDesc[kX].type, inputDesc[kSKIP].type);
-            SkipLayerNormArguments arguments{};
-            arguments.x = inputs[kX];
-            arguments.skip = inputs[kSKIP];
-            arguments.gamma = inputs[kGAMMA];
-            arguments.beta = inputs[kBETA];
-            arguments.bias = mNbInputs == kMOST_INPUTS ? inputs[kBIAS] : nullptr;
-            arguments.y = hasFloatingOutput() ? outputs[0] : nullptr;
-            arguments.quantized
-                = mFields.outputScale > 0.0F ? static_cast<int8_t*>(outputs[getNbOutputs() - 1]) : nullptr;
-            arguments.rows = countRows(shape);
-            arguments.hidden = static_cast<int32_t>(shape.d[shape.nbDims - 1]);
-            arguments.epsilon = mFields.epsilon;
-            arguments.xScale = mFields.xScale;
-            arguments.skipScale = mFields.skipScale;
-            arguments.outputScale = mFields.outputScale;
-            arguments.type = elementType(floating.value_or(kANY_FLOATING_TYPE));
-            arguments.weightType = elementType(inputDesc[kGAMMA].type);
-            arguments.constantWeights = mFields.constantWeights == 1;
-            checkCuda(launchSkipLayerNorm(arguments, stream));
-        });
+    Dims const& shape = inputDesc[kX].dims;
+    auto const floating = floatingType(inputDesc[kX].type, inputDesc[kSKIP].type);
+    SkipLayerNormArguments arguments{};
+    arguments.x = inputs[kX];
+    arguments.skip = inputs[kSKIP];
+    arguments.gamma = inputs[kGAMMA];
+    arguments.beta = inputs[kBETA];
+    arguments.bias = nbInputs == kMOST_INPUTS ? inputs[kBIAS] : nullptr;
+    arguments.y = hasFloatingOutput() ? outputs[0] : nullptr;
+    arguments.quantized
+        = mFields.outputScale > 0.0F ? static_cast<int8_t*>(outputs[getNbOutputs() - 1]) : nullptr;
+    arguments.rows = countRows(shape);
+    arguments.hidden = static_cast<int32_t>(shape.d[shape.nbDims - 1]);
+    arguments.epsilon = mFields.epsilon;
+    arguments.xScale = mFields.xScale;
+    arguments.skipScale = mFields.skipScale;
+    arguments.outputScale = mFields.outputScale;
+    arguments.type = elementType(floating.value_or(kANY_FLOATING_TYPE));
+    arguments.weightType = elementType(inputDesc[kGAMMA].type);
+    arguments.constantWeights = mFields.constantWeights == 1;
+    return launchSkipLayerNorm(arguments, stream);
 }
 
 std::vector<PluginField> SkipLayerNormPlugin::fieldsToSerialize() const

@@ -10,7 +10,8 @@
 //            output_type (string: fp32, fp16 or bf16): the floating type, where x and skip are both int8 ·
 //            outputs (string: y or both; default y) ·
 //            constant_weights (int32: 0 or 1; default 0): 1 where gamma, beta and bias are constants of the network;
-//            kernels may then fetch them before the layers before this one are done
+//            kernels may then fetch them before the layers before this one are done. No kernel that itself triggers
+//            early may write them (common/early_launch.cuh)
 #pragma once
 
 #include "common/plugin_base.h"
@@ -53,17 +54,13 @@ public:
         int32_t nbInputs, int32_t nbOutputs) noexcept override;
     int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
         nvinfer1::DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
-    char const* getMetadataString() noexcept override;
-
-    // --- IPluginV3OneRuntime: onShapeChange before the first enqueue and after every change of a shape.
-    int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs,
-        nvinfer1::PluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
-    int32_t enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvinfer1::PluginTensorDesc const* outputDesc,
-        void const* const* inputs, void* const* outputs, void* workspace,
-        cudaStream_t stream) noexcept override;
 
 protected:
     std::vector<nvinfer1::PluginField> fieldsToSerialize() const override;
+    void checkInputs(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs) const override;
+    cudaError_t launch(nvinfer1::PluginTensorDesc const* inputDesc, int32_t nbInputs,
+        nvinfer1::PluginTensorDesc const* outputDesc, void const* const* inputs, void* const* outputs,
+        void* workspace, cudaStream_t stream) const override;
 
 private:
     std::optional<nvinfer1::DataType> floatingType(nvinfer1::DataType x, nvinfer1::DataType skip) const;
@@ -73,8 +70,6 @@ private:
 
     SkipLayerNormFields mFields;
     std::optional<nvinfer1::DataType> mNamedType; // output_type
-    int32_t mNbInputs{};                          // of the last onShapeChange
-    std::string mMetadata;                        // for engine inspectors
 };
 
 class SkipLayerNormCreator : public PluginCreator
