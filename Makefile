@@ -1,6 +1,6 @@
 # make demo    environment, dependencies, then the whole job on the bundled checkpoint
 # make test    environment, dependencies, lint and tests
-# make plugins the CUDA plugins alone
+# make plugins the CUDA plugins alone, which the others build when they need them; ARCHITECTURES=all for releases
 # make lint    ruff, basedpyright (against the types of the full tensorrt), clang-format
 # make clean   removes what was built; `rm -r .venv` removes the environment
 #
@@ -9,7 +9,7 @@
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
-PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
+PIP    := $(PY) progress.py "installing" $(PY) -m pip install --disable-pip-version-check --progress-bar off
 CPP_FILES = $(wildcard plugins/*/*.cpp plugins/*/*.cu plugins/*/*.h plugins/*/*.cuh tests/*.cpp)
 # Answered by the driver: on a machine with a GPU, plans can be executed as well as built.
 GPU    ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 0)
@@ -17,16 +17,20 @@ GPU    ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 0)
 .PHONY: demo test lint format plugins clean
 .DELETE_ON_ERROR:
 
-demo: plugins
+# The demo goes on without the plugins where no CUDA compiler can be installed, and says so.
+demo: $(VENV)/.installed
+	@$(MAKE) --silent $(VENV)/.installed-cuda || \
+	  echo "warning: plugins/requirements-cuda.txt could not be installed (the reason stands above)" >&2
 	$(PY) demo.py
 
+# The tests would build the plugins too, but pytest keeps to itself what is printed meanwhile.
 test: lint plugins
 	$(PY) -m pytest tests
 
 # The plugin library and its host. CMake decides what is out of date; where no CUDA compiler or no CMake is
 # installed, the ones from NVIDIA's and Kitware's pip packages are.
 plugins: $(VENV)/.installed-cuda
-	@$(PY) plugins/build.py
+	@$(PY) plugins/build.py $(if $(ARCHITECTURES),--architectures $(ARCHITECTURES))
 
 $(VENV)/.installed-cuda: plugins/requirements-cuda.txt $(VENV)/.installed
 	@$(PY) plugins/build.py --check-tools || $(PIP) -r plugins/requirements-cuda.txt
@@ -62,9 +66,12 @@ $(VENV)/.installed: $(VENV)/.installed-base
 endif
 	@touch $@
 
-$(VENV)/.installed-gpu: requirements-gpu.txt $(VENV)/.installed-base
+# pycuda by itself, since it is compiled: where that fails, the full TensorRT stays.
+$(VENV)/.installed-gpu: requirements-gpu.txt requirements-pycuda.txt $(VENV)/.installed-base
 	$(PIP) -r requirements-gpu.txt || \
 	  echo "warning: requirements-gpu.txt could not be installed (the reason stands above); plans will be built but not executed" >&2
+	$(PIP) -r requirements-pycuda.txt || \
+	  echo "warning: pycuda could not be compiled (the reason stands above; it needs a CUDA toolkit with nvcc on the PATH); plans will be built but not executed" >&2
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed

@@ -5,6 +5,7 @@
     python builder.py --precision fp16 --seq-len 1,64,512
     python builder.py --compare-layers
     python builder.py --gelu decomposed --verbose
+    python builder.py --fusion tensorrt             attention as one layer of TensorRT's own
     python builder.py --fusion plugins              fused layers: EmbLayerNorm, QkvToContext, SkipLayerNorm
     python builder.py --fusion all --precision fp16             and matrix products of our own, with bias and GELU
     python builder.py --batching packed             many sentences without padding; padded: with a mask
@@ -26,15 +27,20 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from options import FUSIONS, ONE_SENTENCE, TENSORRT_ATTENTION, SequenceRange, builder_arguments
+
+if __name__ == "__main__":
+    builder_arguments()  # answers --help and wrong usage before TensorRT is imported
 
 import numpy as np
 
-from common import UserError, run_script
+import tensorrt_product
+from common import UserError, run_script, warn
 from fill_masks import check_source, fill_network
 from fusion_log import print_fusions
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, BertConfig, ModelFolder, WeightFile
-from pipeline import Job, add_common_arguments, finish, print_report, sequence_range, write_json
+from pipeline import Job, finish, print_report, write_json
 from plugin_layers import (
     HEAD_SIZES,
     Known,
@@ -48,27 +54,25 @@ from plugin_layers import (
     skip_layer_norm_layer,
 )
 from quantization import BASE_PRECISION, Quantization
-from tensorrt_product import trt
+from tensorrt_product import IS_RTX, trt
 from trt_helper import (
     DTYPES,
-    GELU_KINDS,
-    ONE_SENTENCE,
     QUANTIZED_TYPES,
-    SequenceRange,
     TrtLog,
     TrtNetworkHelper,
+    check_attention,
     create_builder,
+    gpu_capability,
+    has_packed_attention,
 )
 
-BATCHINGS = ("single", "padded", "packed")
-FUSED_LAYERS = ("EmbLayerNorm", "SkipLayerNorm", "QkvToContext")
 QKV = ("query", "key", "value")
+HOPPER = (9, 0)  # the compute capability that the Linear plugin's kernels were written for and measured on
 DEFAULT_BATCH = SequenceRange(1, 8, 32)
 ATTENTION_STAYS = (
-    "--quantize attention: the QkvToContext plugin computes attention's own products in fp16; leave attention out, "
-    "or build with --fusion none"
+    "--quantize attention: attention as one layer, the QkvToContext plugin or TensorRT's own, computes its two "
+    "products in fp16; leave attention out, or build with --fusion none"
 )
-FUSIONS = {"none": (), "plugins": FUSED_LAYERS, "all": (*FUSED_LAYERS, "Linear")}  # the plugins of a network
 
 
 @dataclass
@@ -83,11 +87,12 @@ class BertBuilder:
         layer_norm_kernel: ``native``, or a kernel of the LayerNorm plugin.
         quantization: which products run in int8 or fp8, if any.
         tables: embedding tables that are in the network already, by name.
-        fused: which of ``FUSED_LAYERS`` are used.
+        fused: which of ``FUSED_LAYERS`` are used, and whether ``TENSORRT_ATTENTION`` is.
         linears: the Linear plugin layers, by the name of the product.
         smoothed: tensors with smoothed channels that are in the network already, by the tensor's name.
         separator: what keeps sentences apart in a batch: the mask int32 (B, S), or cu_seqlens int32 (B + 1,).
-        mask_bias: the same for native attention: fp32, broadcasts over the scores, and is added to them.
+        mask_bias: the same for elementary attention: fp32, broadcasts over the scores, and is added to them.
+        mask: the same for TensorRT's own attention: bool (B, 1, S, S), or (1, 1, T, T) of a packed batch.
     """
 
     helper: TrtNetworkHelper
@@ -102,6 +107,7 @@ class BertBuilder:
     smoothed: dict[str, trt.ITensor] = field(default_factory=dict)
     separator: trt.ITensor | None = None
     mask_bias: trt.ITensor | None = None
+    mask: trt.ITensor | None = None
 
     def build(self, batching: str) -> None:
         """The whole network, for one sentence or for a batch."""
@@ -119,7 +125,9 @@ class BertBuilder:
         """Three inputs and a mask, 1 for a word, 0 for padding, int32 (B, S), to fp32 (B, S, vocabulary or H)."""
         ids = [self.helper.addInput(name, trt.DataType.INT32, (-1, -1)) for name in INPUT_NAMES]
         self.separator = self.helper.addInput(MASK_NAME, trt.DataType.INT32, (-1, -1))
-        if "QkvToContext" not in self.fused:
+        if TENSORRT_ATTENTION in self.fused:
+            self.mask = self.same_mask(self.separator)
+        elif "QkvToContext" not in self.fused:
             words = self.helper.addCast(self.separator, trt.DataType.FLOAT, f"{MASK_NAME}.fp32")
             self.mask_bias = self.bias(self.helper.addReshape(words, (0, 1, 1, -1), f"{MASK_NAME}.spread"))
         self.helper.markOutput(self.encode(*ids), self.config.output_name)
@@ -128,12 +136,24 @@ class BertBuilder:
         """Three inputs int32 (T,) and cu_seqlens int32 (B + 1,) to fp32 (T, vocabulary or H)."""
         ids = [self.helper.addInput(name, trt.DataType.INT32, (-1,)) for name in INPUT_NAMES]
         self.separator = self.helper.addInput(LENGTHS_NAME, trt.DataType.INT32, (-1,))
-        if "QkvToContext" not in self.fused:
-            self.mask_bias = self.bias(self.same_sentence(ids[0], self.separator))
+        if TENSORRT_ATTENTION in self.fused:
+            if not has_packed_attention(self.helper.dtype):  # then all tokens are one sequence with a mask
+                same = self.same_sentence(ids[0], self.separator)
+                self.mask = self.helper.addReshape(same, (1, 1, 0, -1), "mask")  # (1, 1, T, T)
+        elif "QkvToContext" not in self.fused:
+            same = self.same_sentence(ids[0], self.separator)
+            self.mask_bias = self.bias(self.helper.addCast(same, trt.DataType.FLOAT, "token.same.fp32"))
         self.helper.markOutput(self.encode(*ids), self.config.output_name)
 
+    def same_mask(self, mask: trt.ITensor) -> trt.ITensor:
+        """Whether two tokens are both words or both padding: int32 (B, S) -> bool (B, 1, S, S). What padding sees
+        does not matter, so that it may as well see padding, and no row of the mask is without a true."""
+        column = self.helper.addReshape(mask, (0, 1, -1, 1), f"{mask.name}.query")
+        row = self.helper.addReshape(mask, (0, 1, 1, -1), f"{mask.name}.key")
+        return self.helper.addEqual(column, row, f"{mask.name}.same")
+
     def same_sentence(self, ids: trt.ITensor, cu_seqlens: trt.ITensor) -> trt.ITensor:
-        """1 where two tokens belong to one sentence, else 0: int32 (T,) and (B + 1,) -> fp32 (1, T, T).
+        """Whether two tokens belong to one sentence: int32 (T,) and (B + 1,) -> bool (1, T, T).
 
         The number of ends that a token has passed is the number of its sentence.
         """
@@ -147,7 +167,7 @@ class BertBuilder:
         sentence = helper.addSum(passed, 1, "token.sentence")  # (T,)
         column = helper.addReshape(sentence, (1, -1, 1), "token.sentence.query")
         row = helper.addReshape(sentence, (1, 1, -1), "token.sentence.key")
-        return helper.addCast(helper.addEqual(column, row, "token.same"), wide, "token.same.fp32")
+        return helper.addEqual(column, row, "token.same")
 
     def bias(self, visible: trt.ITensor) -> trt.ITensor:
         """0 where something may be looked at and −1e30 where not, so that its probability is 0; from 1 and 0."""
@@ -191,7 +211,11 @@ class BertBuilder:
     def encoder_layer(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """Attention and feed-forward, each followed by the residual sum and a layer norm: (S, H) -> (S, H)."""
         hidden, inner = self.config.hidden_size, self.config.intermediate_size
-        attention = self.fused_attention if "QkvToContext" in self.fused else self.attention
+        attention = self.attention
+        if "QkvToContext" in self.fused:
+            attention = self.fused_attention
+        elif TENSORRT_ATTENTION in self.fused:
+            attention = self.tensorrt_attention
         context = attention(x, f"{name}.attention.self")
         x = self.linear_add_and_norm(context, x, f"{name}.attention.output", hidden, hidden)
         active = self.linear_and_activation(x, f"{name}.intermediate", hidden, inner)  # (S, 4 H)
@@ -229,6 +253,34 @@ class BertBuilder:
         swap, keep = ((1, 0, 2), (-1,)) if len(context.shape) == 3 else ((0, 2, 1, 3), (0, 0))
         # (N, S, D) -> (S, N, D) -> (S, H)
         return helper.addShuffle(context, name, first_transpose=swap, shape=(*keep, hidden))
+
+    def tensorrt_attention(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """The same by TensorRT's own attention: (S, H) -> (S, H).
+
+        Q, K and V stay three products, as in ``attention``: TensorRT merges them by itself, and this attention takes
+        three tensors, so that a product merged here would have to be cut apart again.
+        """
+        helper, config = self.helper, self.config
+        swap: Sequence[int] | None = (0, 2, 1, 3)
+        if len(x.shape) == 3:  # padded: (B, S, H) -> (B, S, N, D) -> (B, N, S, D), and back
+            keep, back = (0, 0), (0, 0)
+        elif self.separator is None or self.mask is not None:  # one sequence: (S, H) -> (1, S, N, D) -> (1, N, S, D)
+            keep, back = (1, -1), (-1,)
+        else:  # packed: (T, H) -> (T, N, D)
+            keep, back, swap = (-1,), (-1,), None
+        q, k, v = (
+            helper.addShuffle(
+                self.linear(x, f"{name}.{part}", config.hidden_size, config.hidden_size),
+                f"{name}.{part}.heads",
+                shape=(*keep, config.num_heads, config.head_size),
+                second_transpose=swap,
+            )
+            for part in QKV
+        )
+        q = helper.addScale(q, 1 / math.sqrt(config.head_size), f"{name}.scaled_query")
+        cu_seqlens = self.separator if swap is None else None
+        context = helper.addAttention(q, k, v, f"{name}.context", self.mask, cu_seqlens)
+        return helper.addShuffle(context, name, first_transpose=swap, shape=(*back, config.hidden_size))
 
     def split_heads(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """(S, H) -> (S, N, D) -> (N, S, D)."""
@@ -349,13 +401,14 @@ def run(args: argparse.Namespace) -> Job:
     batch = args.batch or (ONE_SENTENCE if args.batching == "single" else DEFAULT_BATCH)
     if args.batching == "single" and batch != ONE_SENTENCE:
         raise UserError("--batch: one sentence has no batch; add --batching padded or --batching packed")
-    if "QkvToContext" in fused and args.precision in QUANTIZED_TYPES and "attention" in args.quantize:
-        raise UserError(ATTENTION_STAYS)
+    check_quantized_groups(args, fused)
     if args.fillings is not None and args.sentences is None:
         raise UserError("--fillings: nothing is filled without --sentences FILE; add it")
     if args.sentences is not None:
         check_source(folder, args.sentences, batch)
     job = Job.prepare("builder.py", folder, args, args.batching, batch, fused)
+    if "Linear" in fused:
+        warn_off_hopper()
     with job.logging() as log:
         quantization = job.quantize(args, assemble, log)
         start = time.perf_counter()
@@ -375,6 +428,10 @@ def run(args: argparse.Namespace) -> Job:
     if args.gelu == "decomposed" and job.verbose_log is not None:
         print_fusions(job.verbose_log, bert.gelu_parts, job.plan_path)
     return job
+
+
+class UnsuitableFusionError(UserError):
+    """The model or the quantization does not suit the plugins asked for; the message says why."""
 
 
 @dataclass
@@ -411,7 +468,8 @@ def assemble(
         layer_norm: ``native``, or a kernel of the LayerNorm plugin.
         batching: one of ``BATCHINGS``.
         quantization: which products are quantized and how; or, with another precision, what is smoothed.
-        fused: which of ``FUSED_LAYERS`` are used; ``Linear`` among them, where it can be: see ``planned_linears``.
+        fused: which of ``FUSED_LAYERS`` are used; ``Linear`` among them, where it can be: see ``planned_linears``;
+            or ``TENSORRT_ATTENTION``.
         constant_weights: whether plugins may read weights before the layer in front of them has ended.
 
     Raises:
@@ -419,7 +477,7 @@ def assemble(
     """
     dtype = DTYPES[BASE_PRECISION if precision in QUANTIZED_TYPES else precision]
     weights, config = folder.weights(), folder.config
-    if quantization is not None and "QkvToContext" in fused:
+    if quantization is not None and has_whole_attention(fused):
         refuse_attention_products(quantization)
     builder, network = create_builder(log)
     linears = planned_linears(config, dtype, gelu or config.activation, quantization, fused)
@@ -448,7 +506,7 @@ def planned_layers(
     """All plugin layers that the network will hold, but for those of the Linear plugin.
 
     Raises:
-        UserError: no plugin has the model's head size.
+        UnsuitableFusionError: no plugin has the model's head size.
     """
     hidden, epsilon = config.hidden_size, config.layer_norm_eps
     embeddings, *outputs = hidden_state_names(config)
@@ -466,7 +524,7 @@ def planned_layers(
         norms = [*norms, *sums]
     if "QkvToContext" in fused:
         if config.head_size not in HEAD_SIZES:
-            raise UserError(
+            raise UnsuitableFusionError(
                 f"--fusion plugins and all: the model's heads have {config.head_size} elements, and the QkvToContext "
                 f"plugin takes {', '.join(map(str, HEAD_SIZES))}; build with --fusion none"
             )
@@ -520,72 +578,63 @@ def is_quantized(quantization: Quantization | None, *products: str) -> bool:
 
 
 def fused_layers(fusion: str, precision: str) -> tuple[str, ...]:
-    """The plugins that a network has with ``--fusion`` and ``--precision``: Linear has no fp32."""
+    """What stands for several layers in a network with ``--fusion`` and ``--precision``: Linear has no fp32.
+
+    Raises:
+        UserError: the installed TensorRT has no attention of its own.
+    """
+    if TENSORRT_ATTENTION in FUSIONS[fusion]:
+        check_attention()
     return tuple(name for name in FUSIONS[fusion] if name != "Linear" or precision != "fp32")
 
 
-def refuse_attention_products(quantization: Quantization) -> None:
-    """The QkvToContext plugin computes attention's own two products, and not in int8.
+def warn_off_hopper() -> None:
+    """Warns that the Linear plugin was measured on compute capability 9.0 alone, unless the plan will run there.
+
+    The full product builds for the GPU of this machine; TensorRT for RTX never executes on 9.0.
+    """
+    capability = gpu_capability()
+    if IS_RTX:
+        target = f"{tensorrt_product.describe()} does not execute there"
+    elif capability is not None and capability != HOPPER:
+        target = f"this GPU is {capability[0]}.{capability[1]}"
+    else:
+        return
+    warn(
+        "--fusion all: the Linear plugin has been measured against TensorRT's own matrix products on compute "
+        f"capability 9.0 (Hopper) only, and {target}; compare with --fusion plugins"
+    )
+
+
+def has_whole_attention(fused: Sequence[str]) -> bool:
+    """Whether attention is one layer, a plugin's or TensorRT's own."""
+    return "QkvToContext" in fused or TENSORRT_ATTENTION in fused
+
+
+def check_quantized_groups(args: argparse.Namespace, fused: Sequence[str]) -> None:
+    """Refuses ``--quantize attention`` where attention is one layer, before the long work.
 
     Raises:
-        UserError: one of them is to be quantized.
+        UnsuitableFusionError: so it is.
+    """
+    if has_whole_attention(fused) and args.precision in QUANTIZED_TYPES and "attention" in args.quantize:
+        raise UnsuitableFusionError(ATTENTION_STAYS)
+
+
+def refuse_attention_products(quantization: Quantization) -> None:
+    """An attention in one layer computes its own two products, and not in int8.
+
+    Raises:
+        UnsuitableFusionError: one of them is to be quantized.
     """
     own = (".attention.self.scores", ".attention.self.context")
     if any(name.endswith(own) for name in quantization.products):
-        raise UserError(ATTENTION_STAYS)
-
-
-def add_network_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the network that the parser's way does not have."""
-    group = parser.add_argument_group("the network of builder.py")
-    group.add_argument(
-        "--fusion",
-        choices=list(FUSIONS),
-        default="none",
-        help="none: elementary layers; plugins: EmbLayerNorm, SkipLayerNorm and QkvToContext; all: Linear too, for "
-        "the encoder's matrix products in fp16 and bf16; in fp32, or quantized, they are TensorRT's own all the same "
-        "(default: %(default)s)",
-    )
-    group.add_argument(
-        "--batching",
-        choices=BATCHINGS,
-        default="single",
-        help="one sentence, a padded batch with a mask, or packed tokens without padding (default: %(default)s)",
-    )
-    group.add_argument(
-        "--batch",
-        type=sequence_range,
-        metavar="MIN,OPT,MAX",
-        help="sentences in a batch that the plan accepts and is tuned for (default: 1,8,32)",
-    )
-    group.add_argument(
-        "--sentences", type=Path, metavar="FILE", help="text with [MASK], one sentence a line: fill every [MASK]"
-    )
-    group.add_argument(
-        "--fillings",
-        type=Path,
-        metavar="FILE",
-        help="where the ten best fillings of --sentences go, as JSON lines (default: beside the plan)",
-    )
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Build BERT layer by layer with the TensorRT API, run and check it.")
-    add_common_arguments(parser)
-    add_network_arguments(parser)
-    parser.add_argument(
-        "--gelu", choices=GELU_KINDS, help="which GELU (default: the checkpoint's; decomposed: elementary layers)"
-    )
-    parser.add_argument(
-        "--compare-layers", action="store_true", help="print the difference to PyTorch after every encoder layer"
-    )
-    return parser.parse_args()
+        raise UnsuitableFusionError(ATTENTION_STAYS)
 
 
 def main() -> int:
     """The script."""
-    args = parse_arguments()
+    args = builder_arguments()
     job = run(args)
     print_report(job)
     write_json(args.json, job.as_dict())

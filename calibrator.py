@@ -16,7 +16,6 @@ quantized a histogram of absolute values is kept, and a method chooses from it t
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -25,6 +24,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from options import calibrator_arguments
+
+if __name__ == "__main__":
+    calibrator_arguments()  # answers --help and wrong usage before PyTorch is imported
 
 import ml_dtypes
 import numpy as np
@@ -42,13 +46,11 @@ from model_files import (
     read_json,
 )
 from network_runner import NetworkRunner
+from options import CACHE_NAME, Settings
 from pipeline import write_json
 from quantization import (
-    CACHE_NAME,
     Product,
     Quantization,
-    Settings,
-    add_calibration_arguments,
     encoder_products,
     in_groups,
     range_name,
@@ -594,27 +596,12 @@ def load_pyplot() -> Any:
     return pyplot
 
 
-def picture_path(text: str) -> Path:
-    """A path for --plot; its ending says which kind of picture."""
-    path = Path(text)
-    if path.suffix not in (".png", ".svg", ".pdf"):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a name that ends in .png, .svg or .pdf")
-    return path
-
-
 def main() -> int:
     """The script."""
     from builder import assemble  # builder.py and sensitivity.py come after this file
     from sensitivity import calibrate_best
 
-    parser = argparse.ArgumentParser(description="Find the ranges of activations for int8 or fp8.")
-    parser.add_argument("--model-dir", type=Path, default=Path("out"), help="folder written by model2onnx.py")
-    parser.add_argument("--precision", choices=list(QUANTIZED_TYPES), default="int8")
-    parser.add_argument("--cache", type=Path, metavar="FILE", help=f"default: {CACHE_NAME} in the model folder")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the ranges as JSON")
-    parser.add_argument("--plot", type=picture_path, metavar="FILE", help="picture of the worst tensors' histograms")
-    add_calibration_arguments(parser)
-    args = parser.parse_args()
+    args = calibrator_arguments()
     folder, settings = ModelFolder(args.model_dir), Settings.of(args)
     cache = args.cache or folder.path / CACHE_NAME
     for path in (cache, args.json, args.plot):

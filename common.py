@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console
 from rich.text import Text
 
+_to_terminal = sys.stdout is not None and sys.stdout.isatty()  # None: closed by who started the process
 # A table that is read from a file or a pipe need not fit a narrow terminal.
-console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 120)  # results
+console = Console(highlight=False, emoji=False, width=None if _to_terminal else 140)  # results
 log_console = Console(stderr=True, highlight=False, emoji=False)  # progress, warnings, errors
 
 
@@ -24,7 +26,15 @@ class UserError(Exception):
 
 
 def run_script(main: Callable[[], int]) -> None:
-    """Runs ``main`` and ends the process with its exit code: 1 after a UserError, without a traceback."""
+    """Runs ``main`` and ends the process with its exit code: 1 after a UserError, without a traceback.
+
+    The work does not depend on the output. Where standard output or standard error is closed, or its reader has
+    ended, ``main`` goes on and the exit code is that of the result. Where it cannot be written for another reason
+    (a full disk), ``main`` goes on as well, and then the exit code is 1, with an error that names standard output.
+    A character that the encoding lacks is written as an escape.
+    """
+    outputs = _replace_standard_streams()
+    code: Any
     try:
         code = main()
     except UserError as error:
@@ -33,7 +43,71 @@ def run_script(main: Callable[[], int]) -> None:
     except KeyboardInterrupt:
         log_console.print("interrupted")
         code = 130
+    except SystemExit as ended:  # argparse: --help, or wrong usage
+        code = ended.code
+    for output in outputs:
+        failure = output.end()
+        if failure is not None:
+            reason = f"cannot write to {output.title}: {failure.strerror or failure}"
+            _print_literally("error:", "bold red", f"{reason}; the text is lost, but files were written as usual")
+            code = code or 1
     sys.exit(code)
+
+
+class _Output(io.FileIO):
+    """Standard output or standard error; drops what it cannot write, and remembers why."""
+
+    def __init__(self, descriptor: int, title: str) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self.title = title
+        self._failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self._failure = self._failure or error
+            return memoryview(data).nbytes
+
+    def open_text(self, before: Any) -> io.TextIOWrapper:
+        """A text stream that never raises, otherwise like ``before``, which is None where the stream was closed."""
+        encoding, errors, by_line = "utf-8", "strict", True
+        if before is not None:
+            encoding, errors = before.encoding, before.errors
+            by_line = before.line_buffering or before.write_through
+        if errors in ("strict", "surrogateescape"):  # those that refuse characters
+            errors = "backslashreplace"
+        self._text = io.TextIOWrapper(
+            io.BufferedWriter(self), encoding=encoding, errors=errors, line_buffering=by_line
+        )
+        return self._text
+
+    def end(self) -> OSError | None:
+        """Writes what still waits. Returns the first failure, unless it is that the reader has ended."""
+        self._text.flush()
+        return None if isinstance(self._failure, BrokenPipeError) else self._failure
+
+
+def _replace_standard_streams() -> list[_Output]:
+    """Makes standard output and standard error streams that never raise; leaves those that a test has put there.
+
+    A closed one becomes the null device. Otherwise the next file that is opened would get its number, and with it
+    what a library in C writes to standard output.
+    """
+    outputs = []
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        before = getattr(sys, name)
+        if before is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)  # noqa: PLW2901  the lowest free number: that of the closed one
+            os.set_inheritable(descriptor, True)
+        if name != "stdin" and before is getattr(sys, f"__{name}__"):
+            output = _Output(descriptor, {"stdout": "standard output", "stderr": "standard error"}[name])
+            with suppress(OSError):
+                if before is not None:
+                    before.flush()
+            setattr(sys, name, output.open_text(before))
+            outputs.append(output)
+    return outputs
 
 
 def warn(message: str) -> None:

@@ -9,11 +9,15 @@ A line that cannot be used gets an error with its number, and does not cost the 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from options import fill_masks_arguments
+
+if __name__ == "__main__":
+    fill_masks_arguments()  # answers --help and wrong usage before TensorRT is imported
 
 import numpy as np
 from rich.progress import track
@@ -21,11 +25,12 @@ from rich.progress import track
 from common import UserError, console, log_console, make_folder, run_script, warn, write_whole
 from comparison import best_words, describe_words
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
+from options import SequenceRange
 from packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch, single_batch
 from plugin_layers import Known
 from sentences import Problem, Sentence, load_tokenizer, read_sentences
 from tensorrt_product import trt
-from trt_helper import InferHelper, SequenceRange
+from trt_helper import InferHelper
 
 if TYPE_CHECKING:
     from pipeline import Job
@@ -140,7 +145,7 @@ def fill_file(
         records[problem.line] = {"line": problem.line, "error": problem.message}
     with write_whole(target) as file:
         for line in sorted(records):
-            file.write((json.dumps(records[line], ensure_ascii=False) + "\n").encode())
+            file.write((json.dumps(records[line], ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
     filled = len(sentences) - len(overflown)
     console.print(
         f"{filled} sentences in {len(batches)} batches, {len(problems)} bad lines -> {target}", soft_wrap=True
@@ -186,12 +191,7 @@ def main() -> int:
     """The script."""
     from trt_helper import read_info
 
-    parser = argparse.ArgumentParser(description="Fill every [MASK] of a text file with a plan.")
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="written by builder.py")
-    parser.add_argument("sentences", type=Path, metavar="FILE", help="UTF-8, one sentence a line")
-    parser.add_argument("--model-dir", type=Path, default=Path("out"), help="folder written by model2onnx.py")
-    parser.add_argument("--fillings", type=Path, metavar="FILE", help="JSON lines (default: beside the plan)")
-    args = parser.parse_args()
+    args = fill_masks_arguments()
     folder = ModelFolder(args.model_dir)
     info = read_info(args.plan)
     if info is None:

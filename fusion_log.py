@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common import UserError, console
-from trt_helper import LOGGER, check_plan, execution_obstacle, trt
+from trt_helper import TrtLog, check_plan, execution_obstacle, load_engine, trt
 
 ENGINE_SECTION = "Engine Layer Information"
 LAYER_LINE = re.compile(r"^Layer\((?P<kind>[^)]*)\): (?P<name>.*?), Tactic: ")
@@ -113,8 +113,9 @@ def inspect_engine(plan: Path) -> list[str] | str:
     obstacle = execution_obstacle()
     if obstacle is not None:
         return f"not asked: {obstacle}"
-    engine = trt.Runtime(LOGGER).deserialize_cuda_engine(check_plan(plan))
-    if engine is None:
-        return "not asked: the engine cannot be loaded here"
+    try:
+        _runtime, engine = load_engine(plan, check_plan(plan), TrtLog.current())
+    except UserError as error:
+        return f"not asked: {error}"
     description = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     return [str(layer) for layer in json.loads(description)["Layers"]]

@@ -11,16 +11,23 @@ with PyTorch's fp32 answer to it.
 
 from __future__ import annotations
 
-import argparse
+import copy
 import hashlib
 import json
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from options import model2onnx_arguments
+
+if __name__ == "__main__":
+    model2onnx_arguments()  # answers --help and wrong usage before PyTorch is imported
 
 import numpy as np
 import onnx_ir as ir
@@ -48,9 +55,6 @@ from model_files import (
     check_inputs,
 )
 
-BUNDLED_MODEL = Path(__file__).parent / "demo_model"
-DEFAULT_TEXT = "The capital of France, [MASK], contains the Eiffel Tower."
-DEFAULT_OUT_DIR = Path("out")
 OPSET = 20  # the first with Gelu
 REFERENCE_TEXT = Path(__file__).parent / "calibrator_data.txt"
 REFERENCE_LENGTHS = (3, 9, 33, 128)  # one word, a few, and the longest of the plans that are built by default
@@ -103,20 +107,65 @@ def load_checkpoint(name: str) -> tuple[transformers.PreTrainedModel, Any, BertC
     if not is_local and (exists or name.startswith((".", "/", "~"))):
         raise UserError(f"--model {name}: no such folder; expected a checkpoint folder with config.json")
     options = {"local_files_only": is_local, "trust_remote_code": False}  # never code that comes with a checkpoint
-    try:
-        hf_config = AutoConfig.from_pretrained(name, **options)
-    except StrictDataclassError as error:
-        told = " ".join(str(error).split())
-        raise UserError(f"--model {name}: config.json: {told}; correct the value") from error
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(_explain_loading(name, is_local, error)) from error
-    BertConfig.from_dict(hf_config.to_dict(), f"--model {name}: config.json")  # before a large download
+    hf_config = _load_configuration(name, is_local, options)
     model, has_head = _load_weights(name, is_local, hf_config)
     hf_config.architectures = [type(model).__name__]
     tokenizer = _load_tokenizer(name, options)
     config = BertConfig.from_dict(hf_config.to_dict(), f"--model {name}: config.json")
     assert config.has_head == has_head
     return model.eval(), tokenizer, config
+
+
+def _load_configuration(name: str, is_local: bool, options: dict[str, Any]) -> Any:
+    """transformers' own configuration, checked before a large download: it is a BERT's, and a model can be made."""
+    try:
+        hf_config = AutoConfig.from_pretrained(name, **options)
+        BertConfig.from_dict(hf_config.to_dict(), f"--model {name}: config.json")
+        _make_without_weights(hf_config)
+    except UserError:
+        raise
+    except StrictDataclassError as error:
+        told = " ".join(str(error).split())
+        raise UserError(f"--model {name}: config.json: {told}; correct the value") from error
+    except Exception as error:  # what transformers does with a value of an unexpected type is different for each key
+        rejected = _find_rejected_entry(name, options)
+        if rejected is not None:
+            told = f"{rejected}, which transformers cannot use ({_first_line(error)}); correct or remove it"
+            raise UserError(f"--model {name}: config.json: {told}") from error
+        raise UserError(_explain_loading(name, is_local, error)) from error
+    # How PyTorch is to compute and return, which changes no answer, and which ``run_pytorch`` relies on.
+    hf_config.chunk_size_feed_forward, hf_config.return_dict = 0, True
+    return hf_config
+
+
+def _make_without_weights(hf_config: Any) -> None:
+    with torch.device("meta"):
+        BertForMaskedLM(copy.deepcopy(hf_config))
+
+
+def _find_rejected_entry(name: str, options: dict[str, Any]) -> str | None:
+    """Which entry of config.json it is without which a BERT can be made; None if it is not for one entry."""
+
+    def is_accepted(values: dict[str, Any]) -> bool:
+        with TemporaryDirectory() as folder:
+            (Path(folder) / CONFIG_NAME).write_text(json.dumps(values), encoding="utf-8")
+            try:
+                _make_without_weights(AutoConfig.from_pretrained(folder, **options | {"local_files_only": True}))
+            except Exception:  # as above
+                return False
+            return True
+
+    try:
+        values, _ = transformers.PretrainedConfig.get_config_dict(name, **options)
+    except Exception:  # it is not even JSON
+        return None
+    if not isinstance(values, dict) or is_accepted(values):
+        return None
+    for key in values:
+        others = {other: value for other, value in values.items() if other != key}
+        if is_accepted({"model_type": "bert"} | others):
+            return f"{key} is {_shorten(repr(values[key]))}"
+    return None
 
 
 def _load_tokenizer(name: str, options: dict[str, Any]) -> Any:
@@ -151,10 +200,14 @@ def _load_weights(name: str, is_local: bool, hf_config: Any) -> tuple[transforme
         if not has_head:
             model, info = BertModel.from_pretrained(name, add_pooling_layer=False, **options)  # pyright: ignore[reportGeneralTypeIssues]
     except SafetensorError as error:
+        if not _is_utf8(name):
+            raise UserError(
+                f"--model {name}: the safetensors library reads no path that is not valid UTF-8; rename the folder"
+            ) from error
         raise UserError(
             f"--model {name}: model.safetensors is corrupt ({_first_line(error)}); copy or download it again"
         ) from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of many types, by what is damaged
         raise UserError(_explain_loading(name, is_local, error)) from error
     for weight, found, expected in sorted(info["mismatched_keys"]):
         raise UserError(
@@ -169,7 +222,20 @@ def _load_weights(name: str, is_local: bool, hf_config: Any) -> tuple[transforme
             f"--model {name}: the checkpoint lacks {len(missing)} weights of a BERT, first {sorted(missing)[0]!r}; "
             "it is incomplete or not a BERT checkpoint"
         )
+    _check_finite(name, model)
     return model, has_head
+
+
+def _check_finite(name: str, model: torch.nn.Module) -> None:
+    for key, weight in model.state_dict().items():
+        wrong = ~torch.isfinite(weight)
+        if wrong.any():
+            place = wrong.nonzero()[0].tolist()
+            raise UserError(
+                f"--model {name}: weight {key!r} has {int(wrong.sum())} values that are not finite, of "
+                f"{weight.numel()}; the first is {weight[tuple(place)].item()} at {place}; the checkpoint is damaged "
+                "or its values were too large for the type in which it was saved, such as fp16; get it again"
+            )
 
 
 def _join_head_biases(head: Any, missing: set[str]) -> set[str]:
@@ -202,12 +268,36 @@ def _explain_loading(name: str, is_local: bool, error: Exception) -> str:
     )
 
 
+def _shorten(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 # --- the sentence and PyTorch's answer --------------------------------------------------------------------
+
+
+def decode_text(text: str) -> str:
+    """The text of ``--text``, whatever the locale: where that is ASCII, Python keeps other bytes as surrogates.
+
+    Raises:
+        UserError: the bytes of the command line are no UTF-8.
+    """
+    try:
+        return text.encode(errors="surrogateescape").decode()
+    except UnicodeError as error:
+        raise UserError(f"--text {text!a} is not valid text ({error}); write it in UTF-8") from error
 
 
 def tokenize(text: str, tokenizer: Any, config: BertConfig) -> tuple[dict[str, np.ndarray], list[int]]:
@@ -220,10 +310,6 @@ def tokenize(text: str, tokenizer: Any, config: BertConfig) -> tuple[dict[str, n
         UserError: the text has no [MASK] though the model fills masks, is longer than the position table,
             or has ids outside the vocabulary.
     """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # bytes of the command line that are no UTF-8
-        raise UserError(f"--text {text!a} is not valid text ({error.reason}); write it in UTF-8") from error
     if config.has_head and tokenizer.mask_token is None:
         raise UserError("the checkpoint's tokenizer has no mask token; expected one, such as [MASK]")
     try:
@@ -253,10 +339,18 @@ def run_pytorch(
 
     Returns:
         (output (1, S, vocabulary or H), hidden states (L + 1, S, H)), both float32.
+
+    Raises:
+        UserError: a value is not finite.
     """
     with torch.inference_mode():
         answer = model(**{name: torch.from_numpy(ids) for name, ids in inputs.items()}, output_hidden_states=True)
     output = answer.logits if has_head else answer.last_hidden_state
+    if not output.isfinite().all():
+        raise UserError(
+            "PyTorch's answer in fp32 has values that are not finite, though the weights are: they are too large; "
+            "the checkpoint is damaged"
+        )
     return output.numpy(), torch.cat(answer.hidden_states).numpy()
 
 
@@ -498,6 +592,7 @@ def write_onnx(onnx_model: ir.Model, folder: Path) -> None:
 
 def export(model_name: str, text: str, folder: Path) -> None:
     """The whole job: checkpoint in, folder out. Prints what PyTorch answers."""
+    text = decode_text(text)
     with log_console.status(f"loading {model_name}"):
         model, tokenizer, config = load_checkpoint(model_name)
     inputs, positions = tokenize(text, tokenizer, config)
@@ -511,7 +606,7 @@ def export(model_name: str, text: str, folder: Path) -> None:
     with write_together(folder) as new:  # after a failure the model that was there before is still whole
         write_onnx(onnx_model, new)
         (new / CONFIG_NAME).write_text(json.dumps(sizes, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        tokenizer.save_pretrained(new)
+        _save_tokenizer(tokenizer, new)
         np.savez(new / DEMO_NAME, allow_pickle=False, text=np.array(text), **inputs, **answers)
         write_reference(reference, new / REFERENCE_NAME)
     size = (folder / DATA_NAME).stat().st_size / 2**20
@@ -524,6 +619,14 @@ def export(model_name: str, text: str, folder: Path) -> None:
     )
     if config.has_head:
         print_answer(text, output[0], positions[0], tokenizer)
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """By way of a folder with a plain name: the tokenizers library refuses a path that is not valid UTF-8."""
+    with TemporaryDirectory() as plain:
+        tokenizer.save_pretrained(plain)
+        for path in Path(plain).iterdir():
+            shutil.copyfile(path, folder / path.name)
 
 
 def _sizes(hf_config: Any) -> dict[str, Any]:
@@ -553,25 +656,15 @@ def print_answer(text: str, logits: np.ndarray, position: int, tokenizer: Any) -
 def quiet_libraries() -> None:
     """Hugging Face and the exporter print progress bars and notes that say nothing to our users."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    transformers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity(logging.CRITICAL)  # its errors are exceptions too, and those are told
     transformers.logging.disable_progress_bar()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def main() -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Export a BERT checkpoint to ONNX with a checked example.")
-    parser.add_argument(
-        "--model",
-        default=str(BUNDLED_MODEL),
-        help="checkpoint folder or hub name (default: the bundled demo_model)",
-    )
-    parser.add_argument(
-        "--text", default=DEFAULT_TEXT, help="the sentence to run, with [MASK] (default: %(default)s)"
-    )
-    parser.add_argument("--out-dir", type=Path, default=DEFAULT_OUT_DIR, help="where to write (default: %(default)s)")
-    args = parser.parse_args()
+    """The script."""
+    args = model2onnx_arguments()
     quiet_libraries()
     export(args.model, args.text, args.out_dir)
     return 0

@@ -191,6 +191,30 @@ def softmax(x: torch.Tensor, axis: int) -> torch.Tensor:
     return torch.softmax(x, dim=axis)
 
 
+def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """softmax(query · keyᵀ) · value for each head, in fp32, rounded once at the end: three (B, N, S, D) -> the same.
+
+    ``mask`` broadcasts over the scores (B, N, S, S): a boolean one is true where the query may look at the key, any
+    other is added to the scores.
+    """
+    scores = torch.matmul(query.float(), key.float().transpose(-1, -2))
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    elif mask is not None:
+        scores = scores + mask.float()
+    return torch.matmul(torch.softmax(scores, dim=-1), value.float()).to(query.dtype)
+
+
+def packed_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seqlens: torch.Tensor
+) -> torch.Tensor:
+    """The same within each sequence of a packed batch: three (T, N, D) and int32 (B + 1,) -> (T, N, D)."""
+    token = torch.arange(query.shape[0], dtype=cu_seqlens.dtype, device=query.device)
+    sequence = torch.bucketize(token, cu_seqlens, right=True)  # (T,): how many beginnings the token has passed
+    query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))  # each (N, T, D)
+    return attention(query, key, value, sequence[:, None] == sequence).transpose(0, 1)
+
+
 def cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """x in another type."""
     return x.to(dtype)
@@ -344,6 +368,7 @@ def _plugin_host() -> Any:
 
 LAYER_CLASSES = {
     "ACTIVATION": "IActivationLayer",
+    "ATTENTION_INPUT": "IAttentionInputLayer",
     "CAST": "ICastLayer",
     "CONCATENATION": "IConcatenationLayer",
     "CONSTANT": "IConstantLayer",
@@ -637,6 +662,31 @@ def _activation(layer: Any) -> Call:
     return _choose(ACTIVATIONS, layer, layer.type), *_Input.all_of(layer)
 
 
+def _attention(layer: Any) -> Call:
+    """TensorRT's own attention is two layers, where it begins and where it ends; what lies between them is no tensor
+    that one could ask for. Here the first computes all of it, and the second hands it on."""
+    whole = layer.attention
+    query, key, value = (whole.get_input(place) for place in range(3))
+    forms = {getattr(whole, form).name for form in ("query_form", "key_value_form") if hasattr(whole, form)}
+    lengths: list[Any] = [getattr(whole, part, None) for part in ("query_lengths", "key_value_lengths")]
+    named = {None if tensor is None else tensor.name for tensor in lengths}
+    heads = -2 if forms == {"PACKED_NHD"} else -3
+    if whole.norm_op.name != "SOFTMAX":
+        _refuse(layer, f"attention with {whole.norm_op}")
+    if whole.causal:
+        _refuse(layer, "causal attention")
+    if whole.normalization_quantize_scale is not None:
+        _refuse(layer, "attention with quantized probabilities")
+    if as_tuple(query.shape)[heads] != as_tuple(key.shape)[heads]:
+        _refuse(layer, "attention with fewer heads of keys than of queries")
+    if len(forms) > 1 or len(named) > 1:
+        _refuse(layer, "attention with queries and keys in different forms or of different lengths")
+    parts = [_Input(tensor.name) for tensor in (query, key, value)]
+    if heads == -2:
+        return packed_attention, *parts, _Input(lengths[0].name)
+    return attention, *parts, None if whole.mask is None else _Input(whole.mask.name)
+
+
 def _cast(layer: Any) -> Call:
     return cast, *_Input.all_of(layer), TORCH_TYPES[layer.get_output(0).dtype]
 
@@ -749,6 +799,8 @@ def _unsqueeze(layer: Any) -> Call:
 
 RULES: dict[str, Callable[[Any], Call]] = {
     "ACTIVATION": _activation,
+    "ATTENTION_INPUT": _attention,
+    "ATTENTION_OUTPUT": _cast,
     "CAST": _cast,
     "CONCATENATION": _concatenation,
     "CUMULATIVE": _cumulative,

@@ -3,6 +3,7 @@
     python model2onnx.py                       writes out/
     python onnx2trt.py                         fp32 plan, run, compared with PyTorch
     python onnx2trt.py --precision fp16
+    python onnx2trt.py --fusion tensorrt       attention as one layer of TensorRT's own
 
 The network is strongly typed, so fp16 has to stand in the ONNX model: its weights and tensors are converted
 before it is parsed, and layer norm and softmax keep computing in fp32. (On TensorRT 11 a mere request for
@@ -13,10 +14,16 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from options import TENSORRT_ATTENTION, onnx2trt_arguments
+
+if __name__ == "__main__":
+    onnx2trt_arguments()  # answers --help and wrong usage before TensorRT is imported
 
 import numpy as np
 import onnx
@@ -26,8 +33,8 @@ from onnx import numpy_helper
 import builder
 from common import UserError, run_script
 from model_files import BertConfig, ModelFolder, WeightFile, load_onnx
-from pipeline import Job, add_common_arguments, finish, print_report, write_json
-from plugin_layers import Known, PluginLayer, layer_norm_layer, load_library, plugin_node
+from pipeline import Job, finish, print_report, write_json
+from plugin_layers import Known, PluginLayer, layer_norm_layer, load_library, plugin_node, plugin_parser
 from quantization import BASE_PRECISION, Product, Quantization, encoder_products, range_name
 from tensorrt_product import trt
 from trt_helper import (
@@ -116,6 +123,38 @@ def use_plugin(
     return layers
 
 
+def use_attention(model: onnx.ModelProto, config: BertConfig) -> None:
+    """Replaces scores, their scaling, softmax and the product with V by one Attention node a layer, in place: the
+    parser makes TensorRT's own attention of it.
+
+    Raises:
+        UserError: the graph is not one that model2onnx.py writes.
+    """
+    graph = model.graph
+    model.opset_import[0].version = 23  # the first with Attention
+    makers = {node.output[0]: node for node in graph.node}
+    readers = {name: node for node in graph.node for name in node.input}
+    scale, gone = 1 / math.sqrt(config.head_size), set()
+    for softmax in (node for node in graph.node if node.op_type == "Softmax"):
+        context, scaled = readers[softmax.output[0]], makers[softmax.input[0]]
+        scores = makers[scaled.input[0]]
+        turned = makers[scores.input[1]]
+        kinds = [node.op_type for node in (turned, scores, scaled, context)]
+        if kinds != ["Transpose", "MatMul", "Mul", "MatMul"]:
+            raise UserError(
+                f"the ONNX graph has no attention around {softmax.name!r}; write it again with model2onnx.py"
+            )
+        del turned.attribute[:]
+        turned.attribute.append(onnx_helper.make_attribute("perm", (0, 2, 1, 3)))  # K like Q and V: (B, N, S, D)
+        inputs = [scores.input[0], turned.output[0], context.input[1]]
+        # TRT_decomposable: see TrtNetworkHelper.addAttention.
+        attributes = {"scale": scale, "TRT_decomposable": 1}
+        fused = onnx_helper.make_node("Attention", inputs, context.output, name=context.name, **attributes)
+        context.CopyFrom(fused)
+        gone.update(node.output[0] for node in (scores, scaled, softmax))
+    _replace_nodes(graph, [node for node in graph.node if node.output[0] not in gone])
+
+
 # --- int8 and fp8: QuantizeLinear and DequantizeLinear nodes ------------------------------------------------
 
 
@@ -153,6 +192,8 @@ class GraphQuantizer:
             UserError: the graph is not one that model2onnx.py writes.
         """
         products = encoder_products(self.config)
+        if any(node.op_type == "Attention" for node in self.graph.node):
+            products = [product for product in products if product.weight_shape is not None]
         linear = {f"{product.name}.weight": product for product in products if product.weight_shape is not None}
         attention = [product for product in products if product.weight_shape is None]  # in the order of the graph
         constants = {tensor.name for tensor in self.graph.initializer}
@@ -210,22 +251,22 @@ class GraphQuantizer:
         name = f"{tensor}.dequantized"
         if name not in self._made:
             scale = np.asarray(largest / QUANTIZED_MAXIMA[self.quantization.dtype], np.float32)
-            inputs = [self._constant(f"{tensor}.scale", scale), self._zero(f"{tensor}.zero", ())]
-            self._add("QuantizeLinear", [tensor, *inputs], f"{tensor}.quantized")
-            self._add("DequantizeLinear", [f"{tensor}.quantized", *inputs], name, output_dtype=ONNX_TYPES["fp16"])
+            step = self._constant(f"{tensor}.scale", scale)
+            zero = self._constant(f"{tensor}.zero", np.zeros((), NUMPY_TYPES[self.quantization.dtype]))
+            self._add("QuantizeLinear", [tensor, step, zero], f"{tensor}.quantized")  # the zero point says the type
+            self._dequantize([f"{tensor}.quantized", step], name)
         return name
 
     def _quantized_weight(self, product: str, weight: np.ndarray) -> str:
         """(in, out) in one byte an element; with a third axis in front, as the other factor has."""
         values, scales = quantize_weight(weight, self.quantization.dtype, product)
         stored = self._constant(f"{product}.weight.quantized", values[None], weight)
-        inputs = [stored, self._constant(f"{product}.scale", scales), self._zero(f"{product}.zero", scales.shape)]
-        self._add("DequantizeLinear", inputs, f"{product}.dequantized", axis=2, output_dtype=ONNX_TYPES["fp16"])
+        self._dequantize([stored, self._constant(f"{product}.scale", scales)], f"{product}.dequantized", axis=2)
         return f"{product}.dequantized"
 
-    def _zero(self, name: str, shape: tuple[int, ...]) -> str:
-        """The zero point, which says the type."""
-        return self._constant(name, np.zeros(shape, NUMPY_TYPES[self.quantization.dtype]))
+    def _dequantize(self, inputs: list[str], output: str, **attributes: Any) -> None:
+        """To fp16, without a zero point: the parsers of TensorRT 10 refuse one beside an ``output_dtype``."""
+        self._add("DequantizeLinear", inputs, output, output_dtype=ONNX_TYPES["fp16"], **attributes)
 
     def _constant(self, name: str, values: np.ndarray, source: np.ndarray | None = None) -> str:
         if source is not None:
@@ -271,8 +312,9 @@ def parse(
     log: TrtLog,
     layer_norm: str = "native",
     quantization: Quantization | None = None,
+    fused: Sequence[str] = (),
 ) -> ParsedNetwork:
-    """Parses the folder's ONNX file, converted to the precision and quantized.
+    """Parses the folder's ONNX file, converted to the precision and quantized, with attention fused if asked for.
 
     Raises:
         UserError: the file is missing or corrupt, a weight does not fit, or the parser refuses a node; the
@@ -280,6 +322,8 @@ def parse(
     """
     path = folder.onnx_path
     weights, model = WeightFile(path), load_onnx(path)
+    if TENSORRT_ATTENTION in fused:
+        use_attention(model, folder.config)
     builder, network = create_builder(log)
     known_weights: dict[str, np.ndarray] = {}
     sources: dict[str, np.ndarray] = {}
@@ -297,8 +341,9 @@ def parse(
         known_plugins = use_plugin(model, folder.config, DTYPES[precision], layer_norm)
     if model.ByteSize() > LARGEST_MODEL:
         raise UserError(f"{path} is larger than 2 GiB in {precision}; use builder.py, which has no limit")
-    parser = trt.OnnxParser(network, LOGGER)
-    if not parser.parse(model.SerializeToString(), str(path)):  # the path says where the data file lies
+    parser = plugin_parser(network) if known_plugins else trt.OnnxParser(network, LOGGER)
+    # The path says where the data file lies; as bytes, since it need not be valid UTF-8.
+    if not parser.parse(model.SerializeToString(), os.fsencode(path)):  # pyright: ignore[reportArgumentType]
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         told = "; ".join(f"node {error.node_name()!r} ({error.node_operator()}): {error.desc()}" for error in errors)
         raise UserError(f"the ONNX parser refuses {path}: {told or log.take_errors()}")
@@ -318,12 +363,13 @@ class ParsedNetwork:
 
 def run(args: argparse.Namespace) -> Job:
     """Parses, builds the plan, runs it, compares it with PyTorch."""
-    folder = ModelFolder(args.model_dir)
-    job = Job.prepare("onnx2trt.py", folder, args)
+    folder, fused = ModelFolder(args.model_dir), builder.fused_layers(args.fusion, args.precision)
+    builder.check_quantized_groups(args, fused)
+    job = Job.prepare("onnx2trt.py", folder, args, fused=fused)
     with job.logging() as log:
         quantization = job.quantize(args, builder.assemble, log)
         start = time.perf_counter()
-        parsed = parse(folder, args.precision, log, args.layer_norm, quantization)
+        parsed = parse(folder, args.precision, log, args.layer_norm, quantization, fused)
         seconds = time.perf_counter() - start
         finish(job, log, parsed.builder, parsed.network, parsed.known, seconds)
     return job
@@ -331,9 +377,7 @@ def run(args: argparse.Namespace) -> Job:
 
 def main() -> int:
     """The script."""
-    parser = argparse.ArgumentParser(description="Build BERT through TensorRT's ONNX parser, run and check it.")
-    add_common_arguments(parser)
-    args = parser.parse_args()
+    args = onnx2trt_arguments()
     job = run(args)
     print_report(job)
     write_json(args.json, job.as_dict())

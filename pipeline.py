@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,31 +17,40 @@ from rich.table import Table
 from rich.text import Text
 
 import tensorrt_product
-from common import UserError, console, log_console, make_folder, write_whole
-from comparison import TOLERANCES, Comparison, Run, SequenceError, compare_sequences, reference_batches
-from model_files import LENGTHS_NAME, MASK_NAME, DemoIO, ModelFolder, ReferenceSequence
-from packing import NetworkBatch
-from plugin_layers import LAYER_NORM_KERNELS, Known
-from plugins import build
-from quantization import (
-    CACHE_NAME,
-    Quantization,
-    QuantizedParts,
-    add_quantization_arguments,
-    check_quantized,
+from common import UserError, console, log_console, make_folder, warn, write_whole
+from comparison import (
+    Comparison,
+    Run,
+    SequenceError,
+    compare_sequences,
+    reference_batches,
+    sequences_agree,
+    together,
 )
+from model_files import LENGTHS_NAME, MASK_NAME, DemoIO, ModelFolder, ReferenceSequence
+from options import (
+    CACHE_NAME,
+    ONE_SENTENCE,
+    TENSORRT_ATTENTION,
+    TOLERANCES,
+    SequenceRange,
+)
+from packing import NetworkBatch
+from plugin_layers import Known
+from plugins import build
+from quantization import Quantization, QuantizedParts, check_quantized
 from tensorrt_product import IS_RTX, trt
 from trt_helper import (
-    ONE_SENTENCE,
     QUANTIZED_TYPES,
     BuildOptions,
     InferHelper,
     Latency,
-    SequenceRange,
     TrtLog,
     build_plan,
     check_in_profile,
     execution_obstacle,
+    gpu_capability,
+    graph_obstacle,
     profile_shapes,
 )
 
@@ -48,76 +59,6 @@ TIMED_RUNS = 200
 
 if TYPE_CHECKING:
     from sensitivity import QuantizedModel
-
-
-# --- options ----------------------------------------------------------------------------------------------
-
-
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that both ways to a plan understand."""
-    parser.add_argument(
-        "--model-dir", type=Path, default=Path("out"), help="folder written by model2onnx.py (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--precision",
-        choices=list(TOLERANCES),
-        default="fp32",
-        help="type of weights and tensors; int8 and fp8: of the encoder's linear layers (default: %(default)s)",
-    )
-    parser.add_argument("--plan", type=Path, help="plan file to write (default: in the model folder)")
-    parser.add_argument(
-        "--seq-len",
-        type=sequence_range,
-        metavar="MIN,OPT,MAX",
-        help="sequence lengths that the plan accepts and is tuned for (default: 1,32,128)",
-    )
-    parser.add_argument(
-        "--compute-capability",
-        type=capability_list,
-        default=[],
-        metavar="LIST",
-        help="GPUs to build for, e.g. 8.6,8.9 (tensorrt_rtx only; default: all that it supports)",
-    )
-    parser.add_argument(
-        "--layer-norm",
-        choices=("native", *LAYER_NORM_KERNELS),
-        default="native",
-        help="layer norm by TensorRT's own layer or by a kernel of the LayerNorm plugin (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--no-embed-plugins",
-        action="store_true",
-        help="leave the plugin library out of the plan; whoever loads the plan then needs the library",
-    )
-    parser.add_argument("--verbose", action="store_true", help="write TensorRT's verbose log beside the plan")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
-    parser.add_argument(
-        "--no-structure-check",
-        action="store_true",
-        help="do not run the network without its roundings, in fp32, where a lost bias or a wrong GELU would show",
-    )
-    add_quantization_arguments(parser)
-
-
-def sequence_range(text: str) -> SequenceRange:
-    """Reads ``MIN,OPT,MAX``."""
-    try:
-        low, best, high = (int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not three whole numbers MIN,OPT,MAX") from None
-    if not 1 <= low <= best <= high:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected 1 <= MIN <= OPT <= MAX")
-    return SequenceRange(low, best, high)
-
-
-def capability_list(text: str) -> list[str]:
-    """Reads ``8.6,8.9``."""
-    parts = [part.strip() for part in text.split(",")]
-    for part in parts:
-        major, dot, minor = part.partition(".")
-        if not (dot and major.isdigit() and minor.isdigit()):
-            raise argparse.ArgumentTypeError(f"{part!r} is no compute capability; expected e.g. 8.6")
-    return parts
 
 
 # --- one job ----------------------------------------------------------------------------------------------
@@ -133,7 +74,7 @@ class Job:
     precision: str
     layer_norm: str  # "native" or a kernel of the plugin
     batching: str  # "single", "padded" or "packed"
-    fused: tuple[str, ...]  # plugins that stand for several layers
+    fused: tuple[str, ...]  # what stands for several layers: plugins, or TENSORRT_ATTENTION
     options: BuildOptions
     plan_path: Path
     verbose_log: Path | None
@@ -164,7 +105,9 @@ class Job:
         fused: Sequence[str] = (),
     ) -> Job:
         """Checks everything that can be checked before the long work."""
-        fusion = ["fused" if fused else "", "linear" if "Linear" in fused else ""]
+        plugins = [name for name in fused if name != TENSORRT_ATTENTION]
+        fusion = ["attention" if TENSORRT_ATTENTION in fused else "", "fused" if plugins else ""]
+        fusion += ["linear" if "Linear" in fused else ""]
         marks = [args.precision, args.layer_norm, batching, *fusion]
         stem = ".".join([Path(way).stem, *(mark for mark in marks if mark not in ("native", "single", ""))])
         plan = args.plan or folder.path / f"{stem}.plan"
@@ -182,10 +125,11 @@ class Job:
             batch=batch,
             compute_capabilities=args.compute_capability,
             timing_cache=folder.path / "timing.cache",
-            plugin_library=build.library_path() if fused or args.layer_norm != "native" else None,
+            plugin_library=build.library_path() if plugins or args.layer_norm != "native" else None,
             embed_plugins=not args.no_embed_plugins,
         )
         log = plan.with_suffix(".log") if args.verbose else None
+        warn_of_missing_bindings()
         return cls(
             way,
             folder,
@@ -215,6 +159,11 @@ class Job:
         return flat | {LENGTHS_NAME: np.arange(copies + 1, dtype=np.int32) * length}
 
     @property
+    def heading(self) -> str:
+        """Of the job's column."""
+        return f"{self.way} {self.precision}{' plugins' if self.fused else ''}"
+
+    @property
     def tolerance(self) -> float:
         """Largest relative L2 error that is accepted."""
         return TOLERANCES[self.precision]
@@ -226,8 +175,8 @@ class Job:
             self.comparison is not None
             and self.comparison.agrees(self.precision)
             and self.layers_agree
-            and all(one.rel_l2 <= self.tolerance for one in self.sequences)  # a NaN is never <=
-            and all(one.rel_l2 <= TOLERANCES["fp32"] for one in self.structure or ())
+            and sequences_agree(self.sequences, self.precision)
+            and sequences_agree(self.structure or [], "fp32")
         )
 
     def quantize(self, args: argparse.Namespace, assemble: Callable[..., Any], log: TrtLog) -> Quantization | None:
@@ -324,6 +273,20 @@ def finish(
     job.comparison = Comparison.of(last, job.demo, tokens)
 
 
+@functools.cache
+def warn_of_missing_bindings() -> None:
+    """Says before the long work what will stop a plan from being executed or timed on this machine's GPU."""
+    if gpu_capability() is None:
+        return  # nothing is executed here anyway, and the report says so
+    obstacle = execution_obstacle()
+    if obstacle is not None:
+        warn(f"the plan will be built but not executed: {obstacle}")
+        return
+    obstacle = graph_obstacle()
+    if obstacle is not None:
+        warn(f"the plan will be executed, but not timed in a CUDA graph: {obstacle}")
+
+
 def write_json(path: Path | None, results: dict[str, Any] | list[dict[str, Any]]) -> None:
     """Writes what --json asks for; nothing without a path. Called last, when all that decides has been compared.
 
@@ -345,8 +308,8 @@ def _foreign_target(capabilities: Sequence[str]) -> str | None:
     return None if here in capabilities else f"built for {', '.join(capabilities)}, this GPU is {here}"
 
 
-def _batches(job: Job) -> list[NetworkBatch]:
-    return reference_batches(job.reference, job.batching, job.options.seq_len, job.options.batch)
+def _batches(job: Job, seq_len: SequenceRange | None = None) -> list[NetworkBatch]:
+    return reference_batches(job.reference, job.batching, seq_len or job.options.seq_len, job.options.batch)
 
 
 def _execute_plan(job: Job) -> np.ndarray:
@@ -355,7 +318,8 @@ def _execute_plan(job: Job) -> np.ndarray:
         output = helper.infer(job.inputs)[name]
         job.sequences = compare_sequences(lambda inputs: helper.infer(inputs)[name], _batches(job), job.reference)
         job.latency["enqueue"] = helper.benchmark(job.inputs, TIMED_RUNS)
-        job.latency["cuda_graph"] = helper.benchmark(job.inputs, TIMED_RUNS, cuda_graph=True)
+        if graph_obstacle() is None:
+            job.latency["cuda_graph"] = helper.benchmark(job.inputs, TIMED_RUNS, cuda_graph=True)
     return output
 
 
@@ -374,7 +338,8 @@ def _prove_definition(job: Job, network: trt.INetworkDefinition, known: Known) -
     check_definition(network, known, job.folder.config.layer_norm_eps)
     if job.proves_structure and (job.precision != "fp32" or job.executed_by == "tensorrt"):
         run = _pytorch_run(job, network, known, in_fp32=True)
-        job.structure = compare_sequences(run, _batches(job), job.reference)
+        lengths = replace(job.options.seq_len, minimum=1)  # PyTorch takes shorter sequences than the plan
+        job.structure = compare_sequences(run, _batches(job, lengths), job.reference)
 
 
 def _pytorch_run(job: Job, network: trt.INetworkDefinition, known: Known, in_fp32: bool = False) -> Run:
@@ -401,7 +366,7 @@ def print_report(*jobs: Job) -> None:
     """Prints one table with a column for PyTorch and one for each job."""
     demo, folder = jobs[0].demo, jobs[0].folder
     table = Table(title=Text(demo.text), title_justify="left")
-    for heading in ("", "PyTorch fp32", *(f"{job.way} {job.precision}" for job in jobs)):
+    for heading in ("", "PyTorch fp32", *(job.heading for job in jobs)):
         table.add_column(heading, overflow="fold")
     if demo.mask_positions:
         reference = Comparison.of(demo.output, demo, folder.tokens())
@@ -412,7 +377,7 @@ def print_report(*jobs: Job) -> None:
     rows = [
         ("relative L2 error", lambda job: f"{_compared(job).rel_l2:.2e} (at most {job.tolerance:.0e})"),
         ("largest difference", lambda job: f"{_compared(job).max_abs:.2e}"),
-        ("other lengths, worst", lambda job: _worst_cell(job.sequences, job.tolerance)),
+        ("other lengths, worst", _sequences_cell),
         ("without roundings, worst", _structure_cell),
         ("network layers", lambda job: str(job.num_layers)),
         ("plan", lambda job: f"{job.plan_bytes / 2**20:.2f} MiB"),
@@ -442,17 +407,24 @@ def _word_cell(comparison: Comparison, rank: int) -> Text:  # Text, not markup: 
     return Text(f"{entry['word']} {entry['probability']:.4f}")
 
 
-def _worst_cell(errors: Sequence[SequenceError], tolerance: float) -> str:
-    if not errors:
-        return "none fits the plan"
-    worst = max(errors, key=lambda one: (not one.rel_l2 <= tolerance, one.rel_l2))
-    return f"{worst.rel_l2:.2e} at {worst.tokens} tokens"
+def _sequences_cell(job: Job) -> str:
+    """The worst sequence; in 8 bits, where all of them count together, that too."""
+    if job.precision in QUANTIZED_TYPES and job.sequences:
+        return f"{together(job.sequences):.2e}\n{_worst(job.sequences)}"
+    return _worst(job.sequences)
 
 
 def _structure_cell(job: Job) -> str:
     if job.structure is None:
         return "as above" if job.precision == "fp32" and job.executed_by == "pytorch" else "not looked at"
-    return _worst_cell(job.structure, TOLERANCES["fp32"])
+    return f"{_worst(job.structure)}\n(at most {TOLERANCES['fp32']:.0e})"
+
+
+def _worst(errors: Sequence[SequenceError]) -> str:
+    if not errors:
+        return "none fits the plan"
+    worst = max(errors, key=lambda one: (not math.isfinite(one.rel_l2), one.rel_l2))
+    return f"{worst.rel_l2:.2e} at {worst.tokens} tokens"
 
 
 def _products_cell(job: Job) -> str:

@@ -1,14 +1,15 @@
 """Our CUDA plugins as layers of a network, in both products of TensorRT.
 
-The full ``tensorrt`` has ``INetworkDefinition.add_plugin_v3``. ``tensorrt_rtx`` has not, but its ONNX parser makes
-plugin layers: so a small ONNX model that holds just the plugin nodes is parsed into the network while it is still
-empty, and each layer is connected to its real inputs later, with ``ILayer.set_input``. Both ways stand behind
+The full ``tensorrt`` has ``INetworkDefinition.add_plugin_v3``. ``tensorrt_rtx`` 1.7 has not, but its ONNX parser
+makes plugin layers: so a small ONNX model that holds just the plugin nodes is parsed into the network while it is
+still empty, and each layer is connected to its real inputs later, with ``ILayer.set_input``. Both ways stand behind
 ``PluginLayers.place``; the network must say beforehand which plugin layers it will hold.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,6 @@ from plugins import build, rtx_parser_shim
 from tensorrt_product import IS_RTX, trt
 from trt_helper import DTYPES, LOGGER, TrtLog
 
-LAYER_NORM_KERNELS = ("basic", "fused", "fast")
 CONSTANT_FIELDS = ("constant_weight", "constant_weights")  # weights may be read early, see early_launch.cuh
 HEAD_SIZES = (32, 64, 128)  # those that QkvToContext has kernels for
 VERSION, NAMESPACE = "1", ""
@@ -194,11 +194,20 @@ def load_library(path: Path | None = None) -> Path:
 
 @functools.cache
 def _load_once(path: Path) -> Path:
-    if IS_RTX:
-        rtx_parser_shim.load()
-    if trt.get_plugin_registry().load_library(str(path)) is None:
+    if trt.get_plugin_registry().load_library(os.fsencode(path)) is None:
         raise UserError(f"TensorRT cannot load the plugin library {path}; build it again: {build.BUILD_COMMAND}")
     return path
+
+
+def plugin_parser(network: trt.INetworkDefinition) -> trt.OnnxParser:
+    """An ONNX parser that can make plugin layers, which that of ``tensorrt_rtx`` cannot do without help.
+
+    Raises:
+        UserError: there is no C compiler to make that help.
+    """
+    if IS_RTX:
+        rtx_parser_shim.load()
+    return trt.OnnxParser(network, LOGGER)
 
 
 def check_creators(library: Path, plugins: Collection[str]) -> None:
@@ -230,12 +239,13 @@ class PluginLayers:
         self.library = load_library()
         check_creators(self.library, {layer.plugin for layer in planned})
         self.planned = {layer.name: layer for layer in planned}
-        self._reserved = self._reserve(planned) if IS_RTX else {}
+        self._has_plugin_call = hasattr(network, "add_plugin_v3")
+        self._reserved = {} if self._has_plugin_call else self._reserve(planned)
 
     def place(self, name: str, inputs: Sequence[trt.ITensor]) -> trt.ILayer | None:
         """Adds the planned layer ``name`` with these inputs; None if TensorRT refuses it."""
         layer = self.planned[name]
-        if not IS_RTX:
+        if self._has_plugin_call:
             return self._network.add_plugin_v3(list(inputs), [], _create(layer))
         reserved = self._reserved[name]
         for index, tensor in enumerate(inputs):
@@ -244,7 +254,7 @@ class PluginLayers:
 
     def _reserve(self, planned: Sequence[PluginLayer]) -> dict[str, trt.ILayer]:
         """Lets the ONNX parser make the layers, with constants for inputs. Returns them by name."""
-        parser = trt.OnnxParser(self._network, LOGGER)
+        parser = plugin_parser(self._network)
         if not parser.parse(placeholder_model(planned)):
             raise UserError(f"TensorRT refuses the plugin layers: {self._log.take_errors()}")
         for index in reversed(range(self._network.num_outputs)):

@@ -8,11 +8,9 @@ Letters in shapes: H hidden size.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -21,16 +19,6 @@ from model_files import BertConfig, WeightFile
 from tensorrt_product import trt
 from trt_helper import NUMPY_TYPES, QUANTIZED_TYPES, as_tuple
 
-LINEAR_GROUPS = (
-    "qkv",
-    "attention-output",
-    "intermediate",
-    "output",
-)  # the default: every linear layer of the encoder
-GROUPS = (*LINEAR_GROUPS, "attention")
-METHODS = ("max", "percentile", "entropy", "mse")  # see calibrator.py
-DEFAULT_DATA = Path(__file__).with_name("calibrator_data.txt")
-CACHE_NAME = "calibration.json"
 MEASURABLE_BYTES = 2**24  # a plan has some 10 MB of code
 BASE_PRECISION = "fp16"  # of everything that is not quantized
 DIVISORS = (2.0**-14, 2.0**14)  # of smoothing, and their inverses, are ordinary fp16 numbers
@@ -222,145 +210,3 @@ def check_quantized(network: trt.INetworkDefinition, kind: str, expected: int) -
             "please report this"
         )
     return parts
-
-
-# --- options ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a calibration depends on besides model and data.
-
-    Attributes:
-        kind: ``int8`` or ``fp8``.
-        method: one of ``METHODS``.
-        percentile: used by the method of that name only.
-        sentences: how many of the file's lines, evenly spread over it.
-        groups: groups of products whose tensors are looked at.
-        smoothing: strength of the smoothing of outliers; None for none, "auto" for the best of several.
-    """
-
-    kind: str = "int8"
-    method: str = "mse"
-    percentile: float = 99.99
-    sentences: int = 128
-    groups: tuple[str, ...] = LINEAR_GROUPS
-    smoothing: float | str | None = "auto"
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> Settings:
-        """Those of the command line; see ``add_calibration_arguments``."""
-        return cls(
-            args.precision, args.calibration, args.percentile, args.calibration_sentences, args.quantize, args.smooth
-        ).check()
-
-    def check(self) -> Settings:
-        """Itself.
-
-        Raises:
-            UserError: a combination that has no meaning.
-        """
-        if self.kind == "fp8" and self.method == "entropy":
-            raise UserError(
-                "--calibration entropy counts the even steps of int8, and those of fp8 are not even; "
-                "choose max, percentile or mse"
-            )
-        return self
-
-
-def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of everything that calibrates."""
-    defaults = Settings()
-    group = parser.add_argument_group("calibration, for int8 and fp8")
-    group.add_argument(
-        "--calibration", choices=METHODS, default=defaults.method, help="how ranges are chosen (default: %(default)s)"
-    )
-    group.add_argument(
-        "--percentile",
-        type=_percentage,
-        default=defaults.percentile,
-        metavar="P",
-        help="for --calibration percentile (default: %(default)s)",
-    )
-    group.add_argument(
-        "--calibration-data", type=Path, default=DEFAULT_DATA, metavar="FILE", help="text, one sentence a line"
-    )
-    group.add_argument(
-        "--calibration-sentences",
-        type=_count,
-        default=defaults.sentences,
-        metavar="N",
-        help="how many of its lines to calibrate on (default: %(default)s); others serve to measure the error",
-    )
-    group.add_argument(
-        "--quantize",
-        type=_groups,
-        default=defaults.groups,
-        metavar="GROUPS",
-        help=f"which products, of {','.join(GROUPS)} (default: {','.join(LINEAR_GROUPS)})",
-    )
-    group.add_argument(
-        "--smooth",
-        type=_strength,
-        default=defaults.smoothing,
-        metavar="S",
-        help="SmoothQuant: move outliers of activations into the weights: off, a strength from 0 to 1, or auto, "
-        "which measures several and takes the best (default: %(default)s)",
-    )
-
-
-def _percentage(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected more than 0 and at most 100, such as 99.99")
-    return value
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
-    return int(text)
-
-
-def _groups(text: str) -> tuple[str, ...]:
-    parts = tuple(part.strip() for part in text.split(","))
-    for part in parts:
-        if part not in GROUPS:
-            raise argparse.ArgumentTypeError(f"{part!r} is none of {', '.join(GROUPS)}")
-    return tuple(group for group in GROUPS if group in parts)
-
-
-def _strength(text: str) -> float | str | None:
-    if text in ("off", "auto"):
-        return None if text == "off" else text
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected off, auto, or a number from 0 to 1")
-    return value
-
-
-def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of everything that quantizes."""
-    add_calibration_arguments(parser)
-    parser.add_argument(
-        "--max-error",
-        type=_error,
-        metavar="X",
-        help="int8 and fp8: return the worst products to fp16 until the relative L2 error is at most X",
-    )
-
-
-def _error(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number greater than 0, such as 0.02")
-    return value

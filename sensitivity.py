@@ -18,6 +18,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from options import sensitivity_arguments
+
+if __name__ == "__main__":
+    sensitivity_arguments()  # answers --help and wrong usage before PyTorch is imported
+
 import numpy as np
 import torch
 from rich.progress import track
@@ -34,7 +39,6 @@ from calibrator import (
     calibrate_cached,
     choose_ranges,
     load_pyplot,
-    picture_path,
     read_data,
     spread,
 )
@@ -42,19 +46,17 @@ from common import UserError, console, log_console, make_folder, run_script, wri
 from comparison import best_words
 from model_files import ModelFolder
 from network_runner import NetworkRunner
+from options import CACHE_NAME, Settings
 from pipeline import write_json
 from quantization import (
     BASE_PRECISION,
-    CACHE_NAME,
     Product,
     Quantization,
-    Settings,
-    add_quantization_arguments,
     encoder_products,
     in_groups,
 )
 from sentences import Sentence
-from trt_helper import QUANTIZED_TYPES, TrtLog
+from trt_helper import TrtLog
 
 EVALUATION_SENTENCES = 64
 CHOICE_SENTENCES = 32
@@ -377,13 +379,7 @@ def main() -> int:
     """The script."""
     from builder import assemble
 
-    parser = argparse.ArgumentParser(description="Rank the encoder's products by the error that each alone brings.")
-    parser.add_argument("--model-dir", type=Path, default=Path("out"), help="folder written by model2onnx.py")
-    parser.add_argument("--precision", choices=list(QUANTIZED_TYPES), default="int8")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the ranking as JSON")
-    parser.add_argument("--plot", type=picture_path, metavar="FILE", help="the ranking as a picture")
-    add_quantization_arguments(parser)
-    args = parser.parse_args()
+    args = sensitivity_arguments()
     folder, log = ModelFolder(args.model_dir), TrtLog()
     for path in (args.json, args.plot):
         if path is not None:

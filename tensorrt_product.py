@@ -1,6 +1,6 @@
 """Decides which TensorRT the project uses: the one place where it is imported.
 
-The full ``tensorrt`` (10.12 or newer, 11.x) if it is installed, else ``tensorrt_rtx``. Both have the same
+The full ``tensorrt`` (10.13 or newer, 11.x) if it is installed, else ``tensorrt_rtx``. Both have the same
 Python classes; everything else in this project writes ``from tensorrt_product import trt``.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import tensorrt as trt
 
-OLDEST_FULL_TENSORRT = (10, 12)  # the first with every strongly typed feature used here
+OLDEST_FULL_TENSORRT = (10, 13)  # the first with IStreamWriter, and with fp32 scales of fp16 tensors
 PRODUCT_VARIABLE = "BERT_TENSORRT_PRODUCT"  # set to "tensorrt" or "tensorrt_rtx" to choose by hand
 PRODUCTS = ("tensorrt", "tensorrt_rtx")
 
@@ -39,7 +39,7 @@ def _import_product() -> tuple[Any, str]:
             reasons.append(f"{product}: {list(module.__path__)} is not TensorRT")
             continue
         if product == "tensorrt" and tuple(map(int, version.split(".")[:2])) < OLDEST_FULL_TENSORRT:
-            reasons.append(f"tensorrt: version {version} is installed, 10.12 or newer is needed")
+            reasons.append(f"tensorrt: version {version} is installed, 10.13 or newer is needed")
             continue
         return module, product
     raise TensorRTMissingError(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import os
 import statistics
 import time
 import zlib
@@ -28,8 +29,9 @@ import numpy as np
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 import tensorrt_product
-from common import UserError, log_console, write_whole
+from common import UserError, log_console, warn, write_whole
 from model_files import LENGTHS_NAME
+from options import GELU_KINDS, ONE_SENTENCE, SequenceRange
 from packing import check_batch
 from tensorrt_product import IS_RTX, trt
 
@@ -55,7 +57,6 @@ NARROW_LIMITS = {  # absolute values from here on round to infinity
 }
 QUANTIZED_TYPES = {"int8": trt.DataType.INT8, "fp8": trt.DataType.FP8}
 QUANTIZED_MAXIMA = {trt.DataType.INT8: 127.0, trt.DataType.FP8: 448.0}  # largest value of the type; fp8 is E4M3
-GELU_KINDS = ("erf", "tanh", "decomposed")
 
 
 # --- what TensorRT says -----------------------------------------------------------------------------------
@@ -82,8 +83,8 @@ LOGGER = _ProcessLogger()
 
 
 class TrtLog:
-    """What TensorRT says from now on, until another TrtLog is made. Keeps errors, so that an exception can carry
-    TensorRT's own message.
+    """What TensorRT says from now on, until another TrtLog is made: what runs inside somebody's job should take
+    ``TrtLog.current``. Keeps errors, so that an exception can carry TensorRT's own message.
 
     Args:
         verbose_file: where every message is written as a line; None keeps errors only.
@@ -95,6 +96,11 @@ class TrtLog:
         self.verbose_file = verbose_file
         self.errors: list[str] = []
         LOGGER.listener = self
+
+    @staticmethod
+    def current() -> TrtLog:
+        """The log that is listening, so that a verbose log goes on; a new one where none is."""
+        return LOGGER.listener or TrtLog()
 
     def hear(self, severity: trt.ILogger.Severity, msg: str) -> None:
         """Takes one message."""
@@ -375,6 +381,70 @@ class TrtNetworkHelper:
         probabilities = self._finish(layer, f"{name}.fp32" if narrow else name, [wide])
         return self.addCast(probabilities, x.dtype, name)
 
+    def addAttention(
+        self,
+        query: trt.ITensor,
+        key: trt.ITensor,
+        value: trt.ITensor,
+        name: str,
+        mask: trt.ITensor | None = None,
+        cu_seqlens: trt.ITensor | None = None,
+    ) -> trt.ITensor:
+        """softmax(query · keyᵀ) · value for each head, by TensorRT's own attention: one kernel where it has one.
+
+        TensorRT does not scale the scores: the query comes divided by √D.
+
+        Args:
+            query: padded (B, N, S, D), or packed (T, N, D): all sequences one after another.
+            key: likewise.
+            value: likewise.
+            name: the module's name.
+            mask: of a padded batch: bool (B, N, S, S), B and N may be 1; true where the query may look at the key.
+            cu_seqlens: of a packed batch: int32 (B + 1,), where each sequence begins, and T. See
+                ``has_packed_attention``.
+
+        Returns:
+            As the query.
+
+        Raises:
+            UserError: the installed TensorRT has no attention, or none in packed form.
+            LayerError: TensorRT refuses the inputs.
+        """
+        check_attention()
+        network: Any = self.network
+        newer: Any = trt  # TensorRT 10.13, whose types are checked, has none of this
+        inputs, softmax = [query, key, value], newer.AttentionNormalizationOp.SOFTMAX
+        if hasattr(network, "add_attention_v2"):
+            attention = network.add_attention_v2(*inputs, softmax, newer.CausalMaskKind.NONE)
+        else:  # TensorRT 10.14 to 10.16
+            attention = network.add_attention(*inputs, softmax, causal=False)
+        if attention is None:
+            return self._finish(None, name, inputs)
+        # TensorRT takes a fused kernel if it has one for the type, the head size and the GPU; the plan is then the
+        # same byte for byte. Without this permission it refuses the rest, fp32 for one.
+        attention.decomposable = True
+        if mask is not None:
+            attention.mask = mask
+            inputs.append(mask)
+        if cu_seqlens is not None:
+            self._pack_attention(attention, cu_seqlens, name)
+            inputs.append(cu_seqlens)
+        return self._finish(attention, name, inputs)
+
+    def _pack_attention(self, attention: Any, cu_seqlens: trt.ITensor, name: str) -> None:
+        """Says that an attention's inputs are (T, N, D)."""
+        if not hasattr(attention, "query_form"):
+            raise UserError(
+                f"{tensorrt_product.describe()} has no attention in packed form; TensorRT has it from 11.0 on"
+            )
+        newer: Any = trt
+        attention.query_form = attention.key_value_form = newer.AttentionIOForm.PACKED_NHD
+        try:
+            attention.query_lengths = attention.key_value_lengths = cu_seqlens
+        except RuntimeError as error:
+            told = self.log.take_errors()
+            raise LayerError(f"layer {name!r} refuses {describe_tensor(cu_seqlens)}. TensorRT: {told}") from error
+
     # normalisation
 
     def addLayerNorm(
@@ -407,7 +477,12 @@ class TrtNetworkHelper:
         wide = self.addCast(x, trt.DataType.FLOAT, f"{name}.wide")
         scale = self.addConstant(gamma, f"{name}.weight", trt.DataType.FLOAT, _as_rank(gamma.shape, x))
         shift = self.addConstant(beta, f"{name}.bias", trt.DataType.FLOAT, _as_rank(beta.shape, x))
-        layer = self.network.add_normalization(wide, scale, shift, 1 << (len(x.shape) - 1))
+        network: Any = self.network
+        # The first is deprecated since TensorRT 10.15 in favour of v2, which 10.13 does not have. For a layer norm
+        # they are the same; only the shapes of group norm differ.
+        has_v2 = hasattr(network, "add_normalization_v2")
+        add_normalization = network.add_normalization_v2 if has_v2 else network.add_normalization
+        layer = add_normalization(wide, scale, shift, 1 << (len(x.shape) - 1))
         if layer is not None:
             layer.epsilon = epsilon
         narrow = self.dtype != trt.DataType.FLOAT
@@ -633,6 +708,28 @@ class TrtNetworkHelper:
         return output
 
 
+def check_attention() -> None:
+    """Checks that the installed TensorRT has an attention layer of its own.
+
+    Raises:
+        UserError: it has none; the message names the first version that has.
+    """
+    if not hasattr(trt.INetworkDefinition, "add_attention"):
+        raise UserError(
+            f"{tensorrt_product.describe()} has no attention layer of its own (add_attention): TensorRT has it from "
+            "10.14 on, TensorRT for RTX in 1.7.1; install a newer one, or build with --fusion none or plugins"
+        )
+
+
+def has_packed_attention(dtype: trt.DataType) -> bool:
+    """Whether TensorRT can run its attention on a packed batch: in fp16 and bf16, the full product from 11.0 on.
+
+    There is no decomposition of it, so that a fused kernel must exist. RTX 1.7.1 takes such a layer and then finds no
+    kernel for any of its GPUs and types.
+    """
+    return not IS_RTX and dtype != trt.DataType.FLOAT and hasattr(getattr(trt, "IAttention", None), "query_form")
+
+
 def _as_rank(shape: Sequence[int], like: trt.ITensor) -> tuple[int, ...]:
     """``shape`` with axes of length 1 in front, as many axes as ``like`` has: TensorRT broadcasts no other way."""
     return (1,) * (len(like.shape) - len(shape)) + tuple(shape)
@@ -681,35 +778,6 @@ def quantize_weight(values: np.ndarray, dtype: trt.DataType, name: str) -> tuple
 
 
 # --- building ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SequenceRange:
-    """Sequence lengths, or numbers of sentences, that a plan accepts, and the one that it is tuned for."""
-
-    minimum: int
-    optimum: int
-    maximum: int
-
-    def as_tuple(self) -> tuple[int, int, int]:
-        """(minimum, optimum, maximum)."""
-        return self.minimum, self.optimum, self.maximum
-
-    def check(self, max_positions: int) -> SequenceRange:
-        """Itself, after a check against the model's position table.
-
-        Raises:
-            UserError: the table is too short.
-        """
-        if self.maximum > max_positions:
-            raise UserError(
-                f"--seq-len: maximum {self.maximum} is more than the {max_positions} positions of the model; "
-                f"name at most {max_positions}"
-            )
-        return self
-
-
-ONE_SENTENCE = SequenceRange(1, 1, 1)
 
 
 def profile_shapes(name: str, shape: Sequence[int], seq_len: SequenceRange, batch: SequenceRange) -> list[list[int]]:
@@ -806,7 +874,8 @@ def build_plan(
         config.clear_flag(trt.BuilderFlag.TF32)
     set_compute_capabilities(config, options.compute_capabilities)
     if options.plugin_library is not None and options.embed_plugins:
-        config.plugins_to_serialize = [str(options.plugin_library)]
+        library = os.fsencode(options.plugin_library)  # bytes, since a path need not be valid UTF-8
+        config.plugins_to_serialize = [library]  # pyright: ignore[reportAttributeAccessIssue]
     start = time.perf_counter()
     with timing_cache(config, options.timing_cache), build_progress(config), weights_read or nullcontext():
         checksum, size = _build_to_file(builder, network, config, log, path)
@@ -882,17 +951,45 @@ def set_compute_capabilities(config: trt.IBuilderConfig, capabilities: Sequence[
 def timing_cache(config: trt.IBuilderConfig, path: Path | None) -> Iterator[None]:
     """Uses the kernel timings of earlier builds and adds those of this one.
 
-    Only the full product times kernels when it builds; tensorrt_rtx would look for a GPU.
+    Only the full product times kernels when it builds; tensorrt_rtx would look for a GPU. A cache that is damaged, or
+    of another GPU or version, is replaced by a fresh one. None of this is worth a failed build: what goes wrong is a
+    warning.
     """
     if path is None or IS_RTX:
         yield
         return
-    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    if not config.set_timing_cache(cache, ignore_mismatch=False):  # of another GPU or version: start afresh
-        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+    usable = _use_timings(config, _earlier_timings(path)) or _use_timings(config, b"")
     yield
-    with write_whole(path) as file:
-        file.write(memoryview(config.get_timing_cache().serialize()))
+    cache = config.get_timing_cache() if usable else None
+    timings = None if cache is None else cache.serialize()
+    if timings is None:
+        warn(f"TensorRT offers no timing cache: {path} is not written, and the next build takes as long as this one")
+        return
+    try:
+        with write_whole(path) as file:
+            file.write(memoryview(timings))
+    except UserError as error:
+        warn(f"the timing cache is not kept: {error}")
+
+
+def _earlier_timings(path: Path) -> bytes:
+    """What an earlier build left; empty where there is nothing to read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        warn(f"cannot read the timing cache {path} ({error.strerror}); kernels are timed afresh")
+        return b""
+
+
+def _use_timings(config: trt.IBuilderConfig, timings: bytes) -> bool:
+    """Gives the builder a timing cache. False where TensorRT does not take it."""
+    try:
+        cache = config.create_timing_cache(timings)
+        return cache is not None and config.set_timing_cache(cache, ignore_mismatch=False)
+    except (RuntimeError, TypeError, ValueError):  # pybind's answers to a null pointer
+        return False
 
 
 class _ProgressMonitor(trt.IProgressMonitor):
@@ -963,15 +1060,16 @@ def _build_to_file(
     """Builds and writes the plan. Returns (CRC-32, bytes)."""
     with write_whole(path) as file:
         writer = _PlanWriter(file)
-        if hasattr(builder, "build_serialized_network_to_stream"):
-            built = builder.build_serialized_network_to_stream(network, config, writer)
-        else:  # TensorRT 10.12
-            plan = builder.build_serialized_network(network, config)
-            built = plan is not None and writer.write(bytes(memoryview(plan))) == plan.nbytes
+        built = builder.build_serialized_network_to_stream(network, config, writer)
         if writer.error is not None:
             raise writer.error
         if not built:
             raise UserError(f"TensorRT could not build the plan: {log.take_errors()}")
+        if writer.num_bytes == 0:
+            raise UserError(
+                f"TensorRT says that it built the plan {path}, but wrote 0 bytes: {log.take_errors()}; build it "
+                "again with --verbose and report what the log says"
+            )
     return writer.crc32, writer.num_bytes
 
 
@@ -1050,8 +1148,11 @@ def execution_obstacle() -> str | None:
         return "no NVIDIA GPU (no driver is installed)"
     try:
         import pycuda.driver as cuda  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return "pycuda is not installed (pip install -r requirements-gpu.txt)"
+    except ImportError as error:
+        return (
+            f"pycuda is not installed, or does not work ({error}): pip install -r requirements-pycuda.txt, which "
+            "needs a CUDA toolkit"
+        )
     try:
         cuda.init()
         if cuda.Device.count() == 0:
@@ -1063,6 +1164,34 @@ def execution_obstacle() -> str | None:
         name = f"{capability[0]}.{capability[1]}"
         return f"{tensorrt_product.describe()} does not execute on compute capability {name} (data-centre GPUs)"
     return None
+
+
+def graph_obstacle() -> str | None:
+    """Why CUDA graphs cannot be captured here; None if they can."""
+    try:
+        from cuda.bindings import runtime  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        return f"cuda-bindings is not installed, or does not work ({error}): pip install -r requirements-gpu.txt"
+    return None
+
+
+def gpu_capability() -> tuple[int, int] | None:
+    """Compute capability of the first GPU; None without one.
+
+    The driver itself is asked: it answers where the packages that execute plans are missing.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    failed = (
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(device), 0)
+        or driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # ..._COMPUTE_CAPABILITY_MAJOR
+        or driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)  # ..._COMPUTE_CAPABILITY_MINOR
+    )
+    return None if failed else (major.value, minor.value)
 
 
 def check_in_profile(name: str, shape: Sequence[int], profile: Sequence[Sequence[int]]) -> None:
@@ -1092,6 +1221,50 @@ def cast_input(name: str, values: np.ndarray, dtype: Any) -> np.ndarray:
     return cast
 
 
+def load_engine(path: Path, plan: bytes, log: TrtLog) -> tuple[trt.Runtime, trt.ICudaEngine]:
+    """Deserializes a plan, with the plugins that it uses.
+
+    Args:
+        path: the plan's file; ``PLAN.json`` beside it says which plugins it uses.
+        plan: from ``check_plan``.
+        log: collects TensorRT's messages.
+
+    Returns:
+        The runtime, which must live as long as the engine, and the engine.
+
+    Raises:
+        PlanError: TensorRT refuses the plan.
+        UserError: the plan's plugin library is not built.
+    """
+    import plugin_layers
+
+    log.take_errors()  # earlier ones are about something else
+    info = read_info(path)
+    embedded = info is not None and info.plugins_embedded
+    if info is not None and info.plugin_library and not embedded:
+        plugin_layers.load_library()
+    runtime = trt.Runtime(LOGGER)
+    if embedded:
+        runtime.engine_host_code_allowed = True  # the library is in the plan; a plan without one needs no such leave
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        told = log.take_errors()
+        if "plugin" in told.lower() or "creator" in told.lower():
+            try:
+                plugin_layers.load_library()
+            except UserError as error:
+                told += f" (the built plugin library is of no help: {error})"
+            else:
+                engine = runtime.deserialize_cuda_engine(plan)
+                told = told if engine is not None else log.take_errors()
+        if engine is None:
+            raise PlanError(
+                f"TensorRT cannot load the plan {path}: {told}. It is corrupt, for another GPU or from another "
+                "TensorRT version; build it on this machine"
+            )
+    return runtime, engine
+
+
 class InferHelper:
     """Executes a plan.
 
@@ -1100,7 +1273,7 @@ class InferHelper:
 
     Args:
         plan_path: the plan file; ``PLAN.json`` beside it, if there, is checked too.
-        log: collects TensorRT's messages.
+        log: collects TensorRT's messages; default: the log that is listening.
 
     Raises:
         PlanError: the plan is missing, corrupt, from another TensorRT version, or for another GPU.
@@ -1120,29 +1293,31 @@ class InferHelper:
         device_context.push()
         self._cleanup.callback(device_context.pop)
         try:
-            self.log = log or TrtLog()
-            self._load(plan, plan_path)
+            self.log = log or TrtLog.current()
+            self._runtime, self.engine = load_engine(plan_path, plan, self.log)
+            self._context = self._create_context(plan_path)
             self._allocate()
         except BaseException:
             self._cleanup.close()
             raise
 
-    def _load(self, plan: bytes, path: Path) -> None:
-        info = read_info(path)
-        if info is not None and info.plugin_library and not info.plugins_embedded:
-            import plugin_layers
+    def _create_context(self, path: Path) -> trt.IExecutionContext:
+        """The engine's execution context.
 
-            plugin_layers.load_library()
-        self._runtime = trt.Runtime(LOGGER)
-        self.engine = self._runtime.deserialize_cuda_engine(plan)
-        if self.engine is None:
-            raise PlanError(
-                f"TensorRT cannot load the plan {path}: {self.log.take_errors()}. It is corrupt, for another GPU or "
-                "from another TensorRT version; build it on this machine"
-            )
-        self._context = self.engine.create_execution_context()
-        if self._context is None:
+        TensorRT for RTX compiles kernels for new shapes in the background and runs stand-ins meanwhile, which would
+        then be timed, or captured in a CUDA graph: it is told to compile them at once.
+        """
+        if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+            engine: Any = self.engine  # the full product's types have none of this
+            strategies: Any = getattr(trt, "DynamicShapesKernelSpecializationStrategy")  # noqa: B009
+            self._runtime_config = engine.create_runtime_config()
+            self._runtime_config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+            context = engine.create_execution_context(self._runtime_config)
+        else:
+            context = self.engine.create_execution_context()
+        if context is None:
             raise PlanError(f"no execution context for {path}: {self.log.take_errors()}; is the GPU's memory full?")
+        return context
 
     def _allocate(self) -> None:
         """Device and page-locked host buffers for the largest shapes."""
@@ -1276,7 +1451,13 @@ def captured_graph(stream_handle: int, enqueue: Callable[[], None]) -> Iterator[
     """Records what ``enqueue`` does on a stream; yields a function that replays it there.
 
     pycuda has no graphs, hence NVIDIA's own bindings.
+
+    Raises:
+        UserError: those are not installed, or CUDA refuses.
     """
+    obstacle = graph_obstacle()
+    if obstacle is not None:
+        raise UserError(f"no CUDA graph can be captured: {obstacle}")
     from cuda.bindings import runtime  # pyright: ignore[reportMissingImports]
 
     def check(answer: tuple[Any, ...]) -> Any:

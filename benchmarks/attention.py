@@ -25,6 +25,23 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+TYPE_NAMES: tuple[str, ...] = ("fp16", "bf16", "fp32", "int8")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--type", choices=TYPE_NAMES, help="only this type")
+    parser.add_argument("--heads", type=int, default=12, help="heads (default: 12)")
+    parser.add_argument("--head-size", type=int, choices=(32, 64, 128), default=64, help="elements of a head")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the table as JSON")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the table as Markdown")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+
 import torch
 from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -35,7 +52,9 @@ from plugins import reference
 from plugins.measure import graph_times
 from plugins.plugin_host import PluginHost
 
-TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "int8": torch.int8}
+TYPES: dict[str, torch.dtype] = dict(
+    zip(TYPE_NAMES, (torch.float16, torch.bfloat16, torch.float32, torch.int8), strict=True)
+)
 SHAPES = ((1, 128), (8, 128), (32, 128), (1, 384), (32, 384), (8, 512))
 PACKED_SHAPES = ((8, 128), (32, 128), (32, 384))
 INT8_STEP = 1 / 30  # of inputs with deviation 1
@@ -158,17 +177,6 @@ def markdown(rows: list[Row], about: dict[str, str]) -> str:
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
     lines += ["", *(f"- {key}: {value}" for key, value in about.items())]
     return "\n".join(lines) + "\n"
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--type", choices=list(TYPES), help="only this type")
-    parser.add_argument("--heads", type=int, default=12, help="heads (default: 12)")
-    parser.add_argument("--head-size", type=int, choices=(32, 64, 128), default=64, help="elements of a head")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="the table as JSON")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the table as Markdown")
-    return parser.parse_args()
 
 
 def main() -> int:

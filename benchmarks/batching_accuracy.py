@@ -20,20 +20,37 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Accuracy of every combination of fusion and batching.")
+    parser.add_argument("models", nargs="+", metavar="MODEL_DIR CHECKPOINT", help="pairs")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where PyTorch finds a GPU")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    if len(args.models) % 2:
+        parser.error("expected pairs of MODEL_DIR and CHECKPOINT")
+    return args
+
+
+if __name__ == "__main__":
+    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+
 import numpy as np
 import torch
 from report import markdown_table, model_name, print_table, versions, write_results
 
-from builder import BATCHINGS, FUSIONS, assemble
+from builder import assemble
 from common import log_console, run_script
-from comparison import TOLERANCES, relative_l2
+from comparison import relative_l2
 from fill_masks import make_batches
 from model2onnx import load_checkpoint
 from model_files import ModelFolder
 from network_runner import NetworkRunner
-from quantization import DEFAULT_DATA
+from options import BATCHINGS, DEFAULT_DATA, FUSIONS, ONE_SENTENCE, TOLERANCES, SequenceRange
 from sentences import Sentence, load_tokenizer, read_sentences
-from trt_helper import ONE_SENTENCE, SequenceRange, TrtLog
+from trt_helper import TrtLog
 
 # What is fused: nothing, each layer alone, and as builder.py does.
 FUSED = {"none": (), **{name: (name,) for name in FUSIONS["all"]}, **FUSIONS}
@@ -125,14 +142,8 @@ def rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 def main() -> int:
     """The script."""
-    parser = argparse.ArgumentParser(description="Accuracy of every combination of fusion and batching.")
-    parser.add_argument("models", nargs="+", metavar="MODEL_DIR CHECKPOINT", help="pairs")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", type=Path, metavar="FILE")
-    args = parser.parse_args()
-    if len(args.models) % 2:
-        parser.error("expected pairs of MODEL_DIR and CHECKPOINT")
+    args = parse_arguments()
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     about, command = versions(args.device), " ".join(["python benchmarks/batching_accuracy.py", *args.models])
     pairs = zip(args.models[::2], args.models[1::2], strict=True)
     results = [one for path, checkpoint in pairs for one in measure(ModelFolder(Path(path)), checkpoint, args.device)]

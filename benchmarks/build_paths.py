@@ -24,12 +24,28 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+WAYS = ("builder.py", "onnx2trt.py")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Time and memory of a plan, through the API and through the parser.")
+    parser.add_argument("--work-dir", type=Path, default=Path("out/base"), help="for the checkpoint and the plans")
+    parser.add_argument("--precision", nargs="+", choices=["fp32", "fp16", "bf16"], default=["fp32", "fp16"])
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+
 from rich.table import Table
 
 import tensorrt_product
 from common import UserError, console, log_console, run_script, write_whole
-
-WAYS = ("builder.py", "onnx2trt.py")
 
 
 def build_once(way: str, folder: Path, precision: str) -> dict[str, float]:
@@ -39,8 +55,9 @@ def build_once(way: str, folder: Path, precision: str) -> dict[str, float]:
     import builder
     import onnx2trt
     from model_files import ModelFolder
+    from options import SequenceRange
     from pipeline import DEFAULT_SEQ_LEN
-    from trt_helper import BuildOptions, SequenceRange, TrtLog, build_plan, info_path
+    from trt_helper import BuildOptions, TrtLog, build_plan, info_path
 
     plan = plan_folder() / f"benchmark.{os.getpid()}.plan"
     options = BuildOptions(SequenceRange(*DEFAULT_SEQ_LEN))
@@ -203,14 +220,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 def main() -> int:
     """The script."""
-    parser = argparse.ArgumentParser(description="Time and memory of a plan, through the API and through the parser.")
-    parser.add_argument("--work-dir", type=Path, default=Path("out/base"), help="for the checkpoint and the plans")
-    parser.add_argument("--precision", nargs="+", choices=["fp32", "fp16", "bf16"], default=["fp32", "fp16"])
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", type=Path, metavar="FILE")
-    parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse_arguments()
     if args.one:
         print(json.dumps(build_once(args.one, args.work_dir, args.precision[0])))
         return 0

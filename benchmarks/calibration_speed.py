@@ -19,6 +19,23 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+SENTENCES = 512
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Speed of the calibration.")
+    parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
+    parser.add_argument("checkpoint")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where PyTorch finds a GPU")
+    parser.add_argument("--sentences", type=int, default=SENTENCES)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+
 import torch
 from report import print_table, versions, write_results
 
@@ -27,11 +44,10 @@ from calibrator import Subject, read_data
 from common import run_script
 from model2onnx import load_checkpoint
 from model_files import ModelFolder
-from quantization import DEFAULT_DATA, Settings
+from options import DEFAULT_DATA, Settings
 from sentences import Sentence
 from trt_helper import TrtLog
 
-SENTENCES = 512
 EAGER_SENTENCES = 64  # evenly spread over the others: the CPU is slow
 
 
@@ -62,13 +78,8 @@ def eager_rate(checkpoint: str, sentences: list[Sentence], threads: int) -> floa
 
 def main() -> int:
     """The script."""
-    parser = argparse.ArgumentParser(description="Speed of the calibration.")
-    parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
-    parser.add_argument("checkpoint")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--sentences", type=int, default=SENTENCES)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    args = parser.parse_args()
+    args = parse_arguments()
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = ModelFolder(args.model_dir)
     data = read_data(folder, DEFAULT_DATA, args.sentences, EAGER_SENTENCES)
     rates: dict[str, Any] = {f"calibration on {args.device}": calibration_rate(folder, data.calibration, args.device)}

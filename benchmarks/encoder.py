@@ -22,21 +22,48 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+SIZES = ((1, 128), (8, 128), (32, 128))
+
+
+def size(text: str) -> tuple[int, int]:
+    """Reads ``8x128``."""
+    try:
+        batch, length = (int(part) for part in text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected BATCHxLENGTH, such as 8x128") from None
+    return batch, length
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="The encoder in a CUDA graph, ours and PyTorch's.")
+    parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
+    parser.add_argument("--sizes", type=size, nargs="+", default=list(SIZES), metavar="BxS")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+
 import torch
 from report import markdown_table, print_table, versions, write_results
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
-from builder import FUSIONS, assemble
+from builder import assemble
 from common import UserError, log_console, run_script
 from model_files import LENGTHS_NAME, MASK_NAME, BertConfig, ModelFolder, WeightFile
 from network_runner import NetworkRunner
+from options import FUSIONS
 from plugins.measure import graph_times
 from trt_helper import TrtLog
 
-# What is fused: nothing, each layer alone, and as builder.py does. EmbLayerNorm stands before the encoder.
+# What is fused: nothing, each layer alone, and as builder.py does. EmbLayerNorm stands before the encoder, and the
+# kernel of TensorRT's own attention is nowhere but in TensorRT.
 FUSED = {"none": (), **{name: (name,) for name in FUSIONS["all"] if name != "EmbLayerNorm"}, **FUSIONS}
-SIZES = ((1, 128), (8, 128), (32, 128))
+del FUSED["tensorrt"]
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
 Function = Callable[[], Any]
 
@@ -244,23 +271,9 @@ def rows(results: list[dict[str, Any]]) -> list[list[str]]:
     return made
 
 
-def size(text: str) -> tuple[int, int]:
-    """Reads ``8x128``."""
-    try:
-        batch, length = (int(part) for part in text.split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected BATCHxLENGTH, such as 8x128") from None
-    return batch, length
-
-
 def main() -> int:
     """The script."""
-    parser = argparse.ArgumentParser(description="The encoder in a CUDA graph, ours and PyTorch's.")
-    parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
-    parser.add_argument("--sizes", type=size, nargs="+", default=list(SIZES), metavar="BxS")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", type=Path, metavar="FILE")
-    args = parser.parse_args()
+    args = parse_arguments()
     if not torch.cuda.is_available():
         raise UserError("benchmarks/encoder.py needs an NVIDIA GPU and PyTorch for CUDA")
     folder, about = ModelFolder(args.model_dir), versions("cuda")

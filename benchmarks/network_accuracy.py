@@ -17,16 +17,30 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Accuracy of the whole network by precision and layer norm.")
+    parser.add_argument("model_dirs", nargs="+", type=Path, metavar="MODEL_DIR")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where PyTorch finds a GPU")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+
 import torch
 from report import markdown_table, print_table, versions, write_results
 
 import builder
 import onnx2trt
 from common import log_console, run_script
-from comparison import TOLERANCES, Comparison
+from comparison import Comparison
 from model_files import ModelFolder
 from network_runner import NetworkRunner
-from plugin_layers import LAYER_NORM_KERNELS
+from options import LAYER_NORM_KERNELS, TOLERANCES
 from trt_helper import TrtLog
 
 WAYS = {"builder.py": ("native", *LAYER_NORM_KERNELS), "onnx2trt.py": ("native", "fast")}
@@ -89,12 +103,8 @@ def markdown(results: list[dict[str, Any]], about: dict[str, str], command: str)
 
 def main() -> int:
     """The script."""
-    parser = argparse.ArgumentParser(description="Accuracy of the whole network by precision and layer norm.")
-    parser.add_argument("model_dirs", nargs="+", type=Path, metavar="MODEL_DIR")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", type=Path, metavar="FILE")
-    args = parser.parse_args()
+    args = parse_arguments()
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     results = []
     for path, precision, way in itertools.product(args.model_dirs, TOLERANCES, WAYS):
         for layer_norm in WAYS[way]:

@@ -19,17 +19,30 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Time of packed and padded batches.")
+    parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+
 import numpy as np
 import torch
 from report import markdown_table, print_table, versions, write_results
 
-from builder import FUSIONS, assemble
+from builder import assemble
 from common import UserError, run_script
 from model_files import ModelFolder
 from network_runner import NetworkRunner
+from options import DEFAULT_DATA, FUSIONS
 from packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch
 from plugins.measure import graph_times
-from quantization import DEFAULT_DATA
 from sentences import load_tokenizer, read_sentences
 from trt_helper import TrtLog
 
@@ -129,11 +142,7 @@ def rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 def main() -> int:
     """The script."""
-    parser = argparse.ArgumentParser(description="Time of packed and padded batches.")
-    parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", type=Path, metavar="FILE")
-    args = parser.parse_args()
+    args = parse_arguments()
     if not torch.cuda.is_available():
         raise UserError("benchmarks/packed_batches.py needs an NVIDIA GPU and PyTorch for CUDA")
     folder, about = ModelFolder(args.model_dir), versions("cuda")

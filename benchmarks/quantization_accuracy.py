@@ -22,6 +22,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Accuracy of int8 and fp8 by calibration method and data.")
+    parser.add_argument("model_dirs", nargs="+", type=Path, metavar="MODEL_DIR")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where PyTorch finds a GPU")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+
 import torch
 from report import markdown_table, model_name, print_table, versions, write_results
 
@@ -29,7 +43,7 @@ from builder import assemble
 from calibrator import Subject, choose_ranges, load_tokenizer, read_data, spread
 from common import log_console, run_script
 from model_files import ModelFolder
-from quantization import DEFAULT_DATA, METHODS, Settings
+from options import DEFAULT_DATA, METHODS, Settings
 from sensitivity import Evaluation, calibrate_best, quantization_of
 from sentences import Sentence, read_sentences
 from trt_helper import TrtLog
@@ -181,12 +195,8 @@ def markdown(results: dict[str, Any]) -> list[str]:
 
 def main() -> int:
     """The script."""
-    parser = argparse.ArgumentParser(description="Accuracy of int8 and fp8 by calibration method and data.")
-    parser.add_argument("model_dirs", nargs="+", type=Path, metavar="MODEL_DIR")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", type=Path, metavar="FILE")
-    args = parser.parse_args()
+    args = parse_arguments()
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     folders = [ModelFolder(path) for path in args.model_dirs]
     results = {
         "about": versions(args.device),

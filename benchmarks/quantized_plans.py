@@ -19,15 +19,29 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Plan sizes by precision, beside the weights' bytes.")
+    parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+
 from report import markdown_table, print_table, versions, write_results
 
 from builder import assemble
 from calibrator import Subject, calibrate, read_data
 from common import log_console, run_script
 from model_files import ModelFolder
-from quantization import DEFAULT_DATA, Quantization, Settings, inspect
+from options import DEFAULT_DATA, SequenceRange, Settings
+from quantization import Quantization, inspect
 from sensitivity import quantization_of
-from trt_helper import BuildOptions, SequenceRange, TrtLog, build_plan
+from trt_helper import BuildOptions, TrtLog, build_plan
 
 HEADINGS = (
     "precision",
@@ -76,11 +90,7 @@ def rows(results: list[dict[str, Any]]) -> list[list[str]]:
 
 def main() -> int:
     """The script."""
-    parser = argparse.ArgumentParser(description="Plan sizes by precision, beside the weights' bytes.")
-    parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", type=Path, metavar="FILE")
-    args = parser.parse_args()
+    args = parse_arguments()
     folder = ModelFolder(args.model_dir)
     results = [measure(folder, precision, None) for precision in ("fp32", "fp16")]
     for kind in ("int8", "fp8"):

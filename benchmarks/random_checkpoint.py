@@ -10,10 +10,26 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Make a BERT checkpoint with random weights.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--vocabulary", type=int, default=30522)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from common import console, make_folder, run_script
 from model2onnx import quiet_libraries
@@ -48,14 +64,7 @@ def make_random_checkpoint(
 
 def main() -> int:
     """The script."""
-    parser = argparse.ArgumentParser(description="Make a BERT checkpoint with random weights.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--hidden", type=int, default=768)
-    parser.add_argument("--heads", type=int, default=12)
-    parser.add_argument("--vocabulary", type=int, default=30522)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parse_arguments()
     quiet_libraries()
     make_random_checkpoint(args.folder, args.layers, args.hidden, args.heads, args.vocabulary, args.seed)
     console.print(f"wrote {args.folder}")

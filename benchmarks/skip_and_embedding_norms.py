@@ -28,6 +28,32 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+CASE_NAMES = (
+    "SkipLayerNorm fp16",
+    "SkipLayerNorm fp16, fp32 weights",
+    "SkipLayerNorm fp32",
+    "SkipLayerNorm bf16",
+    "SkipLayerNorm int8 + fp16 to fp16 and int8",
+    "SkipLayerNorm int8 to int8",
+    "EmbLayerNorm fp16, even words",
+    "EmbLayerNorm fp16, words as in text",
+)
+ROWS = (128, 512, 2048, 4096, 8192, 32768, 131072)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    parser.add_argument("--case", choices=CASE_NAMES, nargs="+", default=CASE_NAMES)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+
 import torch
 from rich.table import Table
 from torch.nn import functional
@@ -40,7 +66,6 @@ from plugins.plugin_host import PluginHost
 HIDDEN, EPSILON = 768, 1e-12
 WORDS, POSITIONS, TYPES = 30522, 512, 2  # the tables of bert-base
 SCALE = 0.05  # of int8 tensors
-ROWS = (128, 512, 2048, 4096, 8192, 32768, 131072)
 PLUGIN, COPY, EAGER, COMPILED = "plugin", "copy", "eager", "torch.compile"
 CONTENDERS = (PLUGIN, EAGER, COMPILED, COPY)
 LAUNCHES = 20  # of each contender in one graph, or as many as there are sets of inputs
@@ -163,16 +188,22 @@ def embedding(zipf: bool) -> Callable[[int], Case]:
     return case
 
 
-CASES: dict[str, Callable[[int], Case]] = {
-    "SkipLayerNorm fp16": floating_skip(torch.float16, torch.float16),
-    "SkipLayerNorm fp16, fp32 weights": floating_skip(torch.float16, torch.float32),
-    "SkipLayerNorm fp32": floating_skip(torch.float32, torch.float32),
-    "SkipLayerNorm bf16": floating_skip(torch.bfloat16, torch.bfloat16),
-    "SkipLayerNorm int8 + fp16 to fp16 and int8": int8_to_both,
-    "SkipLayerNorm int8 to int8": int8_throughout,
-    "EmbLayerNorm fp16, even words": embedding(zipf=False),
-    "EmbLayerNorm fp16, words as in text": embedding(zipf=True),
-}
+CASES: dict[str, Callable[[int], Case]] = dict(
+    zip(
+        CASE_NAMES,
+        (
+            floating_skip(torch.float16, torch.float16),
+            floating_skip(torch.float16, torch.float32),
+            floating_skip(torch.float32, torch.float32),
+            floating_skip(torch.bfloat16, torch.bfloat16),
+            int8_to_both,
+            int8_throughout,
+            embedding(zipf=False),
+            embedding(zipf=True),
+        ),
+        strict=True,
+    )
+)
 
 
 def rotating(function: Callable[..., object], sets: list[Tensors]) -> Callable[[], object]:
@@ -288,12 +319,7 @@ def environment(command: str) -> dict[str, str]:
 
 def main() -> int:
     """The script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
-    parser.add_argument("--case", choices=CASES, nargs="+", default=list(CASES))
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", type=Path, metavar="FILE")
-    args = parser.parse_args()
+    args = parse_arguments()
     if not torch.cuda.is_available():
         raise UserError("PyTorch finds no CUDA GPU on this machine; times are measured on one")
     host, results = PluginHost(), []

@@ -15,6 +15,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+HERE = Path(__file__).resolve().parent
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; wrong usage ends the program with exit code 2."""
+    parser = argparse.ArgumentParser(description="Measure the demo model on sentence forms not seen in training.")
+    parser.add_argument("--model", type=Path, default=HERE, help="folder of the checkpoint (default: this one)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report to FILE")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    parse()  # answers --help and wrong usage before PyTorch is imported
+
 import torch
 from corpus import MASK, PAD, SPECIALS
 from facts import (
@@ -36,7 +50,6 @@ from transformers.utils import logging as transformers_logging
 
 from common import UserError, write_whole  # facts.py has made the folder above known
 
-HERE = Path(__file__).resolve().parent
 PROMPTS_AT_ONCE = 64
 
 
@@ -182,10 +195,7 @@ def show(report: dict[str, Any], console: Console) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 1 for something that the user can put right."""
-    parser = argparse.ArgumentParser(description="Measure the demo model on sentence forms not seen in training.")
-    parser.add_argument("--model", type=Path, default=HERE, help="folder of the checkpoint (default: this one)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report to FILE")
-    options = parser.parse_args(arguments)
+    options = parse(arguments)
     transformers_logging.disable_progress_bar()
     try:
         for name in ("config.json", "model.safetensors", "vocab.txt"):

@@ -21,6 +21,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+DIFFERENT_FACTS = 300_000
+
+
+def positive(text: str) -> float:
+    """A number above 0, for argparse."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def positive_whole(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    number = int(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; wrong usage ends the program with exit code 2."""
+    parser = argparse.ArgumentParser(description="Train the demo model.")
+    parser.add_argument("--text", type=Path, required=True, help="plain English text in UTF-8, e.g. WikiText")
+    parser.add_argument("--out-dir", type=Path, default=Path("out/demo_model"), help="default: %(default)s")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=positive_whole, help="updates (default: 16386)")
+    length.add_argument("--minutes", type=positive, help="train for so long instead of so many steps")
+    parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--device", help="cuda or cpu (default: cuda where PyTorch finds a GPU)")
+    parser.add_argument("--learning-rate", type=positive, default=6e-4, help="highest (default: %(default)s)")
+    parser.add_argument("--facts", type=positive_whole, default=DIFFERENT_FACTS, help="rows of facts to draw from")
+    parser.add_argument("--save-minutes", type=positive, default=1.0, help="save this often (default: 1)")
+    options = parser.parse_args(arguments)
+    if options.steps is None and options.minutes is None:
+        options.steps = 16386
+    return options
+
+
+if __name__ == "__main__":
+    parse()  # answers --help and wrong usage before PyTorch is imported
+
 import numpy as np
 import torch
 import transformers
@@ -69,7 +110,6 @@ CONFIG = BertConfig(
 SHORT, LONG = 48, 512  # tokens in a row
 FACT_ROWS, TEXT_ROWS, LONG_ROWS = 384, 192, 48  # rows in a batch
 LONG_EVERY = 10  # one batch in so many is of long rows
-DIFFERENT_FACTS = 300_000
 STREAMED_FACTS = 0.7  # chance of one more fact after each paragraph of text
 
 HIDDEN_SHARE = 0.15  # of the tokens of a text, as in BERT
@@ -469,41 +509,6 @@ def save(model: BertForMaskedLM, vocabulary: list[str], report: dict[str, Any], 
 # --- command line -------------------------------------------------------------------------------------------
 
 
-def positive(text: str) -> float:
-    """A number above 0, for argparse."""
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
-
-
-def positive_whole(text: str) -> int:
-    """A whole number above 0, for argparse."""
-    number = int(text)
-    if number <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
-
-
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line; wrong usage ends the program with exit code 2."""
-    parser = argparse.ArgumentParser(description="Train the demo model.")
-    parser.add_argument("--text", type=Path, required=True, help="plain English text in UTF-8, e.g. WikiText")
-    parser.add_argument("--out-dir", type=Path, default=Path("out/demo_model"), help="default: %(default)s")
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=positive_whole, help="updates (default: 16386)")
-    length.add_argument("--minutes", type=positive, help="train for so long instead of so many steps")
-    parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
-    parser.add_argument("--learning-rate", type=positive, default=6e-4, help="highest (default: %(default)s)")
-    parser.add_argument("--facts", type=positive_whole, default=DIFFERENT_FACTS, help="rows of facts to draw from")
-    parser.add_argument("--save-minutes", type=positive, default=1.0, help="save this often (default: 1)")
-    options = parser.parse_args(arguments)
-    if options.steps is None and options.minutes is None:
-        options.steps = 16386
-    return options
-
-
 def check_device(name: str) -> None:
     """Refuses a device that PyTorch cannot use."""
     try:
@@ -553,6 +558,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 1 for something that the user can put right."""
     options = parse(arguments)
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     transformers_logging.disable_progress_bar()
     try:
         run(options, Console())

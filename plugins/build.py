@@ -1,26 +1,38 @@
 """Builds the plugin library and its host with CMake; does nothing where both are up to date.
 
-    python plugins/build.py                          all architectures from Turing to Blackwell
-    python plugins/build.py --architectures 80,90    only these; "native" for the GPU of this machine
+    python plugins/build.py                          as in the last build; the first time as "native"
+    python plugins/build.py --architectures native   the GPU of this machine; without one 8.0
+    python plugins/build.py --architectures 80,90    only these
+    python plugins/build.py --architectures all      Turing to Blackwell, for releases: minutes
+
+Whatever needs the libraries builds them (``library_path``), so this script need not be run first. A library holds
+machine code for the architectures named, and PTX of the newest, from which any newer GPU's driver compiles when the
+library is loaded. The kernels for Hopper alone are in it where 90 is among them.
 
 The CUDA compiler is the first of: $CUDACXX, nvcc on the PATH, /usr/local/cuda, and NVIDIA's pip packages
-(plugins/requirements-cuda.txt).
+(plugins/requirements-cuda.txt). ccache is used where it is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
+import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import UserError, run_script
+from progress import run_with_progress
 
 PLUGINS = Path(__file__).resolve().parent
 BUILD_DIR = PLUGINS / "build"
@@ -29,8 +41,15 @@ HOST = "libplugin_host.so"
 BUILD_COMMAND = "python plugins/build.py"
 REQUIREMENTS = "plugins/requirements-cuda.txt"
 USUAL_NVCC = Path("/usr/local/cuda/bin/nvcc")
-# The folder to take built libraries from, where it is not plugins/build.
+# A folder to take built libraries from as they are; without it plugins/build is used, and kept up to date.
 BUILD_DIR_VARIABLE = "BERT_PLUGINS_BUILD_DIR"
+NATIVE = "native"
+# For a machine without a GPU: the oldest whose PTX is right on every newer GPU. That of 7.5 has no bf16 products.
+ARCHITECTURE_WITHOUT_GPU = "80"
+SOURCE_SUFFIXES = (".cpp", ".cu", ".cuh", ".h", ".map", ".txt")
+DIGEST = "sources.sha256"  # in the build folder: of the sources that were built last
+CACHE = "CMakeCache.txt"
+COMPILED = re.compile(r"Building (?:CUDA|CXX) object \S+?\.dir/(\S+)\.o\b")
 
 
 class BuildError(UserError):
@@ -46,26 +65,53 @@ class Compiler:
 
 
 def build_dir() -> Path:
-    """Where built libraries are looked for: $BERT_PLUGINS_BUILD_DIR, else plugins/build."""
+    """Where built libraries are: $BERT_PLUGINS_BUILD_DIR, else plugins/build."""
     return Path(os.environ.get(BUILD_DIR_VARIABLE) or BUILD_DIR)
 
 
 def built_file(name: str) -> Path:
-    """A built library. Raises BuildError with the command that builds it where it is missing."""
+    """A built library. In plugins/build it is built first where it is missing or older than its sources.
+
+    Raises:
+        BuildError: it is missing in $BERT_PLUGINS_BUILD_DIR, or cannot be built.
+    """
     path = build_dir() / name
-    if not path.is_file():
-        raise BuildError(f"{path} is missing: the plugins are not built. Build them: {BUILD_COMMAND}")
+    if os.environ.get(BUILD_DIR_VARIABLE):
+        if not path.is_file():
+            raise BuildError(
+                f"{path} is missing: the plugins are not built. Build them: {BUILD_COMMAND} --build-dir "
+                f"{path.parent}; or unset {BUILD_DIR_VARIABLE}"
+            )
+    elif not _is_up_to_date(BUILD_DIR):
+        build()
     return path
 
 
 def library_path() -> Path:
-    """The TensorRT plugin library. Raises BuildError where it is not built."""
+    """The TensorRT plugin library, up to date; see ``built_file``."""
     return built_file(LIBRARY)
 
 
 def host_path() -> Path:
-    """The plugin host. Raises BuildError where it is not built."""
+    """The plugin host, up to date; see ``built_file``."""
     return built_file(HOST)
+
+
+def _digest_of_sources() -> str:
+    """Of names and contents: times of files say nothing in a copy or after a change of branches."""
+    digest = hashlib.sha256()
+    for path in sorted(PLUGINS.rglob("*")):
+        if path.suffix in SOURCE_SUFFIXES and BUILD_DIR not in path.parents:
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(PLUGINS)} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def _is_up_to_date(directory: Path) -> bool:
+    """Whether both libraries are those of the sources as they are."""
+    if not all((directory / name).is_file() for name in (LIBRARY, HOST, DIGEST)):
+        return False
+    return (directory / DIGEST).read_text() == _digest_of_sources()
 
 
 def _pip_toolkit() -> Path | None:
@@ -119,18 +165,61 @@ def missing_tools() -> list[str]:
     return missing
 
 
-def _run(command: list[str], environment: dict[str, str], verbose: bool) -> None:
-    """Runs a command quietly; raises BuildError with all it wrote if it fails."""
-    done = subprocess.run(
-        command,
-        env=os.environ | environment,
-        stdout=None if verbose else subprocess.PIPE,
-        stderr=None if verbose else subprocess.STDOUT,
-        text=True,
-        check=False,
+def native_architectures() -> str:
+    """Those of this machine's GPUs, such as "90"; without a GPU ``ARCHITECTURE_WITHOUT_GPU``."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        answer = ""
+    found = {int(major + minor) for major, minor in re.findall(r"^(\d+)\.(\d)$", answer, re.MULTILINE)}
+    return ",".join(map(str, sorted(found))) or ARCHITECTURE_WITHOUT_GPU
+
+
+def _read_cache(directory: Path) -> dict[str, str]:
+    """What CMake keeps of the last configuration; empty before the first."""
+    path = directory / CACHE
+    text = path.read_text(errors="replace") if path.is_file() else ""
+    return dict(re.findall(r"^([\w-]+):\w+=(.*)$", text, re.MULTILINE))
+
+
+def _still_holds(cache: dict[str, str], compiler: Compiler) -> bool:
+    """Whether CMake can go on from it: not after the checkout was moved or copied, nor with other compilers."""
+    tools = (cache.get("CMAKE_CXX_COMPILER", ""), cache.get("CMAKE_MAKE_PROGRAM", ""))
+    return (
+        cache.get("CMAKE_HOME_DIRECTORY") == str(PLUGINS)
+        and cache.get("CMAKE_CUDA_COMPILER") == str(compiler.nvcc)
+        and all(Path(tool).is_file() for tool in tools)
     )
-    if done.returncode != 0:
-        raise BuildError(f"{done.stdout or ''}\nfailed: {' '.join(command)}")
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keeps other processes from building in the folder at the same time; waits until they are done."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waiting for another process that builds the plugins", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _run(command: list[str], label: str, environment: dict[str, str], verbose: bool) -> None:
+    """Runs a command and names each file that is compiled; raises BuildError with all it wrote if it fails."""
+    begun = 0
+
+    def show(line: str) -> str | None:
+        nonlocal begun
+        file = COMPILED.search(line)
+        if file:
+            begun += 1
+        return line if verbose else f"compiling {file[1]} ({begun})" if file else None
+
+    code, written = run_with_progress(command, label, show, os.environ | environment)
+    if code != 0:
+        raise BuildError(f"{written}\nfailed: {' '.join(command)}")
 
 
 def build(
@@ -142,8 +231,11 @@ def build(
 ) -> Path:
     """Configures and builds what is not up to date, and returns the plugin library.
 
-    ``architectures`` ("80,90", "native") and ``tensorrt_include`` (a folder, or "OFF" for the project's own
-    header) stay as they were in the last build where they are None.
+    ``architectures`` ("80,90", "native", "all") and ``tensorrt_include`` (a folder, or "OFF" for the project's own
+    header) stay as they were in the last build where they are None; the first build is for "native".
+
+    Raises:
+        BuildError: tools are missing, or CMake or a compiler fails.
     """
     missing = missing_tools()
     if missing:
@@ -154,21 +246,46 @@ def build(
     compiler, cmake = find_compiler(), find_cmake()
     assert compiler is not None and cmake is not None
     directory = directory or build_dir()
-    options = [f"-DCMAKE_CUDA_COMPILER={compiler.nvcc}"]
-    if architectures is not None:
-        options.append(f"-DBERT_ARCHITECTURES={architectures.replace(',', ';').replace('.', '')}")
-    if tensorrt_include is not None:
-        options.append(f"-DTENSORRT_INCLUDE_DIR={tensorrt_include}")
-    _run([*cmake, "-S", str(PLUGINS), "-B", str(directory), *options], compiler.environment, verbose)
-    jobs = jobs or len(os.sched_getaffinity(0))
-    _run([*cmake, "--build", str(directory), "--parallel", str(jobs)], compiler.environment, verbose)
+    with _locked(directory):
+        cache = _read_cache(directory)
+        if cache and not _still_holds(cache, compiler):
+            (directory / CACHE).unlink()
+            shutil.rmtree(directory / "CMakeFiles", ignore_errors=True)
+        digest = _digest_of_sources()
+        options = _options(architectures, tensorrt_include, cache, compiler)
+        configure = [*cmake, "-S", str(PLUGINS), "-B", str(directory), *options]
+        _run(configure, "configuring the plugins", compiler.environment, verbose)
+        jobs = jobs or len(os.sched_getaffinity(0))
+        compile_all = [*cmake, "--build", str(directory), "--parallel", str(jobs)]
+        _run(compile_all, "compiling the plugins", compiler.environment, verbose)
+        (directory / DIGEST).write_text(digest)
     return directory / LIBRARY
+
+
+def _options(
+    architectures: str | None, tensorrt_include: str | None, cache: dict[str, str], compiler: Compiler
+) -> list[str]:
+    """CMake's -D options: what is asked for, else what the last build had, wherever its checkout stood."""
+    architectures = architectures or cache.get("BERT_ARCHITECTURES") or NATIVE
+    if architectures == NATIVE:
+        architectures = native_architectures()
+    include = tensorrt_include or cache.get("TENSORRT_INCLUDE_DIR", "")
+    launcher = shutil.which("ccache") or ""
+    options = {
+        "CMAKE_CUDA_COMPILER": str(compiler.nvcc),
+        "CMAKE_CUDA_COMPILER_LAUNCHER": launcher,
+        "CMAKE_CXX_COMPILER_LAUNCHER": launcher,
+        "BERT_ARCHITECTURES": architectures.replace(",", ";").replace(".", ""),
+    }
+    if tensorrt_include or include == "OFF" or Path(include, "NvInferRuntime.h").is_file():
+        options["TENSORRT_INCLUDE_DIR"] = include
+    return [f"-D{name}={value}" for name, value in options.items()]
 
 
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--architectures", help='GPU architectures, e.g. "8.0,9.0", or "native"')
+    parser.add_argument("--architectures", help='GPU architectures: e.g. "8.0,9.0", "native" or "all"')
     parser.add_argument("--tensorrt-include", help='folder of NvInferRuntime.h, or "OFF"')
     parser.add_argument("--build-dir", type=Path, help="default: plugins/build")
     parser.add_argument("--jobs", type=int, help="compilers at a time; default: one for each processor")

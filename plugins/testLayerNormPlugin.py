@@ -26,6 +26,39 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+KERNELS = ("basic", "fused", "fast")
+TYPE_NAMES: tuple[str, ...] = ("fp32", "fp16", "bf16")
+TIMED_ROWS = (16, 128, 512, 2048, 4096, 8192, 32768, 131072)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Ends the process with status 2 where the usage is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kernel", choices=[*KERNELS, "all"], default="all")
+    parser.add_argument("--type", choices=[*TYPE_NAMES, "all"], default="all")
+    parser.add_argument("--hidden", type=positive, default=768, help="width of the timed rows")
+    parser.add_argument("--rows", type=positive, nargs="+", default=TIMED_ROWS, help="numbers of rows to time")
+    parser.add_argument("--quick", action="store_true", help="small shapes only, for sanitizers; times nothing")
+    parser.add_argument("--no-benchmark", dest="benchmark", action="store_false", help="time nothing")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
+    parser.add_argument("--json", type=Path, help="write the table there")
+    parser.add_argument("--plot", type=Path, help="draw the table there (needs matplotlib)")
+    arguments = parser.parse_args()
+    arguments.kernels = KERNELS if arguments.kernel == "all" else (arguments.kernel,)
+    return arguments
+
+
+def positive(text: str) -> int:
+    """An argument that counts something."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+if __name__ == "__main__":
+    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+
 import torch
 from torch.nn import functional
 
@@ -33,8 +66,7 @@ from common import UserError, run_script, write_whole
 from plugins import build, reference
 from plugins.plugin_host import Plugin, PluginHost, TensorSpec
 
-KERNELS = ("basic", "fused", "fast")
-TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TYPES: dict[str, torch.dtype] = dict(zip(TYPE_NAMES, (torch.float32, torch.float16, torch.bfloat16), strict=True))
 EPSILON = 1e-12  # BERT's
 
 # ----------------------------------------------------------------------------------------------------------
@@ -68,14 +100,14 @@ def layer_norm_model(kernel: str, type_name: str, hidden: int = 768) -> bytes:
 
 def build_engine(model: bytes, library: Path, hidden: int = 768) -> tuple[bytes | None, list[str]]:
     """A plan of a model with plugins, or None; and the errors that TensorRT and the plugin logged."""
-    from plugin_layers import load_library
+    from plugin_layers import load_library, plugin_parser
     from tensorrt_product import trt
-    from trt_helper import LOGGER, TrtLog, create_builder
+    from trt_helper import TrtLog, create_builder
 
     load_library(library)
     log = TrtLog()
     builder, network = create_builder(log)
-    parser = trt.OnnxParser(network, LOGGER)
+    parser = plugin_parser(network)
     if not parser.parse(model):
         return None, log.errors
     config = builder.create_builder_config()
@@ -263,7 +295,6 @@ def check_results(host: PluginHost, kernels: tuple[str, ...], types: tuple[str, 
 # 3. Times
 # ----------------------------------------------------------------------------------------------------------
 
-TIMED_ROWS = (16, 128, 512, 2048, 4096, 8192, 32768, 131072)
 COPY = "copy"  # cudaMemcpyAsync from device to device: the memory's speed
 
 
@@ -397,31 +428,6 @@ def benchmark(host: PluginHost, arguments: argparse.Namespace, types: tuple[str,
 # ----------------------------------------------------------------------------------------------------------
 # Command line
 # ----------------------------------------------------------------------------------------------------------
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Ends the process with status 2 where the usage is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kernel", choices=[*KERNELS, "all"], default="all")
-    parser.add_argument("--type", choices=[*TYPES, "all"], default="all")
-    parser.add_argument("--hidden", type=positive, default=768, help="width of the timed rows")
-    parser.add_argument("--rows", type=positive, nargs="+", default=TIMED_ROWS, help="numbers of rows to time")
-    parser.add_argument("--quick", action="store_true", help="small shapes only, for sanitizers; times nothing")
-    parser.add_argument("--no-benchmark", dest="benchmark", action="store_false", help="time nothing")
-    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
-    parser.add_argument("--json", type=Path, help="write the table there")
-    parser.add_argument("--plot", type=Path, help="draw the table there (needs matplotlib)")
-    arguments = parser.parse_args()
-    arguments.kernels = KERNELS if arguments.kernel == "all" else (arguments.kernel,)
-    return arguments
-
-
-def positive(text: str) -> int:
-    """An argument that counts something."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizer
 
 import model2onnx
 from common import run_script
+from options import DEFAULT_TEXT
 
 ROOT = Path(__file__).parent.parent
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -59,7 +60,7 @@ def model_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """What model2onnx.py makes of it. Tests that change files copy it first."""
     folder = tmp_path_factory.mktemp("model")
     model2onnx.quiet_libraries()
-    model2onnx.export(str(checkpoint), model2onnx.DEFAULT_TEXT, folder)
+    model2onnx.export(str(checkpoint), DEFAULT_TEXT, folder)
     return folder
 
 

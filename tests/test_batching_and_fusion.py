@@ -21,20 +21,35 @@ from transformers import BertForMaskedLM
 
 import builder
 import model2onnx
-from builder import BATCHINGS, FUSED_LAYERS, FUSIONS, fused_layers
+from builder import fused_layers
 from common import UserError
-from comparison import TOLERANCES, relative_l2
+from comparison import relative_l2
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
 from network_runner import NetworkRunner
+from options import (
+    BATCHINGS,
+    DEFAULT_TEXT,
+    FUSED_LAYERS,
+    FUSIONS,
+    LINEAR_GROUPS,
+    ONE_SENTENCE,
+    TOLERANCES,
+    SequenceRange,
+    add_common_arguments,
+)
 from packing import Limits, check_batch, pack, pad, scatter
-from pipeline import Job, add_common_arguments
+from pipeline import Job
 from plugins import build
-from quantization import LINEAR_GROUPS, Quantization, encoder_products, in_groups, inspect, range_name
+from quantization import (
+    Quantization,
+    encoder_products,
+    in_groups,
+    inspect,
+    range_name,
+)
 from tensorrt_product import trt
 from trt_helper import (
-    ONE_SENTENCE,
     BuildOptions,
-    SequenceRange,
     TrtLog,
     build_plan,
     check_in_profile,
@@ -44,9 +59,11 @@ from trt_helper import (
 
 POSITIONS = 64  # of the fixture's checkpoint
 LENGTHS = (7, 64, 1, 33, 2, 16)  # one token, the whole position table, both sides of a power of two
+PRODUCTS = {"none": 6, "tensorrt": 6, "plugins": 4, "all": 4}  # of a layer: plugins take Q, K and V from one
+WITHOUT_PLUGINS = ("none", "tensorrt")
 EVERY_FUSION = pytest.mark.parametrize("fusion", list(FUSIONS))
 FUSION_IN_FP32 = pytest.mark.parametrize(
-    "fusion", ["none", "plugins"]
+    "fusion", ["none", "tensorrt", "plugins"]
 )  # "all" is "plugins" there, which one test says
 BATCHED = pytest.mark.parametrize("batching", ["padded", "packed"])
 EVERY_BATCHING = pytest.mark.parametrize("batching", BATCHINGS)
@@ -177,6 +194,35 @@ def test_each_fused_layer_alone(model_dir, hugging_face, layer, batching, precis
 
 
 @EVERY_BATCHING
+def test_tensorrts_attention_takes_the_place_of_elementary_layers(model_dir, batching):
+    _, bert = make_runner(model_dir, "fp16", batching, FUSIONS["tensorrt"])
+    kinds = layer_kinds(bert.network)
+    assert kinds.count("ATTENTION_INPUT") == kinds.count("ATTENTION_OUTPUT") == 2
+    assert kinds.count("SOFTMAX") == kinds.count("PLUGIN_V3") == 0
+    assert kinds.count("MATRIX_MULTIPLY") == 2 * 6 + 2
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_packed_attention_where_tensorrt_has_it(model_dir, hugging_face, monkeypatch, precision):
+    """The full TensorRT 11: cu_seqlens goes into each attention. RTX assembles this too, but builds no plan of it."""
+    monkeypatch.setattr(builder, "has_packed_attention", lambda dtype: dtype != trt.DataType.FLOAT)
+    sentences = make_sentences(LENGTHS)
+    runner, bert = make_runner(model_dir, precision, "packed", FUSIONS["tensorrt"])
+    found = run_sentences(runner, "packed", sentences)
+    assert error(found, pytorchs_answer(hugging_face, sentences)) <= TOLERANCES[precision]
+    kinds = layer_kinds(bert.network)
+    assert kinds.count("ATTENTION_INPUT") == 2
+    assert kinds.count("CUMULATIVE") == 0  # of the mask
+
+
+def test_a_tensorrt_without_attention_is_an_error_before_the_long_work(monkeypatch):
+    monkeypatch.delattr(trt.INetworkDefinition, "add_attention")
+    with pytest.raises(UserError, match=r"has no attention layer of its own .*from 10\.14 on"):
+        fused_layers("tensorrt", "fp16")
+    assert fused_layers("plugins", "fp16") == FUSED_LAYERS
+
+
+@EVERY_BATCHING
 def test_fused_layers_take_the_place_of_elementary_ones(model_dir, batching):
     _, bert = make_runner(model_dir, "fp16", batching, FUSED_LAYERS)
     kinds = layer_kinds(bert.network)
@@ -265,7 +311,7 @@ def other_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     bare = request.param == "without a head"
     options: Any = {"head": False} if bare else {"hidden_act": "relu", "tie_word_embeddings": False}
     source = make_checkpoint(folder / "source", **options)
-    model2onnx.export(str(source), "paris" if bare else model2onnx.DEFAULT_TEXT, folder / "out")
+    model2onnx.export(str(source), "paris" if bare else DEFAULT_TEXT, folder / "out")
     return ModelFolder(folder / "out")
 
 
@@ -382,7 +428,7 @@ def test_int8_equals_pytorch(model_dir, hugging_face, quantization, fusion, batc
     runner, bert = make_runner(model_dir, "int8", batching, FUSIONS[fusion], quantization=quantization)
     found = run_sentences(runner, batching, sentences)
     assert error(found, pytorchs_answer(hugging_face, sentences)) <= TOLERANCES["int8"]
-    expected = 2 * (6 if fusion == "none" else 4)  # query, key and value are one product in a fused network
+    expected = 2 * PRODUCTS[fusion]
     assert bert.quantized_products == inspect(bert.network).quantized_products == expected
     assert not linear_layers(bert)
 
@@ -415,12 +461,11 @@ def test_smoothed_channels_change_nothing_but_rounding(model_dir, hugging_face, 
 
 
 @pytest.mark.parametrize("part", ["scores", "context"])
-def test_attentions_own_products_cannot_be_int8_in_the_plugin(model_dir, quantization, part):
-    own = f"bert.encoder.layer.0.attention.self.{part}"
+@pytest.mark.parametrize("fusion", ["tensorrt", "plugins"])
+def test_attentions_own_products_cannot_be_int8_in_one_layer(model_dir, quantization, part, fusion):
+    own = replace(quantization, products=frozenset({f"bert.encoder.layer.0.attention.self.{part}"}))
     with pytest.raises(UserError, match=r"--quantize attention: .* leave attention out, or .*--fusion none"):
-        make_runner(
-            model_dir, "int8", "single", FUSED_LAYERS, quantization=replace(quantization, products=frozenset({own}))
-        )
+        make_runner(model_dir, "int8", "single", FUSIONS[fusion], quantization=own)
 
 
 # --- plans --------------------------------------------------------------------------------------------------
@@ -439,14 +484,14 @@ def test_tensorrt_builds_the_plan(model_dir, quantization, tmp_path, fusion, bat
     chosen = {"quantization": quantization} if precision == "int8" else {}
     _, bert = make_runner(model_dir, precision, batching, FUSIONS[fusion], **chosen)
     batch = ONE_SENTENCE if batching == "single" else SequenceRange(2, 4, 16)
-    library = None if fusion == "none" else build.library_path()
+    library = None if fusion in WITHOUT_PLUGINS else build.library_path()
     options = BuildOptions(SequenceRange(1, 8, 64), batch, plugin_library=library)
     build_plan(bert.builder, bert.network, TrtLog(), options, tmp_path / "p.plan")
     assert len(check_plan(tmp_path / "p.plan")) > 0
     info = read_info(tmp_path / "p.plan")
     assert info is not None
     assert info.profile == dict.fromkeys(INPUT_NAMES, PROFILES[batching][INPUT_NAMES[0]]) | PROFILES[batching]
-    assert info.plugins_embedded == (fusion != "none")
+    assert info.plugins_embedded == (fusion not in WITHOUT_PLUGINS)
 
 
 @BATCHED
@@ -483,9 +528,9 @@ def test_plans_of_different_networks_have_different_names(model_dir, fusion):
     add_common_arguments(parser)
     args, fused = parser.parse_args(["--precision", "fp16"]), fused_layers(fusion, "fp16")
     job = Job.prepare("builder.py", ModelFolder(model_dir), args, "packed", SequenceRange(1, 2, 3), fused)
-    mark = {"none": "", "plugins": ".fused", "all": ".fused.linear"}[fusion]
+    mark = {"none": "", "tensorrt": ".attention", "plugins": ".fused", "all": ".fused.linear"}[fusion]
     assert job.plan_path.name == f"builder.fp16.packed{mark}.plan"
-    assert (job.options.plugin_library is None) == (fusion == "none")
+    assert (job.options.plugin_library is None) == (fusion in WITHOUT_PLUGINS)
 
 
 def make_job(folder: Path, batching: str, batch: SequenceRange) -> Job:
@@ -502,14 +547,14 @@ def test_builder_calibrates_and_builds_int8(model_dir, tmp_path, fusion):
     arguments += ["--precision", "int8", "--batching", "packed", "--fusion", fusion, "--calibration-sentences", "8"]
     assert run_main(builder.main, *arguments) == 0
     said = json.loads(result.read_text())
-    assert said["quantized_parts"]["quantized_products"] == 2 * (6 if fusion == "none" else 4)
+    assert said["quantized_parts"]["quantized_products"] == 2 * PRODUCTS[fusion]
     assert said["rel_l2"] <= TOLERANCES["int8"]
 
 
 def test_a_head_size_that_the_plugin_has_not_is_an_error(tmp_path):
     """8 heads of 16: elementary layers take any size."""
     source = make_checkpoint(tmp_path / "source", num_attention_heads=8)
-    model2onnx.export(str(source), model2onnx.DEFAULT_TEXT, tmp_path / "out")
+    model2onnx.export(str(source), DEFAULT_TEXT, tmp_path / "out")
     make_runner(tmp_path / "out", "fp16", "packed", ("EmbLayerNorm", "SkipLayerNorm"))
     with pytest.raises(
         UserError, match=r"heads have 16 elements, and .* takes 32, 64, 128; build with --fusion none"

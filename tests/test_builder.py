@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from typing import Any
 
@@ -10,32 +11,34 @@ import onnx
 import pytest
 import torch
 from conftest import InProcess, Script, make_checkpoint
+from plugin_build_for_tests import built_plugins
+from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM
 
 import builder
 import demo
 import model2onnx
 import onnx2trt
+import pipeline
+import tensorrt_product
 from calibrator import Subject, calibrate, read_data
 from common import UserError
-from comparison import TOLERANCES, relative_l2
-from model_files import INPUT_NAMES, MASK_NAME, ModelFolder
+from comparison import relative_l2
+from model_files import INPUT_NAMES, MASK_NAME, ModelFolder, load_onnx
 from network_runner import NetworkRunner, read_layer
+from options import DEFAULT_DATA, DEFAULT_TEXT, GROUPS, LINEAR_GROUPS, TOLERANCES, SequenceRange, Settings
 from quantization import (
-    DEFAULT_DATA,
-    GROUPS,
-    LINEAR_GROUPS,
     MEASURABLE_BYTES,
     Quantization,
-    Settings,
     check_quantized,
     encoder_products,
     in_groups,
     inspect,
 )
 from sensitivity import quantization_of
+from sentences import load_tokenizer
 from tensorrt_product import trt
-from trt_helper import BuildOptions, SequenceRange, TrtLog, build_plan, check_plan
+from trt_helper import NUMPY_TYPES, QUANTIZED_TYPES, BuildOptions, TrtLog, build_plan, check_plan
 
 
 def api_runner(folder, precision="fp32", gelu=None, **options):
@@ -75,7 +78,7 @@ def test_network_equals_pytorch_at_any_length(model_dir, checkpoint, way, precis
 @pytest.mark.parametrize("activation", ["gelu_new", "relu"])
 def test_other_activations_and_an_untied_decoder(tmp_path, way, activation):
     source = make_checkpoint(tmp_path / "source", hidden_act=activation, tie_word_embeddings=False)
-    model2onnx.export(str(source), model2onnx.DEFAULT_TEXT, tmp_path / "out")
+    model2onnx.export(str(source), DEFAULT_TEXT, tmp_path / "out")
     demo = ModelFolder(tmp_path / "out").demo()
     runner, _owner = RUNNERS[way](tmp_path / "out")
     assert relative_l2(runner.run(demo.inputs)["logit"].numpy(), demo.output) <= 1e-5
@@ -91,6 +94,71 @@ def test_a_checkpoint_without_a_head(tmp_path, way):
     assert list(answer) == ["last_hidden_state"]
     assert answer["last_hidden_state"].shape == (1, demo.inputs["input_ids"].shape[1], 128)
     assert relative_l2(answer["last_hidden_state"].numpy(), demo.output) <= 1e-5
+
+
+@pytest.fixture(scope="module")
+def small_variances(tmp_path_factory):
+    """Embeddings that hardly vary: before the first layer norm the variance of a row is about 1e-9."""
+    source = make_checkpoint(tmp_path_factory.mktemp("source"), head=False)
+    weights = load_file(source / "model.safetensors")
+    for name, weight in weights.items():
+        if name.endswith("_embeddings.weight"):
+            weight.mul_(1e-4)
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    folder = tmp_path_factory.mktemp("out")
+    model2onnx.quiet_libraries()
+    model2onnx.export(str(source), "the capital of france", folder)
+    return folder
+
+
+@pytest.mark.parametrize("way", ["api", "parser"])
+def test_rows_of_small_variance_are_normalised_with_the_checkpoints_epsilon(small_variances, way):
+    folder = ModelFolder(small_variances)
+    demo = folder.demo()
+    weights = folder.weights()
+    tables = [("word", folder.config.vocab_size), ("position", 64), ("token_type", 2)]
+    rows = [
+        weights.get(f"embeddings.{kind}_embeddings.weight", (count, 128))[ids[0]]
+        for (kind, count), ids in zip(tables, (demo.inputs[INPUT_NAMES[place]] for place in (0, 2, 1)), strict=True)
+    ]
+    variances = np.sum(rows, axis=0).var(axis=-1)
+    assert 1e-10 < variances.min() <= variances.max() < 1e-8  # an epsilon of 1e-6 would make other rows of them
+    runner, _owner = RUNNERS[way](small_variances)
+    answer = runner.run(demo.inputs)["last_hidden_state"].numpy()
+    assert relative_l2(answer, demo.output) <= 1e-5
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_the_parsers_softmax_computes_in_fp32(model_dir, precision):
+    """In the parsed network, and by numbers: each row of probabilities sums to 1 as fp32 does, not as fp16."""
+    parsed = onnx2trt.parse(ModelFolder(model_dir), precision, TrtLog())
+    layers = [read_layer(parsed.network, index) for index in range(parsed.network.num_layers)]
+    softmaxes = [layer for kind, layer in layers if kind == "SOFTMAX"]
+    assert len(softmaxes) == 2
+    for layer in softmaxes:
+        assert layer.get_input(0).dtype == layer.get_output(0).dtype == trt.DataType.FLOAT
+    names = [layer.get_output(0).name for layer in softmaxes]
+    demo = ModelFolder(model_dir).demo()
+    for probabilities in NetworkRunner(parsed.network, outputs=names, known=parsed.known).run(demo.inputs).values():
+        sums = probabilities.double().sum(-1)
+        assert (sums - 1).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("layer_norm", ["native", "fast"])
+def test_around_wide_operators_the_graph_is_cast_to_fp32_and_back(model_dir, precision, layer_norm):
+    folder = ModelFolder(model_dir)
+    model = onnx.load(str(folder.onnx_path), load_external_data=False)
+    onnx2trt.convert_precision(model, folder.weights(), precision, layer_norm)
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    wide = ["Softmax", *(["LayerNormalization"] if layer_norm == "native" else [])]
+    found = [node for node in model.graph.node if node.op_type in wide]
+    assert len(found) == 2 + (6 if layer_norm == "native" else 0)
+    for node in found:
+        before = made_by[node.input[0]]
+        after = [other for other in model.graph.node if node.output[0] in other.input]
+        assert (before.op_type, before.attribute[0].i) == ("Cast", onnx.TensorProto.FLOAT)
+        assert [(one.op_type, one.attribute[0].i) for one in after] == [("Cast", onnx2trt.ONNX_TYPES[precision])]
 
 
 def test_decomposed_gelu_is_the_erf_gelu_in_elementary_layers(model_dir):
@@ -150,7 +218,7 @@ def test_large_residuals_do_not_overflow_fp16(tmp_path, way):
                 reader.weight[:, 5] = 0.0  # nobody reads the large value, it only passes through the sums
         model.cls.predictions.transform.dense.weight[:, 5] = 0.0
     model.save_pretrained(source)
-    model2onnx.export(str(source), model2onnx.DEFAULT_TEXT, tmp_path / "out")
+    model2onnx.export(str(source), DEFAULT_TEXT, tmp_path / "out")
     demo = ModelFolder(tmp_path / "out").demo()
     runner, _owner = RUNNERS[way](tmp_path / "out", "fp16")
     output = runner.run(demo.inputs)["logit"].numpy()
@@ -166,7 +234,7 @@ def test_a_weight_that_does_not_fit_fp16_is_named(tmp_path, model_dir):
     with torch.no_grad():
         model.bert.encoder.layer[1].output.dense.weight[3, 4] = 70000.0
     model.save_pretrained(source)
-    model2onnx.export(str(source), model2onnx.DEFAULT_TEXT, tmp_path / "out")
+    model2onnx.export(str(source), DEFAULT_TEXT, tmp_path / "out")
     for runner in RUNNERS.values():
         with pytest.raises(UserError, match=r"'bert\.encoder\.layer\.1\.output\.dense\.weight'.*70000.*HALF.*bf16"):
             runner(tmp_path / "out", "fp16")
@@ -372,6 +440,40 @@ def test_scales_of_activations_are_the_same_in_both_ways(model_dir, sentence_fil
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_no_zero_point_stands_beside_an_output_type(model_dir, sentence_file, monkeypatch, kind):
+    """The parsers of TensorRT 10 refuse a DequantizeLinear that has both."""
+    parsed = []
+    parser = trt.OnnxParser
+
+    class Listening:
+        def __init__(self, network, logger):
+            self.parser = parser(network, logger)
+
+        def parse(self, model, path):
+            parsed.append(onnx.ModelProto.FromString(model))
+            return self.parser.parse(model, path)
+
+    monkeypatch.setattr(trt, "OnnxParser", Listening)
+    folder = ModelFolder(model_dir)
+    quantization = quantization_for(folder, sentence_file, kind, GROUPS)
+    onnx2trt.parse(folder, kind, TrtLog(), quantization=quantization)
+    (graph,) = (model.graph for model in parsed)
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    narrow = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(NUMPY_TYPES[QUANTIZED_TYPES[kind]]))
+    dequantized = [node for node in graph.node if node.op_type == "DequantizeLinear"]
+    quantized = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert len(dequantized) > len(quantized) > 0
+    for node in dequantized:
+        assert [attribute.i for attribute in node.attribute if attribute.name == "output_dtype"] == [
+            onnx.TensorProto.FLOAT16
+        ]
+        assert len(node.input) == 2, node.name
+    for node in quantized:
+        assert constants[node.input[2]].data_type == narrow  # the one place that says the type
+        assert not [attribute for attribute in node.attribute if attribute.name == "output_dtype"]
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_a_padded_batch_quantized_gives_what_single_sentences_give(model_dir, sentence_file, kind):
     folder = ModelFolder(model_dir)
     quantization = quantization_for(folder, sentence_file, kind, smoothing=0.5)
@@ -382,6 +484,53 @@ def test_a_padded_batch_quantized_gives_what_single_sentences_give(model_dir, se
         outputs.append(NetworkRunner(made.network, known=made.known).run(inputs)["logit"][0].numpy())
         inputs[MASK_NAME] = np.ones_like(inputs["input_ids"])
     assert relative_l2(*outputs) <= 5e-3
+
+
+def kinds_of(network) -> list[str]:
+    return [read_layer(network, index)[0] for index in range(network.num_layers)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_the_parser_makes_tensorrts_own_attention(model_dir, sentence_file, tmp_path, precision):
+    folder, log = ModelFolder(model_dir), TrtLog()
+    demo = folder.demo()
+    quantization = quantization_for(folder, sentence_file, "int8", LINEAR_GROUPS) if precision == "int8" else None
+    fused = builder.FUSIONS["tensorrt"]
+    parsed = onnx2trt.parse(folder, precision, log, quantization=quantization, fused=fused)
+    kinds = kinds_of(parsed.network)
+    assert kinds.count("ATTENTION_INPUT") == kinds.count("ATTENTION_OUTPUT") == folder.config.num_layers
+    assert "SOFTMAX" not in kinds
+    output = NetworkRunner(parsed.network, known=parsed.known).run(demo.inputs)["logit"].numpy()
+    assert relative_l2(output, demo.output) <= TOLERANCES[precision]
+    options = BuildOptions(SequenceRange(1, 8, 64))
+    assert build_plan(parsed.builder, parsed.network, log, options, tmp_path / "p.plan").num_bytes > 0
+
+
+def test_a_graph_without_the_attention_that_we_write_is_an_error(model_dir):
+    folder = ModelFolder(model_dir)
+    model = load_onnx(folder.onnx_path)
+    next(node for node in model.graph.node if node.op_type == "Mul").op_type = "Div"
+    with pytest.raises(UserError, match="the ONNX graph has no attention around 'node_softmax'; write it again"):
+        onnx2trt.use_attention(model, folder.config)
+
+
+def test_attention_in_one_layer_through_the_parser_is_not_int8(in_process: InProcess, model_dir, tmp_path):
+    arguments = [
+        "--model-dir",
+        model_dir,
+        "--plan",
+        tmp_path / "p.plan",
+        "--fusion",
+        "tensorrt",
+        "--precision",
+        "int8",
+    ]
+    ended = in_process(onnx2trt.main, *arguments, "--quantize", "qkv,attention")
+    assert ended.code == 1
+    assert "leave attention out, or build with --fusion none" in " ".join(ended.err.split())
+    ended = in_process(onnx2trt.main, *arguments, "--json", tmp_path / "r.json")
+    assert ended.code == 0
+    assert json.loads((tmp_path / "r.json").read_text())["fused"] == ["Attention"]
 
 
 @pytest.fixture(scope="module")
@@ -436,7 +585,8 @@ def demo_dir(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
-def test_the_bundled_checkpoint_in_both_ways(in_process: InProcess, demo_dir, kind):
+def test_the_bundled_checkpoint_in_both_ways(in_process: InProcess, monkeypatch, demo_dir, kind):
+    monkeypatch.setattr(demo, "run_with_plugins", lambda args: None)  # test_demo.py has it
     options = ["--calibration-data", demo_dir / "some.txt", "--calibration-sentences", 24, "--smooth", "off"]
     result = demo_dir / "result.json"
     done = in_process(demo.main, "--model-dir", demo_dir, "--precision", kind, "--json", result, *options)
@@ -512,3 +662,122 @@ def test_wrong_quantization_options(
     assert done.code == code
     assert message in " ".join(done.err.split())
     assert not list(tmp_path.glob("*.plan"))
+
+
+# --- what is said before the long work ----------------------------------------------------------------------
+
+
+def ends_here(where: str):
+    def end(*_arguments, **_options):
+        raise UserError(f"ended in {where}")
+
+    return end
+
+
+@pytest.mark.parametrize("main", [builder.main, onnx2trt.main], ids=["builder.py", "onnx2trt.py"])
+def test_missing_bindings_are_told_before_the_build(in_process: InProcess, model_dir, tmp_path, monkeypatch, main):
+    monkeypatch.setattr(pipeline, "warn_of_missing_bindings", ends_here("the warning"))
+    monkeypatch.setattr(pipeline, "build_plan", ends_here("the build"))
+    done = in_process(main, "--model-dir", model_dir, "--plan", tmp_path / "p.plan")
+    assert "ended in the warning" in done.err
+
+
+@pytest.mark.parametrize(
+    ("is_rtx", "capability", "told"),
+    [
+        (True, None, "does not execute there"),
+        (True, (9, 0), "does not execute there"),
+        (True, (8, 9), "does not execute there"),
+        (False, (8, 9), "this GPU is 8.9"),
+        (False, (12, 0), "this GPU is 12.0"),
+        (False, (9, 0), None),
+        (False, None, None),
+    ],
+)
+def test_the_linear_plugin_off_hopper_is_a_warning(
+    in_process: InProcess, model_dir, tmp_path, monkeypatch, is_rtx, capability, told
+):
+    monkeypatch.setattr(builder, "IS_RTX", is_rtx)
+    monkeypatch.setattr(builder, "gpu_capability", lambda: capability)
+    monkeypatch.setattr(builder, "assemble", ends_here("assemble"))
+    options = ["--model-dir", model_dir, "--plan", tmp_path / "p.plan"]
+    done = in_process(builder.main, *options, "--fusion", "all", "--precision", "fp16")
+    assert "ended in assemble" in done.err
+    if told is None:
+        assert "warning" not in done.err
+    else:
+        assert "warning: --fusion all: the Linear plugin has been measured" in done.err
+        err = done.err.replace(f"{tensorrt_product.describe()} ", "")
+        assert f"compute capability 9.0 (Hopper) only, and {told}" in err
+    for fusion, precision in (("plugins", "fp16"), ("none", "fp16"), ("all", "fp32")):  # none has the Linear plugin
+        done = in_process(builder.main, *options, "--fusion", fusion, "--precision", precision)
+        assert "ended in assemble" in done.err
+        assert "warning" not in done.err
+
+
+# --- names that are no UTF-8 ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bad_name(tmp_path):
+    """A folder that Python knows by a name with a surrogate, as every non-ASCII name in an ASCII locale."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("builder.py", ["--batching", "packed", "--sentences", "s.txt", "--fillings", "f.jsonl"]),
+        ("onnx2trt.py", ["--verbose", "--precision", "fp16"]),
+    ],
+)
+def test_folders_and_files_may_have_names_that_are_no_utf8(script, model_dir, bad_name, name, options):
+    shutil.copytree(model_dir, bad_name / "out")
+    (bad_name / "s.txt").write_bytes(b"the capital of [MASK]\nno mask\n")
+    options = [str(bad_name / option) if "." in option else option for option in options]
+    done = script(
+        name, "--model-dir", bad_name / "out", "--plan", bad_name / "p.plan", "--json", bad_name / "j.json", *options
+    )
+    assert done.returncode == 0, done.stderr
+    assert (bad_name / "p.plan").stat().st_size > 0
+    assert json.loads((bad_name / "j.json").read_text())["plan"] == str(bad_name / "p.plan")
+    if name == "builder.py":
+        records = [json.loads(line) for line in (bad_name / "f.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert len(records[0]["fillings"][0]) == 10
+        assert records[1]["error"].startswith(f"{bad_name / 's.txt'}, line 2: no [MASK]")
+
+
+def test_a_plugin_library_may_lie_in_a_folder_that_is_no_utf8(bad_name, model_dir, script):
+    folder = bad_name / "plugins"
+    folder.mkdir()
+    for library in built_plugins().glob("*.so"):
+        shutil.copy(library, folder)
+    options = ("--model-dir", model_dir, "--plan", bad_name / "p.plan", "--layer-norm", "fast")
+    done = script("onnx2trt.py", *options, BERT_PLUGINS_BUILD_DIR=str(folder))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_output_folder_may_have_a_name_that_is_no_utf8(checkpoint, bad_name):
+    model2onnx.export(str(checkpoint), DEFAULT_TEXT, bad_name / "out")
+    assert len(load_tokenizer(ModelFolder(bad_name / "out"))) == ModelFolder(bad_name / "out").config.vocab_size
+    assert sorted(path.name for path in bad_name.iterdir()) == ["out"]
+
+
+def test_a_checkpoint_in_a_folder_that_is_no_utf8_is_refused_with_the_remedy(checkpoint, bad_name):
+    shutil.copytree(checkpoint, bad_name / "checkpoint")
+    with pytest.raises(UserError, match="the safetensors library reads no path that is not valid UTF-8; rename the"):
+        model2onnx.load_checkpoint(str(bad_name / "checkpoint"))
+
+
+def test_a_script_works_where_names_and_text_are_not_of_the_locale(tmp_path, checkpoint, script):
+    environment = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = script(
+        "model2onnx.py",
+        *("--model", checkpoint, "--text", "caf\u00e9 [MASK]", "--out-dir", tmp_path / "caf\u00e9"),
+        **environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert ModelFolder(tmp_path / "caf\u00e9").demo().text == "caf\u00e9 [MASK]"
+    assert "PyTorch fp32: caf\\xe9 [MASK]" in done.stdout

@@ -44,7 +44,8 @@ from calibrator import (
 from common import UserError
 from model_files import MASK_NAME, ModelFolder
 from network_runner import NetworkRunner
-from quantization import GROUPS, LINEAR_GROUPS, METHODS, Settings, encoder_products, in_groups
+from options import GROUPS, LINEAR_GROUPS, METHODS, Settings
+from quantization import encoder_products, in_groups
 from sentences import Sentence
 from trt_helper import QUANTIZED_MAXIMA, QUANTIZED_TYPES, TrtLog
 
@@ -215,6 +216,31 @@ def test_mse_is_the_least_error_of_the_values_themselves(case, kind):
     candidates = np.abs(values).max() * np.geomspace(1, 1 / 16, 300)
     least = min(brute_force_error(values, candidate, kind) for candidate in candidates)
     assert brute_force_error(values, range_of(values, "mse", kind), kind) <= 1.02 * least
+
+
+def test_mse_of_even_values_is_near_the_largest():
+    """Nothing is gained by cutting off: half the range would cost a thousand times as much as the whole."""
+    values = np.linspace(0, 1, 100_000, dtype=np.float32)
+    assert 0.97 <= range_of(values, "mse") <= 1
+
+
+@pytest.mark.parametrize(("outlier", "bulk"), [(8.0, 1e5), (20.0, 1e7), (60.0, 1e9)])
+def test_mse_finds_ranges_far_below_the_largest(outlier, bulk):
+    """So many ordinary values that a single outlier is better cut off: to about a half, a quarter, a twelfth."""
+    limit = 64.0
+    middles = (np.arange(BINS) + 0.5) * limit / BINS
+    counts = np.round(bulk * np.exp(-(middles**2) / 2) * limit / BINS).astype(np.int64)
+    counts[int(outlier / limit * BINS)] = 1
+
+    def error(candidate: float) -> float:
+        rounded = np.rint(np.minimum(middles / candidate, 1) * 127) / 127 * candidate
+        return float(np.sum(counts * (rounded - middles) ** 2))
+
+    least = min(error(candidate) for candidate in outlier * np.linspace(1 / 16, 1, 2000))
+    found = calibrator.mse_range(counts, limit, outlier, "int8")
+    # Of a histogram the error goes up and down by some percent, by how many bins there are in a step.
+    assert error(found) <= 1.1 * least
+    assert outlier / 16 <= found < 0.75 * outlier
 
 
 def test_one_outlier_makes_max_coarse_and_mse_not():

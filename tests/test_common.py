@@ -275,3 +275,135 @@ def test_a_bug_is_not_hidden():
 def test_an_interrupt_ends_with_130_and_without_a_traceback():
     answer = run_code("from common import run_script\ndef main(): raise KeyboardInterrupt\nrun_script(main)")
     assert (answer.returncode, answer.stderr) == (130, "interrupted\n")
+
+
+# --- standard output and standard error -------------------------------------------------------------------
+
+# What a script does: a table, lines, a warning, a file; then it ends with its code.
+PRINTS = """
+import sys
+from pathlib import Path
+from rich.table import Table
+from common import console, log_console, run_script, warn, write_whole
+def main():
+    table = Table(title="caf\\u00e9 \\u2192 \\udcff")
+    table.add_column("word")
+    table.add_row("\\u5317\\u4eac")
+    console.print(table)
+    with log_console.status("working"):
+        warn("\\u00e9 \\udcff")
+    for number in range(20_000):
+        print("line", number)
+    with write_whole(Path(sys.argv[1])) as file:
+        file.write(b"whole")
+    return int(sys.argv[2])
+run_script(main)
+"""
+
+
+def run_in_shell(tmp_path: Path, rest: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Runs PRINTS by a shell, which closes or redirects as ``rest`` says; {} in it is the command."""
+    (tmp_path / "prints.py").write_text(PRINTS)
+    command = rest.replace("{}", f"{sys.executable} prints.py file")
+    variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run(["bash", "-c", command], env=variables, cwd=tmp_path, capture_output=True, check=False)
+
+
+@pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize(
+    ("closed", "out_is_closed", "error_is_closed"),
+    [(">&-", True, False), ("2>&-", False, True), (">&- 2>&-", True, True), ("<&- >&- 2>&-", True, True)],
+)
+def test_with_closed_streams_the_work_is_done_and_the_code_is_that_of_the_result(
+    tmp_path, closed, out_is_closed, error_is_closed, code
+):
+    answer = run_in_shell(tmp_path, f"{{}} {code} {closed}")
+    assert answer.returncode == code
+    assert (tmp_path / "file").read_bytes() == b"whole"
+    assert (answer.stdout == b"") == out_is_closed
+    assert answer.stderr == (b"" if error_is_closed else b"warning: \xc3\xa9 \\udcff\n")
+
+
+def test_what_a_library_writes_to_a_closed_standard_output_does_not_get_into_a_file(tmp_path):
+    """The lowest free number would be 1, and the next file that is opened would get it."""
+    code = "import os\nfrom common import run_script\ndef main():\n    file = open('file', 'wb')\n"
+    code += "    os.write(1, b'from C')\n    os.write(2, b'from C')\n    return file.fileno()\nrun_script(main)"
+    (tmp_path / "writes.py").write_text(code)
+    command = ["bash", "-c", f"{sys.executable} writes.py <&- >&- 2>&-"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path, check=False)
+    assert done.returncode > 2
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.parametrize(("code", "ended"), [(0, 1), (3, 3)])
+def test_a_full_standard_output_is_an_error_that_names_it_and_files_are_whole(tmp_path, code, ended):
+    answer = run_in_shell(tmp_path, f"{{}} {code} > /dev/full")
+    assert answer.returncode == ended
+    last = answer.stderr.decode().splitlines()[-1]
+    assert last.startswith("error: cannot write to standard output: No space left on device; ")
+    assert b"Traceback" not in answer.stderr
+    assert b"Exception" not in answer.stderr
+    assert (tmp_path / "file").read_bytes() == b"whole"
+
+
+def test_a_full_standard_error_is_a_failure_too(tmp_path):
+    answer = run_in_shell(tmp_path, "{} 0 2> /dev/full")
+    assert answer.returncode == 1
+    assert answer.stdout.endswith(b"line 19999\n")
+    assert (tmp_path / "file").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_after_the_reader_has_ended_the_work_goes_on_in_silence(tmp_path, code):
+    answer = run_in_shell(tmp_path, f"set -o pipefail; {{}} {code} | head -1")
+    assert answer.returncode == code
+    assert answer.stdout.count(b"\n") == 1
+    assert answer.stderr == b"warning: \xc3\xa9 \\udcff\n"
+    assert (tmp_path / "file").read_bytes() == b"whole"
+
+
+ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("left_out", [None, "PYTHONIOENCODING"])
+def test_where_only_ascii_can_be_written_other_characters_are_escaped(tmp_path, left_out):
+    answer = run_in_shell(tmp_path, "{} 0", **{key: value for key, value in ASCII.items() if key != left_out})
+    assert answer.returncode == 0
+    out = answer.stdout.decode("ascii")
+    assert "caf\\xe9 \\u2192 \\udcff" in out
+    assert "| \\u5317\\u4eac |" in out  # the table's lines are ASCII too, not escapes
+    assert answer.stderr == b"warning: \\xe9 \\udcff\n"
+
+
+def test_a_name_that_is_no_utf8_is_shown_with_escapes_in_an_error():
+    told = run_code("from common import *\ndef main(): raise UserError('no bad\\udcff')\nrun_script(main)")
+    assert (told.returncode, told.stderr) == (1, "error: no bad\\udcff\n")
+
+
+@pytest.mark.parametrize(
+    ("rest", "code"),
+    [("{} > /dev/full", 1), ("{} >&-", 0), ("set -o pipefail; {} | true", 0), ("{} 2> /dev/full --wrong", 2)],
+)
+def test_help_and_wrong_usage_end_like_everything_else(tmp_path, rest, code):
+    (tmp_path / "script.py").write_text(
+        "import argparse\nfrom common import run_script\n"
+        "def main():\n    argparse.ArgumentParser().parse_args()\n    return 0\nrun_script(main)"
+    )
+    arguments = "--help" if "--wrong" not in rest else ""
+    command = rest.replace("{}", f"{sys.executable} script.py {arguments}")
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    answer = subprocess.run(["bash", "-c", command], env=variables, cwd=tmp_path, capture_output=True, check=False)
+    assert answer.returncode == code
+    assert b"Traceback" not in answer.stderr
+    assert b"Exception" not in answer.stderr
+
+
+SCRIPTS = [
+    *("model2onnx.py", "builder.py", "onnx2trt.py", "calibrator.py", "sensitivity.py", "fill_masks.py", "demo.py"),
+    *("plugins/build.py", "plugins/testLayerNormPlugin.py"),
+]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_runs_by_run_script(name):
+    assert (ROOT / name).read_text().endswith('\n\nif __name__ == "__main__":\n    run_script(main)\n')

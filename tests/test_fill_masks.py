@@ -21,16 +21,14 @@ from transformers import AutoTokenizer, BertForMaskedLM
 import builder
 import fill_masks
 import model2onnx
-from builder import BATCHINGS, FUSIONS
 from common import UserError, run_script
 from fill_masks import fill_file, make_batches, ranges_of_plan
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
 from network_runner import NetworkRunner
+from options import BATCHINGS, FUSIONS, ONE_SENTENCE, SequenceRange
 from packing import check_batch
 from sentences import Sentence
 from trt_helper import (
-    ONE_SENTENCE,
-    SequenceRange,
     TrtLog,
     check_in_profile,
     execution_obstacle,

@@ -25,8 +25,10 @@ from test_infer_helper import FakeCuda
 import gpu_check
 import trt_helper
 from common import UserError
-from gpu_check import BATCHINGS, COLUMNS, FUSIONS, SIZES, TOLERANCES, Check, Checks, Combination, Step
+from comparison import SequenceError
+from gpu_check import COLUMNS, SIZES, Check, Checks, Combination, Step
 from model_files import ModelFolder
+from options import BATCHINGS, FUSIONS, TOLERANCES
 from trt_helper import TrtLog
 
 ROOT = Path(__file__).parent.parent
@@ -107,9 +109,28 @@ def test_a_check_goes_wrong_by_an_error_and_the_next_is_made(tmp_path):
     }
 
 
-@pytest.mark.parametrize(("values", "worst"), [([1.0, 3.0, 2.0], 3.0), ([1.0, float("nan"), 2.0], float("nan"))])
-def test_nan_is_the_largest_error(values, worst):
-    np.testing.assert_equal(gpu_check.largest(values), worst)
+def judged(precision: str, *errors: float) -> Check:
+    check = Check()
+    gpu_check.judge(check, {str(i): SequenceError(9, error, 2.0) for i, error in enumerate(errors)}, precision, "X")
+    return check
+
+
+@pytest.mark.parametrize(
+    ("precision", "errors", "status", "told"),
+    [
+        ("fp16", (1e-3, 5e-3), "ok", "5e-03"),
+        ("fp16", (1e-3, 6e-3), "wrong", "1: relative L2 error 6.00e-03 against X, at most 5.0e-03"),
+        ("fp16", (float("nan"), 1e-3), "wrong", "0: relative L2 error nan against X"),
+        ("int8", (1e-2, 6e-2), "ok", "4e-02"),  # one is off by more, and all together are not
+        ("int8", (6e-2, 6e-2), "wrong", "all together: relative L2 error 6.00e-02 against X, at most 5.0e-02"),
+        ("int8", (*[1e-3] * 99, 0.3), "wrong", "99: relative L2 error 3.00e-01 against X, at most 2.5e-01"),
+        ("int8", (1e-3, float("nan")), "wrong", "1: relative L2 error nan"),
+    ],
+)
+def test_errors_are_judged_one_by_one_and_in_8_bits_together(precision, errors, status, told):
+    check = judged(precision, *errors)
+    assert check.status == status
+    assert told in (check.reason or check.cell)
 
 
 def test_bits_tell_zeros_and_nans_apart():
@@ -305,13 +326,17 @@ def no_two_runs_alike(output: np.ndarray, run: int, shape: Any) -> None:
 @pytest.mark.parametrize(
     ("fault", "column", "told"),
     [
-        (wrong_everywhere, "sizes", "least size: relative L2 error 1.00e-02 against the runner, at most 1e-05"),
-        (wrong_everywhere, "pytorch", "3 tokens: relative L2 error 1.00e-02, at most 1e-05"),
+        (
+            wrong_everywhere,
+            "sizes",
+            "least size: relative L2 error 1.00e-02 against network_runner.py, at most 1.0e-05",
+        ),
+        (wrong_everywhere, "pytorch", "least size: relative L2 error 1.00e-02 against network_runner.py in fp32"),
         (wrong_everywhere, "library_apart", "least size: relative L2 error 1.00e-02"),
         (wrong_for_one_token, "sizes", "least size: relative L2 error 1.00e+00"),
         (wrong_the_second_time, "sizes", "least size again: relative L2 error 1.00e-02"),
         (nan_at_the_greatest, "sizes", "greatest size: relative L2 error nan"),
-        (wrong_for_short_sequences, "pytorch", "3 tokens: relative L2 error 1.00e-02"),
+        (wrong_for_short_sequences, "pytorch", "3 tokens: relative L2 error 1.00e-02 against PyTorch"),
         (no_two_runs_alike, "graph", "values differ at the least size"),
     ],
 )
@@ -488,7 +513,8 @@ def quick(monkeypatch, tmp_path, model_dir):
     rows: dict[Combination, dict[str, Check]] = {}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(gpu_check, "export_model", lambda name, folder, log: None)
-    monkeypatch.setattr(gpu_check, "test_layer_norm", lambda log: Check())
+    monkeypatch.setattr(gpu_check, "build_plugins", Check)
+    monkeypatch.setattr(gpu_check, "layer_norm_test", lambda log: Check())
     monkeypatch.setattr(
         gpu_check, "run_row", lambda one, model, out, executes, log: rows.get(one, {"build": Check()})
     )
@@ -509,7 +535,6 @@ def test_without_a_gpu_it_says_so_and_ends_well(quick, in_process, monkeypatch, 
 
 def test_a_failure_is_named_and_the_files_to_send(quick, in_process, monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_check, "execution_obstacle", lambda: None)
-    monkeypatch.setattr(gpu_check, "query_gpus", lambda: [{"name": "A GPU", "compute_cap": "8.6"}])
     quick[PACKED] = {"build": Check(cell="2.0 s"), "graph": Check("wrong", reason="7 of 9 values differ")}
     done = in_process(gpu_check.main, "--only", "none,fp32,packed", "--json", "report.json")
     assert done.code == 1
@@ -523,7 +548,7 @@ def test_a_failure_is_named_and_the_files_to_send(quick, in_process, monkeypatch
 
 def test_a_precision_that_the_gpu_lacks_is_skipped(quick, in_process, monkeypatch):
     monkeypatch.setattr(gpu_check, "execution_obstacle", lambda: None)
-    monkeypatch.setattr(gpu_check, "query_gpus", lambda: [{"name": "A GPU", "compute_cap": "7.5"}])
+    monkeypatch.setattr(gpu_check, "gpu_capability", lambda: (7, 5))
     quick[Combination("none", "packed", "bf16")] = {"build": Check("wrong", reason="must not be run")}
     done = in_process(gpu_check.main, "--only", "none,packed,bf16")
     assert done.code == 0

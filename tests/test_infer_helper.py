@@ -5,19 +5,34 @@ computes y = 2 x in it; both record what is asked of them. Whether TensorRT exec
 test_plan_execution below, which needs a GPU that the installed TensorRT supports.
 """
 
+import json
 import math
 import sys
 import types
+import zlib
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pytest
 
+import pipeline
+import plugin_layers
+import tensorrt_product
 import trt_helper
 from common import UserError
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
+from options import SequenceRange
 from tensorrt_product import trt
-from trt_helper import InferHelper, PlanError, SequenceRange, TrtLog, execution_obstacle, profile_shapes
+from trt_helper import (
+    InferHelper,
+    PlanError,
+    PlanInfo,
+    TrtLog,
+    execution_obstacle,
+    info_path,
+    profile_shapes,
+)
 
 
 class FakeCuda(types.ModuleType):
@@ -119,7 +134,11 @@ class FakeEngine:
     def get_tensor_profile_shape(self, name, profile) -> Any:
         return [(1, 1), (1, 4), (1, 8)]
 
-    def create_execution_context(self):
+    def create_runtime_config(self):
+        return types.SimpleNamespace()
+
+    def create_execution_context(self, runtime_config=None):
+        self.runtime_config = runtime_config
         return self
 
     def set_input_shape(self, name, shape):
@@ -168,6 +187,14 @@ def engine(cuda, monkeypatch):
 
     monkeypatch.setattr(trt, "Runtime", Runtime)
     return fake
+
+
+def describe_plan(plan, library: str = "", embedded: bool = False) -> None:
+    """Writes PLAN.json, as a build does."""
+    content = plan.read_bytes()
+    product, version = tensorrt_product.describe().split()
+    info = PlanInfo(product, version, [], zlib.crc32(content), len(content), {}, 1, 0.0, library, embedded)
+    info_path(plan).write_text(json.dumps(asdict(info)))
 
 
 @pytest.fixture
@@ -269,7 +296,7 @@ def test_a_plan_that_tensorrt_cannot_load(engine, cuda, plan):
     ("driver", "pycuda", "reason"),
     [
         (False, True, "no driver is installed"),
-        (True, False, r"pycuda is not installed \(pip install"),
+        (True, False, r"pycuda is not installed.*: pip install -r requirements-pycuda\.txt"),
     ],
 )
 def test_execution_obstacle(monkeypatch, driver, pycuda, reason, plan):
@@ -282,6 +309,199 @@ def test_execution_obstacle(monkeypatch, driver, pycuda, reason, plan):
         monkeypatch.setitem(sys.modules, "pycuda.driver", None)
     with pytest.raises(UserError, match=rf"plans cannot be executed here: .*{reason}"):
         InferHelper(plan)
+
+
+def test_kernels_are_compiled_before_they_are_timed(engine, plan, monkeypatch):
+    """TensorRT for RTX would run stand-ins meanwhile; the full product has no such choice."""
+    strategies = types.SimpleNamespace(EAGER="eager")
+    monkeypatch.setattr(trt, "DynamicShapesKernelSpecializationStrategy", strategies, raising=False)
+    InferHelper(plan).close()
+    assert engine.runtime_config.dynamic_shapes_kernel_specialization_strategy == "eager"
+    monkeypatch.delattr(trt, "DynamicShapesKernelSpecializationStrategy")
+    InferHelper(plan).close()
+    assert engine.runtime_config is None
+
+
+@pytest.mark.skipif(not trt_helper.IS_RTX, reason="only tensorrt_rtx has the strategies")
+def test_the_eager_strategy_exists():
+    strategies: Any = getattr(trt, "DynamicShapesKernelSpecializationStrategy")  # noqa: B009
+    assert {"EAGER", "LAZY"} <= set(strategies.__members__)
+    runtime_config: Any = trt.IRuntimeConfig
+    assert runtime_config.dynamic_shapes_kernel_specialization_strategy.fset is not None  # a property to be set
+
+
+@pytest.mark.parametrize(
+    ("library", "embedded", "allowed", "loaded"),
+    [("", False, False, 0), ("p.so", False, False, 1), ("p.so", True, True, 0), (None, False, False, 0)],
+)
+def test_host_code_is_allowed_where_the_plan_holds_it(engine, plan, monkeypatch, library, embedded, allowed, loaded):
+    runtimes, loads = [], []
+
+    class Runtime:
+        engine_host_code_allowed = False
+
+        def __init__(self, log):
+            runtimes.append(self)
+
+        def deserialize_cuda_engine(self, plan):
+            return engine
+
+    monkeypatch.setattr(trt, "Runtime", Runtime)
+    monkeypatch.setattr(plugin_layers, "load_library", lambda: loads.append(1))
+    if library is not None:  # else a plan from elsewhere, which says nothing
+        describe_plan(plan, library, embedded)
+    InferHelper(plan).close()
+    assert [runtime.engine_host_code_allowed for runtime in runtimes] == [allowed]
+    assert len(loads) == loaded
+
+
+NO_CREATOR = "IPluginRegistry::getCreator: Error Code 4: Cannot find plugin: LayerNorm, version: 1, namespace:."
+
+
+class ForgetfulRuntime:
+    """Deserializes a plan once its plugin library is loaded."""
+
+    def __init__(self, engine, told: str = NO_CREATOR) -> None:
+        self.engine, self.told, self.loads, self.attempts = engine, told, 0, 0
+
+    def __call__(self, log) -> "ForgetfulRuntime":
+        return self
+
+    def load_library(self) -> None:
+        self.loads += 1
+
+    def deserialize_cuda_engine(self, plan):
+        self.attempts += 1
+        if self.loads:
+            return self.engine
+        trt_helper.LOGGER.log(trt.ILogger.ERROR, self.told)
+        return None
+
+
+def test_a_plan_that_lacks_its_creators_gets_the_built_library(engine, plan, monkeypatch):
+    runtime = ForgetfulRuntime(engine)
+    monkeypatch.setattr(trt, "Runtime", runtime)
+    monkeypatch.setattr(plugin_layers, "load_library", runtime.load_library)
+    with InferHelper(plan) as helper:
+        assert helper.infer({"x": np.array([[3]])})["y"] == [[6]]
+    assert (runtime.loads, runtime.attempts) == (1, 2)
+
+
+def test_a_plan_that_the_built_library_does_not_help_is_an_error_after_two_attempts(engine, plan, monkeypatch):
+    runtime = ForgetfulRuntime(engine)
+    monkeypatch.setattr(trt, "Runtime", runtime)
+    monkeypatch.setattr(plugin_layers, "load_library", lambda: None)
+    with pytest.raises(PlanError, match=r"cannot load the plan .*: .*Cannot find plugin: LayerNorm"):
+        InferHelper(plan)
+    assert runtime.attempts == 2
+
+
+def test_creators_that_nothing_can_bring_are_told(engine, plan, monkeypatch):
+    def no_library():
+        raise UserError("the plugins are not built. Build them: make plugins")
+
+    runtime = ForgetfulRuntime(engine)
+    monkeypatch.setattr(trt, "Runtime", runtime)
+    monkeypatch.setattr(plugin_layers, "load_library", no_library)
+    with pytest.raises(PlanError, match=r"Cannot find plugin: LayerNorm.*not built\. Build them: make plugins"):
+        InferHelper(plan)
+    assert runtime.attempts == 1
+
+
+def test_another_error_does_not_load_plugins(engine, plan, monkeypatch):
+    runtime = ForgetfulRuntime(engine, "Platform mismatch between build and runtime environments")
+    monkeypatch.setattr(trt, "Runtime", runtime)
+    monkeypatch.setattr(plugin_layers, "load_library", runtime.load_library)
+    with pytest.raises(PlanError, match="Platform mismatch"):
+        InferHelper(plan)
+    assert (runtime.loads, runtime.attempts) == (0, 1)
+
+
+def test_a_verbose_log_goes_on_while_and_after_a_plan_is_executed(engine, plan, tmp_path):
+    with (tmp_path / "verbose.log").open("wb") as file:
+        log = TrtLog(file)
+        with InferHelper(plan):
+            trt_helper.LOGGER.log(trt.ILogger.VERBOSE, "while it is executed")
+        trt_helper.LOGGER.log(trt.ILogger.ERROR, "after it")
+    assert "while it is executed" in (tmp_path / "verbose.log").read_text()
+    assert "after it" in (tmp_path / "verbose.log").read_text()
+    assert log.take_errors() == "after it"
+
+
+def test_errors_from_before_are_not_a_plans(engine, plan):
+    trt_helper.LOGGER.listener = TrtLog()
+    trt_helper.LOGGER.log(trt.ILogger.ERROR, "of an earlier build")
+    plan.write_bytes(b"from another version")
+    with pytest.raises(PlanError, match="header does not match") as told:
+        InferHelper(plan)
+    assert "earlier build" not in str(told.value)
+
+
+class FakeDriver:
+    """libcuda with one GPU of compute capability 8.6, or with none."""
+
+    def __init__(self, answer: int = 0) -> None:
+        self.answer = answer
+
+    def cuInit(self, flags):
+        return self.answer
+
+    def cuDeviceGet(self, device, index):
+        return self.answer
+
+    def cuDeviceGetAttribute(self, value, attribute, device):
+        value._obj.value = {75: 8, 76: 6}[attribute]
+        return self.answer
+
+
+@pytest.mark.parametrize(("answer", "capability"), [(0, (8, 6)), (100, None)])
+def test_gpu_capability_needs_nothing_but_the_driver(monkeypatch, answer, capability):
+    monkeypatch.setattr(trt_helper.ctypes, "CDLL", lambda name: FakeDriver(answer))
+    assert trt_helper.gpu_capability() == capability
+
+
+@pytest.fixture
+def missing_bindings(cuda, monkeypatch):
+    """A machine with a GPU and pycuda, but without cuda-bindings."""
+    monkeypatch.setattr(pipeline, "gpu_capability", lambda: (8, 9))
+    for name in ("cuda", "cuda.bindings", "cuda.bindings.runtime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    pipeline.warn_of_missing_bindings.cache_clear()
+    yield cuda
+    pipeline.warn_of_missing_bindings.cache_clear()
+
+
+def test_without_cuda_bindings_there_is_a_warning_and_no_graph(missing_bindings, engine, plan, capsys):
+    pipeline.warn_of_missing_bindings()
+    pipeline.warn_of_missing_bindings()
+    told = capsys.readouterr().err
+    assert told.count("not timed in a CUDA graph: cuda-bindings is not installed") == 1
+    assert "pip install -r requirements-gpu.txt" in told
+    with InferHelper(plan) as helper, pytest.raises(UserError, match="no CUDA graph can be captured: cuda-bindings"):
+        helper.benchmark({"x": np.ones((1, 2), np.int32)}, runs=2, cuda_graph=True)
+
+
+def test_a_plan_is_timed_without_cuda_bindings(missing_bindings, engine, plan):
+    config = types.SimpleNamespace(output_name="y")
+    job: Any = types.SimpleNamespace(
+        plan_path=plan, inputs={"x": np.ones((1, 2))}, latency={}, folder=types.SimpleNamespace(config=config)
+    )
+    np.testing.assert_array_equal(pipeline._execute_plan(job), [[2, 2]])
+    assert list(job.latency) == ["enqueue"]
+
+
+def test_a_missing_pycuda_is_told_before_the_build(missing_bindings, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    pipeline.warn_of_missing_bindings()
+    told = capsys.readouterr().err
+    assert "warning: the plan will be built but not executed: pycuda is not installed" in told
+    assert "pip install -r requirements-pycuda.txt" in told
+
+
+def test_without_a_gpu_nothing_is_missing(missing_bindings, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "gpu_capability", lambda: None)
+    pipeline.warn_of_missing_bindings()
+    assert capsys.readouterr().err == ""
 
 
 def test_no_obstacle_on_a_supported_gpu(cuda):
@@ -301,8 +521,9 @@ def test_tensorrt_rtx_does_not_execute_on_hopper(cuda, monkeypatch):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_plan_execution(model_dir, tmp_path, precision):
     import builder
-    from comparison import TOLERANCES, relative_l2
-    from trt_helper import BuildOptions, SequenceRange, build_plan
+    from comparison import relative_l2
+    from options import TOLERANCES, SequenceRange
+    from trt_helper import BuildOptions, build_plan
 
     folder, log = ModelFolder(model_dir), TrtLog()
     bert = builder.assemble(folder, log, precision)

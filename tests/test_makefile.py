@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,10 @@ $2" ;;
   "-c "*venv*) {venv} ;;
   "-m venv "*) {make_venv} ;;
   *"-r requirements-gpu.txt"*) {install_gpu} ;;
+  *"-r requirements-pycuda.txt"*) {install_pycuda} ;;
+  *"-r plugins/requirements-cuda.txt"*) {install_cuda} ;;
   *"plugins/build.py --check-tools"*) {check_tools} ;;
-  "-m pip install"*) {install} ;;
+  *"-m pip install"*) {install} ;;
 esac
 """
 COPY_ITSELF = (
@@ -55,6 +58,8 @@ class Project:
             "make_venv": COPY_ITSELF,
             "install": "exit 0",
             "install_gpu": "exit 0",
+            "install_pycuda": "exit 0",
+            "install_cuda": "exit 0",
             "check_tools": "exit 0",
         }
         path = self.folder / "fake-python"
@@ -62,9 +67,11 @@ class Project:
         path.chmod(0o755)
         return path
 
-    def make(self, target: str, python: Path | str | None = None, gpu: int = 0) -> subprocess.CompletedProcess[str]:
+    def make(
+        self, target: str, python: Path | str | None = None, gpu: int = 0, variables: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess[str]:
         self.log.write_text("")
-        command = ["make", target, f"PYTHON={python or self.interpreter()}", f"GPU={gpu}"]
+        command = ["make", target, f"PYTHON={python or self.interpreter()}", f"GPU={gpu}", *variables]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
         return subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False, timeout=60
@@ -128,8 +135,49 @@ def test_a_cuda_compiler_is_installed_where_there_is_none(project):
     assert project.asked("-r plugins/requirements-cuda.txt")
     assert project.make("demo", without).returncode == 0
     assert project.asked("pip install") == []
+
+
+def test_the_demo_goes_on_without_a_cuda_compiler_that_cannot_be_installed(project):
+    """And tries again the next time."""
+    without = project.interpreter(check_tools="exit 1", install_cuda="exit 1")
+    answer = project.make("demo", without)
+    assert answer.returncode == 0
+    assert "warning: plugins/requirements-cuda.txt could not be installed" in answer.stderr
+    assert project.log.read_text().splitlines()[-1] == "demo.py"
+    project.make("demo", without)
+    assert project.asked("-r plugins/requirements-cuda.txt")
+
+
+@pytest.mark.parametrize("target", ["test", "plugins"])
+def test_what_needs_the_plugins_fails_without_a_cuda_compiler(project, target):
+    answer = project.make(target, project.interpreter(check_tools="exit 1", install_cuda="exit 1"))
+    assert answer.returncode != 0
+    assert project.asked("-m pytest") == []
+
+
+def test_the_demo_builds_the_plugins_itself(project):
+    assert project.make("demo").returncode == 0
+    assert project.asked("plugins/build.py") == ["plugins/build.py --check-tools"]
+
+
+def test_the_plugins_are_built_before_the_tests_whose_output_pytest_keeps(project):
+    assert project.make("test").returncode == 0
     asked = project.log.read_text().splitlines()
-    assert asked.index("plugins/build.py") < asked.index("demo.py")
+    assert asked.index("plugins/build.py") < asked.index("-m pytest tests")
+
+
+@pytest.mark.parametrize("variables", [(), ("ARCHITECTURES=all",), ("ARCHITECTURES=80,90",)])
+def test_the_plugins_are_built_for_the_architectures_that_are_named(project, variables):
+    assert project.make("plugins", variables=variables).returncode == 0
+    options = [f"--architectures {one.partition('=')[2]}" for one in variables]
+    assert project.log.read_text().splitlines()[-1] == " ".join(["plugins/build.py", *options])
+
+
+def test_pip_shows_its_progress(project):
+    project.make("demo")
+    (asked,) = project.asked("-r requirements.txt")
+    assert asked.startswith("progress.py installing ")
+    assert "--quiet" not in asked
 
 
 def test_a_second_run_installs_nothing_again(project):
@@ -156,8 +204,12 @@ def test_demo_after_test_installs_nothing(project):
 
 def test_a_changed_requirement_is_installed(project):
     project.make("demo")
-    later = time.time() + 10
-    os.utime(project.folder / "requirements.txt", (later, later))
+    earlier = time.time() - 10
+    for stamp in (project.folder / ".venv").glob(".installed*"):
+        os.utime(stamp, (earlier, earlier))
+    for requirements in project.folder.glob("plugins/requirements*.txt"):
+        os.utime(requirements, (earlier - 10, earlier - 10))
+    (project.folder / "requirements.txt").touch()
     project.make("demo")
     assert len(project.asked("pip install")) == 1
     assert project.asked("-m venv") == []
@@ -187,6 +239,7 @@ def test_a_gpu_adds_its_requirements(project):
     assert [line.split("-r ")[-1] for line in project.asked("pip install")] == [
         "requirements.txt",
         "requirements-gpu.txt",
+        "requirements-pycuda.txt",
     ]
 
 
@@ -195,6 +248,18 @@ def test_gpu_requirements_that_cannot_be_installed_are_a_warning(project):
     assert answer.returncode == 0
     assert "warning: requirements-gpu.txt could not be installed" in answer.stderr
     assert "plans will be built but not executed" in answer.stderr
+    assert project.asked("demo.py")
+
+
+def test_a_pycuda_that_cannot_be_compiled_does_not_cost_tensorrt(project):
+    answer = project.make("demo", project.interpreter(install_pycuda="exit 1"), gpu=1)
+    assert answer.returncode == 0
+    assert "warning: pycuda could not be compiled" in answer.stderr
+    assert "requirements-gpu.txt could not" not in answer.stderr
+    assert project.asked("-r requirements-gpu.txt")
+    wanted = [line for line in (ROOT / "requirements-gpu.txt").read_text().splitlines() if not line.startswith("#")]
+    assert any(line.startswith("tensorrt==") for line in wanted)
+    assert not any(line.startswith("pycuda") for line in wanted)
     assert project.asked("demo.py")
 
 

@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+import transformers
 from conftest import Script, make_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -485,6 +486,120 @@ def test_a_checkpoint_in_several_files_is_read(damaged):
     assert parts[1].name in refusal(damaged)
 
 
+# The keys of a configuration that transformers knows, those of a BERT and those of every model, besides its sizes.
+CONFIG_KEYS = sorted(
+    set(transformers.BertConfig().to_dict())
+    | set(transformers.PretrainedConfig().to_dict())
+    | {
+        *("attn_implementation", "attribute_map", "auto_map", "base_model_pp_plan", "base_model_tp_plan", "decoder"),
+        *("experts_implementation", "generation_config", "gradient_checkpointing", "is_encoder_decoder", "label2id"),
+        *("layer_types", "name_or_path", "num_labels", "pruned_heads", "quantization_config", "rope_parameters"),
+        *("rope_scaling", "sub_configs", "task_specific_params", "tokenizer_class", "torch_dtype"),
+    }
+)
+WRONG_VALUES = [5, "text", ["a"], {"a": {"b": [1]}}, None, False]
+SIZES = {"vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings", "type_vocab_size"}
+TOLD_OTHERWISE = dict.fromkeys(
+    SIZES, "do not belong together"
+) | {  # where the value is right, and the weights differ
+    "num_hidden_layers": "the checkpoint lacks",
+    "tie_word_embeddings": "the checkpoint lacks",
+    "quantization_config": "quantization config",  # in words of transformers
+    "rope_parameters": "rope",
+    "rope_scaling": "rope",
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model2onnx.quiet_libraries()
+    return make_checkpoint(tmp_path_factory.mktemp("tiny"), num_hidden_layers=1, hidden_size=16, intermediate_size=24)
+
+
+@pytest.mark.parametrize("key", CONFIG_KEYS)
+def test_a_configuration_value_of_another_type_is_refused_by_name_or_changes_nothing(tiny, key):
+    path = tiny / "config.json"
+    before = path.read_text()
+    model, tokenizer, config = model2onnx.load_checkpoint(str(tiny))
+    inputs, _ = model2onnx.tokenize(TEXT, tokenizer, config)
+    expected, _ = model2onnx.run_pytorch(model, inputs, config.has_head)
+    try:
+        for value in WRONG_VALUES:
+            path.write_text(json.dumps(json.loads(before) | {key: value}))
+            try:
+                model, _, config = model2onnx.load_checkpoint(str(tiny))
+            except UserError as error:
+                told = str(error)
+                assert told.startswith(f"--model {tiny}: "), told
+                assert key in told or TOLD_OTHERWISE.get(key, key) in told, (value, told)
+                assert "\n" not in told
+            else:
+                answer, _ = model2onnx.run_pytorch(model, inputs, config.has_head)
+                if answer.shape == expected.shape:  # not those of a model whose head is left out
+                    assert np.array_equal(answer, expected) or key == "hidden_act", value
+    finally:
+        path.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("layer_types", 5), ("rope_scaling", "text"), ("auto_map", 5), ("model_type", [1])]
+)
+def test_the_entry_that_transformers_cannot_use_is_shown_with_its_value_and_the_remedy(damaged, key, value):
+    path = damaged / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    told = refusal(damaged)
+    assert told.startswith(f"--model {damaged}: config.json: {key} is {value!r}, which transformers cannot use (")
+    assert told.endswith("); correct or remove it")
+
+
+# --- weights that are no numbers --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_weight_that_is_not_finite_is_named_with_its_place_and_their_number(damaged, value, dtype):
+    def change(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        weights = {name: weight.to(dtype) for name, weight in weights.items()}
+        weights[f"{QUERY}.weight"][3, 7] = value
+        weights[f"{QUERY}.weight"][100, 2] = value
+        weights["cls.predictions.bias"][1] = value  # a later one
+        return weights
+
+    change_weights(damaged, change)
+    told = refusal(damaged)
+    assert (
+        f"weight '{QUERY}.weight' has 2 values that are not finite, of 16384; the first is {value} at [3, 7]" in told
+    )
+
+
+def test_a_checkpoint_that_overflowed_when_it_was_saved_in_fp16_is_refused(damaged):
+    def overflow(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        weights["bert.embeddings.word_embeddings.weight"][5] = 1e5
+        return half(weights)
+
+    change_weights(damaged, overflow)
+    told = refusal(damaged)
+    assert "weight 'bert.embeddings.word_embeddings.weight' has 128 values that are not finite" in told
+    assert "too large for the type in which it was saved, such as fp16" in told
+
+
+def test_the_largest_finite_weights_are_accepted_and_an_answer_that_overflows_is_refused(damaged):
+    def change(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        weights["bert.encoder.layer.0.intermediate.dense.weight"].fill_(torch.finfo(torch.float32).max)
+        return weights
+
+    change_weights(damaged, change)
+    model, tokenizer, config = model2onnx.load_checkpoint(str(damaged))
+    inputs, _ = model2onnx.tokenize(TEXT, tokenizer, config)
+    with pytest.raises(UserError, match="PyTorch's answer in fp32 has values that are not finite"):
+        model2onnx.run_pytorch(model, inputs, config.has_head)
+
+
+def test_weights_that_bert_does_not_read_may_be_anything(damaged):
+    change_weights(damaged, lambda weights: weights | {"bert.pooler.dense.bias": torch.full((128,), float("nan"))})
+    model2onnx.load_checkpoint(str(damaged))
+
+
 def remove_tokenizer(folder: Path, *kept: str) -> None:
     for name in {"tokenizer.json", "tokenizer_config.json", "vocab.txt"} - set(kept):
         (folder / name).unlink()
@@ -528,13 +643,26 @@ def loaded(checkpoint: Path) -> tuple[Any, Any]:
     return tokenizer, config
 
 
+@pytest.mark.parametrize("text", ["caf\u00e9 [MASK]", "the capital [MASK]", "\u5317\u4eac [MASK]"])
+def test_the_text_is_the_same_in_an_ascii_locale(text):
+    """There Python makes of every other byte of the command line a surrogate."""
+    assert model2onnx.decode_text(text.encode().decode("ascii", "surrogateescape")) == text
+    assert model2onnx.decode_text(text) == text
+
+
+@pytest.mark.parametrize("text", ["[MASK] \udcff", "[MASK] \ud800"])
+def test_bytes_of_the_command_line_that_are_no_text_are_refused(text):
+    with pytest.raises(UserError) as raised:
+        model2onnx.decode_text(text)
+    assert str(raised.value).startswith(f"--text {text!a} is not valid text (")
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
         ("the capital", "--text 'the capital' has no [MASK]; write it where a word is to be filled in"),
         ("", "--text '' has no [MASK]"),
         ("a " * 62 + "[MASK]", "--text: 65 tokens, but the position table has 64; shorten the text"),
-        ("[MASK] \udcff", "--text '[MASK] \\udcff' is not valid text"),
     ],
 )
 def test_a_sentence_that_cannot_be_used_is_refused_with_the_remedy(loaded, text, told):

@@ -10,7 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plugin_build_for_tests import built_plugins
-from test_trt_helper import OneLayer, random
+from test_trt_helper import (
+    OneLayer,
+    attention_inputs,
+    attention_loop,
+    close,
+    packed_attention_loop,
+    random,
+    random_mask,
+)
 
 import builder
 import network_runner
@@ -18,6 +26,7 @@ import onnx2trt
 from common import UserError
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
 from network_runner import NetworkRunner, UnsupportedLayerError
+from options import BATCHINGS
 from plugin_layers import Known, layer_norm_layer
 from plugins.plugin_host import TensorSpec
 from quantization import Quantization, encoder_products
@@ -100,12 +109,137 @@ def test_fp16_products_accumulate_in_fp32():
     assert net_output(net).item() == 8192.0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("transposes", [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("shape", [(1, 1, 4096, 1), (3, 7, 1024, 5), (2, 64, 768, 64)])
+def test_a_narrow_product_is_rounded_once(shape, transposes, dtype):
+    """All partial sums are kept in fp32. Positive factors: the sum grows, and each rounding of it would show."""
+    batch, rows, inner, columns = shape
+    generator = torch.Generator().manual_seed(0)
+    a = torch.rand(batch, rows, inner, generator=generator).to(dtype)
+    b = torch.rand(batch, inner, columns, generator=generator).to(dtype)
+    given_a = a.transpose(-1, -2).contiguous() if transposes[0] else a
+    given_b = b.transpose(-1, -2).contiguous() if transposes[1] else b
+    found = network_runner.matrix_multiply(given_a, given_b, *transposes)
+    assert found.dtype == dtype
+    exact = a.double() @ b.double()
+    step = torch.finfo(dtype).eps * 2 ** exact.log2().floor()  # between two numbers of the type
+    # Half a step is the one rounding; fp32 sums of up to 4096 terms add less than a hundredth of a step.
+    assert ((found.double() - exact).abs() <= 0.51 * step).all()
+
+
+def test_partial_sums_beyond_fp16_are_no_infinities():
+    a = torch.tensor([[[60000.0, 60000.0, -60000.0, -60000.0, 1.0]]], dtype=torch.float16)
+    ones = torch.ones(1, 5, 1, dtype=torch.float16)
+    assert network_runner.matrix_multiply(a, ones, False, False).item() == 1.0
+
+
 def test_normalization_computes_in_fp32():
     net = OneLayer("fp16")
     x = random(1, 1, 64, scale=20000.0)
     gamma = np.ones(64, np.float32)
     net.helper.markOutput(net.helper.addLayerNorm(net.input(x), gamma, gamma * 0, 1e-12, "n"), "y")
     assert np.abs(net_output(net)).max() < 10
+
+
+# --- TensorRT's own attention -------------------------------------------------------------------------------
+
+small = st.integers(1, 9)
+NEWER: Any = trt  # TensorRT 10.13, whose types are checked, has no attention
+
+
+@pytest.mark.parametrize("kind", ["none", "boolean", "added"])
+@settings(max_examples=20, deadline=None)
+@given(batch=st.integers(1, 3), heads=st.integers(1, 3), rows=small, width=small, seed=small)
+def test_attention_by_a_loop(kind, batch, heads, rows, width, seed):
+    q, k, v = (random(batch, heads, rows, width, seed=seed + place) for place in range(3))
+    mask = {
+        "none": None,
+        "boolean": random_mask(seed, batch, 1, rows, rows),
+        "added": random(1, heads, rows, rows, seed=seed, scale=5),
+    }[kind]
+    given_mask = None if mask is None else torch.from_numpy(mask)
+    tensors = [torch.from_numpy(values) for values in (q, k, v)]
+    found = network_runner.attention(tensors[0], tensors[1], tensors[2], given_mask)
+    close(found.numpy(), attention_loop(q, k, v, mask))
+
+
+@pytest.mark.parametrize("lengths", [(1,), (1, 1, 1), (5, 1, 7), (3, 0, 4), (16,)])
+def test_packed_attention_by_a_loop(lengths):
+    """A sequence of one token sees itself alone: its output is its value."""
+    q, k, v = (random(sum(lengths), 2, 6, seed=seed) for seed in range(3))
+    ends = np.cumsum([0, *lengths]).astype(np.int32)
+    found = network_runner.packed_attention(*map(torch.from_numpy, (q, k, v, ends))).numpy()
+    close(found, packed_attention_loop(q, k, v, [length for length in lengths if length]))
+    for begin, length in zip(ends, lengths, strict=False):
+        if length == 1:
+            np.testing.assert_array_equal(found[begin], v[begin])
+
+
+def test_attention_of_fp16_is_rounded_once():
+    """Scores and probabilities stay fp32: rounded to fp16, 2049 equal probabilities would not sum to 1."""
+    ones = torch.ones(1, 1, 2049, 8, dtype=torch.float16)
+    found = network_runner.attention(ones * 100, ones * 100, ones, None)
+    assert found.dtype == torch.float16
+    assert (found == 1).all()
+
+
+def test_a_mask_that_is_added_is_read_from_the_network():
+    net = OneLayer()
+    q, k, v = (random(1, 2, 5, 8, seed=seed) for seed in range(3))
+    added = random(1, 1, 5, 5, seed=3, scale=3)
+    tensors = [net.input(values) for values in (q, k, v)]
+    output = net.helper.addAttention(*tensors, "own", mask=net.input(added))
+    close(net.run(output), attention_loop(q, k, v, added))
+
+
+def packed(attention: Any, net: Any) -> None:
+    attention.query_form = NEWER.AttentionIOForm.PACKED_NHD
+    attention.query_lengths = net.helper.addInput("ends", trt.DataType.INT32, (2,))
+
+
+def causal(attention: Any, net: Any) -> None:
+    attention.causal_kind = NEWER.CausalMaskKind.LOWER_RIGHT
+
+
+def without_softmax(attention: Any, net: Any) -> None:
+    attention.norm_op = NEWER.AttentionNormalizationOp.NONE
+
+
+def quantized(attention: Any, net: Any) -> None:
+    attention.normalization_quantize_to_type = trt.DataType.INT8
+    attention.normalization_quantize_scale = net.helper.addConstant(np.full((), 0.01, np.float32), "scale")
+
+
+def shorter(attention: Any, net: Any) -> None:
+    attention.key_value_lengths = net.helper.addInput("ends", trt.DataType.INT32, (1,))
+
+
+def fewer_heads(attention: Any, net: Any) -> None:
+    for place in (1, 2):
+        attention.set_input(place, net.helper.addInput(f"head{place}", trt.DataType.FLOAT, (1, 1, 4, 8)))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (causal, "causal attention"),
+        (without_softmax, "attention with AttentionNormalizationOp.NONE"),
+        (quantized, "attention with quantized probabilities"),
+        (fewer_heads, "attention with fewer heads of keys than of queries"),
+        (packed, "attention with queries and keys in different forms or of different lengths"),
+        (shorter, "attention with queries and keys in different forms or of different lengths"),
+    ],
+)
+def test_attention_that_is_not_berts_is_refused_by_name(change, told):
+    net: Any = OneLayer()
+    softmax, no_mask = NEWER.AttentionNormalizationOp.SOFTMAX, NEWER.CausalMaskKind.NONE
+    attention = net.network.add_attention_v2(*attention_inputs(net, 1, 2, 4, 8), softmax, no_mask)
+    attention.name = "own"
+    change(attention, net)
+    net.network.mark_output(attention.get_output(0))
+    with pytest.raises(UnsupportedLayerError, match=f"cannot run layer 'own_AttentionInput': {told}"):
+        NetworkRunner(net.network)
 
 
 def test_shapes_computed_at_run_time_are_followed():
@@ -179,11 +313,16 @@ def test_the_graph_can_be_printed_and_traced(model_dir):
     assert "def forward(self, input_ids, token_type_ids, position_ids)" in runner.module.code
 
 
+@pytest.mark.parametrize("fusion", ["none", "tensorrt"])
 @pytest.mark.parametrize("way", ["api", "parser"])
-def test_the_graph_can_be_compiled_as_a_whole(model_dir, way):
+def test_the_graph_can_be_compiled_as_a_whole(model_dir, way, fusion):
     """No break in the graph: nothing in it has to go back to Python, which would also forbid a CUDA graph."""
-    folder = ModelFolder(model_dir)
-    made = builder.assemble(folder, TrtLog()) if way == "api" else onnx2trt.parse(folder, "fp32", TrtLog())
+    folder, fused = ModelFolder(model_dir), builder.FUSIONS[fusion]
+    made: Any = (
+        builder.assemble(folder, TrtLog(), fused=fused)
+        if way == "api"
+        else onnx2trt.parse(folder, "fp32", TrtLog(), fused=fused)
+    )
     runner = NetworkRunner(made.network, known=made.known)
     integers = torch.int32 if way == "api" else torch.int64
     inputs = [torch.as_tensor(folder.demo().inputs[name]).to(integers) for name in runner.input_names]
@@ -355,7 +494,7 @@ def test_a_product_whose_scales_cannot_follow_it_is_run_on_dequantized_factors()
     np.testing.assert_allclose(net_output(net), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("batching", builder.BATCHINGS)
+@pytest.mark.parametrize("batching", BATCHINGS)
 def test_int8_kernels_equal_the_simulation(model_dir, batching):
     folder = ModelFolder(model_dir)
     made = quantized_bert(folder, batching=batching)
@@ -571,7 +710,7 @@ def test_a_wrong_batch_is_refused_before_it_runs(model_dir, batching, wrong, tol
 # --- compiled graphs, and the plugins in them ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batching", builder.BATCHINGS)
+@pytest.mark.parametrize("batching", BATCHINGS)
 @pytest.mark.parametrize(("fusion", "precision"), [("none", "fp32"), ("plugins", "fp32"), ("all", "fp16")])
 def test_networks_of_batches_and_plugins_can_be_compiled_as_a_whole(model_dir, fusion, precision, batching):
     built_plugins()

@@ -8,7 +8,7 @@ import pytest
 
 from comparison import Comparison, best_words, relative_l2
 from model_files import DemoIO
-from pipeline import capability_list, sequence_range
+from options import capability_list, sequence_range
 
 TOKENS = [f"word{number}" for number in range(50)]
 

@@ -132,7 +132,8 @@ def test_nothing_is_launched_with_shapes_that_were_not_told_or_not_accepted(call
     """Linear and SkipLayerNorm would leave out their bias: only onShapeChange says how many inputs there are."""
     steps = calls_in_wrong_orders(name)
     refused = [
-        f"{name} plugin, enqueue: shapes and number of inputs are unknown; expected a successful onShapeChange before",
+        f"{name} plugin, enqueue: shapes and number of inputs are unknown; "
+        "expected a successful onShapeChange before",
         "enqueue: -1",
     ]
     assert steps["created"] == refused

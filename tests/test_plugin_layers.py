@@ -1,6 +1,7 @@
 """The plugins inside networks of the real TensorRT: built through the API and through the parser."""
 
 import json
+import types
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,11 @@ import builder
 import onnx2trt
 import plugin_layers
 from common import UserError
-from comparison import TOLERANCES, relative_l2
+from comparison import relative_l2
 from model_files import ModelFolder
 from network_runner import NetworkRunner, UnsupportedLayerError
+from options import LAYER_NORM_KERNELS, TOLERANCES, SequenceRange
 from plugin_layers import (
-    LAYER_NORM_KERNELS,
     Known,
     PluginLayers,
     check_creators,
@@ -33,7 +34,6 @@ from trt_helper import (
     DTYPES,
     BuildOptions,
     LayerError,
-    SequenceRange,
     TrtLog,
     TrtNetworkHelper,
     build_plan,
@@ -476,6 +476,46 @@ def test_attention_on_a_cpu_is_its_reference():
     qkv, mask = torch.randn(2, 3, 192), torch.tensor([[1, 1, 0], [1, 0, 0]], dtype=torch.int32)
     found = reference.REFERENCES[layer.plugin](qkv, mask, **layer.fields)
     torch.testing.assert_close(found[1, 0], qkv[1, 0, 128:])  # one key: its value
+
+
+class NetworkWithPluginCall:
+    """What PluginLayers needs of a network that has ``add_plugin_v3``."""
+
+    def __init__(self) -> None:
+        self.added = []
+
+    def add_plugin_v3(self, inputs, shape_inputs, plugin):
+        self.added.append((inputs, shape_inputs, plugin))
+        return "layer"
+
+
+def test_the_network_decides_how_plugins_are_added(monkeypatch):
+    """Whichever product it belongs to; the parser and its shim stay out of it."""
+
+    def refuse(*_arguments):
+        raise AssertionError("the parser's way was taken")
+
+    monkeypatch.setattr(plugin_layers.rtx_parser_shim, "load", refuse)
+    monkeypatch.setattr(trt, "OnnxParser", refuse)
+    monkeypatch.setattr(plugin_layers, "_create", lambda layer: layer.name)
+    network: Any = NetworkWithPluginCall()
+    layer = layer_norm_layer("norm", 8, trt.DataType.FLOAT, 1e-12, "fast")
+    layers = PluginLayers(network, TrtLog(), [layer])
+    tensors: Any = ["x", "gamma", "beta"]
+    assert layers.place("norm", tensors) == "layer"
+    assert network.added == [(["x", "gamma", "beta"], [], "norm")]
+
+
+def test_loading_the_library_needs_no_shim(monkeypatch, tmp_path):
+    def refuse():
+        raise AssertionError("the shim was loaded")
+
+    loaded = []
+    registry = types.SimpleNamespace(load_library=lambda path: loaded.append(path) or "handle")
+    monkeypatch.setattr(plugin_layers.rtx_parser_shim, "load", refuse)
+    monkeypatch.setattr(trt, "get_plugin_registry", lambda: registry)
+    assert plugin_layers._load_once.__wrapped__(tmp_path / "p.so") == tmp_path / "p.so"
+    assert loaded == [str(tmp_path / "p.so")]
 
 
 def test_a_library_from_before_a_plugin_was_written_is_named(tmp_path):

@@ -13,17 +13,13 @@ from test_trt_helper import OneLayer, random
 import builder
 from common import UserError
 from model_files import ModelFolder
+from options import BATCHINGS, DEFAULT_DATA, GROUPS, LINEAR_GROUPS, Settings, add_quantization_arguments
 from quantization import (
-    DEFAULT_DATA,
     DIVISORS,
-    GROUPS,
-    LINEAR_GROUPS,
     MEASURABLE_BYTES,
     Product,
     Quantization,
     QuantizedParts,
-    Settings,
-    add_quantization_arguments,
     check_quantized,
     encoder_products,
     in_groups,
@@ -42,7 +38,7 @@ def folder(model_dir: Path) -> ModelFolder:
     return ModelFolder(model_dir)
 
 
-@pytest.mark.parametrize("batching", builder.BATCHINGS)
+@pytest.mark.parametrize("batching", BATCHINGS)
 def test_products_and_their_tensors_are_in_the_network(folder, batching):
     made = builder.assemble(folder, TrtLog(), "fp32", batching=batching)
     layers = {layer.name: layer for layer in (made.network.get_layer(i) for i in range(made.network.num_layers))}

@@ -19,7 +19,8 @@ from calibrator import Subject, batch_inputs, batches, calibrate, read_data
 from common import UserError
 from comparison import best_words, relative_l2
 from model_files import ModelFolder
-from quantization import LINEAR_GROUPS, Quantization, Settings, encoder_products, in_groups
+from options import DEFAULT_TEXT, LINEAR_GROUPS, Settings
+from quantization import Quantization, encoder_products, in_groups
 from sensitivity import Change, Evaluation, calibrate_best, hide_word, quantization_of, rank, spare
 from sentences import Sentence
 from trt_helper import TrtLog
@@ -48,7 +49,7 @@ def outlier_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         layer.intermediate.dense.weight[:, 5] = 1e-4
     model.save_pretrained(source)
     model2onnx.quiet_libraries()
-    model2onnx.export(str(source), model2onnx.DEFAULT_TEXT, place / "out")
+    model2onnx.export(str(source), DEFAULT_TEXT, place / "out")
     return place / "out"
 
 

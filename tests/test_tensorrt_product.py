@@ -31,7 +31,7 @@ def test_full_tensorrt_wins_when_new_enough(tmp_path):
 
 
 def test_too_old_full_tensorrt_is_passed_over(tmp_path):
-    (tmp_path / "tensorrt.py").write_text('__version__ = "10.11.0.33"\n')
+    (tmp_path / "tensorrt.py").write_text('__version__ = "10.12.0.36"\n')
     assert import_with("", tmp_path).stdout.startswith("tensorrt_rtx ")
 
 
@@ -39,7 +39,7 @@ def test_too_old_full_tensorrt_asked_for_by_name_is_an_error(tmp_path):
     (tmp_path / "tensorrt.py").write_text('__version__ = "8.6.1"\n')
     answer = import_with("tensorrt", tmp_path)
     assert answer.returncode != 0
-    assert "version 8.6.1 is installed, 10.12 or newer is needed" in answer.stderr
+    assert "version 8.6.1 is installed, 10.13 or newer is needed" in answer.stderr
 
 
 def test_unknown_product_is_an_error():

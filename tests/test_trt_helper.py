@@ -1,6 +1,7 @@
 """TrtNetworkHelper's layers against NumPy and PyTorch in fp64, its errors, and what is checked before a plan runs."""
 
 import gc
+import itertools
 import math
 import shutil
 from typing import Any
@@ -13,8 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tensorrt_product
+import trt_helper
 from common import UserError
-from network_runner import NetworkRunner
+from model_files import LENGTHS_NAME
+from network_runner import NetworkRunner, read_layer
+from options import SequenceRange
 from plugin_layers import Known
 from tensorrt_product import trt
 from trt_helper import (
@@ -24,7 +28,6 @@ from trt_helper import (
     Latency,
     LayerError,
     PlanError,
-    SequenceRange,
     TrtLog,
     TrtNetworkHelper,
     as_tuple,
@@ -34,6 +37,7 @@ from trt_helper import (
     check_plan,
     convert_weight,
     create_builder,
+    has_packed_attention,
     info_path,
     profile_shapes,
     quantize_weight,
@@ -159,6 +163,7 @@ HARD_ROWS = {
     "a constant row": np.full((1, 2, 768), 3.0, np.float32),  # variance 0: only epsilon keeps it finite
     "a planted outlier": np.concatenate([random(1, 4, 767), np.full((1, 4, 1), 500.0, np.float32)], axis=-1),
     "a large mean": random(1, 4, 769, scale=1e-2) + 100.0,  # E[x²] − mean² loses all digits here
+    "a small variance": random(1, 4, 64, scale=1e-5),  # 1e-10: far above an epsilon of 1e-12, far below one of 1e-6
     "values near fp16's largest": random(1, 4, 64, scale=15000.0),  # squares overflow fp16
 }
 
@@ -179,6 +184,16 @@ def test_layer_norm(precision, case):
 
 
 @PRECISIONS
+@pytest.mark.parametrize("epsilon", [1e-12, 1e-7, 1e-5])
+def test_layer_norm_has_the_epsilon_that_was_asked_for(precision, epsilon):
+    net = OneLayer(precision)
+    ones = np.ones(8, np.float32)
+    net.helper.markOutput(net.helper.addLayerNorm(net.input(random(1, 2, 8)), ones, ones, epsilon, "n"), "y")
+    layers = dict(read_layer(net.network, index) for index in range(net.network.num_layers))
+    assert layers["NORMALIZATION"].epsilon == np.float32(epsilon)
+
+
+@PRECISIONS
 def test_softmax_of_a_long_row_sums_to_one(precision):
     x = random(1, 2, 3, 512, scale=3)
     net = OneLayer(precision)
@@ -195,6 +210,84 @@ def test_softmax_along_another_axis():
     net = OneLayer()
     output = net.run(net.helper.addSoftmax(net.input(x), "p", axis=1))
     np.testing.assert_allclose(output, torch.from_numpy(x).double().softmax(1).numpy(), rtol=1e-5)
+
+
+def attention_loop(query, key, value, mask=None):
+    """Attention in fp64, one query after another: (B, N, S, D) -> the same. ``mask`` (B, N, S, S) is true, or finite
+    and added, where a query may look."""
+    query, key, value = (np.asarray(array, np.float64) for array in (query, key, value))
+    output = np.zeros_like(query)
+    for batch, head, row in np.ndindex(*query.shape[:3]):
+        scores = np.array([np.dot(query[batch, head, row], one) for one in key[batch, head]])
+        if mask is not None:
+            seen = np.broadcast_to(mask, (*query.shape[:3], key.shape[2]))[batch, head, row]
+            scores = np.where(seen, scores, -np.inf) if seen.dtype == bool else scores + seen
+        weights = np.exp(scores - scores.max())
+        output[batch, head, row] = weights @ value[batch, head] / weights.sum()
+    return output
+
+
+def packed_attention_loop(query, key, value, lengths):
+    """The same for sequences one after another: (T, N, D) -> the same."""
+    ends = np.cumsum([0, *lengths])
+    parts = []
+    for begin, end in itertools.pairwise(ends):
+        q, k, v = (array[None, begin:end].swapaxes(1, 2) for array in (query, key, value))  # each (1, N, S, D)
+        parts.append(attention_loop(q, k, v)[0].swapaxes(0, 1))
+    return np.concatenate(parts)
+
+
+def random_mask(seed, *shape):
+    """Every query sees something, one sees nothing but one key, one sees everything."""
+    mask = np.random.default_rng(seed).random(shape) < 0.5
+    mask[..., np.arange(shape[-1]), np.arange(shape[-1])] = True
+    mask[..., 0, :] = np.arange(shape[-1]) == shape[-1] - 1
+    mask[..., -1, :] = True
+    return mask
+
+
+small = st.integers(1, 9)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("masked", [False, True])
+@settings(max_examples=15, deadline=None)
+@given(batch=st.integers(1, 3), heads=st.integers(1, 3), length=small, width=small, shared=st.booleans(), seed=small)
+def test_tensorrts_attention(precision, masked, batch, heads, length, width, shared, seed):
+    q, k, v = (random(batch, heads, length, width, seed=seed + place) for place in range(3))
+    mask = random_mask(seed, 1 if shared else batch, 1 if shared else heads, length, length) if masked else None
+    net = OneLayer(precision)
+    tensors = [net.input(values, dynamic=(0, 2)) for values in (q, k, v)]
+    given_mask = None if mask is None else net.input(mask, trt.DataType.BOOL, dynamic=(2, 3))
+    output = net.run(net.helper.addAttention(*tensors, "attention", mask=given_mask))
+    q, k, v = (as_stored(values, precision) for values in (q, k, v))
+    close(output, attention_loop(q, k, v, mask), precision)
+
+
+@PRECISIONS
+@settings(max_examples=15, deadline=None)
+@given(lengths=st.lists(small, min_size=1, max_size=5), heads=st.integers(1, 3), width=small, seed=small)
+def test_tensorrts_attention_in_packed_form(precision, lengths, heads, width, seed):
+    q, k, v = (random(sum(lengths), heads, width, seed=seed + place) for place in range(3))
+    net = OneLayer(precision)
+    tensors = [net.input(values, dynamic=(0,)) for values in (q, k, v)]
+    ends = net.input(np.cumsum([0, *lengths]).astype(np.int32), trt.DataType.INT32, dynamic=(0,))
+    output = net.run(net.helper.addAttention(*tensors, "attention", cu_seqlens=ends))
+    q, k, v = (as_stored(values, precision) for values in (q, k, v))
+    close(output, packed_attention_loop(q, k, v, lengths), precision)
+
+
+@PRECISIONS
+def test_tensorrts_attention_of_scores_beyond_fp16(precision):
+    """Whole numbers, so that the scores, up to 640000, are exact in fp32: what is left is softmax's own rounding."""
+    whole = np.random.default_rng(0)
+    q, k = (whole.integers(-100, 101, (2, 2, 7, 64)).astype(np.float32) for _ in range(2))
+    k[0, 0] = k[0, 0, :1]  # all scores of a query equal
+    v = random(2, 2, 7, 64)
+    net = OneLayer(precision)
+    tensors = [net.input(values) for values in (q, k, v)]
+    output = net.run(net.helper.addAttention(*tensors, "attention"))
+    close(output, attention_loop(q, k, as_stored(v, precision)), precision)
 
 
 def test_relu_tanh_log_add_scale():
@@ -267,6 +360,89 @@ def test_a_reshape_that_cannot_be_is_an_error():
         net.helper.addReshape(net.input(random(1, 4, 8)), (0, -1, 3, 5), "heads")
 
 
+def attention_inputs(net, *shape):
+    return [net.input(random(*shape)) for _ in range(3)]
+
+
+def test_attention_of_wrong_shape_is_an_error():
+    net = OneLayer()
+    with pytest.raises(LayerError, match=r"layer 'own' is wrong\. Inputs: x0 FLOAT \[2, 4, 8\]; .*must be 4D"):
+        net.helper.addAttention(*attention_inputs(net, 2, 4, 8), "own")
+
+
+def test_a_mask_that_does_not_fit_is_an_error():
+    net = OneLayer()
+    tensors = attention_inputs(net, 1, 2, 4, 8)
+    mask = net.input(np.ones((1, 1, 4, 5), bool), trt.DataType.BOOL)
+    with pytest.raises(LayerError, match=r"layer 'own' is wrong\. .*x3 BOOL \[1, 1, 4, 5\]\. .*broadcastable"):
+        net.helper.addAttention(*tensors, "own", mask=mask)
+
+
+def test_lengths_of_the_wrong_type_are_an_error():
+    net = OneLayer()
+    tensors = attention_inputs(net, 4, 2, 8)
+    lengths = net.input(np.array([0, 4]), trt.DataType.INT64)
+    with pytest.raises(LayerError, match=r"layer 'own' refuses x3 INT64 \[2\]\. TensorRT: .*INT32"):
+        net.helper.addAttention(*tensors, "own", cu_seqlens=lengths)
+
+
+def test_a_tensorrt_without_attention_is_an_error_that_says_which_has_it(monkeypatch):
+    """TensorRT 10.13."""
+    for name in ("add_attention", "add_attention_v2"):
+        monkeypatch.delattr(trt.INetworkDefinition, name)
+    net = OneLayer()
+    with pytest.raises(UserError, match=r"has no attention layer of its own .*10\.14 on, .*--fusion none or plugins"):
+        net.helper.addAttention(*attention_inputs(net, 1, 2, 4, 8), "own")
+
+
+class EarlierAttention:
+    """That of TensorRT 10.14 to 10.16, which knows no forms."""
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("query_form", "key_value_form", "query_lengths", "key_value_lengths"):
+            raise AttributeError(name)
+        return getattr(self.real, name)
+
+
+def test_tensorrt_10_14_has_attention_but_not_in_packed_form(monkeypatch):
+    definition: Any = trt.INetworkDefinition
+    add = definition.add_attention
+    monkeypatch.delattr(trt.INetworkDefinition, "add_attention_v2")
+    net = OneLayer()
+    q, k, v = (random(1, 2, 4, 8, seed=seed) for seed in range(3))
+    tensors = [net.input(values) for values in (q, k, v)]
+    close(net.run(net.helper.addAttention(*tensors, "own")), attention_loop(q, k, v))
+    monkeypatch.setattr(
+        trt.INetworkDefinition, "add_attention", lambda *given, causal: EarlierAttention(add(*given, causal))
+    )
+    lengths = net.input(np.array([0, 4]), trt.DataType.INT32)
+    with pytest.raises(UserError, match=r"has no attention in packed form; TensorRT has it from 11\.0 on"):
+        net.helper.addAttention(*tensors, "own", cu_seqlens=lengths)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@PRECISIONS
+def test_whether_packed_attention_can_run_is_what_tensorrt_builds(precision, packed, tmp_path):
+    """RTX 1.7.1 takes the packed form and then has no kernel; padded it builds every type, with several kernels if
+    need be. This fails when a TensorRT can more."""
+    net = OneLayer(precision)
+    if packed:
+        lengths = net.helper.addInput(LENGTHS_NAME, trt.DataType.INT32, (2,))
+        y = net.helper.addAttention(*attention_inputs(net, 4, 2, 64), "own", cu_seqlens=lengths)
+    else:
+        y = net.helper.addAttention(*attention_inputs(net, 1, 2, 4, 64), "own")
+    net.helper.markOutput(y, "y")
+    options = BuildOptions(SequenceRange(1, 4, 4))
+    if packed and not has_packed_attention(DTYPES[precision]):
+        with pytest.raises(UserError, match="no fused kernel is available"):
+            build_plan(net.builder, net.network, net.log, options, tmp_path / "p.plan")
+    else:
+        assert build_plan(net.builder, net.network, net.log, options, tmp_path / "p.plan").num_bytes > 0
+
+
 def test_an_input_of_the_same_name_is_an_error():
     net = OneLayer()
     net.helper.addInput("ids", trt.DataType.INT32, (1, -1))
@@ -314,6 +490,37 @@ def test_tied_weights_are_stored_once():
     net.helper.addConstant(table, "embedding")
     net.helper.addConstant(table, "decoder", shape=(1, 10, 4))
     assert net.helper.weights["embedding"] is net.helper.weights["decoder"]
+
+
+class WatchedNetwork:
+    """A network of which one method is watched, and another may be missing, as in TensorRT 10.13."""
+
+    def __init__(self, network, lacks: tuple[str, ...] = ()) -> None:
+        self.network, self.lacks, self.called = network, lacks, []
+
+    def __getattr__(self, name):
+        if name in self.lacks:
+            raise AttributeError(name)
+        if name.startswith("add_normalization"):
+            self.called.append(name)
+        return getattr(self.network, name)
+
+
+def normalization_plan(path, lacks=()):
+    net = OneLayer("fp16")
+    x = net.input(random(1, 3, 8).astype(np.float16), dynamic=(1,))
+    watched = net.helper.network = WatchedNetwork(net.network, lacks)
+    net.helper.markOutput(net.helper.addLayerNorm(x, random(8) + 1, random(8), 1e-12, "norm"), "y")
+    build(net, path)
+    return watched.called[-1], path.read_bytes()
+
+
+@pytest.mark.skipif(not hasattr(trt.INetworkDefinition, "add_normalization_v2"), reason="TensorRT before 10.15")
+def test_layer_norm_takes_the_newer_call_where_there_is_one(tmp_path):
+    newer, plan = normalization_plan(tmp_path / "newer.plan")
+    older, same = normalization_plan(tmp_path / "older.plan", ("add_normalization_v2",))
+    assert (newer, older) == ("add_normalization_v2", "add_normalization")
+    assert plan == same
 
 
 # --- building ---------------------------------------------------------------------------------------------
@@ -372,6 +579,106 @@ def test_compute_capability_is_refused_by_the_full_product(monkeypatch):
     monkeypatch.setattr("trt_helper.IS_RTX", False)
     with pytest.raises(UserError, match="builds for the GPU of this machine only; leave the option out"):
         set_compute_capabilities(small_network().builder.create_builder_config(), ["8.6"])
+
+
+class EmptyBuilder:
+    """Says that it has built, and writes nothing."""
+
+    def build_serialized_network_to_stream(self, network, config, writer):
+        return True
+
+
+def test_a_plan_of_no_bytes_is_an_error_and_leaves_the_old_plan(tmp_path):
+    (tmp_path / "p.plan").write_bytes(b"old")
+    net: Any = small_network()
+    stand_in: Any = EmptyBuilder()
+    config = net.builder.create_builder_config()
+    with pytest.raises(UserError, match=r"built the plan .*p\.plan, but wrote 0 bytes: .*; build it again"):
+        trt_helper._build_to_file(stand_in, net.network, config, net.log, tmp_path / "p.plan")
+    assert (tmp_path / "p.plan").read_bytes() == b"old"
+
+
+class TimingConfig:
+    """The part of IBuilderConfig that has to do with timings. It takes only its own cache, or an empty one."""
+
+    GOOD = b"timings of this GPU"
+
+    def __init__(self, refusal: str) -> None:
+        self.refusal = refusal
+        self.taken: bytes | None = None
+
+    def create_timing_cache(self, timings):
+        if timings in (b"", self.GOOD):
+            return timings
+        if self.refusal == "create raises":
+            raise TypeError("incompatible function arguments")
+        return None if self.refusal == "create returns None" else timings
+
+    def set_timing_cache(self, cache, ignore_mismatch):
+        assert not ignore_mismatch
+        if cache is None:
+            raise TypeError("incompatible function arguments")
+        if cache in (b"", self.GOOD):
+            self.taken = cache
+            return True
+        if self.refusal == "set raises":
+            raise RuntimeError("Timing cache is damaged")
+        return False
+
+    def get_timing_cache(self):
+        return None if self.taken is None else self
+
+    def serialize(self):
+        return b"timings of this build"
+
+
+REFUSALS = ["create returns None", "create raises", "set returns False", "set raises"]
+
+
+@pytest.fixture
+def full_product(monkeypatch):
+    monkeypatch.setattr(trt_helper, "IS_RTX", False)  # RTX has no use for timings when it builds
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_timing_cache_of_another_version_or_damaged_means_a_fresh_one(full_product, tmp_path, refusal):
+    path = tmp_path / "timing.cache"
+    path.write_bytes(b"of another version")
+    config: Any = TimingConfig(refusal)
+    with trt_helper.timing_cache(config, path):
+        assert config.taken == b""
+    assert path.read_bytes() == b"timings of this build"
+
+
+@pytest.mark.parametrize("before", [None, TimingConfig.GOOD])
+def test_a_good_timing_cache_is_used(full_product, tmp_path, before):
+    path = tmp_path / "timing.cache"
+    if before is not None:
+        path.write_bytes(before)
+    config: Any = TimingConfig("create returns None")
+    with trt_helper.timing_cache(config, path):
+        assert config.taken == (before or b"")
+    assert path.read_bytes() == b"timings of this build"
+
+
+def test_a_folder_in_the_place_of_the_timing_cache_costs_no_build(full_product, tmp_path, capsys):
+    (tmp_path / "timing.cache").mkdir()
+    config: Any = TimingConfig("create returns None")
+    with trt_helper.timing_cache(config, tmp_path / "timing.cache"):
+        assert config.taken == b""
+    told = capsys.readouterr().err
+    assert "cannot read the timing cache" in told
+    assert "the timing cache is not kept: cannot write" in told
+
+
+@pytest.mark.parametrize("method", ["create_timing_cache", "get_timing_cache", "serialize"])
+def test_a_builder_that_has_no_timing_cache_builds_without(full_product, tmp_path, capsys, monkeypatch, method):
+    config: Any = TimingConfig("create returns None")
+    monkeypatch.setattr(config, method, lambda *_timings: None)
+    with trt_helper.timing_cache(config, tmp_path / "timing.cache"):
+        pass
+    assert "TensorRT offers no timing cache" in capsys.readouterr().err
+    assert not (tmp_path / "timing.cache").exists()
 
 
 # --- checks before a plan is executed ---------------------------------------------------------------------
