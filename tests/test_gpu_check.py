@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from plugin_build_for_tests import built_plugins
 from test_infer_helper import FakeCuda
 
@@ -34,6 +35,7 @@ from trt_helper import TrtLog
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 stand_in = importlib.import_module("gpu_check_stand_in")
+TIME_ON_STREAM = trt_helper.time_on_stream
 PACKED = Combination("none", "packed", "fp32")
 
 
@@ -251,11 +253,6 @@ def eager_graph(handle: int, enqueue: Any) -> Iterator[Any]:
 @pytest.fixture
 def cuda(monkeypatch):
     fake = FakeCuda()
-
-    def fill(device: Any, value: int, count: int, stream: Any) -> None:
-        fake.memory[int(device)][:count] = value
-
-    fake.__dict__["memset_d8_async"] = fill
     package = type(sys)("pycuda")
     package.__dict__["driver"] = fake
     monkeypatch.setitem(sys.modules, "pycuda", package)
@@ -589,3 +586,61 @@ def test_a_row_from_its_build_to_its_end(model_dir, tmp_path):
     }
     assert "none padded fp16: build" in log.path.read_text()
     assert list(tmp_path.iterdir()) == [log.path], "nothing is left behind"
+
+
+# --- the stand-in for one plugin, whose own faults are seen as well -------------------------------------------------
+
+
+class FakePlugin(stand_in.SkipLayerNorm):
+    """Computes the plugin's answer in the memory of the stand-in for pycuda."""
+
+    def __init__(self, cuda: FakeCuda, fault: str) -> None:
+        self.cuda, self.fault, self.fails, self.runs = cuda, fault, False, 0
+        self.weights = [torch.ones(stand_in.HIDDEN), torch.zeros(stand_in.HIDDEN)]
+
+    def __call__(self, addresses: Mapping[str, int], shapes: Mapping[str, Any], stream: int) -> bool:
+        count, self.runs = int(np.prod(shapes["x"])), self.runs + 1
+        self.cuda.clock += 1e-6 if self.fault == "too fast" else 0.05
+        memory = {name: self.cuda.memory[address].view(np.float16)[:count] for name, address in addresses.items()}
+        inputs = {name: memory[name].reshape(shapes["x"]) for name in ("x", "skip")}
+        answer = self.reference(inputs) * (1.001 if self.fault == "wrong" else 1.0)
+        if self.fault == "unsteady":
+            answer[0, 0] += self.runs
+        memory["y"][:] = answer.reshape(-1).astype(np.float16)
+        return not self.fails or self.fault == "never fails"
+
+
+def check_fake_plugin(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str
+) -> dict[str, Check]:
+    def free() -> int:
+        return 10**10 - sum(memory.nbytes for memory in cuda.memory.values())
+
+    if fault == "leak":
+        monkeypatch.setattr(trt_helper.InferHelper, "close", lambda self: None)
+    cuda.__dict__["mem_get_info"] = lambda: (free(), 10**10)
+    monkeypatch.setattr(stand_in, "free_memory", free)
+    monkeypatch.setattr(stand_in, "SkipLayerNorm", lambda: FakePlugin(cuda, fault))
+    monkeypatch.setattr(stand_in, "ROWS", (1, 32, 128))
+    (tmp_path / "x.plan").write_bytes(b"stand-in")
+    checks = Checks(tmp_path / "found.json")
+    stand_in.check_plugin(checks, tmp_path / "x.plan")
+    return checks.found
+
+
+@pytest.mark.parametrize(
+    ("fault", "wrong"),
+    [
+        ("none", set()),
+        ("wrong", {"infer, fp64"}),
+        ("unsteady", {"infer, fp64", "graph = enqueue"}),
+        ("too fast", {"times"}),
+        ("never fails", {"error: execution fails"}),
+        ("leak", {"memory is freed"}),
+    ],
+)
+def test_infer_helper_with_a_plugin_for_an_engine(cuda, monkeypatch, tmp_path, fault, wrong):
+    monkeypatch.setattr(trt_helper, "time_on_stream", TIME_ON_STREAM)
+    found = check_fake_plugin(cuda, monkeypatch, tmp_path, fault)
+    assert {name for name, check in found.items() if check.status == "wrong"} == wrong, found
+    assert len(found) == 10
