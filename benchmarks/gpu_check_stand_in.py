@@ -1,7 +1,7 @@
 """Runs on a GPU all that executes plans, where TensorRT itself executes none: an engine stands in for it.
 
-    python benchmarks/gpu_check_stand_in.py --json FILE                 needs a GPU, pycuda and cuda-bindings
-    python benchmarks/gpu_check_stand_in.py --json FILE --all --jobs 4  what it does not know goes to gpu_check.py
+    python benchmarks/gpu_check_stand_in.py --json FILE         needs an NVIDIA GPU, pycuda and cuda-bindings
+    python benchmarks/gpu_check_stand_in.py --json FILE --gpu-check="--all --jobs 4"
 
 TensorRT for RTX builds plans for a Hopper GPU's machine and does not execute them there. Everything else that
 ``InferHelper`` does is done for real: buffers, copies, streams, graph capture, times.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import traceback
@@ -29,6 +30,19 @@ from typing import Any
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="all results")
+    parser.add_argument("--out-dir", type=Path, default=Path("out/gpu_check_stand_in"), help="default: %(default)s")
+    parser.add_argument("--gpu-check", type=shlex.split, default=[], metavar="OPTIONS", help="for gpu_check.py")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # answers --help and wrong usage before TensorRT is imported
 
 import numpy as np
 from rich.table import Table
@@ -190,7 +204,7 @@ class SkipLayerNorm:
     def engine(self) -> StandInEngine:
         """An engine of this layer alone."""
         profile: dict[str, list[Shape]] = {name: [(rows, HIDDEN) for rows in ROWS] for name in ("x", "skip")}
-        types: dict[str, Any] = {name: trt.DataType.HALF for name in ("x", "skip", "y")}
+        types: dict[str, Any] = dict.fromkeys(("x", "skip", "y"), trt.DataType.HALF)
         return StandInEngine(profile, types, lambda shapes: shapes["x"], self)
 
     def reference(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -400,14 +414,11 @@ def run_gpu_check(arguments: list[str], out: Path) -> tuple[int, dict[str, Any] 
 
 def main() -> int:
     """The script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="all results")
-    parser.add_argument("--out-dir", type=Path, default=Path("out/gpu_check_stand_in"), help="default: %(default)s")
-    args, for_gpu_check = parser.parse_known_args()
+    args = parse_arguments()
     check_machine()
     make_folder(args.out_dir)
     report: dict[str, Any] = {"environment": gpu_check.environment()}
-    code, report["gpu_check"] = run_gpu_check(for_gpu_check, args.out_dir)
+    code, report["gpu_check"] = run_gpu_check(args.gpu_check, args.out_dir)
     found: dict[str, Any] = {"gpu_check.py": gpu_check.Check("ok" if code == 0 else "wrong", reason=f"status {code}")}
     with TemporaryDirectory(dir=args.out_dir) as name:
         plan = Path(name, "stand-in.plan")
