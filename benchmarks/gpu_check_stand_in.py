@@ -23,6 +23,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -222,8 +223,10 @@ def random_inputs(rows: int, seed: int) -> dict[str, np.ndarray]:
     return {name: random.standard_normal((rows, HIDDEN)).astype(np.float16) for name in ("x", "skip")}
 
 
-def check_plugin(checks: Any, plan: Path) -> None:
+def check_plugin_alone(checks: Any, out: Path) -> None:
     """``InferHelper`` with the plugin as its engine."""
+    plan = out / "stand-in.plan"
+    plan.write_bytes(b"stand-in")
     work: Any = None
     with checks.check("plugin host"):
         work = SkipLayerNorm()
@@ -372,14 +375,13 @@ def runner_on_gpu(runner: Any) -> Work:
     return work
 
 
-def check_network(one: Any, model: Path, out: Path) -> dict[str, Any]:
-    """One network built, and executed by a stand-in with gpu_check.py's steps. Returns the checks by column."""
+def check_network(one: Any, model: Path, checks: Any, out: Path) -> None:
+    """One network built, and executed by a stand-in with gpu_check.py's steps."""
     folder, log = gpu_check.ModelFolder(model), gpu_check.TrtLog()
     step = gpu_check.Step("build", out, model, True, one)
-    checks = gpu_check.Checks(out / "found.json")
     gpu_check.build_step(step, checks, log)
     if not step.answers("runner").is_file():
-        return checks.found
+        return
     seq_len, batch = gpu_check.profile(folder.config, one.batching)
     fused = gpu_check.fused_layers(one.fusion, one.precision)
     made = gpu_check.assemble(folder, log, one.precision, batching=one.batching, fused=fused)
@@ -387,7 +389,6 @@ def check_network(one: Any, model: Path, out: Path) -> dict[str, Any]:
     with standing_in(engine):
         gpu_check.execute_step(step, checks, log)
         gpu_check.apart_step(step, checks, log)
-    return checks.found
 
 
 # --- the script ---------------------------------------------------------------------------------------------
@@ -417,29 +418,42 @@ def main() -> int:
     args = parse_arguments()
     check_machine()
     make_folder(args.out_dir)
-    report: dict[str, Any] = {"environment": gpu_check.environment()}
-    code, report["gpu_check"] = run_gpu_check(args.gpu_check, args.out_dir)
-    found: dict[str, Any] = {"gpu_check.py": gpu_check.Check("ok" if code == 0 else "wrong", reason=f"status {code}")}
-    with TemporaryDirectory(dir=args.out_dir) as name:
-        plan = Path(name, "stand-in.plan")
-        plan.write_bytes(b"stand-in")
-        checks = gpu_check.Checks(Path(name, "found.json"))
-        try:
-            check_plugin(checks, plan)
-        except Exception as error:  # outside of every check: InferHelper could not be opened
-            traceback.print_exc()
-            checks.found["InferHelper"] = gpu_check.Check("wrong", reason=str(error))
-        found |= {f"SkipLayerNorm: {key}": check for key, check in checks.found.items()}
+    found: dict[str, Any] = {}
+    report: dict[str, Any] = {"environment": gpu_check.environment(), "gpu_check": None}
+
+    def keep(name: str, part: Mapping[str, Any]) -> None:
+        """Adds checks to the file, which is there whatever a later part does."""
+        found.update({f"{name}: {key}": check for key, check in part.items()})
+        report["checks"] = {key: asdict(check) for key, check in found.items()}
+        with write_whole(args.json) as file:
+            file.write((json.dumps(report, indent=2) + "\n").encode())
+
+    keep("SkipLayerNorm", whatever_happens(args.out_dir, check_plugin_alone))
+    model, log = args.out_dir / "model", gpu_check.Log(args.out_dir / "stand_in.log")
+    gpu_check.export_model(str(gpu_check.ROOT / "demo_model"), model, log)
     for parts in ROWS_NETWORKS:
         one = gpu_check.Combination(*parts)
-        with TemporaryDirectory(dir=args.out_dir) as name:
-            made = check_network(one, args.out_dir / "model", Path(name))
-        found |= {f"{one}: {gpu_check.COLUMNS[column][0]}": check for column, check in made.items()}
-    report["checks"] = {name: asdict(check) for name, check in found.items()}
+        keep(
+            str(one),
+            whatever_happens(args.out_dir, partial(check_network, one, model)),
+        )
+    code, report["gpu_check"] = run_gpu_check(args.gpu_check, args.out_dir)
+    status = gpu_check.Check("ok" if code == 0 else "wrong", reason=f"exit status {code}")
+    keep("gpu_check.py", {"on this GPU": status})
     print_checks("InferHelper with an engine that stands in for TensorRT's", found)
-    with write_whole(args.json) as file:
-        file.write((json.dumps(report, indent=2) + "\n").encode())
     return 1 if any(check.status == "wrong" for check in found.values()) else 0
+
+
+def whatever_happens(out: Path, part: Callable[[Any, Path], None]) -> dict[str, Any]:
+    """The checks of one part, with an error outside of every check among them."""
+    with TemporaryDirectory(dir=out) as name:
+        checks = gpu_check.Checks(Path(name, "found.json"))
+        try:
+            part(checks, Path(name))
+        except Exception as error:  # whatever it is: this is what is looked for
+            traceback.print_exc()
+            checks.found["outside of every check"] = gpu_check.Check("wrong", reason=f"{error}")
+        return checks.found
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -622,10 +623,7 @@ def check_fake_plugin(
     monkeypatch.setattr(stand_in, "free_memory", free)
     monkeypatch.setattr(stand_in, "SkipLayerNorm", lambda: FakePlugin(cuda, fault))
     monkeypatch.setattr(stand_in, "ROWS", (1, 32, 128))
-    (tmp_path / "x.plan").write_bytes(b"stand-in")
-    checks = Checks(tmp_path / "found.json")
-    stand_in.check_plugin(checks, tmp_path / "x.plan")
-    return checks.found
+    return stand_in.whatever_happens(tmp_path, stand_in.check_plugin_alone)
 
 
 @pytest.mark.parametrize(
@@ -644,3 +642,25 @@ def test_infer_helper_with_a_plugin_for_an_engine(cuda, monkeypatch, tmp_path, f
     found = check_fake_plugin(cuda, monkeypatch, tmp_path, fault)
     assert {name for name, check in found.items() if check.status == "wrong"} == wrong, found
     assert len(found) == 10
+
+
+def test_an_error_outside_of_every_check_is_told(tmp_path):
+    def fail(checks: Any, out: Path) -> None:
+        with checks.check("first"):
+            pass
+        raise ZeroDivisionError("by nothing")
+
+    found = stand_in.whatever_happens(tmp_path, fail)
+    assert found == {"first": Check(), "outside of every check": Check("wrong", reason="by nothing")}
+
+
+def test_a_network_by_a_stand_in_as_on_the_gpu(cuda, model_dir, tmp_path, monkeypatch):
+    """check_network with the stand-in's memory in place of the GPU's."""
+    gpu = Gpu(cuda, tmp_path, model_dir, PACKED)
+    monkeypatch.setattr(stand_in, "runner_on_gpu", gpu.on_fake_memory)
+    found = stand_in.whatever_happens(tmp_path, partial(stand_in.check_network, PACKED, model_dir))
+    skipped = {"early_weights_runner"} | ({"third_build"} if gpu_check.IS_RTX else set())
+    assert found.keys() == COLUMNS.keys() - {"early_weights"}
+    assert {name: one.status for name, one in found.items()} == {
+        name: "skipped" if name in skipped else "ok" for name in found
+    }
