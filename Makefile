@@ -1,10 +1,11 @@
 # make demo    environment, dependencies, then the whole job on the bundled checkpoint
 # make test    environment, dependencies, lint and tests
 # make plugins the CUDA plugins alone, which the others build when they need them; ARCHITECTURES=all for releases
+# make gpu-check   every network on this machine's GPU, checked: one table, one file to send us (docs/gpu_check.md)
 # make lint    ruff, basedpyright (against the types of the full tensorrt), clang-format
 # make clean   removes what was built; `rm -r .venv` removes the environment
 #
-# PYTHON=python3.12 chooses the interpreter, GPU=0 ignores an NVIDIA GPU.
+# PYTHON=python3.12 chooses the interpreter, GPU=0 ignores an NVIDIA GPU, CHECK="--only fp16,packed" says what to check.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -14,7 +15,7 @@ CPP_FILES = $(wildcard plugins/*/*.cpp plugins/*/*.cu plugins/*/*.h plugins/*/*.
 # Answered by the driver: on a machine with a GPU, plans can be executed as well as built.
 GPU    ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 0)
 
-.PHONY: demo test lint format plugins clean
+.PHONY: demo test gpu-check lint format plugins clean
 .DELETE_ON_ERROR:
 
 # The demo goes on without the plugins where no CUDA compiler can be installed, and says so.
@@ -26,6 +27,9 @@ demo: $(VENV)/.installed
 # The tests would build the plugins too, but pytest keeps to itself what is printed meanwhile.
 test: lint plugins
 	$(PY) -m pytest tests
+
+gpu-check: $(VENV)/.installed-cuda
+	$(PY) gpu_check.py $(CHECK)
 
 # The plugin library and its host. CMake decides what is out of date; where no CUDA compiler or no CMake is
 # installed, the ones from NVIDIA's and Kitware's pip packages are.

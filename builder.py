@@ -50,6 +50,7 @@ from plugin_layers import (
     layer_norm_layer,
     linear_layer,
     qkv_to_context_layer,
+    reading_weights_late,
     skip_layer_norm_layer,
 )
 from quantization import BASE_PRECISION, Quantization
@@ -455,6 +456,7 @@ def assemble(
     batching: str = "single",
     quantization: Quantization | None = None,
     fused: Sequence[str] = (),
+    constant_weights: bool = True,
 ) -> AssembledBert:
     """Makes the network of the model in ``folder``.
 
@@ -468,6 +470,7 @@ def assemble(
         quantization: which products are quantized and how; or, with another precision, what is smoothed.
         fused: which of ``FUSED_LAYERS`` are used; ``Linear`` among them, where it can be: see ``planned_linears``;
             or ``TENSORRT_ATTENTION``.
+        constant_weights: whether plugins may read weights before the layer in front of them has ended.
 
     Raises:
         UserError: a weight is missing, has another shape, or does not fit the precision; the plugins are not built.
@@ -479,6 +482,8 @@ def assemble(
     builder, network = create_builder(log)
     linears = planned_linears(config, dtype, gelu or config.activation, quantization, fused)
     planned = [*planned_layers(config, dtype, layer_norm, batching, fused), *linears.values()]
+    if not constant_weights:
+        planned = [reading_weights_late(layer) for layer in planned]
     plugins = PluginLayers(network, log, planned) if planned else None
     helper = TrtNetworkHelper(network, log, dtype, plugins)
     bert = BertBuilder(helper, config, weights, gelu, layer_norm, quantization, fused=fused, linears=linears)

@@ -423,3 +423,32 @@ def sensitivity_arguments() -> argparse.Namespace:
     parser.add_argument("--plot", type=picture_path, metavar="FILE", help="the ranking as a picture")
     add_quantization_arguments(parser)
     return parser.parse_args()
+
+
+def gpu_check_arguments() -> argparse.Namespace:
+    """The command line of gpu_check.py."""
+    parser = argparse.ArgumentParser(description="Check on this machine's GPU all that TensorRT executes.")
+    rows = parser.add_mutually_exclusive_group()
+    rows.add_argument(
+        "--all",
+        action="store_true",
+        help="every fusion with every batching and every precision (default: so many that every two meet)",
+    )
+    names = ",".join((*FUSIONS, *BATCHINGS, *TOLERANCES))
+    rows.add_argument("--only", type=_row_names, metavar="NAMES", help=f"of all rows those with these names: {names}")
+    parser.add_argument("--model", default=str(BUNDLED_MODEL), help="checkpoint folder or hub name")
+    parser.add_argument("--out-dir", type=Path, default=DEFAULT_OUT_DIR / "gpu_check", help="default: %(default)s")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="default: gpu_check.json in the --out-dir")
+    parser.add_argument(
+        "--jobs", type=_count, default=1, metavar="N", help="rows at a time (default: 1); times mean nothing then"
+    )
+    parser.add_argument("--step", type=Path, help=argparse.SUPPRESS)  # what a process of the script itself is to do
+    return parser.parse_args()
+
+
+def _row_names(text: str) -> list[str]:
+    known, names = (*FUSIONS, *BATCHINGS, *TOLERANCES), text.split(",")
+    for name in names:
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+    return names

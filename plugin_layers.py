@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from plugins import build, rtx_parser_shim
 from tensorrt_product import IS_RTX, trt
 from trt_helper import DTYPES, LOGGER, TrtLog
 
+CONSTANT_FIELDS = ("constant_weight", "constant_weights")  # weights may be read early, see early_launch.cuh
 HEAD_SIZES = (32, 64, 128)  # those that QkvToContext has kernels for
 VERSION, NAMESPACE = "1", ""
 ONNX_TYPES = {
@@ -168,6 +169,12 @@ def linear_layer(name: str, dtype: trt.DataType, bias: bool = True, activation: 
     inputs = (matrix, matrix, vector) if bias else (matrix, matrix)
     fields = {"activation": activation, "constant_weight": 1}
     return PluginLayer(name, "Linear", fields, inputs, (dtype,))
+
+
+def reading_weights_late(layer: PluginLayer) -> PluginLayer:
+    """The layer without the leave to read its weights before the layer in front of it has ended."""
+    late = {key: 0 for key in layer.fields if key in CONSTANT_FIELDS}
+    return replace(layer, fields={**layer.fields, **late})
 
 
 def load_library(path: Path | None = None) -> Path:

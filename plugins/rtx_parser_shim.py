@@ -32,7 +32,7 @@ def loaded_library() -> Path:
         BuildError: there is none.
     """
     try:
-        lines = MAPPINGS.read_text().splitlines()
+        lines = os.fsdecode(MAPPINGS.read_bytes()).splitlines()  # paths of any process need not be UTF-8
     except OSError as error:
         raise BuildError(
             f"cannot find {SHIM}.*: {MAPPINGS} is not readable ({error.strerror}); plugins in tensorrt_rtx need "

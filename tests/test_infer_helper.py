@@ -10,6 +10,7 @@ import math
 import sys
 import types
 import zlib
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -102,6 +103,9 @@ class FakeCuda(types.ModuleType):
 
     def pagelocked_empty(self, count: int, dtype: np.dtype) -> np.ndarray:
         return np.zeros(count, dtype)
+
+    def memset_d8_async(self, device: Any, value: int, count: int, stream: Any) -> None:
+        self.memory[int(device)][:count] = value
 
     def memcpy_htod_async(self, device: Any, host: np.ndarray, stream: Any) -> None:
         self.memory[int(device)][: host.nbytes] = host.view(np.uint8)
@@ -283,6 +287,19 @@ def test_benchmark_replays_a_graph(engine, cuda, plan, monkeypatch):
     assert cuda.calls.count("execute") == 2  # before the capture, and in it
     assert replays == [("cudaGraphInstantiate-handle", 77)] * 13
     assert latency.median == 0.125
+
+
+@pytest.mark.parametrize("replays", [True, False])
+def test_infer_by_graph_returns_what_the_replay_wrote(engine, plan, monkeypatch, replays):
+    @contextmanager
+    def captured(handle, enqueue):
+        assert handle == 77
+        yield enqueue if replays else lambda: None
+
+    monkeypatch.setattr(trt_helper, "captured_graph", captured)
+    with InferHelper(plan) as helper:
+        answer = helper.infer_by_graph({"x": np.array([[1, 2, 3]])})["y"]
+    np.testing.assert_array_equal(answer, [[2, 4, 6]] if replays else [[np.nan] * 3])
 
 
 def test_a_plan_that_tensorrt_cannot_load(engine, cuda, plan):
@@ -483,8 +500,15 @@ def test_without_cuda_bindings_there_is_a_warning_and_no_graph(missing_bindings,
 
 def test_a_plan_is_timed_without_cuda_bindings(missing_bindings, engine, plan):
     config = types.SimpleNamespace(output_name="y")
+    ones = SequenceRange(1, 1, 1)
     job: Any = types.SimpleNamespace(
-        plan_path=plan, inputs={"x": np.ones((1, 2))}, latency={}, folder=types.SimpleNamespace(config=config)
+        plan_path=plan,
+        inputs={"x": np.ones((1, 2))},
+        latency={},
+        folder=types.SimpleNamespace(config=config),
+        reference=[],
+        batching="single",
+        options=types.SimpleNamespace(seq_len=ones, batch=ones),
     )
     np.testing.assert_array_equal(pipeline._execute_plan(job), [[2, 2]])
     assert list(job.latency) == ["enqueue"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -23,11 +24,20 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from safetensors.torch import load_file, save_file
-from transformers import BertForMaskedLM
+from transformers import AutoTokenizer, BertForMaskedLM
 
 import model2onnx
 from common import UserError
-from model_files import CONFIG_NAME, DATA_NAME, DEMO_NAME, INPUT_NAMES, ONNX_NAME, TOKENIZER_NAME, ModelFolder
+from model_files import (
+    CONFIG_NAME,
+    DATA_NAME,
+    DEMO_NAME,
+    INPUT_NAMES,
+    ONNX_NAME,
+    REFERENCE_NAME,
+    TOKENIZER_NAME,
+    ModelFolder,
+)
 
 TEXT = "the capital of france is [MASK]"
 
@@ -200,7 +210,8 @@ def test_nothing_of_the_exporting_machine_is_in_the_files(export):
 
 def test_the_folder_holds_what_the_other_scripts_read_and_nothing_else(export):
     names = {path.name for path in export.folder.iterdir()}
-    assert names == {ONNX_NAME, DATA_NAME, CONFIG_NAME, TOKENIZER_NAME, "tokenizer_config.json", DEMO_NAME}
+    answers = {DEMO_NAME, REFERENCE_NAME}
+    assert names == {ONNX_NAME, DATA_NAME, CONFIG_NAME, TOKENIZER_NAME, "tokenizer_config.json", *answers}
     folder = ModelFolder(export.folder)
     assert folder.config == export.config
     assert folder.weights().names() == [tensor.name for tensor in export.graph.graph.initializer]
@@ -782,3 +793,49 @@ def test_a_disk_that_fills_up_leaves_the_old_model_whole(checkpoint, model_dir, 
     model2onnx.export(str(checkpoint), TEXT, folder)
     assert ModelFolder(folder).demo().text == TEXT
     assert (folder / "timing.cache").read_bytes() == b"cache"
+
+
+# --- sequences of several lengths -----------------------------------------------------------------------------
+
+
+def test_reference_sequences_have_both_types_masks_and_every_length(checkpoint, model_dir):
+    sequences = ModelFolder(model_dir).reference()
+    assert [len(one.input_ids) for one in sequences] == [3, 9, 33, 64]
+    mask_id = AutoTokenizer.from_pretrained(checkpoint).mask_token_id
+    for one in sequences[1:]:
+        assert set(one.token_type_ids) == {0, 1}
+        assert (one.input_ids == mask_id).sum() == 3
+    assert [len(one.checked) for one in sequences] == [3, 9, 32, 32]
+    for one in sequences:
+        assert {0, len(one.input_ids) - 1} <= set(one.checked)
+        assert len(set(one.input_ids)) > len(one.input_ids) // 3  # no text of unknown words
+
+
+def test_reference_answers_are_those_of_each_sequence_alone(checkpoint, model_dir):
+    """PyTorch's own attention mask was used: padding changes nothing."""
+    model, _, _ = model2onnx.load_checkpoint(str(checkpoint))
+    for one in ModelFolder(model_dir).reference():
+        with torch.inference_mode():
+            ids, types = torch.from_numpy(one.input_ids[None]), torch.from_numpy(one.token_type_ids[None])
+            logits = model(input_ids=ids, token_type_ids=types).logits[0].numpy()
+        np.testing.assert_allclose(one.output, logits[one.checked], rtol=1e-4, atol=1e-4)
+
+
+def test_without_an_attention_mask_the_answers_would_be_others(checkpoint, monkeypatch):
+    model, tokenizer, config = model2onnx.load_checkpoint(str(checkpoint))
+    sequences = model2onnx.reference_sequences(tokenizer, config)
+    right = model2onnx.run_reference(model, sequences, config)
+    monkeypatch.setattr(model2onnx, "_own_attention_mask", lambda model: contextlib.nullcontext())
+    wrong = model2onnx.run_reference(model, sequences, config)
+    assert np.abs(right[0].output - wrong[0].output).max() > 0.01
+    np.testing.assert_array_equal(right[1].output, wrong[1].output)  # the longest of its batch
+
+
+@pytest.mark.parametrize("positions", [1, 2, 3, 8])
+def test_reference_sequences_fit_short_position_tables(tmp_path, positions):
+    source = make_checkpoint(tmp_path / "source", max_position_embeddings=positions, type_vocab_size=1)
+    model, tokenizer, config = model2onnx.load_checkpoint(str(source))
+    sequences = model2onnx.reference_sequences(tokenizer, config)
+    assert [len(ids) for ids, _ in sequences] == sorted({min(3, positions), positions})
+    assert all((types == 0).all() for _, types in sequences)
+    assert len(model2onnx.run_reference(model, sequences, config)) == len(sequences)

@@ -24,6 +24,7 @@ from model_files import (
     DEMO_NAME,
     INPUT_NAMES,
     ONNX_NAME,
+    REFERENCE_NAME,
     TOKENIZER_NAME,
     BertConfig,
     ModelFolder,
@@ -602,3 +603,44 @@ def test_a_checkpoint_folder_is_no_model_folder_yet(tmp_path):
     make_checkpoint(tmp_path)
     with pytest.raises(UserError, match=r"no ONNX file at .*; write it first: python model2onnx\.py"):
         ModelFolder(tmp_path).weights()
+
+
+# --- the reference batch ----------------------------------------------------------------------------------------
+
+
+def changed_reference(model_dir: Path, tmp_path: Path, **changes: Any) -> ModelFolder:
+    """A copy of the folder in which arrays of the reference batch are others, or are missing (None)."""
+    folder = shutil.copytree(model_dir, tmp_path / "out")
+    with np.load(folder / REFERENCE_NAME) as file:
+        arrays = {name: file[name] for name in file.files} | changes
+    np.savez(folder / REFERENCE_NAME, **{name: values for name, values in arrays.items() if values is not None})
+    return ModelFolder(folder)
+
+
+REFERENCE_CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "lengths missing": ({"lengths": None}, "lacks lengths"),
+    "output as integers": ({"output": np.zeros((3, 3), np.int64)}, "output is int64, expected floating point"),
+    "lengths too short": ({"lengths": np.array([3, 9])}, "expected sequences and answers of width"),
+    "an empty sequence": ({"lengths": np.array([0, 109])}, "expected sequences and answers of width"),
+    "no sequence": ({"lengths": np.zeros(0, np.int64)}, "expected sequences and answers of width"),
+    "a token that is not there": ({"checked": np.array([0, 500])}, "expected sequences and answers of width"),
+    "another vocabulary": ({"output": np.zeros((76, 5), np.float32)}, "expected sequences and answers of width"),
+    "ids outside": ({"input_ids": np.full(109, 10**6)}, "outside the vocabulary"),
+    "types outside": ({"token_type_ids": np.full(109, -1)}, "outside the token types"),
+}
+
+
+@pytest.mark.parametrize("case", REFERENCE_CHANGES)
+def test_a_damaged_reference_batch_is_named(model_dir, tmp_path, case):
+    changes, message = REFERENCE_CHANGES[case]
+    with pytest.raises(UserError, match=message) as error:
+        changed_reference(model_dir, tmp_path, **changes).reference()
+    assert REFERENCE_NAME in str(error.value)
+    assert "model2onnx.py" in str(error.value)
+
+
+def test_a_folder_of_an_older_version_is_to_be_written_again(model_dir, tmp_path):
+    folder = shutil.copytree(model_dir, tmp_path / "out")
+    (folder / REFERENCE_NAME).unlink()
+    with pytest.raises(UserError, match=r"no .*reference_batch\.npz; write it with model2onnx\.py"):
+        ModelFolder(folder).reference()

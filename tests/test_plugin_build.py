@@ -299,6 +299,28 @@ def test_missing_compiler_is_named(monkeypatch, tmp_path):
     assert "pip install -r plugins/requirements-cuda.txt" in str(error.value)
 
 
+LISTED = (build.PLUGINS / "CMakeLists.txt").read_text().partition("add_library(hopper_kernels")[2].partition(")")[0]
+HOPPER = re.findall(r"\S+\.cu", LISTED)
+
+
+DISPATCH = ["linear/linear_dispatch.cpp", "qkv_to_context/qkv_to_context_dispatch.cpp"]
+
+
+@pytest.mark.parametrize("source", [*HOPPER, *DISPATCH])
+def test_what_only_a_build_for_hopper_has_compiles(source, tmp_path):
+    """As far as PTX, which takes seconds: elsewhere the library is built without it."""
+    compiler = build.find_compiler()
+    if build.missing_tools() or compiler is None:
+        pytest.skip(f"needs {', '.join(build.missing_tools())}")
+    how = ["-arch=compute_90a", "-ptx"] if source.endswith(".cu") else ["-c", "-DBERT_HOPPER"]
+    command = [str(compiler.nvcc), "-std=c++17", *how, f"-I{build.PLUGINS}", str(build.PLUGINS / source)]
+    environment = os.environ | compiler.environment
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path / "out")], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_unknown_architecture_is_an_error(tmp_path):
     if build.missing_tools():
         pytest.skip(f"needs {', '.join(build.missing_tools())}")

@@ -432,6 +432,9 @@ def no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param((*FUSED, *PADDED_OPTIONS), marks=needs_plugins),
         pytest.param((*FUSED, *PACKED_OPTIONS), marks=needs_plugins),
         pytest.param(("--fusion", "all"), marks=needs_plugins),
+        ("--fusion", "tensorrt"),
+        ("--fusion", "tensorrt", *PADDED_OPTIONS),
+        ("--fusion", "tensorrt", *PACKED_OPTIONS),
     ],
     ids=lambda chosen: "-".join(chosen[1::2]) or "single",
 )
