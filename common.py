@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import TracebackType
 from typing import IO, Any
 
 from rich.console import Console
@@ -23,6 +24,19 @@ log_console = Console(stderr=True, highlight=False, emoji=False)  # progress, wa
 
 class UserError(Exception):
     """A failure the user can act on: names the thing, says what was expected and how to fix it."""
+
+
+def _show_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Shows an error that nobody caught: a UserError as ``run_script`` does, which is not there yet while a script
+    imports TensorRT."""
+    if isinstance(error, UserError):
+        _print_literally("error:", "bold red", str(error))
+    else:
+        _show_traceback(kind, error, trace)
+
+
+_show_traceback = sys.excepthook
+sys.excepthook = _show_uncaught
 
 
 def run_script(main: Callable[[], int]) -> None:
@@ -108,6 +122,11 @@ def _replace_standard_streams() -> list[_Output]:
             setattr(sys, name, output.open_text(before))
             outputs.append(output)
     return outputs
+
+
+def note(message: str) -> None:
+    """Prints to standard error what a user may want to know, and need not act on."""
+    _print_literally("note:", "bold", message)
 
 
 def warn(message: str) -> None:

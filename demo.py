@@ -38,7 +38,7 @@ def main() -> int:
 
     model2onnx.quiet_libraries()
     console.print("[bold]1. model2onnx.py[/]: the checkpoint in PyTorch, and as ONNX")
-    model2onnx.export(args.model, args.text, args.model_dir)
+    model2onnx.export(args.model, args.text, args.model_dir, args.ignore_extra_weights)
     console.print("[bold]2. builder.py[/]: the network layer by layer through the API")
     jobs = [builder.run(args)]
     console.print("[bold]3. onnx2trt.py[/]: the same ONNX file through the parser")

@@ -16,9 +16,12 @@ import hashlib
 import json
 import logging
 import os
+import pickle
+import re
 import shutil
 import warnings
-from collections.abc import Container, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,10 +33,12 @@ if __name__ == "__main__":
     model2onnx_arguments()  # answers --help and wrong usage before PyTorch is imported
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
+from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common as ir_passes
 from onnxscript import optimizer, rewriter
 from rich.table import Table
@@ -41,8 +46,9 @@ from rich.text import Text
 from safetensors import SafetensorError
 from transformers import AttentionInterface, AutoConfig, AutoTokenizer, BertForMaskedLM, BertModel
 from transformers.models.bert import modeling_bert
+from transformers.utils.hub import cached_file
 
-from common import UserError, console, log_console, make_folder, run_script, write_together
+from common import UserError, console, log_console, make_folder, note, run_script, warn, write_together
 from model_files import (
     CONFIG_NAME,
     DATA_NAME,
@@ -51,14 +57,28 @@ from model_files import (
     ONNX_NAME,
     REFERENCE_NAME,
     BertConfig,
+    ModelFolder,
     ReferenceSequence,
     check_inputs,
+    load_onnx,
 )
 
 OPSET = 20  # the first with Gelu
 REFERENCE_TEXT = Path(__file__).parent / "calibrator_data.txt"
 REFERENCE_LENGTHS = (3, 9, 33, 128)  # one word, a few, and the longest of the plans that are built by default
 CHECKED_TOKENS = 32  # of a reference sequence: every token's logits would take 62 MB for 512 tokens of BERT-base
+# Largest relative L2 error of the ONNX file, run in NumPy, against PyTorch. Both round to fp32 after every operation;
+# measured at the size of BERT-base: 4e-6.
+WRITTEN_TOLERANCE = 1e-4
+WRITTEN_LENGTH = 9  # tokens of the sequence on which the file is run: the shortest with both token types
+EXTRA_WEIGHTS = {  # what weights besides those of BertForMaskedLM belong to, by a pattern of their names
+    r"(^|\.)pooler\.": "the pooler",
+    r"^cls\.seq_relationship\.": "a next-sentence head",
+    r"^cls\.predictions\.": "part of a masked-language head",
+    r"^classifier\.": "a classification or tagging head",
+    r"^qa_outputs\.": "a question answering head",
+}
+OTHER_FORMATS = (".h5", ".msgpack", ".ckpt", ".index", ".gguf", ".onnx", ".ot", ".bin", ".pt", ".pth")
 
 # Hugging Face's plain attention, registered under a name of its own: for a name that it does not know it
 # builds no attention mask, which one sentence does not need and which would end up in the ONNX graph.
@@ -86,17 +106,22 @@ class ExportWrapper(torch.nn.Module):
 # --- the checkpoint ---------------------------------------------------------------------------------------
 
 
-def load_checkpoint(name: str) -> tuple[transformers.PreTrainedModel, Any, BertConfig]:
+def load_checkpoint(
+    name: str, ignore_extra_weights: bool = False
+) -> tuple[transformers.PreTrainedModel, Any, BertConfig]:
     """Loads a BERT checkpoint and its tokenizer.
+
+    Which of the two models it is, and whether its decoder is tied, comes from the weights, not from config.json.
 
     Args:
         name: a local folder in Hugging Face layout, or the name of a model on the hub.
+        ignore_extra_weights: go on without the parts that are not exported (see ``_check_left_out``).
 
     Returns:
         (model in fp32 and eval mode, tokenizer, configuration).
 
     Raises:
-        UserError: it cannot be found or read, is not a BERT, or lacks weights.
+        UserError: it cannot be found or read, is not a BERT, lacks weights, or has parts that are not exported.
     """
     if not name:
         raise UserError("--model is empty; give a checkpoint folder or a hub name such as bert-base-uncased")
@@ -108,12 +133,10 @@ def load_checkpoint(name: str) -> tuple[transformers.PreTrainedModel, Any, BertC
         raise UserError(f"--model {name}: no such folder; expected a checkpoint folder with config.json")
     options = {"local_files_only": is_local, "trust_remote_code": False}  # never code that comes with a checkpoint
     hf_config = _load_configuration(name, is_local, options)
-    model, has_head = _load_weights(name, is_local, hf_config)
-    hf_config.architectures = [type(model).__name__]
+    model, extra = _load_weights(name, is_local, hf_config)
+    _check_left_out(name, model, extra, _find_left_out_files(name, is_local, options), ignore_extra_weights)
     tokenizer = _load_tokenizer(name, options)
-    config = BertConfig.from_dict(hf_config.to_dict(), f"--model {name}: config.json")
-    assert config.has_head == has_head
-    return model.eval(), tokenizer, config
+    return model.eval(), tokenizer, BertConfig.from_dict(model.config.to_dict(), f"--model {name}: config.json")
 
 
 def _load_configuration(name: str, is_local: bool, options: dict[str, Any]) -> Any:
@@ -121,6 +144,7 @@ def _load_configuration(name: str, is_local: bool, options: dict[str, Any]) -> A
     try:
         hf_config = AutoConfig.from_pretrained(name, **options)
         BertConfig.from_dict(hf_config.to_dict(), f"--model {name}: config.json")
+        _refuse_quantized(name, hf_config)
         _make_without_weights(hf_config)
     except UserError:
         raise
@@ -128,7 +152,13 @@ def _load_configuration(name: str, is_local: bool, options: dict[str, Any]) -> A
         told = " ".join(str(error).split())
         raise UserError(f"--model {name}: config.json: {told}; correct the value") from error
     except Exception as error:  # what transformers does with a value of an unexpected type is different for each key
-        rejected = _find_rejected_entry(name, options)
+        values = _read_entries(name, options)
+        if values and values.get("model_type") is None:
+            raise UserError(
+                f"--model {name}: config.json has no model_type; only BERT checkpoints can be used: "
+                'if it is one, add "model_type": "bert"'
+            ) from error
+        rejected = _find_rejected_entry(values, options)
         if rejected is not None:
             told = f"{rejected}, which transformers cannot use ({_first_line(error)}); correct or remove it"
             raise UserError(f"--model {name}: config.json: {told}") from error
@@ -143,7 +173,29 @@ def _make_without_weights(hf_config: Any) -> None:
         BertForMaskedLM(copy.deepcopy(hf_config))
 
 
-def _find_rejected_entry(name: str, options: dict[str, Any]) -> str | None:
+def _refuse_quantized(name: str, hf_config: Any) -> None:
+    for key in ("quantization_config", "compression_config"):
+        entry = getattr(hf_config, key, None)
+        if entry is not None:
+            method = entry.get("quant_method") if isinstance(entry, dict) else entry
+            told = key if method is None else f"{key} ({_shorten(str(method))})"
+            raise UserError(
+                f"--model {name}: config.json: {told} says that the weights are quantized, expected plain weights in "
+                "fp32, fp16 or bf16; take the checkpoint that it was made from (builder.py --precision int8 or fp8 "
+                "quantizes that one), or remove the entry if the weights are plain"
+            )
+
+
+def _read_entries(name: str, options: dict[str, Any]) -> dict[str, Any] | None:
+    """config.json as it is; None where it is no JSON object, or is missing."""
+    try:
+        values, _ = transformers.PretrainedConfig.get_config_dict(name, **options)
+    except Exception:  # of many types, by what is damaged
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _find_rejected_entry(values: dict[str, Any] | None, options: dict[str, Any]) -> str | None:
     """Which entry of config.json it is without which a BERT can be made; None if it is not for one entry."""
 
     def is_accepted(values: dict[str, Any]) -> bool:
@@ -155,11 +207,7 @@ def _find_rejected_entry(name: str, options: dict[str, Any]) -> str | None:
                 return False
             return True
 
-    try:
-        values, _ = transformers.PretrainedConfig.get_config_dict(name, **options)
-    except Exception:  # it is not even JSON
-        return None
-    if not isinstance(values, dict) or is_accepted(values):
+    if values is None or is_accepted(values):
         return None
     for key in values:
         others = {other: value for other, value in values.items() if other != key}
@@ -181,12 +229,17 @@ def _load_tokenizer(name: str, options: dict[str, Any]) -> Any:
     return tokenizer
 
 
-def _load_weights(name: str, is_local: bool, hf_config: Any) -> tuple[transformers.PreTrainedModel, bool]:
-    """Loads BertForMaskedLM, or BertModel where the checkpoint has no head. Returns (model, has_head)."""
+def _load_weights(name: str, is_local: bool, hf_config: Any) -> tuple[transformers.PreTrainedModel, list[str]]:
+    """Loads BertForMaskedLM, or BertModel where the checkpoint has no head; the model's configuration says which.
+
+    Returns:
+        (model, names of the checkpoint's weights that it does not have).
+    """
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # which a service of the hub would do with pickled weights
     options: dict[str, Any] = {
         "config": hf_config,
         "local_files_only": is_local,
-        "use_safetensors": True,  # the older format is a pickle, which can run code
+        "weights_only": True,  # of a pickle, where there is no safetensors file: an object in it could run code
         "attn_implementation": ATTENTION,
         "dtype": torch.float32,
         "output_loading_info": True,
@@ -208,22 +261,111 @@ def _load_weights(name: str, is_local: bool, hf_config: Any) -> tuple[transforme
             f"--model {name}: model.safetensors is corrupt ({_first_line(error)}); copy or download it again"
         ) from error
     except Exception as error:  # of many types, by what is damaged
-        raise UserError(_explain_loading(name, is_local, error)) from error
+        told = _explain_pickle(name, is_local, error) or _explain_loading(name, is_local, error)
+        raise UserError(told) from error
     for weight, found, expected in sorted(info["mismatched_keys"]):
         raise UserError(
             f"--model {name}: weight {weight!r} is {list(found)}, expected {list(expected)}; "
             "config.json and the weights do not belong together"
         )
     missing = set(info["missing_keys"])
-    if has_head and not hf_config.tie_word_embeddings:
-        missing -= _join_head_biases(model.cls.predictions, missing)
+    if has_head:
+        missing -= _settle_head(model, missing)
     if missing:
         raise UserError(
-            f"--model {name}: the checkpoint lacks {len(missing)} weights of a BERT, first {sorted(missing)[0]!r}; "
-            "it is incomplete or not a BERT checkpoint"
+            f"--model {name}: the checkpoint lacks {len(missing)} weights of a BERT, first {sorted(missing)[0]!r}"
+            f"{_tell_others(info['unexpected_keys'])}; it is incomplete or not a BERT checkpoint"
         )
     _check_finite(name, model)
-    return model, has_head
+    model.config.architectures = [type(model).__name__]
+    return model, sorted(info["unexpected_keys"])
+
+
+def _tell_others(names: Collection[str]) -> str:
+    return f", and has {len(names)} that a BERT does not have, first {min(names)!r}" if names else ""
+
+
+def _check_left_out(
+    name: str, model: Any, extra: Sequence[str], modules: Sequence[str], ignore_extra_weights: bool
+) -> None:
+    """Tells what of a checkpoint is not exported.
+
+    The pooler, and the next-sentence head beside a masked-language head, as in bert-base-uncased, are what the
+    exported model never had a use for: they get a note.
+
+    Args:
+        name: the checkpoint, for the message.
+        model: BertForMaskedLM or BertModel.
+        extra: names of the checkpoint's weights that it does not have.
+        modules: descriptions of other parts of the checkpoint.
+        ignore_extra_weights: warn only.
+
+    Raises:
+        UserError: another part would be left out; the message names all of them.
+    """
+    unused = [r"(^|\.)pooler\."] + ([r"^cls\.seq_relationship\."] if isinstance(model, BertForMaskedLM) else [])
+    is_harmless = not modules and all(any(re.search(one, weight) for one in unused) for weight in extra)
+    parts = [*_describe_weights(extra, model.config.num_hidden_layers), *modules]
+    if not parts:
+        return
+    told = f"--model {name}: not exported: {'; '.join(parts)}"
+    if is_harmless:
+        note(f"{told}; the exported model's answer does not depend on them")
+    elif ignore_extra_weights:
+        warn(told)
+    else:
+        raise UserError(
+            f"{told}. The encoder and a masked-language head are all that can be exported; "
+            "to go on without the rest, add --ignore-extra-weights"
+        )
+
+
+def _describe_weights(names: Sequence[str], num_layers: int) -> list[str]:
+    """Names every weight, those of a module together, with what it belongs to: ``a.{bias,weight} (the pooler)``."""
+    modules: dict[str, list[str]] = defaultdict(list)
+    layers: dict[str, int] = defaultdict(int)
+    for name in names:
+        layer = re.match(r"(.*\bencoder\.layer\.(\d+))\.", name)
+        if layer is not None and int(layer[2]) >= num_layers:
+            layers[layer[1]] += 1
+        else:
+            module, _, parameter = name.rpartition(".")
+            modules[module].append(parameter)
+    parts = []
+    for module, parameters in modules.items():
+        whole = [f"{module}.{parameter}".removeprefix(".") for parameter in parameters]
+        title = next((part for key, part in EXTRA_WEIGHTS.items() if re.search(key, whole[0])), None)
+        told = whole[0] if len(whole) == 1 else f"{module}.{{{','.join(parameters)}}}"
+        parts.append(told + (f" ({title})" if title is not None else ""))
+    for layer, count in sorted(layers.items(), key=lambda item: int(item[0].rpartition(".")[2])):
+        parts.append(f"{layer}.* ({count} weights; num_hidden_layers in config.json is {num_layers})")
+    return parts
+
+
+def _find_left_out_files(name: str, is_local: bool, options: dict[str, Any]) -> list[str]:
+    """Describes what other libraries would apply to the encoder: modules of sentence-transformers, an adapter."""
+    optional = {
+        "local_files_only": is_local,
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,  # without a network, from the cache of the hub
+    }
+    parts = []
+    listed = cached_file(name, "modules.json", **options | optional)
+    if listed is not None:
+        try:
+            modules = json.loads(Path(listed).read_text(encoding="utf-8"))
+            kinds = {str(module["path"]) or str(module["name"]): str(module["type"]) for module in modules}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                f"--model {name}: modules.json is not as sentence-transformers writes it ({_first_line(error)}); "
+                "correct or remove it"
+            ) from error
+        parts = [
+            f"{path} ({kind}, see modules.json)" for path, kind in kinds.items() if not kind.endswith(".Transformer")
+        ]
+    if cached_file(name, "adapter_config.json", **options | optional) is not None:
+        parts.append("the adapter of adapter_config.json (merge it into the weights first)")
+    return parts
 
 
 def _check_finite(name: str, model: torch.nn.Module) -> None:
@@ -238,29 +380,54 @@ def _check_finite(name: str, model: torch.nn.Module) -> None:
             )
 
 
-def _join_head_biases(head: Any, missing: set[str]) -> set[str]:
-    """Leaves one bias in an untied head, ``cls.predictions.decoder.bias``, the one that PyTorch adds.
+def _settle_head(model: Any, missing: set[str]) -> set[str]:
+    """Leaves one bias in the head, the one that PyTorch adds, and notes in the configuration whether it is tied.
 
-    ``cls.predictions.bias`` is the same parameter in older checkpoints, which may hold either name; in an untied
-    head of today's transformers it is a second one that nothing reads.
+    The head is tied if its decoder is the word embeddings: a checkpoint whose configuration says so may hold another
+    weight, and then transformers loads that one. The bias is called ``cls.predictions.bias`` in a tied head and
+    ``cls.predictions.decoder.bias`` in an untied one. Older checkpoints may hold either name, and newer ones both,
+    with different values; then PyTorch adds the decoder's.
 
     Returns:
         The names that need not be in the checkpoint.
     """
+    head = model.cls.predictions
     used, other = "cls.predictions.decoder.bias", "cls.predictions.bias"
+    replaced = {used, other} if not {used, other} <= missing else set()
     if used in missing and other not in missing:
         head.decoder.bias = head.bias
-    replaced = {used, other} if not {used, other} <= missing else set()
-    del head.bias
+    model.config.tie_word_embeddings = head.decoder.weight is model.bert.embeddings.word_embeddings.weight
+    if model.config.tie_word_embeddings:
+        head.bias = head.decoder.bias
+    else:
+        del head.bias
     return replaced
+
+
+def _explain_pickle(name: str, is_local: bool, error: Exception) -> str | None:
+    """What to say where the weights were to be read from pytorch_model.bin; None where they were not."""
+    files = [path.name for path in sorted(Path(name).iterdir())] if is_local else []
+    pickles = [file for file in files if file.startswith("pytorch_model") and file.endswith(".bin")]
+    is_refused = isinstance(error, pickle.UnpicklingError)
+    if not is_refused and (not pickles or any(file.endswith(".safetensors") for file in files)):
+        return None
+    held = re.search(r"GLOBAL (\S+)", str(error))
+    found = "" if held is None else f" such as {held[1]}"
+    reason = "" if is_refused else f" ({_first_line(error)})"  # torch's own would advise to load the objects
+    return (
+        f"--model {name}: {', '.join(pickles) or 'pytorch_model.bin'} is damaged{reason}, or holds objects besides "
+        f"tensors{found}, which are not loaded, since they could run code; save the weights as model.safetensors"
+    )
 
 
 def _explain_loading(name: str, is_local: bool, error: Exception) -> str:
     reason = _first_line(error)
     if is_local:
+        others = sorted(path.name for path in Path(name).iterdir() if path.suffix in OTHER_FORMATS)
+        found = f", found {', '.join(others)}" if others else ""
         return (
-            f"--model {name}: not a readable checkpoint ({reason}); expected config.json, model.safetensors and "
-            "tokenizer files in Hugging Face layout (pickled .bin weights are not read)"
+            f"--model {name}: not a readable checkpoint ({reason}); expected config.json, model.safetensors (or "
+            f"pytorch_model.bin with nothing but tensors) and tokenizer files in Hugging Face layout{found}"
         )
     return (
         f"--model {name}: no folder of that name, and it could not be had from the model hub ({reason}); "
@@ -308,10 +475,11 @@ def tokenize(text: str, tokenizer: Any, config: BertConfig) -> tuple[dict[str, n
 
     Raises:
         UserError: the text has no [MASK] though the model fills masks, is longer than the position table,
-            or has ids outside the vocabulary.
+            or has ids outside the vocabulary; or the vocabulary lacks a word that every text needs.
     """
     if config.has_head and tokenizer.mask_token is None:
         raise UserError("the checkpoint's tokenizer has no mask token; expected one, such as [MASK]")
+    _check_special_words(tokenizer, config)
     try:
         encoded = tokenizer(text, return_tensors="np", return_token_type_ids=True)
     except Exception as error:  # the tokenizers library raises plain Exception
@@ -330,6 +498,24 @@ def tokenize(text: str, tokenizer: Any, config: BertConfig) -> tuple[dict[str, n
     if config.has_head and not positions:
         raise UserError(f"--text {text!r} has no {tokenizer.mask_token}; write it where a word is to be filled in")
     return inputs, positions if config.has_head else []
+
+
+def _check_special_words(tokenizer: Any, config: BertConfig) -> None:
+    """Checks that the checkpoint's own files hold the words between which a text stands, and [MASK].
+
+    transformers appends those that they lack behind the vocabulary, where the model has no embedding for them, or
+    that of some other word.
+    """
+    own = set(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False))
+    added = tokenizer.init_kwargs.get("added_tokens_decoder") or {}
+    own |= {str(word) for word in added.values()}
+    needed = [tokenizer.cls_token, tokenizer.sep_token, *([tokenizer.mask_token] if config.has_head else [])]
+    lacking = [str(word) for word in needed if word is not None and str(word) not in own]
+    if lacking:
+        raise UserError(
+            f"the checkpoint's tokenizer has no {', '.join(lacking)}, which every text of this model needs: its "
+            "vocabulary is incomplete or damaged, or tokenizer_config.json names other words; get both again"
+        )
 
 
 def run_pytorch(
@@ -397,7 +583,10 @@ def _known_words(tokenizer: Any, config: BertConfig, count: int) -> np.ndarray:
     try:
         found = np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:count], np.int64)
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise UserError(f"the checkpoint's tokenizer cannot read {REFERENCE_TEXT} ({_first_line(error)})") from error
+        raise UserError(
+            f"the checkpoint's tokenizer cannot read {REFERENCE_TEXT} ({_first_line(error)}); "
+            "its vocabulary is incomplete or damaged"
+        ) from error
     known = np.isin(found, vocabulary)
     words[: len(found)][known] = found[known]
     return words
@@ -541,21 +730,11 @@ def restore_names(onnx_model: ir.Model, model: torch.nn.Module) -> None:
                 "neither as it is nor transposed; the exporter changed it, and the names cannot be restored"
             )
         found[name] = value
-    lost = [
-        name
-        for names in names_by_bits.values()
-        for name in names
-        if name not in found and not _is_unused(name, found)
-    ]
+    lost = [name for names in names_by_bits.values() for name in names if name not in found]
     if lost:
         raise UserError(f"ONNX export: parameter {lost[0]!r} of the checkpoint is not in the ONNX graph")
     for name, value in found.items():
         value.name = name
-
-
-def _is_unused(name: str, found: Container[str]) -> bool:
-    """With an untied decoder Hugging Face's head has two biases and adds only the decoder's."""
-    return name == "cls.predictions.bias" and "cls.predictions.decoder.bias" in found
 
 
 def _bits(array: np.ndarray) -> str:
@@ -587,14 +766,46 @@ def write_onnx(onnx_model: ir.Model, folder: Path) -> None:
     (folder / ONNX_NAME).write_bytes(ir.to_proto(onnx_model).SerializeToString())
 
 
+def check_written(folder: Path, config: BertConfig) -> None:
+    """Reads a folder as the other scripts do, and runs its ONNX file on a short sequence.
+
+    The reference evaluator of the onnx package runs it, in NumPy: it reads the file itself, needs neither TensorRT
+    nor a GPU, and is installed with every export. The weights stay in their memory map.
+
+    Raises:
+        UserError: a file does not belong to the others, or the answer is not PyTorch's.
+    """
+    written = ModelFolder(folder)
+    written.demo()
+    sequence = [one for one in written.reference() if len(one.input_ids) <= WRITTEN_LENGTH][-1]
+    ids, types = sequence.input_ids[None], sequence.token_type_ids[None]  # (1, S)
+    feeds = dict(zip(INPUT_NAMES, (ids, types, np.arange(ids.shape[1])[None]), strict=True))
+    graph, weights = load_onnx(written.onnx_path), written.weights().arrays()
+    for tensor in graph.graph.initializer:
+        graph.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    graph.graph.ClearField("initializer")
+    try:
+        answers: Any = ReferenceEvaluator(graph).run(None, feeds | weights)
+    except Exception as error:  # whatever NumPy and the evaluator do with a graph that is wrong
+        raise UserError(f"the ONNX file that was written cannot be run ({_first_line(error)})") from error
+    answer = answers[0][0, sequence.checked]
+    difference = float(np.linalg.norm(answer.astype(np.float64) - sequence.output))
+    size = float(np.linalg.norm(sequence.output.astype(np.float64)))
+    if written.config != config or not difference <= WRITTEN_TOLERANCE * size:
+        raise UserError(
+            f"the ONNX file that was written answers otherwise than PyTorch (L2 norm of the difference "
+            f"{difference:.1e}, of PyTorch's answer {size:.1e}), or its configuration has changed; nothing is kept"
+        )
+
+
 # --- the script -------------------------------------------------------------------------------------------
 
 
-def export(model_name: str, text: str, folder: Path) -> None:
+def export(model_name: str, text: str, folder: Path, ignore_extra_weights: bool = False) -> None:
     """The whole job: checkpoint in, folder out. Prints what PyTorch answers."""
     text = decode_text(text)
     with log_console.status(f"loading {model_name}"):
-        model, tokenizer, config = load_checkpoint(model_name)
+        model, tokenizer, config = load_checkpoint(model_name, ignore_extra_weights)
     inputs, positions = tokenize(text, tokenizer, config)
     make_folder(folder)  # a place that cannot be written to is told before the long work
     output, hidden_states = run_pytorch(model, inputs, config.has_head)
@@ -609,6 +820,7 @@ def export(model_name: str, text: str, folder: Path) -> None:
         _save_tokenizer(tokenizer, new)
         np.savez(new / DEMO_NAME, allow_pickle=False, text=np.array(text), **inputs, **answers)
         write_reference(reference, new / REFERENCE_NAME)
+        check_written(new, config)
     size = (folder / DATA_NAME).stat().st_size / 2**20
     name = os.path.relpath(model_name) if Path(model_name).is_dir() else model_name
     console.print(
@@ -666,7 +878,7 @@ def main() -> int:
     """The script."""
     args = model2onnx_arguments()
     quiet_libraries()
-    export(args.model, args.text, args.out_dir)
+    export(args.model, args.text, args.out_dir, args.ignore_extra_weights)
     return 0
 
 

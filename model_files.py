@@ -41,8 +41,12 @@ MASK_NAME = "attention_mask"  # of a padded batch: 1 for a word, 0 for padding
 LENGTHS_NAME = "cu_seqlens"  # of a packed batch: the running sum of the lengths, from 0
 ACTIVATIONS = {  # Hugging Face's name for the activation -> what addGELU / addReLU are asked for
     "gelu": "erf",
+    "gelu_python": "erf",  # the same function, written in elementary operations
     "gelu_new": "tanh",
     "gelu_pytorch_tanh": "tanh",
+    "gelu_accurate": "tanh",  # these three are the same function too
+    "gelu_fast": "tanh",
+    "gelu_python_tanh": "tanh",
     "relu": "relu",
 }
 KINDS = {"i": "whole numbers", "U": "text", "f": "floating point"}  # numpy's letters for dtypes
@@ -212,6 +216,10 @@ class WeightFile:
     def names(self) -> list[str]:
         """All names in the file's order."""
         return list(self._arrays)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All initializers by name, of any type and shape."""
+        return dict(self._arrays)
 
     def get(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The weight ``name``, float32, after a check of its shape.

@@ -337,7 +337,17 @@ def model2onnx_arguments() -> argparse.Namespace:
         "--text", default=DEFAULT_TEXT, help="the sentence to run, with [MASK] (default: %(default)s)"
     )
     parser.add_argument("--out-dir", type=Path, default=DEFAULT_OUT_DIR, help="where to write (default: %(default)s)")
+    _add_ignore_extra_weights(parser)
     return parser.parse_args()
+
+
+def _add_ignore_extra_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ignore-extra-weights",
+        action="store_true",
+        help="go on without what cannot be exported of the checkpoint: other heads, layers that config.json does not "
+        "count, pooling, an adapter",
+    )
 
 
 def builder_arguments() -> argparse.Namespace:
@@ -373,6 +383,7 @@ def demo_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Export the bundled checkpoint, build its plans, run and compare.")
     parser.add_argument("--model", default=str(BUNDLED_MODEL), help="checkpoint folder or hub name")
     parser.add_argument("--text", default=DEFAULT_TEXT, help="the sentence, with [MASK]")
+    _add_ignore_extra_weights(parser)
     add_common_arguments(parser)
     add_network_arguments(parser)
     args = parser.parse_args()

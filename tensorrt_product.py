@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from typing import TYPE_CHECKING, Any
+
+from common import UserError
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -18,7 +21,7 @@ PRODUCT_VARIABLE = "BERT_TENSORRT_PRODUCT"  # set to "tensorrt" or "tensorrt_rtx
 PRODUCTS = ("tensorrt", "tensorrt_rtx")
 
 
-class TensorRTMissingError(ImportError):
+class TensorRTMissingError(UserError, ImportError):
     """No usable TensorRT is installed; the message says what to install."""
 
 
@@ -31,20 +34,21 @@ def _import_product() -> tuple[Any, str]:
     for product in [chosen] if chosen else PRODUCTS:
         try:
             module = importlib.import_module(product)
-        except ImportError as error:
+        except Exception as error:  # a broken installation: its libraries are missing, or are of another version
             reasons.append(f"{product}: {error}")
             continue
-        version = getattr(module, "__version__", None)  # a folder that is merely called tensorrt has none
-        if version is None:
-            reasons.append(f"{product}: {list(module.__path__)} is not TensorRT")
+        version = re.match(r"(\d+)\.(\d+)", str(getattr(module, "__version__", "")))
+        if version is None:  # a folder that is merely called tensorrt
+            reasons.append(f"{product}: {getattr(module, '__file__', None) or list(module.__path__)} is not TensorRT")
             continue
-        if product == "tensorrt" and tuple(map(int, version.split(".")[:2])) < OLDEST_FULL_TENSORRT:
-            reasons.append(f"tensorrt: version {version} is installed, 10.13 or newer is needed")
+        if product == "tensorrt" and (int(version[1]), int(version[2])) < OLDEST_FULL_TENSORRT:
+            reasons.append(f"tensorrt: version {module.__version__} is installed, 10.13 or newer is needed")
             continue
         return module, product
     raise TensorRTMissingError(
         "no usable TensorRT found (" + "; ".join(reasons) + "). "
         "Install one: pip install -r requirements.txt (no GPU needed), or -r requirements-gpu.txt"
+        + (f"; or unset {PRODUCT_VARIABLE}" if chosen else "")
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import common
 from common import UserError, make_folder, write_together, write_whole
 
 ROOT = Path(__file__).parent.parent
@@ -407,3 +408,18 @@ SCRIPTS = [
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_script_runs_by_run_script(name):
     assert (ROOT / name).read_text().endswith('\n\nif __name__ == "__main__":\n    run_script(main)\n')
+
+
+@pytest.mark.parametrize(("kind", "shown"), [("UserError", "error: [told] \n"), ("ValueError", "Traceback")])
+def test_a_users_error_while_modules_are_imported_has_no_traceback(kind, shown):
+    """Before ``run_script`` is there; every other error is shown as Python does."""
+    code = f"import common; from common import UserError; raise {kind}('[told] ')"
+    done = run_code(code)
+    assert done.returncode == 1
+    assert done.stderr.startswith(shown)
+
+
+def test_notes_and_warnings_go_to_standard_error_as_they_are(capsys):
+    common.note("[one] " + "x" * 200)
+    common.warn("[two]")
+    assert capsys.readouterr().err == f"note: [one] {'x' * 200}\nwarning: [two]\n"

@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from conftest import Script
+
 import tensorrt_product
 
 ROOT = Path(__file__).parent.parent
@@ -44,3 +47,59 @@ def test_too_old_full_tensorrt_asked_for_by_name_is_an_error(tmp_path):
 
 def test_unknown_product_is_an_error():
     assert "expected one of tensorrt, tensorrt_rtx" in import_with("tensorflow").stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (
+            'raise OSError("libnvinfer.so.10: cannot open shared object file")',
+            "tensorrt: libnvinfer.so.10: cannot open",
+        ),
+        ("raise RuntimeError('TensorRT currently does not build wheels for this Python')", "does not build wheels"),
+        ("import no_such_bindings", "tensorrt: No module named 'no_such_bindings'"),
+        ("", "tensorrt.py is not TensorRT"),
+        ('__version__ = "unknown"', "tensorrt.py is not TensorRT"),
+    ],
+)
+def test_a_broken_installation_is_an_error_with_its_reason(tmp_path, content, told):
+    (tmp_path / "tensorrt.py").write_text(content + "\n")
+    answer = import_with("tensorrt", tmp_path)
+    assert answer.returncode == 1
+    assert "Traceback" not in answer.stderr
+    assert told in answer.stderr
+    assert "; or unset BERT_TENSORRT_PRODUCT" in answer.stderr
+    assert import_with("", tmp_path).stdout.startswith("tensorrt_rtx ")
+
+
+SCRIPTS = {
+    "builder.py": (),
+    "onnx2trt.py": (),
+    "demo.py": (),
+    "calibrator.py": (),
+    "sensitivity.py": (),
+    "fill_masks.py": ("a.plan", "sentences.txt"),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_without_tensorrt_ends_with_the_message(script: Script, tmp_path, name):
+    for product in tensorrt_product.PRODUCTS:
+        (tmp_path / f"{product}.py").write_text(f"raise ImportError('no {product} here')\n")
+    answer = script(name, *SCRIPTS[name], PYTHONPATH=str(tmp_path))
+    assert answer.returncode == 1
+    assert answer.stderr == (
+        "error: no usable TensorRT found (tensorrt: no tensorrt here; tensorrt_rtx: no tensorrt_rtx here). "
+        "Install one: pip install -r requirements.txt (no GPU needed), or -r requirements-gpu.txt\n"
+    )
+
+
+@pytest.mark.parametrize("product", ["tensorflow", "", "tensorrt_rtx "])
+def test_a_script_with_a_wrong_product_ends_with_the_message(script: Script, product):
+    answer = script("builder.py", BERT_TENSORRT_PRODUCT=product)
+    assert answer.returncode == 1
+    assert answer.stderr == (f"error: BERT_TENSORRT_PRODUCT is {product!r}; expected one of tensorrt, tensorrt_rtx\n")
+
+
+def test_it_is_an_import_error_for_those_who_can_do_without():
+    assert issubclass(tensorrt_product.TensorRTMissingError, ImportError)
