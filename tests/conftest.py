@@ -22,8 +22,11 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = "the capital of france , contains eiffel tower . paris lyon nice london rome a b c d e".split()
 
 
-def make_checkpoint(folder: Path, head: bool = True, seed: int = 0, **sizes: object) -> Path:
-    """Saves a random BERT: 2 layers, hidden size 128, 2 heads of 64, all parameters different from zero and one."""
+def make_checkpoint(folder: Path, head: bool = True, seed: int = 0, weights: float = 0.15, **sizes: object) -> Path:
+    """Saves a random BERT: 2 layers, hidden size 128, 2 heads of 64, all parameters different from zero and one.
+
+    ``weights`` is their standard deviation; the smaller, the less errors of 8 bits grow from layer to layer.
+    """
     vocabulary = (
         SPECIAL + WORDS + [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] + list("fghijklmnopqrstuvwxyz")
     )
@@ -43,7 +46,7 @@ def make_checkpoint(folder: Path, head: bool = True, seed: int = 0, **sizes: obj
     model = BertForMaskedLM(config) if head else BertModel(config, add_pooling_layer=False)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            spread = 0.5 if "LayerNorm" in name else 0.15
+            spread = 0.5 if "LayerNorm" in name else weights
             parameter.normal_(1.0 if name.endswith("LayerNorm.weight") else 0.0, spread)
     model.save_pretrained(folder)
     return folder
