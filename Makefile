@@ -24,9 +24,10 @@ demo: $(VENV)/.installed
 	  echo "warning: plugins/requirements-cuda.txt could not be installed (the reason stands above)" >&2
 	$(PY) demo.py
 
-# The tests would build the plugins too, but pytest keeps to itself what is printed meanwhile.
+# The tests would build the plugins too, but pytest keeps to itself what is printed meanwhile. A process for each core; a
+# file's tests stay in one process, since they share what takes long to make.
 test: lint plugins
-	$(PY) -m pytest tests
+	$(PY) -m pytest tests --numprocesses auto --maxprocesses 8 --dist loadfile
 
 gpu-check: $(VENV)/.installed-cuda
 	$(PY) gpu_check.py $(CHECK)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizer
 
 import model2onnx
@@ -18,6 +19,14 @@ from common import run_script
 from options import DEFAULT_TEXT
 
 ROOT = Path(__file__).parent.parent
+# How long an example takes says something of the machine, which others may be using, and nothing of the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+# Where several processes run tests, each leaves the others their cores.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    threads = max(1, len(os.sched_getaffinity(0)) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    torch.set_num_threads(threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of scripts that tests start
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = "the capital of france , contains eiffel tower . paris lyon nice london rome a b c d e".split()
 

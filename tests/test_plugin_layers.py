@@ -1,6 +1,7 @@
 """The plugins inside networks of the real TensorRT: built through the API and through the parser."""
 
 import json
+import os
 import types
 from typing import Any
 
@@ -515,7 +516,7 @@ def test_loading_the_library_needs_no_shim(monkeypatch, tmp_path):
     monkeypatch.setattr(plugin_layers.rtx_parser_shim, "load", refuse)
     monkeypatch.setattr(trt, "get_plugin_registry", lambda: registry)
     assert plugin_layers._load_once.__wrapped__(tmp_path / "p.so") == tmp_path / "p.so"
-    assert loaded == [str(tmp_path / "p.so")]
+    assert loaded == [os.fsencode(tmp_path / "p.so")]  # bytes: a path need not be valid UTF-8
 
 
 def test_a_library_from_before_a_plugin_was_written_is_named(tmp_path):
