@@ -414,11 +414,11 @@ def run(args: argparse.Namespace) -> Job:
         bert = assemble(folder, log, args.precision, args.gelu, args.layer_norm, args.batching, quantization, fused)
         seconds = time.perf_counter() - start
         released, products = bert.weights.pages_released(), bert.quantized_products
-        finish(job, log, bert.builder, bert.network, bert.known, seconds, released, products)
+        names = bert.hidden_state_names
+        finish(job, log, bert.builder, bert.network, bert.known, seconds, released, products, names)
         if args.compare_layers:
             from layer_comparison import print_layer_comparison  # brings PyTorch, which a build does not need
 
-            names = bert.hidden_state_names
             job.layers_agree = print_layer_comparison(
                 bert.network, names, folder, job.tolerance, bert.known, job.inputs
             )

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from common import console
 from comparison import relative_l2
-from model_files import ModelFolder
+from model_files import DemoIO, ModelFolder
 from network_runner import NetworkRunner
 from plugin_layers import Known
 from tensorrt_product import trt
@@ -37,13 +37,12 @@ def print_layer_comparison(
         Whether all layers are within tolerance.
     """
     demo = folder.demo()
-    answers = NetworkRunner(network, outputs=names, known=known).run(inputs)
+    states = run_hidden_states(network, names, demo, known, inputs)
     table = Table(title="Difference to PyTorch's hidden states", title_justify="left")
     for heading in ("after", "relative L2 error", "largest difference", "largest value", ""):
         table.add_column(heading, justify="left" if heading in ("after", "") else "right")
     first_wrong = None
-    for name, reference in zip(names, demo.hidden_states, strict=True):
-        ours = answers[name].float().numpy().reshape(-1, *reference.shape)[-1]  # (S, H) of the last sentence
+    for name, ours, reference in zip(names, states, demo.hidden_states, strict=True):
         error = relative_l2(ours, reference)
         is_wrong = not error <= tolerance  # NaN is wrong
         first_wrong = first_wrong or (name if is_wrong else None)
@@ -54,3 +53,30 @@ def print_layer_comparison(
     if first_wrong:
         console.print(f"first layer out of tolerance ({tolerance:.0e}): {first_wrong}", soft_wrap=True)
     return first_wrong is None
+
+
+def hidden_state_errors(
+    network: trt.INetworkDefinition,
+    names: Sequence[str],
+    demo: DemoIO,
+    known: Known,
+    inputs: Mapping[str, np.ndarray],
+    in_fp32: bool,
+) -> list[float]:
+    """Relative L2 error of each hidden state, see ``print_layer_comparison``; ``in_fp32``: without roundings."""
+    states = run_hidden_states(network, names, demo, known, inputs, in_fp32)
+    return [relative_l2(ours, reference) for ours, reference in zip(states, demo.hidden_states, strict=True)]
+
+
+def run_hidden_states(
+    network: trt.INetworkDefinition,
+    names: Sequence[str],
+    demo: DemoIO,
+    known: Known,
+    inputs: Mapping[str, np.ndarray],
+    in_fp32: bool = False,
+) -> list[np.ndarray]:
+    """Our hidden states for the last sentence of ``inputs``, each fp32 (S, H)."""
+    answers = NetworkRunner(network, outputs=names, known=known, in_fp32=in_fp32).run(inputs)
+    shape = demo.hidden_states.shape[1:]
+    return [answers[name].float().numpy().reshape(-1, *shape)[-1] for name in names]
