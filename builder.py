@@ -401,6 +401,8 @@ def run(args: argparse.Namespace) -> Job:
     if args.batching == "single" and batch != ONE_SENTENCE:
         raise UserError("--batch: one sentence has no batch; add --batching padded or --batching packed")
     check_quantized_groups(args, fused)
+    if args.gelu is not None and folder.config.activation == "relu":
+        raise UserError("--gelu has no effect: the checkpoint's activation is relu, no GELU; leave it out")
     if args.fillings is not None and args.sentences is None:
         raise UserError("--fillings: nothing is filled without --sentences FILE; add it")
     if args.sentences is not None:
