@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from rich.table import Table
 
 from common import console
@@ -37,12 +38,13 @@ def print_layer_comparison(
         Whether all layers are within tolerance.
     """
     demo = folder.demo()
-    states = run_hidden_states(network, names, demo, known, inputs)
+    answers = NetworkRunner(network, outputs=names, known=known).run(inputs)
     table = Table(title="Difference to PyTorch's hidden states", title_justify="left")
     for heading in ("after", "relative L2 error", "largest difference", "largest value", ""):
         table.add_column(heading, justify="left" if heading in ("after", "") else "right")
     first_wrong = None
-    for name, ours, reference in zip(names, states, demo.hidden_states, strict=True):
+    for name, reference in zip(names, demo.hidden_states, strict=True):
+        ours = _last(answers[name], reference)
         error = relative_l2(ours, reference)
         is_wrong = not error <= tolerance  # NaN is wrong
         first_wrong = first_wrong or (name if is_wrong else None)
@@ -55,28 +57,20 @@ def print_layer_comparison(
     return first_wrong is None
 
 
-def hidden_state_errors(
+def fp32_errors(
     network: trt.INetworkDefinition,
     names: Sequence[str],
     demo: DemoIO,
     known: Known,
     inputs: Mapping[str, np.ndarray],
-    in_fp32: bool,
-) -> list[float]:
-    """Relative L2 error of each hidden state, see ``print_layer_comparison``; ``in_fp32``: without roundings."""
-    states = run_hidden_states(network, names, demo, known, inputs, in_fp32)
-    return [relative_l2(ours, reference) for ours, reference in zip(states, demo.hidden_states, strict=True)]
+) -> dict[str, float]:
+    """Relative L2 errors of the network without its roundings, see ``print_layer_comparison``: of each hidden state,
+    and of the output where that is no hidden state, in the order of computation."""
+    references = dict(zip(names, demo.hidden_states, strict=True)) | {network.get_output(0).name: demo.output[0]}
+    answers = NetworkRunner(network, outputs=list(references), known=known, in_fp32=True).run(inputs)
+    return {name: relative_l2(_last(answers[name], one), one) for name, one in references.items()}
 
 
-def run_hidden_states(
-    network: trt.INetworkDefinition,
-    names: Sequence[str],
-    demo: DemoIO,
-    known: Known,
-    inputs: Mapping[str, np.ndarray],
-    in_fp32: bool = False,
-) -> list[np.ndarray]:
-    """Our hidden states for the last sentence of ``inputs``, each fp32 (S, H)."""
-    answers = NetworkRunner(network, outputs=names, known=known, in_fp32=in_fp32).run(inputs)
-    shape = demo.hidden_states.shape[1:]
-    return [answers[name].float().numpy().reshape(-1, *shape)[-1] for name in names]
+def _last(answer: torch.Tensor, reference: np.ndarray) -> np.ndarray:
+    """The last sentence's part of an answer, fp32, in the reference's shape (S, H)."""
+    return answer.float().numpy().reshape(-1, *reference.shape)[-1]

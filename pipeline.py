@@ -96,7 +96,7 @@ class Job:
     structure: list[SequenceError] | None = None  # the same sequences without any rounding; None: not looked at
     wrong_definition: str | None = None  # what the network holds that it was not asked to hold
     overflow: str | None = None  # where values stop to be finite, if an output is not
-    first_wrong_layer: str | None = None  # without roundings, where the network is not PyTorch's
+    where_wrong: str | None = None  # without roundings, where the network is not PyTorch's
     latency: dict[str, Latency] = field(default_factory=dict)
     layers_agree: bool = True
     quantized: QuantizedModel | None = None  # what is quantized, and its error
@@ -205,15 +205,14 @@ class Job:
         )
         if self.overflow is not None:
             return [*told, self.overflow]
-        for reason in sequence_reasons(self._unrounded, "fp32"):
+        for reason in sequence_reasons(self.unrounded, "fp32"):
             told.append(
                 "the network itself is not PyTorch's, whatever its types: other weights or other layers. Without "
                 f"roundings, in fp32: {reason}"
             )
-        if self.first_wrong_layer is not None:
-            told.append(f"without roundings it differs from PyTorch's first after {self.first_wrong_layer!r}")
+        told += [] if self.where_wrong is None else [self.where_wrong]
         results = self.comparison.reasons(self.precision) if self.comparison is not None else []
-        if self._unrounded is not self.sequences:
+        if self.unrounded is not self.sequences:
             results += sequence_reasons(self.sequences, self.precision)
         if results and self.structure and not told:
             results.append(f"without roundings the network is PyTorch's, so that it is {self._what_rounds}")
@@ -225,7 +224,7 @@ class Job:
         return told
 
     @property
-    def _unrounded(self) -> list[SequenceError]:
+    def unrounded(self) -> list[SequenceError]:
         """Errors without roundings; in fp32, run by PyTorch, those are the sequences'."""
         if self.structure is not None:
             return self.structure
@@ -336,8 +335,8 @@ def finish(
     own = _run_with_pytorch(job, network, known) if job.not_executed_because else _execute_plan(job)
     _prove_definition(job, network, known, own)
     job.overflow = _find_overflow(job, network, known)
-    if hidden_states and job.overflow is None and job.reasons:
-        job.first_wrong_layer = _find_wrong_layer(job, network, known, hidden_states)
+    if hidden_states and job.overflow is None and sequence_reasons(job.unrounded, "fp32"):
+        job.where_wrong = _find_wrong_layer(job, network, known, hidden_states)
 
 
 @functools.cache
@@ -466,15 +465,20 @@ def _find_overflow(job: Job, network: trt.INetworkDefinition, known: Known) -> s
     return f"overflow {where}: the output has values that are not finite; {remedy}"
 
 
-def _find_wrong_layer(
-    job: Job, network: trt.INetworkDefinition, known: Known, hidden_states: Sequence[str]
-) -> str | None:
-    """The first of the tensors that without roundings is not PyTorch's hidden state; None if all are."""
-    from layer_comparison import hidden_state_errors
+def _find_wrong_layer(job: Job, network: trt.INetworkDefinition, known: Known, hidden_states: Sequence[str]) -> str:
+    """Where the network without its roundings is not PyTorch's, in words."""
+    from layer_comparison import fp32_errors
 
-    errors = hidden_state_errors(network, hidden_states, job.demo, known, job.inputs, in_fp32=True)
-    wrong = (name for name, error in zip(hidden_states, errors, strict=True) if not error <= TOLERANCES["fp32"])
-    return next(wrong, None)
+    errors = fp32_errors(network, hidden_states, job.demo, known, job.inputs)
+    wrong = [name for name, error in errors.items() if not error <= TOLERANCES["fp32"]]
+    if not wrong:
+        return (
+            "for the sentence alone every layer gives what PyTorch's does: what differs is how other lengths, token "
+            "types, or several sequences in a batch are treated"
+        )
+    if wrong[0] not in hidden_states:
+        return "every encoder layer gives what PyTorch's does: it is the head that differs"
+    return f"the first layer after which it differs from PyTorch's is {wrong[0]!r}"
 
 
 def _pytorch_runner(network: trt.INetworkDefinition, known: Known, in_fp32: bool = False) -> NetworkRunner:

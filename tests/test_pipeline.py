@@ -14,7 +14,7 @@ import torch
 from conftest import Ended, InProcess, make_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_wrong_networks import instead_of, needs_plugins
+from test_wrong_networks import PADDED, instead_of, needs_plugins, one_weight
 from transformers import BertForMaskedLM
 
 import builder
@@ -479,8 +479,21 @@ def test_a_near_tie_is_told_and_agrees(run, tmp_path):
 def test_a_wrong_network_is_named_with_the_layer(run, model_dir):
     said, done = run(model_dir, "--gelu", "tanh", "--precision", "fp16")
     assert "the network itself is not PyTorch's, whatever its types" in said["reasons"][0]
-    assert said["reasons"][1].endswith("first after 'bert.encoder.layer.0.output.LayerNorm'")
+    assert said["reasons"][1].endswith("differs from PyTorch's is 'bert.encoder.layer.0.output.LayerNorm'")
     assert "builder.py fp16 does not agree with PyTorch:" in done.out
+
+
+def test_a_wrong_head_is_named(run, model_dir, monkeypatch):
+    one_weight("cls.predictions.bias", np.zeros_like)(monkeypatch)
+    for precision in ("fp32", "bf16"):
+        said, _ = run(model_dir, "--precision", precision)
+        assert said["reasons"][1] == "every encoder layer gives what PyTorch's does: it is the head that differs"
+
+
+def test_a_wrong_mask_is_told_from_wrong_layers(run, model_dir, monkeypatch):
+    PADDED["mask ignored"](monkeypatch)
+    said, _ = run(model_dir, "--batching", "padded")
+    assert said["reasons"][1].startswith("for the sentence alone every layer gives what PyTorch's does")
 
 
 def test_other_values_than_asked_for_are_a_reason(run, model_dir, monkeypatch):
