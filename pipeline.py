@@ -558,8 +558,8 @@ def _remarks(job: Job) -> list[str]:
 def _explain_length(job: Job) -> str:
     """What took the place of a sentence that does not fit the plan."""
     tokens, seq_len, batch = job.demo.inputs["input_ids"].shape[1], job.options.seq_len, job.options.batch
-    takes = f"{seq_len.minimum} to {seq_len.maximum} tokens"
-    takes += "" if batch == ONE_SENTENCE else f" in each of {batch.minimum} to {batch.maximum} sequences"
+    takes = f"{_told_range(seq_len)} tokens"
+    takes += "" if batch == ONE_SENTENCE else f" in each of {_told_range(batch)} sequences"
     told = f"the sentence has {tokens} tokens and does not fit the plan, which takes {takes}; compared were "
     compared = _lengths(job.sequences)
     if any(one.expected_from == OWN_NETWORK for one in job.sequences):
@@ -568,6 +568,11 @@ def _explain_length(job: Job) -> str:
             f"one with PyTorch at {_lengths(job.structure or [])} tokens"
         )
     return f"{told}other sequences that PyTorch has answered, of {compared} tokens"
+
+
+def _told_range(allowed: SequenceRange) -> str:
+    low, high = allowed.minimum, allowed.maximum
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _lengths(errors: Sequence[SequenceError]) -> str:
