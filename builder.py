@@ -402,6 +402,8 @@ def run(args: argparse.Namespace) -> Job:
     if args.batching == "single" and batch != ONE_SENTENCE:
         raise UserError("--batch: one sentence has no batch; add --batching padded or --batching packed")
     check_quantized_groups(args, fused)
+    if args.gelu is not None and folder.config.activation == "relu":
+        raise UserError("--gelu has no effect: the checkpoint's activation is relu, no GELU; leave it out")
     if args.fillings is not None and args.sentences is None:
         raise UserError("--fillings: nothing is filled without --sentences FILE; add it")
     if args.sentences is not None:
@@ -415,11 +417,11 @@ def run(args: argparse.Namespace) -> Job:
         bert = assemble(folder, log, args.precision, args.gelu, args.layer_norm, args.batching, quantization, fused)
         seconds = time.perf_counter() - start
         released, products = bert.weights.pages_released(), bert.quantized_products
-        finish(job, log, bert.builder, bert.network, bert.known, seconds, released, products)
+        names = bert.hidden_state_names
+        finish(job, log, bert.builder, bert.network, bert.known, seconds, released, products, names)
         if args.compare_layers:
             from layer_comparison import print_layer_comparison  # brings PyTorch, which a build does not need
 
-            names = bert.hidden_state_names
             job.layers_agree = print_layer_comparison(
                 bert.network, names, folder, job.tolerance, bert.known, job.inputs
             )

@@ -403,7 +403,7 @@ def fingerprint(folder: ModelFolder, sentences: Sequence[Sentence], settings: Se
         "weights": _file_hash(folder.path / DATA_NAME),
         "configuration": _file_hash(folder.path / CONFIG_NAME),
         "calibration sentences": words.hexdigest(),
-        **{f"setting {key}": value for key, value in json.loads(json.dumps(asdict(settings))).items()},
+        **{f"setting {key}": value for key, value in json.loads(json.dumps(settings.used())).items()},
     }
 
 
@@ -435,7 +435,7 @@ def read_cache(path: Path, wanted: Mapping[str, Any], settings: Settings) -> Cal
     except (UserError, AttributeError, LookupError, TypeError, ValueError) as error:
         warn(f"{path} is damaged ({error}); calibrating again")
         return None
-    changed = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
+    changed = [key for key in wanted if key not in found or found[key] != wanted[key]]  # others are not read
     if changed:
         told = ", ".join(_tell_change(key, found.get(key), wanted.get(key)) for key in changed)
         log_console.print(f"{path} does not fit any more, calibrating again. Changed: {told}", soft_wrap=True)

@@ -42,8 +42,8 @@ def main() -> int:
     console.print("[bold]2. builder.py[/]: the network layer by layer through the API")
     jobs = [builder.run(args)]
     console.print("[bold]3. onnx2trt.py[/]: the same ONNX file through the parser")
-    parsed_fusion = args.fusion if args.fusion == "tensorrt" else "none"  # the parser's way has no other
-    jobs.append(onnx2trt.run(argparse.Namespace(**vars(args) | {"fusion": parsed_fusion})))
+    parser_fusion = args.fusion if args.fusion == "tensorrt" else "none"  # plugins are for builder.py
+    jobs.append(onnx2trt.run(argparse.Namespace(**vars(args) | {"fusion": parser_fusion})))
     if args.fusion == "none":
         console.print("[bold]4. builder.py --fusion plugins[/]: fused layers by our CUDA plugins")
         fused = run_with_plugins(args)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from rich.table import Table
 
 from common import console
 from comparison import relative_l2
-from model_files import ModelFolder
+from model_files import DemoIO, ModelFolder
 from network_runner import NetworkRunner
 from plugin_layers import Known
 from tensorrt_product import trt
@@ -43,7 +44,7 @@ def print_layer_comparison(
         table.add_column(heading, justify="left" if heading in ("after", "") else "right")
     first_wrong = None
     for name, reference in zip(names, demo.hidden_states, strict=True):
-        ours = answers[name].float().numpy().reshape(-1, *reference.shape)[-1]  # (S, H) of the last sentence
+        ours = _last(answers[name], reference)
         error = relative_l2(ours, reference)
         is_wrong = not error <= tolerance  # NaN is wrong
         first_wrong = first_wrong or (name if is_wrong else None)
@@ -54,3 +55,22 @@ def print_layer_comparison(
     if first_wrong:
         console.print(f"first layer out of tolerance ({tolerance:.0e}): {first_wrong}", soft_wrap=True)
     return first_wrong is None
+
+
+def fp32_errors(
+    network: trt.INetworkDefinition,
+    names: Sequence[str],
+    demo: DemoIO,
+    known: Known,
+    inputs: Mapping[str, np.ndarray],
+) -> dict[str, float]:
+    """Relative L2 errors of the network without its roundings, see ``print_layer_comparison``: of each hidden state,
+    and of the output where that is no hidden state, in the order of computation."""
+    references = dict(zip(names, demo.hidden_states, strict=True)) | {network.get_output(0).name: demo.output[0]}
+    answers = NetworkRunner(network, outputs=list(references), known=known, in_fp32=True).run(inputs)
+    return {name: relative_l2(_last(answers[name], one), one) for name, one in references.items()}
+
+
+def _last(answer: torch.Tensor, reference: np.ndarray) -> np.ndarray:
+    """The last sentence's part of an answer, fp32, in the reference's shape (S, H)."""
+    return answer.float().numpy().reshape(-1, *reference.shape)[-1]

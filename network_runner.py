@@ -15,7 +15,7 @@ import functools
 import itertools
 import operator
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
@@ -512,6 +512,7 @@ class _Lowering:
         self.attributes: dict[str, torch.Tensor | torch.nn.Module] = {}
         self.values: dict[str, _Value] = {}
         self.constants: dict[str, Any] = {}  # constant layers
+        self.origins: dict[str, list[str]] = {}  # names of the constants that a tensor is made of, if of nothing else
         self.dequantized: dict[str, Any] = {}  # dequantize layers, by output
         self.products: dict[str, tuple[Any, ...]] = {}  # matrix products, by output: function, arguments
         self.placed: dict[tuple[str, bool], torch.fx.Node] = {}  # constants and moved tensors, by (name, on_host)
@@ -539,6 +540,7 @@ class _Lowering:
         name = layer.get_output(0).name
         if kind == "CONSTANT":
             self.constants[name] = layer  # read when it is needed: plugin placement leaves some that nobody reads
+            self.origins[name] = [layer.name]
             return
         if kind == "PLUGIN_V3":
             for place, node in enumerate(self.plugin(layer)):
@@ -562,7 +564,18 @@ class _Lowering:
         if function is matrix_multiply:
             self.products[name] = tuple(arguments)
         resolved = tuple(self.argument(argument, on_host and kind != "SHAPE") for argument in arguments)
-        self.values[name] = _Value(self.graph.call_function(function, resolved), on_host)
+        node = self.graph.call_function(function, resolved)
+        node.meta["layer"] = self.describe(layer)
+        self.values[name] = _Value(node, on_host)
+
+    def describe(self, layer: Any) -> str:
+        """The layer's name and the constants that it reads: in a parsed network those have the telling names."""
+        inputs = [self.origins.get(name) for name in input_names(layer)]
+        read = [name for origin in inputs for name in origin or ()]
+        if inputs and None not in inputs:  # nothing but constants, cast or reshaped
+            self.origins[layer.get_output(0).name] = read
+        named = [repr(name) for name in read if not name.startswith(layer.name)]
+        return repr(layer.name) + (f" (of {', '.join(named)})" if named else "")
 
     def argument(self, argument: Any, on_host: bool) -> Any:
         """What a rule's argument is in the graph."""
@@ -609,6 +622,7 @@ class _Lowering:
         self.attributes[attribute] = PluginModule(self.known.plugins[layer.name], self.device, self.in_fp32)
         inputs = tuple(self.node(name, on_host=False) for name in input_names(layer))
         module = self.graph.call_module(attribute, inputs)
+        module.meta["layer"] = repr(layer.name)
         if layer.num_outputs == 1:
             return [module]
         return [self.graph.call_function(operator.getitem, (module, place)) for place in range(layer.num_outputs)]
@@ -890,6 +904,47 @@ class NetworkRunner:
         arguments = [tensor.to(self.device) for tensor in cast.values()]
         with torch.inference_mode(), _accurate_products():
             return dict(zip(self.output_names, self.module(*arguments), strict=True))
+
+    def first_not_finite(self, inputs: Mapping[str, np.ndarray | torch.Tensor]) -> str | None:
+        """The layer where values stop to be finite, with the constants that it reads; None if all are finite.
+
+        It is the first, in order of computation, that makes NaN, or infinity of finite values: a mask of −inf is
+        none.
+
+        Args:
+            inputs: as for ``run``.
+        """
+        watch = _FiniteWatch(self.module)
+        arguments = [torch.as_tensor(inputs[name]).to(self._input_types[name]) for name in self.input_names]
+        with torch.inference_mode(), _accurate_products():
+            watch.run(*(tensor.to(self.device) for tensor in arguments))
+        return watch.found
+
+
+class _FiniteWatch(torch.fx.Interpreter):
+    """Runs a lowered network node by node and remembers the first layer whose result is not finite."""
+
+    found: str | None = None
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        """The node's result."""
+        result = super().run_node(n)
+        if self.found is None and "layer" in n.meta and _floats(result):
+            given = itertools.chain(*(_floats(self.env[source]) for source in n.all_input_nodes))
+            has_nan = any(tensor.isnan().any() for tensor in _floats(result))
+            if has_nan or (not _are_finite(_floats(result)) and _are_finite(given)):
+                self.found = n.meta["layer"]
+        return result
+
+
+def _floats(value: Any) -> list[torch.Tensor]:
+    """The floating tensors of a node's result."""
+    values = value if isinstance(value, tuple | list) else [value]
+    return [one for one in values if isinstance(one, torch.Tensor) and one.is_floating_point()]
+
+
+def _are_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    return all(bool(tensor.float().isfinite().all()) for tensor in tensors)
 
 
 @contextmanager

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from common import UserError
 
@@ -107,6 +109,20 @@ class Settings:
             )
         return self
 
+    def used(self) -> dict[str, object]:
+        """The settings on which the ranges depend: not those that the method, or the groups, do not read."""
+        values: dict[str, object] = asdict(self)
+        if self.method != "percentile":
+            del values["percentile"]
+        if not has_linear(self.groups):
+            del values["smoothing"]
+        return values
+
+
+def has_linear(groups: Iterable[str]) -> bool:
+    """Whether there are linear layers among the groups: only their inputs can be smoothed."""
+    return any(group in LINEAR_GROUPS for group in groups)
+
 
 # --- options that several scripts have ---------------------------------------------------------------------
 
@@ -152,7 +168,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-structure-check",
         action="store_true",
-        help="do not run the network without its roundings, in fp32, where a lost bias or a wrong GELU would show",
+        help="do not run the network without its roundings, in fp32, where a lost bias or a wrong GELU would show; "
+        "it is run all the same if the plan takes no sequence that PyTorch has answered",
     )
     add_quantization_arguments(parser)
 
@@ -197,20 +214,31 @@ def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = Settings()
     group = parser.add_argument_group("calibration, for int8 and fp8")
     group.add_argument(
-        "--calibration", choices=METHODS, default=defaults.method, help="how ranges are chosen (default: %(default)s)"
+        "--calibration",
+        action=_Given,
+        choices=METHODS,
+        default=defaults.method,
+        help="how ranges are chosen (default: %(default)s)",
     )
     group.add_argument(
         "--percentile",
+        action=_Given,
         type=_percentage,
         default=defaults.percentile,
         metavar="P",
         help="for --calibration percentile (default: %(default)s)",
     )
     group.add_argument(
-        "--calibration-data", type=Path, default=DEFAULT_DATA, metavar="FILE", help="text, one sentence a line"
+        "--calibration-data",
+        action=_Given,
+        type=Path,
+        default=DEFAULT_DATA,
+        metavar="FILE",
+        help="text, one sentence a line",
     )
     group.add_argument(
         "--calibration-sentences",
+        action=_Given,
         type=_count,
         default=defaults.sentences,
         metavar="N",
@@ -218,6 +246,7 @@ def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--quantize",
+        action=_Given,
         type=_groups,
         default=defaults.groups,
         metavar="GROUPS",
@@ -225,6 +254,7 @@ def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--smooth",
+        action=_Given,
         type=_strength,
         default=defaults.smoothing,
         metavar="S",
@@ -238,10 +268,49 @@ def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
     add_calibration_arguments(parser)
     parser.add_argument(
         "--max-error",
+        action=_Given,
         type=_error,
         metavar="X",
         help="int8 and fp8: return the worst products to fp16 until the relative L2 error is at most X",
     )
+
+
+# --- options without effect --------------------------------------------------------------------------------
+
+
+class _Given(argparse.Action):
+    """Stores the value, and in ``given`` that the option stood on the command line."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.given = [*getattr(namespace, "given", []), self.option_strings[0]]
+
+
+def refuse_idle_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the process with exit code 2 if an option was given that nothing reads; the message says what it needs."""
+    given = getattr(args, "given", [])
+    if given and args.precision not in QUANTIZED_PRECISIONS:
+        needed = " or ".join(QUANTIZED_PRECISIONS)
+        parser.error(
+            f"{given[0]} has no effect with --precision {args.precision}; it needs {needed}, or leave it out"
+        )
+    if "--percentile" in given and args.calibration != "percentile":
+        parser.error(
+            f"--percentile has no effect with --calibration {args.calibration}; it needs --calibration percentile"
+        )
+    if "--smooth" in given and args.smooth is not None and not has_linear(args.quantize):
+        parser.error(
+            f"--smooth has no effect with --quantize {','.join(args.quantize)}: only inputs of linear layers are "
+            f"smoothed; add one of {', '.join(LINEAR_GROUPS)}"
+        )
+
+
+def refuse_idle_plugin_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """The same for --no-embed-plugins in a network without plugins."""
+    if args.no_embed_plugins and args.layer_norm == "native" and not set(FUSIONS[args.fusion]) - {TENSORRT_ATTENTION}:
+        parser.error("--no-embed-plugins has no effect without plugins; it needs --layer-norm or --fusion with some")
 
 
 # --- values of options -------------------------------------------------------------------------------------
@@ -361,7 +430,10 @@ def builder_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--compare-layers", action="store_true", help="print the difference to PyTorch after every encoder layer"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    refuse_idle_options(parser, args)
+    refuse_idle_plugin_options(parser, args)
+    return args
 
 
 def onnx2trt_arguments() -> argparse.Namespace:
@@ -375,7 +447,10 @@ def onnx2trt_arguments() -> argparse.Namespace:
         help="none: attention as exported; tensorrt: as one Attention node, of which the parser makes TensorRT's own "
         "attention layer (default: %(default)s)",
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    refuse_idle_options(parser, args)
+    refuse_idle_plugin_options(parser, args)
+    return args
 
 
 def demo_arguments() -> argparse.Namespace:
@@ -389,6 +464,9 @@ def demo_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.plan is not None:
         parser.error("--plan names one file, and here are several plans; use builder.py or onnx2trt.py")
+    refuse_idle_options(parser, args)
+    if args.fusion != "none":  # else the third network has plugins
+        refuse_idle_plugin_options(parser, args)
     return args
 
 
@@ -411,7 +489,9 @@ def calibrator_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the ranges as JSON")
     parser.add_argument("--plot", type=picture_path, metavar="FILE", help="picture of the worst tensors' histograms")
     add_calibration_arguments(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    refuse_idle_options(parser, args)
+    return args
 
 
 def sensitivity_arguments() -> argparse.Namespace:
@@ -422,7 +502,9 @@ def sensitivity_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the ranking as JSON")
     parser.add_argument("--plot", type=picture_path, metavar="FILE", help="the ranking as a picture")
     add_quantization_arguments(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    refuse_idle_options(parser, args)
+    return args
 
 
 def gpu_check_arguments() -> argparse.Namespace:

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,19 @@ from rich.text import Text
 import tensorrt_product
 from common import UserError, console, log_console, make_folder, warn, write_whole
 from comparison import (
+    OWN_NETWORK,
+    PYTORCH,
     Comparison,
     Run,
     SequenceError,
     compare_sequences,
+    compare_with_own,
+    in_words,
+    profile_batch,
     reference_batches,
-    sequences_agree,
+    sequence_reasons,
     together,
+    worst_of,
 )
 from model_files import LENGTHS_NAME, MASK_NAME, DemoIO, ModelFolder, ReferenceSequence
 from options import (
@@ -38,7 +44,7 @@ from options import (
 from packing import NetworkBatch
 from plugin_layers import Known
 from plugins import build
-from quantization import Quantization, QuantizedParts, check_quantized
+from quantization import BASE_PRECISION, Quantization, QuantizedParts, check_quantized
 from tensorrt_product import IS_RTX, trt
 from trt_helper import (
     QUANTIZED_TYPES,
@@ -47,17 +53,16 @@ from trt_helper import (
     Latency,
     TrtLog,
     build_plan,
-    check_in_profile,
     execution_obstacle,
     gpu_capability,
     graph_obstacle,
-    profile_shapes,
 )
 
 DEFAULT_SEQ_LEN = (1, 32, 128)  # clipped to the model's position table
 TIMED_RUNS = 200
 
 if TYPE_CHECKING:
+    from network_runner import NetworkRunner
     from sensitivity import QuantizedModel
 
 
@@ -89,6 +94,9 @@ class Job:
     comparison: Comparison | None = None
     sequences: list[SequenceError] = field(default_factory=list)  # of several lengths, in batches
     structure: list[SequenceError] | None = None  # the same sequences without any rounding; None: not looked at
+    wrong_definition: str | None = None  # what the network holds that it was not asked to hold
+    overflow: str | None = None  # where values stop to be finite, if an output is not
+    where_wrong: str | None = None  # without roundings, where the network is not PyTorch's
     latency: dict[str, Latency] = field(default_factory=dict)
     layers_agree: bool = True
     quantized: QuantizedModel | None = None  # what is quantized, and its error
@@ -116,10 +124,9 @@ class Job:
                 make_folder(path.parent)
         demo = folder.demo()
         positions = folder.config.max_positions
-        default = SequenceRange(*(min(length, positions) for length in DEFAULT_SEQ_LEN))
+        low, best, high = (min(length, positions) for length in DEFAULT_SEQ_LEN)
+        default = SequenceRange(low, best, max(high, demo.inputs["input_ids"].shape[1]))
         seq_len = (args.seq_len or default).check(positions)
-        for name, ids in demo.inputs.items():
-            check_in_profile(name, ids.shape, profile_shapes(name, (1, -1), seq_len, ONE_SENTENCE))
         options = BuildOptions(
             seq_len=seq_len,
             batch=batch,
@@ -145,9 +152,26 @@ class Job:
             not args.no_structure_check,
         )
 
+    @functools.cached_property
+    def example(self) -> NetworkBatch | None:
+        """The demo's sentence in a batch that the plan takes, the only one or several times; None where it does not
+        fit. The output for it is the last of those that the batch's ``split`` returns."""
+        ids, types = (self.demo.inputs[name][0] for name in ("input_ids", "token_type_ids"))
+        one = ReferenceSequence(ids, types, np.arange(len(ids)), self.demo.output[0])
+        batches = reference_batches([one], self.batching, self.options.seq_len, self.options.batch)
+        return batches[0] if batches else None
+
+    @functools.cached_property
+    def own_batch(self) -> NetworkBatch:
+        """Made-up sequences of the size that the plan is tuned for."""
+        return profile_batch(self.reference, self.batching, self.options.seq_len, self.options.batch)
+
     @property
     def inputs(self) -> dict[str, np.ndarray]:
-        """The demo's sentence as the network takes it, in a batch as often as the smallest batch has sentences."""
+        """The demo's sentence as the network takes it, in a batch as often as the smallest batch has sentences.
+
+        For network_runner.py: the sentence has its own length, whatever the plan takes.
+        """
         ids, copies = self.demo.inputs, self.options.batch.minimum
         if self.batching == "single":
             return ids
@@ -171,13 +195,52 @@ class Job:
     @property
     def agrees(self) -> bool:
         """Whether the result is what PyTorch says, within tolerance."""
-        return (
-            self.comparison is not None
-            and self.comparison.agrees(self.precision)
-            and self.layers_agree
-            and sequences_agree(self.sequences, self.precision)
-            and sequences_agree(self.structure or [], "fp32")
+        return not self.reasons
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the result is not what PyTorch says, the cause first; empty if it is."""
+        told = (
+            [] if self.wrong_definition is None else [f"other values than it was made from: {self.wrong_definition}"]
         )
+        if self.overflow is not None:
+            return [*told, self.overflow]
+        for reason in sequence_reasons(self.unrounded, "fp32"):
+            told.append(
+                "the network itself is not PyTorch's, whatever its types: other weights or other layers. Without "
+                f"roundings, in fp32: {reason}"
+            )
+        told += [] if self.where_wrong is None else [self.where_wrong]
+        results = self.comparison.reasons(self.precision) if self.comparison is not None else []
+        if self.unrounded is not self.sequences:
+            results += sequence_reasons(self.sequences, self.precision)
+        if results and self.structure and not told:
+            results.append(f"without roundings the network is PyTorch's, so that it is {self._what_rounds}")
+        told += results
+        if not self.layers_agree:
+            told.append("--compare-layers: a layer is out of tolerance, see the table of layers")
+        if self.comparison is None and not self.sequences:
+            told.append("nothing was compared")
+        return told
+
+    @property
+    def unrounded(self) -> list[SequenceError]:
+        """Errors without roundings; in fp32, run by PyTorch, those are the sequences'."""
+        if self.structure is not None:
+            return self.structure
+        return self.sequences if self.precision == "fp32" and self.executed_by == "pytorch" else []
+
+    @property
+    def _what_rounds(self) -> str:
+        """Words for a result out of tolerance whose network is right."""
+        if self.precision in QUANTIZED_TYPES:
+            return (
+                f"{self.precision} that is too coarse: --max-error X returns the worst products to fp16, "
+                "sensitivity.py ranks them, and --calibration-data takes text like that of the application"
+            )
+        if self.precision == "fp32":
+            return "the plan that computes something else than its network"
+        return f"the roundings of {self.precision} that are too coarse: build with --precision fp32"
 
     def quantize(self, args: argparse.Namespace, assemble: Callable[..., Any], log: TrtLog) -> Quantization | None:
         """Calibrates for int8 and fp8, and measures the error; nothing for other types."""
@@ -202,8 +265,8 @@ class Job:
             yield TrtLog(file)
 
     def as_dict(self) -> dict[str, Any]:
-        """What --json writes."""
-        assert self.comparison is not None
+        """What --json writes. What was not compared is null."""
+        compared = {one.name: None for one in fields(Comparison)}
         return {
             "way": self.way,
             "tensorrt": tensorrt_product.describe(),
@@ -222,7 +285,8 @@ class Job:
             "seconds_build": self.seconds_build,
             "tolerance": self.tolerance,
             "within_tolerance": self.agrees,
-            **asdict(self.comparison),
+            "reasons": self.reasons,
+            **(compared if self.comparison is None else asdict(self.comparison)),
             "sequences": [asdict(one) for one in self.sequences],
             "structure": None if self.structure is None else [asdict(one) for one in self.structure],
             "latency_ms": {name: asdict(latency) for name, latency in self.latency.items()},
@@ -240,6 +304,7 @@ def finish(
     seconds_network: float,
     weights_read: AbstractContextManager[None] | None = None,
     quantized_products: int | None = None,
+    hidden_states: Sequence[str] = (),
 ) -> None:
     """Builds the plan, runs the network, compares; fills in ``job``.
 
@@ -252,6 +317,7 @@ def finish(
         seconds_network: what making the network took.
         weights_read: see ``build_plan``.
         quantized_products: how many products are to be quantized, where it is not one for each name.
+        hidden_states: tensors that correspond to PyTorch's hidden states, to say where a wrong network goes wrong.
 
     Raises:
         UserError: the build or the execution fails.
@@ -266,11 +332,11 @@ def finish(
     job.plan_bytes, job.seconds_build = info.num_bytes, info.seconds_build
     job.not_executed_because = execution_obstacle() or _foreign_target(job.options.compute_capabilities)
     job.executed_by = "pytorch" if job.not_executed_because else "tensorrt"
-    output = _run_with_pytorch(job, network, known) if job.not_executed_because else _execute_plan(job)
-    _prove_definition(job, network, known)
-    tokens = job.folder.tokens() if job.demo.mask_positions else []
-    last = output.reshape(-1, *job.demo.output.shape[1:])[-1:]  # (1, S, vocabulary or H)
-    job.comparison = Comparison.of(last, job.demo, tokens)
+    own = _run_with_pytorch(job, network, known) if job.not_executed_because else _execute_plan(job)
+    _prove_definition(job, network, known, own)
+    job.overflow = _find_overflow(job, network, known)
+    if hidden_states and job.overflow is None and sequence_reasons(job.unrounded, "fp32"):
+        job.where_wrong = _find_wrong_layer(job, network, known, hidden_states)
 
 
 @functools.cache
@@ -295,7 +361,16 @@ def write_json(path: Path | None, results: dict[str, Any] | list[dict[str, Any]]
     """
     if path is not None:
         with write_whole(path) as file:
-            file.write((json.dumps(results, indent=2) + "\n").encode())
+            file.write((json.dumps(_without_nan(results), indent=2, allow_nan=False) + "\n").encode())
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with null for numbers that are not finite, which JSON has no words for."""
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _foreign_target(capabilities: Sequence[str]) -> str | None:
@@ -312,48 +387,117 @@ def _batches(job: Job, seq_len: SequenceRange | None = None) -> list[NetworkBatc
     return reference_batches(job.reference, job.batching, seq_len or job.options.seq_len, job.options.batch)
 
 
-def _execute_plan(job: Job) -> np.ndarray:
+def _execute_plan(job: Job) -> list[np.ndarray]:
     name = job.folder.config.output_name
     with InferHelper(job.plan_path) as helper:
-        output = helper.infer(job.inputs)[name]
-        job.sequences = compare_sequences(lambda inputs: helper.infer(inputs)[name], _batches(job), job.reference)
-        job.latency["enqueue"] = helper.benchmark(job.inputs, TIMED_RUNS)
+        own = _run(job, lambda inputs: helper.infer(inputs)[name])
+        timed = (job.example or job.own_batch).inputs
+        job.latency["enqueue"] = helper.benchmark(timed, TIMED_RUNS)
         if graph_obstacle() is None:
-            job.latency["cuda_graph"] = helper.benchmark(job.inputs, TIMED_RUNS, cuda_graph=True)
-    return output
+            job.latency["cuda_graph"] = helper.benchmark(timed, TIMED_RUNS, cuda_graph=True)
+    return own
 
 
-def _run_with_pytorch(job: Job, network: trt.INetworkDefinition, known: Known) -> np.ndarray:
-    run = _pytorch_run(job, network, known)
-    output = run(job.inputs)
-    job.sequences = compare_sequences(run, _batches(job), job.reference)
-    return output
+def _run_with_pytorch(job: Job, network: trt.INetworkDefinition, known: Known) -> list[np.ndarray]:
+    return _run(job, _pytorch_run(job, network, known))
 
 
-def _prove_definition(job: Job, network: trt.INetworkDefinition, known: Known) -> None:
+def _run(job: Job, run: Run) -> list[np.ndarray]:
+    """Runs what PyTorch has answered and the plan takes, and compares.
+
+    Returns:
+        Where nothing of it fits the plan, the outputs for ``job.own_batch``, which are still to be compared.
+    """
+    if job.example is not None:
+        tokens = job.folder.tokens() if job.demo.mask_positions else []
+        output = job.example.split(run(job.example.inputs))[-1]  # (S, vocabulary or H)
+        job.comparison = Comparison.of(output[None], job.demo, tokens)
+    batches = _batches(job)
+    job.sequences = compare_sequences(run, batches, job.reference)
+    return [] if job.example is not None or batches else job.own_batch.split(run(job.own_batch.inputs))
+
+
+def _prove_definition(job: Job, network: trt.INetworkDefinition, known: Known, own: Sequence[np.ndarray]) -> None:
     """What the network holds, and what it computes without its roundings. In fp32 that has been compared already,
-    unless TensorRT executed the plan."""
-    from network_proof import check_definition
+    unless TensorRT executed the plan.
 
-    check_definition(network, known, job.folder.config.layer_norm_eps)
-    if job.proves_structure and (job.precision != "fp32" or job.executed_by == "tensorrt"):
+    ``own``, outputs for ``job.own_batch``, are compared with the network without its roundings, and that one, since
+    then all depends on it, with PyTorch at every length of the reference sequences.
+    """
+    from network_proof import WrongNetworkError, check_definition
+
+    try:
+        check_definition(network, known, job.folder.config.layer_norm_eps)
+    except WrongNetworkError as error:
+        job.wrong_definition = str(error)
+    if own:
+        run = _pytorch_run(job, network, known, in_fp32=True)
+        job.sequences = compare_with_own(job.own_batch, own, run)
+        every = SequenceRange(1, job.folder.config.max_positions, job.folder.config.max_positions)
+        batches = reference_batches(job.reference, job.batching, every, replace(job.options.batch, minimum=1))
+        job.structure = compare_sequences(run, batches, job.reference)
+    elif job.proves_structure and (job.precision != "fp32" or job.executed_by == "tensorrt"):
         run = _pytorch_run(job, network, known, in_fp32=True)
         lengths = replace(job.options.seq_len, minimum=1)  # PyTorch takes shorter sequences than the plan
         job.structure = compare_sequences(run, _batches(job, lengths), job.reference)
 
 
-def _pytorch_run(job: Job, network: trt.INetworkDefinition, known: Known, in_fp32: bool = False) -> Run:
-    """A function that runs the network with PyTorch, on CUDA where there is a GPU."""
+def _find_overflow(job: Job, network: trt.INetworkDefinition, known: Known) -> str | None:
+    """Where values stop to be finite, in words; None if all outputs are finite."""
+    errors = [one.rel_l2 for one in job.sequences]
+    errors += [] if job.comparison is None else [job.comparison.rel_l2]
+    if all(map(math.isfinite, errors)):
+        return None
+    base = BASE_PRECISION if job.precision in QUANTIZED_TYPES else job.precision
+    runner = _pytorch_runner(network, known)
+    examples = [batch.inputs for batch in (job.example, *_batches(job), job.own_batch) if batch is not None]
+    found = next(filter(None, map(runner.first_not_finite, examples)), None)
+    where = (
+        f"in {base}, after layer {found}"
+        if found is not None
+        else "in the plan; its network, run by PyTorch, stays finite"
+    )
+    remedy = {
+        "fp32": "a weight of the checkpoint is damaged, or far too large",
+        "bf16": "bf16 has the range of fp32: a weight of the checkpoint is damaged, or far too large",
+        "fp16": f"{base} ends at 65504; --precision bf16 has the range of fp32 and will do",
+    }[base]
+    return f"overflow {where}: the output has values that are not finite; {remedy}"
+
+
+def _find_wrong_layer(job: Job, network: trt.INetworkDefinition, known: Known, hidden_states: Sequence[str]) -> str:
+    """Where the network without its roundings is not PyTorch's, in words."""
+    from layer_comparison import fp32_errors
+
+    errors = fp32_errors(network, hidden_states, job.demo, known, job.inputs)
+    wrong = [name for name, error in errors.items() if not error <= TOLERANCES["fp32"]]
+    if not wrong:
+        return (
+            "for the sentence alone every layer gives what PyTorch's does: what differs is how other lengths, token "
+            "types, or several sequences in a batch are treated"
+        )
+    if wrong[0] not in hidden_states:
+        return "every encoder layer gives what PyTorch's does: it is the head that differs"
+    return f"the first layer after which it differs from PyTorch's is {wrong[0]!r}"
+
+
+def _pytorch_runner(network: trt.INetworkDefinition, known: Known, in_fp32: bool = False) -> NetworkRunner:
     # Imported here: while a plan is built, PyTorch would only take memory.
     import torch
 
     from network_runner import NetworkRunner
 
-    device, name = "cuda" if torch.cuda.is_available() else "cpu", job.folder.config.output_name
-    runner = NetworkRunner(network, device, known=known, in_fp32=in_fp32)
+    return NetworkRunner(network, "cuda" if torch.cuda.is_available() else "cpu", known=known, in_fp32=in_fp32)
+
+
+def _pytorch_run(job: Job, network: trt.INetworkDefinition, known: Known, in_fp32: bool = False) -> Run:
+    """A function that runs the network with PyTorch, on CUDA where there is a GPU."""
+    name, runner = job.folder.config.output_name, _pytorch_runner(network, known, in_fp32)
 
     def run(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        with log_console.status(f"running the network with PyTorch on {device}{' in fp32' if in_fp32 else ''}"):
+        with log_console.status(
+            f"running the network with PyTorch on {runner.device}{' in fp32' if in_fp32 else ''}"
+        ):
             return runner.run(inputs)[name].cpu().numpy()
 
     return run
@@ -371,12 +515,12 @@ def print_report(*jobs: Job) -> None:
     if demo.mask_positions:
         reference = Comparison.of(demo.output, demo, folder.tokens())
         for rank in range(len(reference.top10)):
-            cells = [_word_cell(comparison, rank) for comparison in (reference, *map(_compared, jobs))]
+            cells = [_word_cell(comparison, rank) for comparison in (reference, *(job.comparison for job in jobs))]
             table.add_row(f"{rank + 1}.", *cells)
         table.add_section()
     rows = [
-        ("relative L2 error", lambda job: f"{_compared(job).rel_l2:.2e} (at most {job.tolerance:.0e})"),
-        ("largest difference", lambda job: f"{_compared(job).max_abs:.2e}"),
+        ("relative L2 error", _error_cell),
+        ("largest difference", lambda job: "" if job.comparison is None else f"{job.comparison.max_abs:.2e}"),
         ("other lengths, worst", _sequences_cell),
         ("without roundings, worst", _structure_cell),
         ("network layers", lambda job: str(job.num_layers)),
@@ -395,14 +539,57 @@ def print_report(*jobs: Job) -> None:
         if job.quantized is not None:
             console.print(_explain_quantization(job), soft_wrap=True)
             job.quantized.print_change()
+    for job in jobs:
+        for line in _remarks(job):
+            console.print(Text(f"{job.heading}: {line}"), soft_wrap=True)  # Text: words such as [unused1]
+        if job.reasons:
+            console.print(Text(f"{job.heading} does not agree with PyTorch:"), soft_wrap=True)
+        for reason in job.reasons:
+            console.print(Text(f"- {reason}"), soft_wrap=True)
 
 
-def _compared(job: Job) -> Comparison:
-    assert job.comparison is not None
-    return job.comparison
+def _remarks(job: Job) -> list[str]:
+    """What was compared, where it is not the sentence, and near-ties."""
+    told = [] if job.example is not None else [_explain_length(job)]
+    ties = job.comparison.near_ties(job.precision) if job.comparison is not None else []
+    return told + [f"a near-tie, which counts as the same: {swap.describe()}" for swap in ties]
 
 
-def _word_cell(comparison: Comparison, rank: int) -> Text:  # Text, not markup: there is a word [unused1]
+def _explain_length(job: Job) -> str:
+    """What took the place of a sentence that does not fit the plan."""
+    tokens, seq_len, batch = job.demo.inputs["input_ids"].shape[1], job.options.seq_len, job.options.batch
+    takes = f"{_told_range(seq_len)} tokens"
+    takes += "" if batch == ONE_SENTENCE else f" in each of {_told_range(batch)} sequences"
+    told = f"the sentence has {tokens} tokens and does not fit the plan, which takes {takes}; compared were "
+    compared = _lengths(job.sequences)
+    if any(one.expected_from == OWN_NETWORK for one in job.sequences):
+        return (
+            f"{told}made-up sequences of {compared} tokens, with the same network without its roundings, and that "
+            f"one with PyTorch at {_lengths(job.structure or [])} tokens"
+        )
+    return f"{told}other sequences that PyTorch has answered, of {compared} tokens"
+
+
+def _told_range(allowed: SequenceRange) -> str:
+    low, high = allowed.minimum, allowed.maximum
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _lengths(errors: Sequence[SequenceError]) -> str:
+    return in_words([str(length) for length in sorted({one.tokens for one in errors})])
+
+
+def _error_cell(job: Job) -> str:
+    if job.comparison is None:
+        return "the sentence does not fit"
+    return f"{job.comparison.rel_l2:.2e} (at most {job.tolerance:.0e})"
+
+
+def _word_cell(comparison: Comparison | None, rank: int) -> Text:  # Text, not markup: there is a word [unused1]
+    if comparison is None:
+        return Text("not run")
+    if not comparison.top10:
+        return Text("not finite")
     entry = comparison.top10[rank]
     return Text(f"{entry['word']} {entry['probability']:.4f}")
 
@@ -423,8 +610,9 @@ def _structure_cell(job: Job) -> str:
 def _worst(errors: Sequence[SequenceError]) -> str:
     if not errors:
         return "none fits the plan"
-    worst = max(errors, key=lambda one: (not math.isfinite(one.rel_l2), one.rel_l2))
-    return f"{worst.rel_l2:.2e} at {worst.tokens} tokens"
+    worst = worst_of(errors)
+    against = "" if worst.expected_from == PYTORCH else f"\nagainst {worst.expected_from}"
+    return f"{worst.rel_l2:.2e} at {worst.tokens} tokens{against}"
 
 
 def _products_cell(job: Job) -> str:
@@ -452,7 +640,11 @@ def _explain_quantization(job: Job) -> str:
 def _latency_cell(job: Job) -> str:
     if not job.latency:
         return "plan not executed"
-    return "\n".join(f"{name}: {times.median:.3f} ({times.p99:.3f})" for name, times in job.latency.items())
+    shape = (
+        "" if job.example is not None else f"\nof {job.options.batch.optimum} x {job.options.seq_len.optimum} tokens"
+    )
+    lines = (f"{name}: {times.median:.3f} ({times.p99:.3f})" for name, times in job.latency.items())
+    return "\n".join(lines) + shape
 
 
 def _explain_execution(job: Job) -> str:

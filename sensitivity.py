@@ -46,7 +46,7 @@ from common import UserError, console, log_console, make_folder, run_script, wri
 from comparison import best_words
 from model_files import ModelFolder
 from network_runner import NetworkRunner
-from options import CACHE_NAME, Settings
+from options import CACHE_NAME, Settings, has_linear
 from pipeline import write_json
 from quantization import (
     BASE_PRECISION,
@@ -321,9 +321,10 @@ def quantize(
 def calibrate_best(subject: Subject, settings: Settings, mask_id: int | None) -> Calibration:
     """Calibrates; with ``auto``, with several strengths of smoothing, of which it takes that of the least error.
 
-    The error is measured on the calibration's own sentences: others are for the final measurement.
+    The error is measured on the calibration's own sentences: others are for the final measurement. Where no linear
+    layer is quantized nothing can be smoothed, and it calibrates once.
     """
-    if settings.smoothing != "auto":
+    if settings.smoothing != "auto" or not has_linear(settings.groups):
         return calibrate(subject, settings)
     start, products = time.perf_counter(), subject.products(settings)
     plain = subject.observe(settings, {})

@@ -486,7 +486,7 @@ CHANGES = [
     (lambda cache: cache.sentences.reverse(), "Changed: calibration sentences"),
     (lambda cache: cache.sentences.pop(), "Changed: calibration sentences"),
     (set_to(method="max"), "Changed: setting method (mse -> max)"),
-    (set_to(percentile=99.0), "Changed: setting percentile (99.99 -> 99.0)"),
+    (set_to(method="percentile"), "Changed: setting method (mse -> percentile)"),
     (set_to(sentences=2), "Changed: setting sentences (128 -> 2)"),
     (set_to(groups=("qkv",)), "Changed: setting groups (["),
     (set_to(smoothing=None), "Changed: setting smoothing (auto -> None)"),
@@ -503,6 +503,43 @@ def test_a_cache_that_does_not_fit_is_made_again_and_says_why(cache, capsys, cha
     assert told in " ".join(capsys.readouterr().err.split())
     cache.get()
     assert cache.made == 2
+
+
+@pytest.mark.parametrize("method", ["mse", "max", "entropy"])
+def test_a_percentile_that_the_method_does_not_read_leaves_the_cache(cache, method):
+    cache.settings = Settings(method=method)
+    cache.get()
+    cache.settings = replace(cache.settings, percentile=90.0)
+    cache.get()
+    assert cache.made == 1
+
+
+def test_a_percentile_that_the_method_reads_is_part_of_the_fingerprint(cache, capsys):
+    cache.settings = Settings(method="percentile")
+    cache.get()
+    cache.settings = replace(cache.settings, percentile=90.0)
+    cache.get()
+    assert cache.made == 2
+    assert "Changed: setting percentile (99.99 -> 90.0)" in " ".join(capsys.readouterr().err.split())
+
+
+def test_smoothing_is_read_for_linear_layers_alone(cache):
+    for groups, made in ((("attention",), 1), (("qkv", "attention"), 3)):
+        for smoothing in ("auto", 0.5):
+            cache.settings = Settings(groups=groups, smoothing=smoothing)
+            cache.get()
+        assert cache.made == made
+
+
+def test_a_cache_of_an_earlier_version_that_holds_more_settings_is_used(cache):
+    """It has the percentile, whatever the method."""
+    cache.get()
+    entry = json.loads(cache.path.read_text())["int8"]
+    del entry["checksum"]
+    entry["fingerprint"]["setting percentile"] = 99.99
+    cache.path.write_text(json.dumps({"int8": {**entry, "checksum": calibrator._checksum(entry)}}))
+    cache.get()
+    assert cache.made == 1
 
 
 def test_int8_and_fp8_are_kept_beside_each_other(cache):
@@ -621,6 +658,16 @@ WRONG = [
     (["--quantize", "qkv,head"], 2, "'head' is none of qkv, attention-output, intermediate, output, attention"),
     (["--quantize", ""], 2, "'' is none of qkv"),
     (["--smooth", "1.1"], 2, "'1.1': expected off, auto, or a number from 0 to 1"),
+    (
+        ["--percentile", "99"],
+        2,
+        "--percentile has no effect with --calibration mse; it needs --calibration percentile",
+    ),
+    (
+        ["--quantize", "attention", "--smooth", "0.5"],
+        2,
+        "--smooth has no effect with --quantize attention: only inputs",
+    ),
     (["--plot", "ranges.txt"], 2, "'ranges.txt': expected a name that ends in .png, .svg or .pdf"),
     (["--precision", "fp8", "--calibration", "entropy"], 1, "choose max, percentile or mse"),
     (["--model-dir", "nowhere"], 1, "no model folder at nowhere"),

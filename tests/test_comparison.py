@@ -15,7 +15,7 @@ from comparison import (
     compare_sequences,
     reference_batches,
     relative_l2,
-    sequences_agree,
+    sequence_reasons,
     together,
 )
 from model_files import LENGTHS_NAME, MASK_NAME, ReferenceSequence
@@ -116,7 +116,7 @@ def test_a_nan_in_any_of_the_repetitions_counts(place):
     errors = compare_sequences(one_nan, batches, given_sequences)
     assert math.isnan(errors[0].rel_l2)
     for precision in TOLERANCES:
-        assert not sequences_agree(errors, precision)
+        assert sequence_reasons(errors, precision)
 
 
 def test_in_narrow_types_every_sequence_must_be_right_in_8_bits_all_together():
@@ -124,13 +124,13 @@ def test_in_narrow_types_every_sequence_must_be_right_in_8_bits_all_together():
     long = SequenceError(128, 1.6e-2, norm=40.0)
     assert together([short, long]) == pytest.approx(math.sqrt((0.7**2 + 0.64**2) / (10**2 + 40**2)))
     for precision in TOLERANCES:
-        assert sequences_agree([short, long], precision) == (precision in ("int8", "fp8"))
-    assert not sequences_agree([SequenceError(3, 0.3, norm=10.0), long], "int8")
+        assert (not sequence_reasons([short, long], precision)) == (precision in ("int8", "fp8"))
+    assert sequence_reasons([SequenceError(3, 0.3, norm=10.0), long], "int8")
 
 
 def test_nothing_to_compare_is_no_disagreement():
     assert reference_batches(sequences([3, 9]), "single", SequenceRange(5, 6, 7), SequenceRange(1, 1, 1)) == []
-    assert sequences_agree([], "fp32")
+    assert not sequence_reasons([], "fp32")
 
 
 def test_together_is_the_error_over_all_values():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,3 +51,96 @@ def test_a_command_line_is_answered_before_anything_heavy_is_imported(script, ar
 def test_precisions_that_quantize_are_those_that_the_helper_has_types_for():
     assert tuple(QUANTIZED_TYPES) == options.QUANTIZED_PRECISIONS
     assert set(options.QUANTIZED_PRECISIONS) < set(options.TOLERANCES)
+
+
+# --- options without effect -----------------------------------------------------------------------------------
+
+QUANTIZING = {
+    "--calibration": "mse",  # the default's own values are refused as well
+    "--percentile": "99.99",
+    "--calibration-data": "calibrator_data.txt",
+    "--calibration-sentences": "128",
+    "--quantize": "qkv",
+    "--smooth": "off",
+    "--max-error": "0.1",
+}
+BUILDING = [options.builder_arguments, options.onnx2trt_arguments, options.demo_arguments]
+EVERY = [*BUILDING, options.calibrator_arguments, options.sensitivity_arguments]
+
+
+def read(monkeypatch: pytest.MonkeyPatch, arguments: Callable[[], argparse.Namespace], *given: str) -> Any:
+    monkeypatch.setattr(sys, "argv", ["script.py", *given])
+    return arguments()
+
+
+def refused(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: Callable[[], argparse.Namespace],
+    *given: str,
+) -> str:
+    with pytest.raises(SystemExit) as ended:
+        read(monkeypatch, arguments, *given)
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("option", QUANTIZING)
+@pytest.mark.parametrize("arguments", BUILDING)
+def test_an_option_of_quantization_is_refused_in_other_types(monkeypatch, capsys, arguments, option, precision):
+    told = refused(monkeypatch, capsys, arguments, "--precision", precision, option, QUANTIZING[option])
+    assert f"{option} has no effect with --precision {precision}; it needs int8 or fp8" in told
+
+
+@pytest.mark.parametrize("precision", options.QUANTIZED_PRECISIONS)
+@pytest.mark.parametrize("arguments", BUILDING)
+def test_all_of_them_are_taken_where_they_are_read(monkeypatch, arguments, precision):
+    given = [part for pair in QUANTIZING.items() for part in pair]
+    args = read(monkeypatch, arguments, "--precision", precision, *given, "--calibration", "percentile")
+    assert (args.percentile, args.calibration, args.max_error) == (99.99, "percentile", 0.1)
+
+
+@pytest.mark.parametrize("arguments", EVERY)
+def test_nothing_given_is_nothing_refused(monkeypatch, arguments):
+    args = read(monkeypatch, arguments)
+    assert options.Settings.of(args) == replace(options.Settings(), kind=args.precision)
+
+
+@pytest.mark.parametrize("method", ["max", "mse", "entropy"])
+@pytest.mark.parametrize("arguments", EVERY)
+def test_a_percentile_needs_its_method(monkeypatch, capsys, arguments, method):
+    given = ("--precision", "int8", "--percentile", "99", "--calibration", method)
+    told = refused(monkeypatch, capsys, arguments, *given)
+    assert f"--percentile has no effect with --calibration {method}; it needs --calibration percentile" in told
+
+
+@pytest.mark.parametrize("arguments", EVERY)
+def test_smoothing_needs_a_linear_layer(monkeypatch, capsys, arguments):
+    given = ("--precision", "int8", "--quantize", "attention", "--smooth")
+    assert "--smooth has no effect with --quantize attention" in refused(
+        monkeypatch, capsys, arguments, *given, "0.5"
+    )
+    assert read(monkeypatch, arguments, *given, "off").smooth is None
+    assert read(monkeypatch, arguments, *given[:3], "attention,qkv", "--smooth", "0.5").smooth == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "taken"),
+    [
+        (options.builder_arguments, (), False),
+        (options.builder_arguments, ("--fusion", "tensorrt"), False),
+        (options.builder_arguments, ("--fusion", "plugins"), True),
+        (options.builder_arguments, ("--layer-norm", "fast"), True),
+        (options.onnx2trt_arguments, (), False),
+        (options.onnx2trt_arguments, ("--layer-norm", "fast"), True),
+        (options.demo_arguments, (), True),  # its third network has plugins
+        (options.demo_arguments, ("--fusion", "tensorrt"), False),
+    ],
+)
+def test_nothing_is_left_out_of_a_plan_without_plugins(monkeypatch, capsys, arguments, given, taken):
+    if taken:
+        assert read(monkeypatch, arguments, "--no-embed-plugins", *given).no_embed_plugins
+    else:
+        told = refused(monkeypatch, capsys, arguments, "--no-embed-plugins", *given)
+        assert "--no-embed-plugins has no effect without plugins" in told

@@ -219,6 +219,13 @@ def test_smoothing_is_chosen_where_there_are_outliers(bad_case, capsys):
     assert all(f", {strength} " in told for strength in (0.5, 0.7, 0.85))
 
 
+def test_nothing_is_smoothed_where_no_linear_layer_is_quantized(bad_case, monkeypatch):
+    monkeypatch.setattr(sensitivity, "Evaluation", None)  # nothing is measured
+    made = calibrate_best(bad_case.subject, replace(SETTINGS, smoothing="auto", groups=("attention",)), MASK)
+    assert made.smoothing == {}
+    assert len(made.ranges) == 2 * 4
+
+
 def test_a_fixed_strength_is_taken_as_it_is(bad_case, monkeypatch):
     monkeypatch.setattr(sensitivity, "Evaluation", None)  # nothing is measured
     made = calibrate_best(bad_case.subject, replace(SETTINGS, smoothing=0.5), MASK)
