@@ -28,10 +28,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from interrupts import begin_script, uninterrupted
 from options import FUSIONS, ONE_SENTENCE, TENSORRT_ATTENTION, SequenceRange, builder_arguments
 
 if __name__ == "__main__":
-    builder_arguments()  # answers --help and wrong usage before TensorRT is imported
+    begin_script(builder_arguments)  # answers --help, wrong usage and Ctrl-C before TensorRT is imported
 
 import numpy as np
 
@@ -446,6 +447,7 @@ class AssembledBert:
     quantized_products: int
 
 
+@uninterrupted()
 def assemble(
     folder: ModelFolder,
     log: TrtLog,

@@ -25,10 +25,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from interrupts import begin_script
 from options import calibrator_arguments
 
 if __name__ == "__main__":
-    calibrator_arguments()  # answers --help and wrong usage before PyTorch is imported
+    begin_script(calibrator_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch is imported
 
 import ml_dtypes
 import numpy as np

@@ -15,6 +15,8 @@ from typing import IO, Any
 from rich.console import Console
 from rich.text import Text
 
+import interrupts
+
 _to_terminal = sys.stdout is not None and sys.stdout.isatty()  # None: closed by who started the process
 # A table that is read from a file or a pipe need not fit a narrow terminal.
 console = Console(highlight=False, emoji=False, width=None if _to_terminal else 140)  # results
@@ -26,7 +28,8 @@ class UserError(Exception):
 
 
 def run_script(main: Callable[[], int]) -> None:
-    """Runs ``main`` and ends the process with its exit code: 1 after a UserError, without a traceback.
+    """Runs ``main`` and ends the process with its exit code: 1 after a UserError, 130 after Ctrl-C, both without a
+    traceback. Whatever error an interrupted library makes of Ctrl-C, it is 130.
 
     The work does not depend on the output. Where standard output or standard error is closed, or its reader has
     ended, ``main`` goes on and the exit code is that of the result. Where it cannot be written for another reason
@@ -35,20 +38,24 @@ def run_script(main: Callable[[], int]) -> None:
     """
     outputs = _replace_standard_streams()
     code: Any
-    try:
-        code = main()
-    except UserError as error:
-        _print_literally("error:", "bold red", str(error))
-        code = 1
-    except KeyboardInterrupt:
+    with interrupts.raising():
+        try:
+            code, failure = main(), None
+        except SystemExit as ended:  # argparse: --help, or wrong usage
+            code, failure = ended.code, None
+        except BaseException as error:  # raised again below, unless it is the user's
+            code, failure = 1, error
+    if isinstance(failure, KeyboardInterrupt) or interrupts.happened():
         log_console.print("interrupted")
-        code = 130
-    except SystemExit as ended:  # argparse: --help, or wrong usage
-        code = ended.code
+        code = interrupts.EXIT_CODE
+    elif isinstance(failure, UserError):
+        _print_literally("error:", "bold red", str(failure))
+    elif failure is not None:
+        raise failure
     for output in outputs:
-        failure = output.end()
-        if failure is not None:
-            reason = f"cannot write to {output.title}: {failure.strerror or failure}"
+        unwritten = output.end()
+        if unwritten is not None:
+            reason = f"cannot write to {output.title}: {unwritten.strerror or unwritten}"
             _print_literally("error:", "bold red", f"{reason}; the text is lost, but files were written as usual")
             code = code or 1
     sys.exit(code)
@@ -188,7 +195,8 @@ def write_together(folder: Path) -> Iterator[Path]:
     try:
         with TemporaryDirectory(prefix=".new-", dir=folder) as name:
             yield Path(name)
-            for new in sorted(Path(name).iterdir()):
-                new.replace(folder / new.name)
+            with interrupts.uninterrupted():
+                for new in sorted(Path(name).iterdir()):
+                    new.replace(folder / new.name)
     except OSError as error:
         raise UserError(_explain_write_error(folder, error)) from error

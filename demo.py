@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 
+from interrupts import begin_script
 from options import demo_arguments
 
 if __name__ == "__main__":
-    demo_arguments()  # answers --help and wrong usage before TensorRT is imported
+    begin_script(demo_arguments)  # answers --help, wrong usage and Ctrl-C before TensorRT is imported
 
 import builder
 import model2onnx

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interrupts import begin_script
 from options import fill_masks_arguments
 
 if __name__ == "__main__":
-    fill_masks_arguments()  # answers --help and wrong usage before TensorRT is imported
+    begin_script(fill_masks_arguments)  # answers --help, wrong usage and Ctrl-C before TensorRT is imported
 
 import numpy as np
 from rich.progress import track

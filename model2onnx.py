@@ -24,10 +24,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from interrupts import begin_script
 from options import model2onnx_arguments
 
 if __name__ == "__main__":
-    model2onnx_arguments()  # answers --help and wrong usage before PyTorch is imported
+    begin_script(model2onnx_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch is imported
 
 import numpy as np
 import onnx_ir as ir

@@ -52,6 +52,7 @@ from trt_helper import (
     gpu_capability,
     graph_obstacle,
     profile_shapes,
+    raise_failure,
 )
 
 DEFAULT_SEQ_LEN = (1, 32, 128)  # clipped to the model's position table
@@ -195,11 +196,12 @@ class Job:
             yield TrtLog()
             return
         try:
-            file = self.verbose_log.open("wb")
+            file = self.verbose_log.open("wb", buffering=0)  # nothing is left for the end, when the disk may be full
         except OSError as error:
             raise UserError(f"cannot write the log {self.verbose_log}: {error.strerror or error}") from error
         with file:
             yield TrtLog(file)
+        raise_failure()
 
     def as_dict(self) -> dict[str, Any]:
         """What --json writes."""

@@ -18,10 +18,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from interrupts import begin_script
 from options import sensitivity_arguments
 
 if __name__ == "__main__":
-    sensitivity_arguments()  # answers --help and wrong usage before PyTorch is imported
+    begin_script(sensitivity_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch is imported
 
 import numpy as np
 import torch

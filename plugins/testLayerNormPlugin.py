@@ -26,6 +26,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from interrupts import begin_script
+
 KERNELS = ("basic", "fused", "fast")
 TYPE_NAMES: tuple[str, ...] = ("fp32", "fp16", "bf16")
 TIMED_ROWS = (16, 128, 512, 2048, 4096, 8192, 32768, 131072)
@@ -57,7 +59,7 @@ def positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+    begin_script(parse_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch and TensorRT are imported
 
 import torch
 from torch.nn import functional
