@@ -410,16 +410,23 @@ class ModelFolder:
         return sequences
 
     def tokens(self) -> list[str]:
-        """The word pieces, by id."""
+        """The word pieces, by id, whatever the kind of vocabulary: WordPiece, BPE, Unigram or WordLevel.
+
+        Raises:
+            UserError: the tokenizer is missing or damaged.
+        """
+        from tokenizers import Tokenizer  # not needed by who only builds
+
         path = self.path / TOKENIZER_NAME
-        values = read_json(path)
         try:
-            ids = dict(values["model"]["vocab"])
-            ids |= {token["content"]: token["id"] for token in values.get("added_tokens") or []}
-            by_id = {int(number): str(piece) for piece, number in ids.items()}
-        except (LookupError, TypeError, ValueError) as error:
-            raise UserError(f"{path} holds no word piece vocabulary; write it again with model2onnx.py") from error
-        return [by_id.get(number, f"[unknown id {number}]") for number in range(self.config.vocab_size)]
+            tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}; write it with model2onnx.py") from error
+        except Exception as error:  # the tokenizers library raises plain Exception
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path} is no usable tokenizer ({reason}); write it again with model2onnx.py") from error
+        pieces = map(tokenizer.id_to_token, range(self.config.vocab_size))
+        return [f"[unknown id {number}]" if piece is None else piece for number, piece in enumerate(pieces)]
 
 
 def _check_kinds(path: Path, values: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> None:
