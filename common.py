@@ -6,7 +6,7 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -170,6 +170,34 @@ def _explain_write_error(path: Path, error: OSError) -> str:
         errno.EROFS: "choose a place that you may write to",
     }.get(error.errno or 0, "name another file")
     return f"cannot write {path}: {error.strerror or error}; {remedy}"
+
+
+def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
+    """Refuses, before the work, an output that is an input or another output, however the two are spelled.
+
+    Args:
+        outputs: by what the user calls them, such as ``--json``. A device or a pipe may be there twice.
+        inputs: likewise.
+
+    Raises:
+        UserError: the message names both.
+    """
+    taken = [(name, path) for name, path in inputs.items() if path is not None]
+    for name, path in outputs.items():
+        if path is None or (path.exists() and not path.is_file()):
+            continue
+        for other, other_path in taken:
+            if _is_same_file(path, other_path):
+                raise UserError(f"{name} {path} would overwrite {other} ({other_path}); name another file")
+        taken.append((name, path))
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    if os.path.realpath(path) == os.path.realpath(other):  # of files that are not there yet, too
+        return True
+    with suppress(OSError):
+        return path.samefile(other)
+    return False
 
 
 def make_folder(path: Path) -> None:

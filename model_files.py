@@ -35,6 +35,10 @@ CONFIG_NAME = "config.json"
 TOKENIZER_NAME = "tokenizer.json"
 DEMO_NAME = "demo_io.npz"
 REFERENCE_NAME = "reference_batch.npz"
+FILE_NAMES = (  # all that are written, or read where they are there
+    *(ONNX_NAME, DATA_NAME, CONFIG_NAME, DEMO_NAME, REFERENCE_NAME, TOKENIZER_NAME),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"),
+)
 
 INPUT_NAMES = ("input_ids", "token_type_ids", "position_ids")
 MASK_NAME = "attention_mask"  # of a padded batch: 1 for a word, 0 for padding
@@ -320,6 +324,10 @@ class ModelFolder:
     def onnx_path(self) -> Path:
         """Where the ONNX graph lies."""
         return self.path / ONNX_NAME
+
+    def files(self) -> dict[str, Path]:
+        """Everything that is read from the folder, by a name for messages."""
+        return {f"the model's {name}": self.path / name for name in FILE_NAMES}
 
     def weights(self) -> WeightFile:
         """Opens the weights."""

@@ -244,6 +244,11 @@ def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def fillings_path(named: Path | None, plan: Path) -> Path:
+    """Where the fillings go: what --fillings names, else beside the plan."""
+    return named or plan.with_suffix(".fillings.jsonl")
+
+
 # --- values of options -------------------------------------------------------------------------------------
 
 
@@ -333,11 +338,16 @@ def model2onnx_arguments() -> argparse.Namespace:
         default=str(BUNDLED_MODEL),
         help="checkpoint folder or hub name (default: the bundled demo_model)",
     )
+    _add_text_arguments(parser)
+    parser.add_argument("--out-dir", type=Path, default=DEFAULT_OUT_DIR, help="where to write (default: %(default)s)")
+    return parser.parse_args()
+
+
+def _add_text_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text", default=DEFAULT_TEXT, help="the sentence to run, with [MASK] (default: %(default)s)"
     )
-    parser.add_argument("--out-dir", type=Path, default=DEFAULT_OUT_DIR, help="where to write (default: %(default)s)")
-    return parser.parse_args()
+    parser.add_argument("--text-pair", metavar="TEXT", help="a second sentence, which makes a pair with the first")
 
 
 def builder_arguments() -> argparse.Namespace:
@@ -372,12 +382,14 @@ def demo_arguments() -> argparse.Namespace:
     """The command line of demo.py."""
     parser = argparse.ArgumentParser(description="Export the bundled checkpoint, build its plans, run and compare.")
     parser.add_argument("--model", default=str(BUNDLED_MODEL), help="checkpoint folder or hub name")
-    parser.add_argument("--text", default=DEFAULT_TEXT, help="the sentence, with [MASK]")
+    _add_text_arguments(parser)
     add_common_arguments(parser)
     add_network_arguments(parser)
     args = parser.parse_args()
     if args.plan is not None:
         parser.error("--plan names one file, and here are several plans; use builder.py or onnx2trt.py")
+    if args.fillings is not None and args.fusion == "none":
+        parser.error("--fillings names one file, and here two plans fill; use builder.py, or leave it out")
     return args
 
 

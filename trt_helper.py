@@ -1102,7 +1102,7 @@ class _PlanWriter(trt.IStreamWriter):
         self.num_bytes = 0
 
     @_called_by_tensorrt(answer=0)
-    def write(self, data: bytes) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def write(self, data: bytes) -> int:
         """Called by TensorRT; fewer bytes than given stop the build."""
         self._file.write(data)
         self.crc32 = zlib.crc32(data, self.crc32)

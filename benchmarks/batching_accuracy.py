@@ -15,6 +15,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def replaced(sentences: Sequence[Sentence]) -> list[Sentence]:
     first = sentences[0]
     ids = first.ids.copy()
     ids[1:-1] = ids[1:-1][::-1]
-    return [Sentence(first.line, first.text, ids), *sentences[1:]]
+    return [replace(first, ids=ids), *sentences[1:]]
 
 
 def measure(folder: ModelFolder, checkpoint: str, device: str) -> list[dict[str, Any]]:

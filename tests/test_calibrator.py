@@ -255,7 +255,7 @@ def test_one_outlier_makes_max_coarse_and_mse_not():
 
 
 def sentence(line: int, length: int) -> Sentence:
-    return Sentence(line, "", np.arange(length, dtype=np.int32))
+    return Sentence(line, "", np.arange(length, dtype=np.int32), np.zeros(length, np.int32))
 
 
 @settings(max_examples=40, deadline=None)

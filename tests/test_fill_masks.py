@@ -22,7 +22,7 @@ import builder
 import fill_masks
 import model2onnx
 from common import UserError, run_script
-from fill_masks import fill_file, make_batches, ranges_of_plan
+from fill_masks import fill_file, make_batches, ranges_of_plan, read_source
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
 from network_runner import NetworkRunner
 from options import BATCHINGS, FUSIONS, ONE_SENTENCE, SequenceRange
@@ -254,7 +254,7 @@ def test_where_plans_cannot_be_executed_it_says_so(filled, model_dir, source, ca
 def numbered(lengths: Sequence[int]) -> list[Sentence]:
     """Sentence i consists of the id 7 + i, so that its rows are known again."""
     return [
-        Sentence(place + 1, f"text {place}", np.full(length, 7 + place, np.int32))
+        Sentence(place + 1, f"text {place}", np.full(length, 7 + place, np.int32), np.zeros(length, np.int32))
         for place, length in enumerate(lengths)
     ]
 
@@ -289,7 +289,8 @@ def test_every_batch_is_in_the_profile_and_every_sentence_in_one(lengths, batchi
 def fill_with(run, model_dir: Path, text: str, target: Path, seq_len=SEQ_LEN, batch=BATCH) -> list[dict[str, Any]]:
     source = target.with_suffix(".txt")
     source.write_text(text, encoding="utf-8")
-    fill_file(ModelFolder(model_dir), source, target, "packed", seq_len, batch, run)
+    folder = ModelFolder(model_dir)
+    fill_file(folder, read_source(folder, source, seq_len, batch), target, "packed", seq_len, batch, run)
     return read_lines(target)
 
 
