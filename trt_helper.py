@@ -134,6 +134,7 @@ class TrtLog:
         self.verbose_file = verbose_file
         self.errors: list[str] = []
         LOGGER.listener = self
+        _failures.clear()  # of work that has ended
 
     @staticmethod
     def current() -> TrtLog:
@@ -1120,6 +1121,7 @@ def _build_to_file(
     monitor: _ProgressMonitor,
 ) -> tuple[int, int]:
     """Builds the plan and writes it to ``file``, which becomes ``path``. Returns (CRC-32, bytes)."""
+    raise_failure()
     writer = _PlanWriter(file)
     built = _run_in_thread(
         lambda: builder.build_serialized_network_to_stream(network, config, writer), cancel=monitor.cancel

@@ -42,7 +42,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-from report import markdown_table, model_name, print_table, versions, write_results
+from report import check_results, markdown_table, model_name, print_table, versions, write_results
 
 from builder import assemble
 from common import log_console, run_script
@@ -146,6 +146,7 @@ def rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
 def main() -> int:
     """The script."""
     args = parse_arguments()
+    check_results(args.json, args.markdown, [Path(path) for path in args.models[::2]])
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     about, command = versions(args.device), " ".join(["python benchmarks/batching_accuracy.py", *args.models])
     pairs = zip(args.models[::2], args.models[1::2], strict=True)

@@ -47,7 +47,7 @@ if __name__ == "__main__":
 from rich.table import Table
 
 import tensorrt_product
-from common import UserError, console, log_console, run_script, write_whole
+from common import UserError, check_outputs, console, log_console, run_script, write_whole
 
 
 def build_once(way: str, folder: Path, precision: str) -> dict[str, float]:
@@ -223,6 +223,7 @@ def markdown(results: dict[str, Any]) -> str:
 def main() -> int:
     """The script."""
     args = parse_arguments()
+    check_outputs({"--json": args.json, "--markdown": args.markdown}, {})
     if args.one:
         print(json.dumps(build_once(args.one, args.work_dir, args.precision[0])))
         return 0

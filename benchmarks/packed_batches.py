@@ -36,7 +36,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-from report import markdown_table, print_table, versions, write_results
+from report import check_results, markdown_table, print_table, versions, write_results
 
 from builder import assemble
 from common import UserError, run_script
@@ -145,6 +145,7 @@ def rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
 def main() -> int:
     """The script."""
     args = parse_arguments()
+    check_results(args.json, args.markdown, [args.model_dir])
     if not torch.cuda.is_available():
         raise UserError("benchmarks/packed_batches.py needs an NVIDIA GPU and PyTorch for CUDA")
     folder, about = ModelFolder(args.model_dir), versions("cuda")

@@ -39,7 +39,7 @@ if __name__ == "__main__":
     begin_script(parse_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch and TensorRT are imported
 
 import torch
-from report import markdown_table, model_name, print_table, versions, write_results
+from report import check_results, markdown_table, model_name, print_table, versions, write_results
 
 from builder import assemble
 from calibrator import Subject, choose_ranges, load_tokenizer, read_data, spread
@@ -198,6 +198,7 @@ def markdown(results: dict[str, Any]) -> list[str]:
 def main() -> int:
     """The script."""
     args = parse_arguments()
+    check_results(args.json, args.markdown, args.model_dirs)
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     folders = [ModelFolder(path) for path in args.model_dirs]
     results = {

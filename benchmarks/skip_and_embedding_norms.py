@@ -60,7 +60,7 @@ import torch
 from rich.table import Table
 from torch.nn import functional
 
-from common import UserError, console, log_console, run_script, write_whole
+from common import UserError, check_outputs, console, log_console, run_script, write_whole
 from plugins import reference
 from plugins.measure import graph_times
 from plugins.plugin_host import PluginHost
@@ -322,6 +322,7 @@ def environment(command: str) -> dict[str, str]:
 def main() -> int:
     """The script."""
     args = parse_arguments()
+    check_outputs({"--json": args.json, "--markdown": args.markdown}, {})
     if not torch.cuda.is_available():
         raise UserError("PyTorch finds no CUDA GPU on this machine; times are measured on one")
     host, results = PluginHost(), []

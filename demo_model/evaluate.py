@@ -52,7 +52,7 @@ from safetensors import SafetensorError
 from transformers import BertForMaskedLM, BertTokenizer
 from transformers.utils import logging as transformers_logging
 
-from common import UserError, run_script, write_whole
+from common import UserError, check_outputs, run_script, write_whole
 
 PROMPTS_AT_ONCE = 64
 
@@ -202,7 +202,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     transformers_logging.disable_progress_bar()
     try:
-        for name in ("config.json", "model.safetensors", "vocab.txt"):
+        needed = ("config.json", "model.safetensors", "vocab.txt")
+        check_outputs({"--json": options.json}, {f"the model's {name}": options.model / name for name in needed})
+        for name in needed:
             if not (options.model / name).is_file():
                 raise UserError(
                     f"{options.model / name} is missing; expected a checkpoint folder as train.py writes it. "

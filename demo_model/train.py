@@ -92,7 +92,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.utils import logging as transformers_logging
 
-from common import UserError, run_script
+from common import UserError, check_outputs, run_script
 
 CONFIG = BertConfig(
     vocab_size=8192,
@@ -538,6 +538,7 @@ def make_folder(folder: Path) -> None:
 def run(options: argparse.Namespace, console: Console) -> None:
     """Data, training, saving."""
     check_device(options.device)
+    check_outputs({f"{name} of --out-dir": options.out_dir / name for name in FILES}, {"--text": options.text})
     paragraphs = read_text(options.text)
     required = words_of_facts(load_countries(), load_landmarks())
     try:

@@ -64,7 +64,7 @@ if __name__ == "__main__":
 import torch
 from torch.nn import functional
 
-from common import UserError, run_script, write_whole
+from common import UserError, check_outputs, run_script, write_whole
 from plugins import build, reference
 from plugins.plugin_host import Plugin, PluginHost, TensorSpec
 
@@ -435,6 +435,7 @@ def benchmark(host: PluginHost, arguments: argparse.Namespace, types: tuple[str,
 def main() -> int:
     """Runs what this machine can."""
     arguments = parse_arguments()
+    check_outputs({"--json": arguments.json, "--plot": arguments.plot}, {})
     if arguments.plot and importlib.util.find_spec("matplotlib") is None:
         raise UserError("--plot needs matplotlib: pip install -r requirements-dev.txt")
     types = tuple(TYPES) if arguments.type == "all" else (arguments.type,)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import InProcess
+from conftest import ROOT, InProcess
 
 import builder
 import calibrator
@@ -190,3 +192,58 @@ def test_an_export_does_not_go_over_its_checkpoint(spelling, in_process, checkpo
     assert "config.json of --out-dir" in ended.err
     assert "would overwrite config.json of --model" in ended.err
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("script_name", "arguments"),
+    [
+        ("benchmarks/attention.py", ""),
+        ("benchmarks/batching_accuracy.py", "M C"),
+        ("benchmarks/build_paths.py", ""),
+        ("benchmarks/encoder.py", "M"),
+        ("benchmarks/network_accuracy.py", "M"),
+        ("benchmarks/packed_batches.py", "M"),
+        ("benchmarks/quantization_accuracy.py", "M"),
+        ("benchmarks/quantized_plans.py", "M"),
+        ("benchmarks/skip_and_embedding_norms.py", ""),
+    ],
+)
+def test_a_benchmark_refuses(script_name, arguments, in_process, model_dir, monkeypatch):
+    words = [str(model_dir) if word == "M" else word for word in arguments.split()]
+    main = load_main(script_name, monkeypatch)
+    ended = in_process(main, *words, "--json", "x", "--markdown", "./x")
+    assert ended.code == 1
+    assert ended.err == "error: --markdown x would overwrite --json (x); name another file\n"
+
+
+def load_main(script_name: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    path = ROOT / script_name
+    monkeypatch.syspath_prepend(path.parent)
+    return importlib.import_module(path.stem).main
+
+
+def test_a_benchmark_refuses_the_models_files(in_process, model_dir, monkeypatch):
+    main = load_main("benchmarks/calibration_speed.py", monkeypatch)
+    ended = in_process(main, model_dir, "checkpoint", "--json", model_dir / "config.json")
+    assert ended.code == 1
+    assert "would overwrite the model's config.json" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("script_name", "arguments"),
+    [
+        ("plugins/testLayerNormPlugin.py", "--json x.png --plot x.png"),
+        ("demo_model/train.py", "--text vocab.txt --out-dir ."),
+        ("demo_model/evaluate.py", "--model . --json config.json"),
+    ],
+)
+def test_the_plugins_test_and_the_demo_models_scripts_refuse(
+    script_name, arguments, in_process, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("vocab.txt", "config.json"):
+        (tmp_path / name).write_text("a b c")
+    ended = in_process(load_main(script_name, monkeypatch), *arguments.split())
+    assert ended.code == 1
+    assert " would overwrite " in ended.err
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"a b c"}
