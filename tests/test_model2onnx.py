@@ -697,9 +697,9 @@ def test_a_pair_has_two_token_types_however_it_is_given(loaded, text):
 
 
 def test_the_mask_of_a_pair_may_be_in_either(loaded):
-    assert model2onnx.tokenize("paris", *loaded, "[MASK]")[1] == [3]
+    assert model2onnx.tokenize("paris", *loaded, text_pair="[MASK]")[1] == [3]
     with pytest.raises(UserError, match=re.escape("--text 'paris' --text-pair 'lyon' has no [MASK]")):
-        model2onnx.tokenize("paris", *loaded, "lyon")
+        model2onnx.tokenize("paris", *loaded, text_pair="lyon")
 
 
 def test_a_pair_is_exported_and_answered(checkpoint, tmp_path, in_process):
