@@ -28,16 +28,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from options import FUSIONS, ONE_SENTENCE, TENSORRT_ATTENTION, SequenceRange, builder_arguments
+from interrupts import begin_script, uninterrupted
+from options import FUSIONS, ONE_SENTENCE, TENSORRT_ATTENTION, SequenceRange, builder_arguments, fillings_path
 
 if __name__ == "__main__":
-    builder_arguments()  # answers --help and wrong usage before TensorRT is imported
+    begin_script(builder_arguments)  # answers --help, wrong usage and Ctrl-C before TensorRT is imported
 
 import numpy as np
 
 import tensorrt_product
 from common import UserError, run_script, warn
-from fill_masks import check_source, fill_network
+from fill_masks import fill_network, read_source
 from fusion_log import print_fusions
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, BertConfig, ModelFolder, WeightFile
 from pipeline import Job, finish, print_report, write_json
@@ -406,9 +407,10 @@ def run(args: argparse.Namespace) -> Job:
         raise UserError("--gelu has no effect: the checkpoint's activation is relu, no GELU; leave it out")
     if args.fillings is not None and args.sentences is None:
         raise UserError("--fillings: nothing is filled without --sentences FILE; add it")
-    if args.sentences is not None:
-        check_source(folder, args.sentences, batch)
     job = Job.prepare("builder.py", folder, args, args.batching, batch, fused)
+    source = None
+    if args.sentences is not None:  # read before the long work
+        source = read_source(folder, args.sentences, job.options.seq_len, batch)
     if "Linear" in fused:
         warn_off_hopper()
     with job.logging() as log:
@@ -425,8 +427,8 @@ def run(args: argparse.Namespace) -> Job:
             job.layers_agree = print_layer_comparison(
                 bert.network, names, folder, job.tolerance, bert.known, job.inputs
             )
-        if args.sentences is not None:
-            fill_network(job, bert.network, bert.known, args.sentences, args.fillings)
+        if source is not None:
+            fill_network(job, bert.network, bert.known, source, fillings_path(args.fillings, job.plan_path))
     if args.gelu == "decomposed" and job.verbose_log is not None:
         print_fusions(job.verbose_log, bert.gelu_parts, job.plan_path)
     return job
@@ -449,6 +451,7 @@ class AssembledBert:
     quantized_products: int
 
 
+@uninterrupted()
 def assemble(
     folder: ModelFolder,
     log: TrtLog,

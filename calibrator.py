@@ -25,10 +25,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from interrupts import begin_script
 from options import calibrator_arguments
 
 if __name__ == "__main__":
-    calibrator_arguments()  # answers --help and wrong usage before PyTorch is imported
+    begin_script(calibrator_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch is imported
 
 import ml_dtypes
 import numpy as np
@@ -36,7 +37,7 @@ import torch
 from rich.progress import track
 from rich.table import Table
 
-from common import UserError, console, log_console, make_folder, run_script, warn, write_whole
+from common import UserError, check_outputs, console, log_console, make_folder, run_script, warn, write_whole
 from model_files import (
     CONFIG_NAME,
     DATA_NAME,
@@ -62,6 +63,7 @@ from trt_helper import QUANTIZED_MAXIMA, QUANTIZED_TYPES, TrtLog
 CACHE_FORMAT = 1
 CACHE_REMEDY = "it is made again by itself"
 BINS = 8192
+UNKNOWN_SHARE = 0.05  # of the tokens; a tokenizer that was made for the text has less than 1 %
 ENTROPY_BINS, ENTROPY_LEVELS = 2048, 128
 BATCH_TOKENS = 4096  # sentences of one length are run together, up to so many tokens
 COUNTED_AT_ONCE = 2**24  # torch.histc counts in fp32, exact up to here
@@ -217,7 +219,7 @@ def batch_inputs(batch: Sequence[Sentence]) -> dict[str, np.ndarray]:
     """Inputs of a network for padded batches, each int32 (B, S); there is no padding in it."""
     ids = np.stack([sentence.ids for sentence in batch])
     positions = np.tile(np.arange(ids.shape[1], dtype=np.int32), (len(ids), 1))
-    values = (ids, np.zeros_like(ids), positions)
+    values = (ids, np.stack([sentence.types for sentence in batch]), positions)
     return dict(zip(INPUT_NAMES, values, strict=True)) | {MASK_NAME: np.ones_like(ids)}
 
 
@@ -398,6 +400,8 @@ def fingerprint(folder: ModelFolder, sentences: Sequence[Sentence], settings: Se
     words = hashlib.sha256()
     for sentence in sentences:
         words.update(np.int32(len(sentence.ids)).tobytes() + sentence.ids.astype("<i4").tobytes())
+        if sentence.types.any():
+            words.update(sentence.types.astype("<i4").tobytes())
     return {
         "format": CACHE_FORMAT,
         "weights": _file_hash(folder.path / DATA_NAME),
@@ -513,7 +517,24 @@ def read_data(folder: ModelFolder, path: Path, wanted: int, evaluation: int) -> 
     rest = [sentence for place, sentence in enumerate(sentences) if place not in chosen]
     kept = [rest[place] for place in spread(len(rest), min(evaluation, len(rest)))]
     mask_id = load_tokenizer(folder).mask_token_id if folder.config.has_head else None
-    return Data(path, [sentences[place] for place in sorted(chosen)], kept, mask_id)
+    calibration = [sentences[place] for place in sorted(chosen)]
+    _warn_of_unknown_words([*calibration, *kept], load_tokenizer(folder), path)
+    return Data(path, calibration, kept, mask_id)
+
+
+def _warn_of_unknown_words(sentences: Sequence[Sentence], tokenizer: Any, path: Path) -> None:
+    """Warns where too many tokens are [UNK]: ranges of a text without words are not those of real text."""
+    unknown = tokenizer.unk_token_id
+    ids = np.concatenate([sentence.ids for sentence in sentences])
+    others = [number for number in tokenizer.all_special_ids if number != unknown]
+    words = ids[~np.isin(ids, others)]  # a tokenizer without [UNK] has none of them unknown
+    share = float((words == unknown).mean()) if len(words) else 0.0
+    if share > UNKNOWN_SHARE:
+        warn(
+            f"{share:.0%} of the {len(words)} tokens of {path} are {tokenizer.unk_token}: the model's tokenizer does "
+            "not know its words, so that neither ranges nor the measured error are those of real text; name text "
+            "of the model's language and field with --calibration-data FILE"
+        )
 
 
 def calibrate_cached(
@@ -604,7 +625,9 @@ def main() -> int:
     args = calibrator_arguments()
     folder, settings = ModelFolder(args.model_dir), Settings.of(args)
     cache = args.cache or folder.path / CACHE_NAME
-    for path in (cache, args.json, args.plot):
+    outputs = {"--cache": cache, "--json": args.json, "--plot": args.plot}
+    check_outputs(outputs, {"--calibration-data": args.calibration_data} | folder.files())
+    for path in outputs.values():
         if path is not None:
             make_folder(path.parent)
     data = read_data(folder, args.calibration_data, settings.sentences, 0)

@@ -6,7 +6,7 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +15,8 @@ from typing import IO, Any
 
 from rich.console import Console
 from rich.text import Text
+
+import interrupts
 
 _to_terminal = sys.stdout is not None and sys.stdout.isatty()  # None: closed by who started the process
 # A table that is read from a file or a pipe need not fit a narrow terminal.
@@ -40,7 +42,8 @@ sys.excepthook = _show_uncaught
 
 
 def run_script(main: Callable[[], int]) -> None:
-    """Runs ``main`` and ends the process with its exit code: 1 after a UserError, without a traceback.
+    """Runs ``main`` and ends the process with its exit code: 1 after a UserError, 130 after Ctrl-C, both without a
+    traceback. Whatever error an interrupted library makes of Ctrl-C, it is 130.
 
     The work does not depend on the output. Where standard output or standard error is closed, or its reader has
     ended, ``main`` goes on and the exit code is that of the result. Where it cannot be written for another reason
@@ -49,20 +52,24 @@ def run_script(main: Callable[[], int]) -> None:
     """
     outputs = _replace_standard_streams()
     code: Any
-    try:
-        code = main()
-    except UserError as error:
-        _print_literally("error:", "bold red", str(error))
-        code = 1
-    except KeyboardInterrupt:
+    with interrupts.raising():
+        try:
+            code, failure = main(), None
+        except SystemExit as ended:  # argparse: --help, or wrong usage
+            code, failure = ended.code, None
+        except BaseException as error:  # raised again below, unless it is the user's
+            code, failure = 1, error
+    if isinstance(failure, KeyboardInterrupt) or interrupts.happened():
         log_console.print("interrupted")
-        code = 130
-    except SystemExit as ended:  # argparse: --help, or wrong usage
-        code = ended.code
+        code = interrupts.EXIT_CODE
+    elif isinstance(failure, UserError):
+        _print_literally("error:", "bold red", str(failure))
+    elif failure is not None:
+        raise failure
     for output in outputs:
-        failure = output.end()
-        if failure is not None:
-            reason = f"cannot write to {output.title}: {failure.strerror or failure}"
+        unwritten = output.end()
+        if unwritten is not None:
+            reason = f"cannot write to {output.title}: {unwritten.strerror or unwritten}"
             _print_literally("error:", "bold red", f"{reason}; the text is lost, but files were written as usual")
             code = code or 1
     sys.exit(code)
@@ -184,6 +191,34 @@ def _explain_write_error(path: Path, error: OSError) -> str:
     return f"cannot write {path}: {error.strerror or error}; {remedy}"
 
 
+def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
+    """Refuses, before the work, an output that is an input or another output, however the two are spelled.
+
+    Args:
+        outputs: by what the user calls them, such as ``--json``. A device or a pipe may be there twice.
+        inputs: likewise.
+
+    Raises:
+        UserError: the message names both.
+    """
+    taken = [(name, path) for name, path in inputs.items() if path is not None]
+    for name, path in outputs.items():
+        if path is None or (path.exists() and not path.is_file()):
+            continue
+        for other, other_path in taken:
+            if _is_same_file(path, other_path):
+                raise UserError(f"{name} {path} would overwrite {other} ({other_path}); name another file")
+        taken.append((name, path))
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    if os.path.realpath(path) == os.path.realpath(other):  # of files that are not there yet, too
+        return True
+    with suppress(OSError):
+        return path.samefile(other)
+    return False
+
+
 def make_folder(path: Path) -> None:
     """Creates the folder and its parents.
 
@@ -207,7 +242,8 @@ def write_together(folder: Path) -> Iterator[Path]:
     try:
         with TemporaryDirectory(prefix=".new-", dir=folder) as name:
             yield Path(name)
-            for new in sorted(Path(name).iterdir()):
-                new.replace(folder / new.name)
+            with interrupts.uninterrupted():
+                for new in sorted(Path(name).iterdir()):
+                    new.replace(folder / new.name)
     except OSError as error:
         raise UserError(_explain_write_error(folder, error)) from error

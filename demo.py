@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import argparse
 
+from interrupts import begin_script
 from options import demo_arguments
 
 if __name__ == "__main__":
-    demo_arguments()  # answers --help and wrong usage before TensorRT is imported
+    begin_script(demo_arguments)  # answers --help, wrong usage and Ctrl-C before TensorRT is imported
 
 import builder
 import model2onnx
 import onnx2trt
-from common import console, run_script, warn
-from pipeline import Job, print_report, write_json
+from common import check_outputs, console, run_script, warn
+from model_files import FILE_NAMES
+from pipeline import Job, plan_name, print_report, write_json
 from plugins.build import BuildError
+from trt_helper import info_path
 
 
 def run_with_plugins(args: argparse.Namespace) -> Job | None:
@@ -31,19 +34,37 @@ def run_with_plugins(args: argparse.Namespace) -> Job | None:
         return None
 
 
+def parsers_fusion(args: argparse.Namespace) -> str:
+    """--fusion for onnx2trt.py, which has no plugins but LayerNorm."""
+    return args.fusion if args.fusion == "tensorrt" else "none"
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """Refuses --json and --fillings that a later step would only find to be another step's file."""
+    ways = [("builder.py", args.batching, args.fusion), ("onnx2trt.py", "single", parsers_fusion(args))]
+    ways += [("builder.py", args.batching, "plugins")] if args.fusion == "none" else []
+    plans = []
+    for way, batching, fusion in ways:
+        fused = builder.fused_layers(fusion, args.precision)
+        plans.append(args.model_dir / plan_name(way, args.precision, args.layer_norm, batching, fused))
+    written = {f"the plan {plan.name}": plan for plan in plans}
+    written |= {f"the description {info_path(plan).name}": info_path(plan) for plan in plans}
+    written |= {f"the model's {name}": args.model_dir / name for name in FILE_NAMES}
+    check_outputs({"--json": args.json, "--fillings": args.fillings}, written | {"--sentences": args.sentences})
+
+
 def main() -> int:
     """The script."""
     args = demo_arguments()
     args.gelu, args.compare_layers = None, False
-
+    check_files(args)
     model2onnx.quiet_libraries()
     console.print("[bold]1. model2onnx.py[/]: the checkpoint in PyTorch, and as ONNX")
-    model2onnx.export(args.model, args.text, args.model_dir, args.ignore_extra_weights)
+    model2onnx.export(args.model, args.text, args.model_dir, args.text_pair, args.ignore_extra_weights)
     console.print("[bold]2. builder.py[/]: the network layer by layer through the API")
     jobs = [builder.run(args)]
     console.print("[bold]3. onnx2trt.py[/]: the same ONNX file through the parser")
-    parser_fusion = args.fusion if args.fusion == "tensorrt" else "none"  # plugins are for builder.py
-    jobs.append(onnx2trt.run(argparse.Namespace(**vars(args) | {"fusion": parser_fusion})))
+    jobs.append(onnx2trt.run(argparse.Namespace(**vars(args) | {"fusion": parsers_fusion(args)})))
     if args.fusion == "none":
         console.print("[bold]4. builder.py --fusion plugins[/]: fused layers by our CUDA plugins")
         fused = run_with_plugins(args)

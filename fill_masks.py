@@ -11,26 +11,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interrupts import begin_script
 from options import fill_masks_arguments
 
 if __name__ == "__main__":
-    fill_masks_arguments()  # answers --help and wrong usage before TensorRT is imported
+    begin_script(fill_masks_arguments)  # answers --help, wrong usage and Ctrl-C before TensorRT is imported
 
 import numpy as np
 from rich.progress import track
 
-from common import UserError, console, log_console, make_folder, run_script, warn, write_whole
+from common import UserError, check_outputs, console, log_console, make_folder, run_script, warn, write_whole
 from comparison import best_words, describe_words
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
-from options import SequenceRange
+from options import SequenceRange, fillings_path
 from packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch, single_batch
 from plugin_layers import Known
 from sentences import Problem, Sentence, load_tokenizer, read_sentences
 from tensorrt_product import trt
-from trt_helper import InferHelper
+from trt_helper import InferHelper, info_path, read_info
 
 if TYPE_CHECKING:
     from pipeline import Job
@@ -46,13 +48,14 @@ def make_batches(
 ) -> list[NetworkBatch]:
     """Puts sentences, whose lengths ``seq_len`` allows, into batches that a plan with these ranges accepts."""
     if batching == "single":
-        return [single_batch(one.ids, np.zeros_like(one.ids), place) for place, one in enumerate(sentences)]
+        return [single_batch(one.ids, one.types, place) for place, one in enumerate(sentences)]
     budget = min(max(TOKENS_AT_ONCE, seq_len.maximum), batch.maximum * seq_len.maximum)
     limits = Limits(budget, batch.maximum, seq_len.maximum)
-    ids, lines = [sentence.ids for sentence in sentences], [sentence.line for sentence in sentences]
+    ids, types = [sentence.ids for sentence in sentences], [sentence.types for sentence in sentences]
+    lines = [sentence.line for sentence in sentences]
     if batching == "packed":
-        return [packed_batch(made) for made in pack(ids, limits, lines=lines)]
-    return [padded_batch(made) for made in pad(ids, limits, lines=lines, buckets=BUCKET)]
+        return [packed_batch(made) for made in pack(ids, limits, types, lines)]
+    return [padded_batch(made) for made in pad(ids, limits, types, lines, buckets=BUCKET)]
 
 
 def fill(
@@ -74,8 +77,23 @@ def fill(
     return found
 
 
+@dataclass(frozen=True)
+class Source:
+    """A text file as a plan takes it.
+
+    Attributes:
+        path: the file.
+        sentences: those with [MASK], at least one.
+        problems: the lines that cannot be used.
+    """
+
+    path: Path
+    sentences: list[Sentence]
+    problems: list[Problem]
+
+
 def check_source(folder: ModelFolder, path: Path, batch: SequenceRange) -> None:
-    """Checks what can be checked before a plan is built.
+    """Checks what can be checked before the tokenizer is loaded.
 
     Raises:
         UserError: the model has no head, the file is missing, or the smallest batch has several sentences.
@@ -91,12 +109,13 @@ def check_source(folder: ModelFolder, path: Path, batch: SequenceRange) -> None:
         )
 
 
-def read_maskable(folder: ModelFolder, path: Path, seq_len: SequenceRange) -> tuple[list[Sentence], list[Problem]]:
-    """The file's sentences with [MASK], and its bad lines; one that ``seq_len`` does not allow is among those.
+def read_source(folder: ModelFolder, path: Path, seq_len: SequenceRange, batch: SequenceRange) -> Source:
+    """Reads the file, before a plan is built for it; a line that ``seq_len`` does not allow cannot be used.
 
     Raises:
-        UserError: no line can be used.
+        UserError: see ``check_source``; or no line can be used.
     """
+    check_source(folder, path, batch)
     found, problems = read_sentences(path, load_tokenizer(folder), folder.config, need_mask=True)
     sentences = []
     for one in found:
@@ -109,12 +128,12 @@ def read_maskable(folder: ModelFolder, path: Path, seq_len: SequenceRange) -> tu
     problems.sort(key=lambda problem: problem.line)
     if not sentences:
         raise UserError(f"{path}: no line can be used; the first: {problems[0].message}")
-    return sentences, problems
+    return Source(path, sentences, problems)
 
 
 def fill_file(
     folder: ModelFolder,
-    source: Path,
+    source: Source,
     target: Path,
     batching: str,
     seq_len: SequenceRange,
@@ -124,11 +143,9 @@ def fill_file(
     """Fills every [MASK] of ``source`` and writes ``target``: a JSON object for each line that is not blank.
 
     Raises:
-        UserError: see ``check_source`` and ``read_maskable``; or ``target`` cannot be written.
+        UserError: ``target`` cannot be written.
     """
-    check_source(folder, source, batch)
-    make_folder(target.parent)
-    sentences, problems = read_maskable(folder, source, seq_len)
+    sentences, problems = source.sentences, list(source.problems)
     batches = make_batches(sentences, batching, seq_len, batch)
     shown = {"console": log_console, "transient": True, "disable": not log_console.is_terminal}
     progress: Iterator[NetworkBatch] = iter(track(batches, "filling", **shown))
@@ -136,7 +153,7 @@ def fill_file(
     fillings = fill(sentences, progress, run, mask_id, folder.tokens())
     told = "the network's scores are not finite; build with --precision bf16 or fp32"
     overflown = [one.line for one in sentences if fillings[one.line] is None]
-    problems += [Problem(line, f"{source}, line {line}: {told}") for line in overflown]
+    problems += [Problem(line, f"{source.path}, line {line}: {told}") for line in overflown]
     records: dict[int, dict[str, Any]] = {
         one.line: {"line": one.line, "text": one.text, "fillings": fillings[one.line]} for one in sentences
     }
@@ -152,9 +169,8 @@ def fill_file(
     )
 
 
-def fill_network(job: Job, network: trt.INetworkDefinition, known: Known, source: Path, target: Path | None) -> None:
+def fill_network(job: Job, network: trt.INetworkDefinition, known: Known, source: Source, target: Path) -> None:
     """Fills with the plan that builder.py has just built, or, where it cannot be executed, with its network."""
-    target = target or job.plan_path.with_suffix(".fillings.jsonl")
     ranges = (job.options.seq_len, job.options.batch)
     name = job.folder.config.output_name
     if job.executed_by == "tensorrt":
@@ -189,18 +205,20 @@ def ranges_of_plan(profile: Mapping[str, Sequence[Sequence[int]]]) -> tuple[str,
 
 def main() -> int:
     """The script."""
-    from trt_helper import read_info
-
     args = fill_masks_arguments()
     folder = ModelFolder(args.model_dir)
     info = read_info(args.plan)
     if info is None:
         raise UserError(f"{args.plan}.json is missing; build the plan again with builder.py")
-    target = args.fillings or args.plan.with_suffix(".fillings.jsonl")
+    target = fillings_path(args.fillings, args.plan)
+    inputs = {"PLAN": args.plan, "PLAN.json": info_path(args.plan), "FILE": args.sentences}
+    check_outputs({"--fillings": target}, inputs | folder.files())
+    make_folder(target.parent)
     batching, seq_len, batch = ranges_of_plan(info.profile)
+    source = read_source(folder, args.sentences, seq_len, batch)
     with InferHelper(args.plan) as helper:
         name = folder.config.output_name
-        fill_file(folder, args.sentences, target, batching, seq_len, batch, lambda inputs: helper.infer(inputs)[name])
+        fill_file(folder, source, target, batching, seq_len, batch, lambda inputs: helper.infer(inputs)[name])
     return 0
 
 

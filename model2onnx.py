@@ -22,15 +22,16 @@ import shutil
 import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from interrupts import begin_script
 from options import model2onnx_arguments
 
 if __name__ == "__main__":
-    model2onnx_arguments()  # answers --help and wrong usage before PyTorch is imported
+    begin_script(model2onnx_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch is imported
 
 import numpy as np
 import onnx
@@ -48,11 +49,22 @@ from transformers import AttentionInterface, AutoConfig, AutoTokenizer, BertForM
 from transformers.models.bert import modeling_bert
 from transformers.utils.hub import cached_file
 
-from common import UserError, console, log_console, make_folder, note, run_script, warn, write_together
+from common import (
+    UserError,
+    check_outputs,
+    console,
+    log_console,
+    make_folder,
+    note,
+    run_script,
+    warn,
+    write_together,
+)
 from model_files import (
     CONFIG_NAME,
     DATA_NAME,
     DEMO_NAME,
+    FILE_NAMES,
     INPUT_NAMES,
     ONNX_NAME,
     REFERENCE_NAME,
@@ -62,6 +74,7 @@ from model_files import (
     check_inputs,
     load_onnx,
 )
+from sentences import pair_types
 
 OPSET = 20  # the first with Gelu
 REFERENCE_TEXT = Path(__file__).parent / "calibrator_data.txt"
@@ -455,8 +468,8 @@ def _first_line(error: BaseException) -> str:
 # --- the sentence and PyTorch's answer --------------------------------------------------------------------
 
 
-def decode_text(text: str) -> str:
-    """The text of ``--text``, whatever the locale: where that is ASCII, Python keeps other bytes as surrogates.
+def decode_text(text: str, option: str = "--text") -> str:
+    """The text of an option, whatever the locale: where that is ASCII, Python keeps other bytes as surrogates.
 
     Raises:
         UserError: the bytes of the command line are no UTF-8.
@@ -464,11 +477,13 @@ def decode_text(text: str) -> str:
     try:
         return text.encode(errors="surrogateescape").decode()
     except UnicodeError as error:
-        raise UserError(f"--text {text!a} is not valid text ({error}); write it in UTF-8") from error
+        raise UserError(f"{option} {text!a} is not valid text ({error}); write it in UTF-8") from error
 
 
-def tokenize(text: str, tokenizer: Any, config: BertConfig) -> tuple[dict[str, np.ndarray], list[int]]:
-    """Turns a sentence into the network's inputs.
+def tokenize(
+    text: str, tokenizer: Any, config: BertConfig, text_pair: str | None = None
+) -> tuple[dict[str, np.ndarray], list[int]]:
+    """Turns a sentence, or a pair of them, into the network's inputs.
 
     Returns:
         (``input_ids``, ``token_type_ids``, ``position_ids``, each int64 (1, S); positions of [MASK]).
@@ -481,22 +496,26 @@ def tokenize(text: str, tokenizer: Any, config: BertConfig) -> tuple[dict[str, n
         raise UserError("the checkpoint's tokenizer has no mask token; expected one, such as [MASK]")
     _check_special_words(tokenizer, config)
     try:
-        encoded = tokenizer(text, return_tensors="np", return_token_type_ids=True)
+        encoded = tokenizer(text, text_pair, return_tensors="np", return_token_type_ids=True)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise UserError(
             f"the checkpoint's tokenizer cannot read --text {text!r} ({_first_line(error)}); "
             "its vocabulary is incomplete or damaged"
         ) from error
     ids = encoded["input_ids"].astype(np.int64)  # (1, S)
+    types = encoded["token_type_ids"].astype(np.int64)
+    if text_pair is None:
+        types = pair_types(ids[0], tokenizer.sep_token_id, config.type_vocab_size)[None]
     inputs = {
         "input_ids": ids,
-        "token_type_ids": encoded["token_type_ids"].astype(np.int64),
+        "token_type_ids": types,
         "position_ids": np.arange(ids.shape[1], dtype=np.int64)[None],
     }
     check_inputs(inputs, config, "--text")
     positions = [int(position) for position in np.flatnonzero(ids[0] == tokenizer.mask_token_id)]
     if config.has_head and not positions:
-        raise UserError(f"--text {text!r} has no {tokenizer.mask_token}; write it where a word is to be filled in")
+        given = f"--text {text!r}" + ("" if text_pair is None else f" --text-pair {text_pair!r}")
+        raise UserError(f"{given} has no {tokenizer.mask_token}; write it where a word is to be filled in")
     return inputs, positions if config.has_head else []
 
 
@@ -801,12 +820,17 @@ def check_written(folder: Path, config: BertConfig) -> None:
 # --- the script -------------------------------------------------------------------------------------------
 
 
-def export(model_name: str, text: str, folder: Path, ignore_extra_weights: bool = False) -> None:
+def export(
+    model_name: str, text: str, folder: Path, text_pair: str | None = None, ignore_extra_weights: bool = False
+) -> None:
     """The whole job: checkpoint in, folder out. Prints what PyTorch answers."""
     text = decode_text(text)
+    text_pair = None if text_pair is None else decode_text(text_pair, "--text-pair")
+    check_not_itself(model_name, folder)
     with log_console.status(f"loading {model_name}"):
         model, tokenizer, config = load_checkpoint(model_name, ignore_extra_weights)
-    inputs, positions = tokenize(text, tokenizer, config)
+    inputs, positions = tokenize(text, tokenizer, config, text_pair)
+    text = text if text_pair is None else f"{text} {tokenizer.sep_token} {text_pair}"
     make_folder(folder)  # a place that cannot be written to is told before the long work
     output, hidden_states = run_pytorch(model, inputs, config.has_head)
     reference = run_reference(model, reference_sequences(tokenizer, config), config)
@@ -831,6 +855,19 @@ def export(model_name: str, text: str, folder: Path, ignore_extra_weights: bool 
     )
     if config.has_head:
         print_answer(text, output[0], positions[0], tokenizer)
+
+
+def check_not_itself(model_name: str, folder: Path) -> None:
+    """Refuses to write over the checkpoint.
+
+    Raises:
+        UserError: ``folder`` is the checkpoint's, or its files are the checkpoint's.
+    """
+    checkpoint = Path(model_name)
+    with suppress(OSError):  # load_checkpoint tells of a name that is no path
+        if model_name and checkpoint.is_dir():
+            outputs = {f"{name} of --out-dir": folder / name for name in FILE_NAMES}
+            check_outputs(outputs, {f"{path.name} of --model": path for path in checkpoint.iterdir()})
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -878,7 +915,7 @@ def main() -> int:
     """The script."""
     args = model2onnx_arguments()
     quiet_libraries()
-    export(args.model, args.text, args.out_dir, args.ignore_extra_weights)
+    export(args.model, args.text, args.out_dir, args.text_pair, args.ignore_extra_weights)
     return 0
 
 

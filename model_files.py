@@ -35,6 +35,10 @@ CONFIG_NAME = "config.json"
 TOKENIZER_NAME = "tokenizer.json"
 DEMO_NAME = "demo_io.npz"
 REFERENCE_NAME = "reference_batch.npz"
+FILE_NAMES = (  # all that are written, or read where they are there
+    *(ONNX_NAME, DATA_NAME, CONFIG_NAME, DEMO_NAME, REFERENCE_NAME, TOKENIZER_NAME),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"),
+)
 
 INPUT_NAMES = ("input_ids", "token_type_ids", "position_ids")
 MASK_NAME = "attention_mask"  # of a padded batch: 1 for a word, 0 for padding
@@ -329,6 +333,10 @@ class ModelFolder:
         """Where the ONNX graph lies."""
         return self.path / ONNX_NAME
 
+    def files(self) -> dict[str, Path]:
+        """Everything that is read from the folder, by a name for messages."""
+        return {f"the model's {name}": self.path / name for name in FILE_NAMES}
+
     def weights(self) -> WeightFile:
         """Opens the weights."""
         return WeightFile(self.onnx_path)
@@ -418,16 +426,23 @@ class ModelFolder:
         return sequences
 
     def tokens(self) -> list[str]:
-        """The word pieces, by id."""
+        """The word pieces, by id, whatever the kind of vocabulary: WordPiece, BPE, Unigram or WordLevel.
+
+        Raises:
+            UserError: the tokenizer is missing or damaged.
+        """
+        from tokenizers import Tokenizer  # not needed by who only builds
+
         path = self.path / TOKENIZER_NAME
-        values = read_json(path)
         try:
-            ids = dict(values["model"]["vocab"])
-            ids |= {token["content"]: token["id"] for token in values.get("added_tokens") or []}
-            by_id = {int(number): str(piece) for piece, number in ids.items()}
-        except (LookupError, TypeError, ValueError) as error:
-            raise UserError(f"{path} holds no word piece vocabulary; write it again with model2onnx.py") from error
-        return [by_id.get(number, f"[unknown id {number}]") for number in range(self.config.vocab_size)]
+            tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}; write it with model2onnx.py") from error
+        except Exception as error:  # the tokenizers library raises plain Exception
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path} is no usable tokenizer ({reason}); write it again with model2onnx.py") from error
+        pieces = map(tokenizer.id_to_token, range(self.config.vocab_size))
+        return [f"[unknown id {number}]" if piece is None else piece for number, piece in enumerate(pieces)]
 
 
 def _check_kinds(path: Path, values: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> None:

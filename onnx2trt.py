@@ -20,10 +20,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from interrupts import begin_script, uninterrupted
 from options import TENSORRT_ATTENTION, onnx2trt_arguments
 
 if __name__ == "__main__":
-    onnx2trt_arguments()  # answers --help and wrong usage before TensorRT is imported
+    begin_script(onnx2trt_arguments)  # answers --help, wrong usage and Ctrl-C before TensorRT is imported
 
 import numpy as np
 import onnx
@@ -342,8 +343,10 @@ def parse(
     if model.ByteSize() > LARGEST_MODEL:
         raise UserError(f"{path} is larger than 2 GiB in {precision}; use builder.py, which has no limit")
     parser = plugin_parser(network) if known_plugins else trt.OnnxParser(network, LOGGER)
-    # The path says where the data file lies; as bytes, since it need not be valid UTF-8.
-    if not parser.parse(model.SerializeToString(), os.fsencode(path)):  # pyright: ignore[reportArgumentType]
+    with uninterrupted():
+        # The path says where the data file lies; as bytes, since it need not be valid UTF-8.
+        parsed = parser.parse(model.SerializeToString(), os.fsencode(path))  # pyright: ignore[reportArgumentType]
+    if not parsed:
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         told = "; ".join(f"node {error.node_name()!r} ({error.node_operator()}): {error.desc()}" for error in errors)
         raise UserError(f"the ONNX parser refuses {path}: {told or log.take_errors()}")

@@ -275,6 +275,11 @@ def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def fillings_path(named: Path | None, plan: Path) -> Path:
+    """Where the fillings go: what --fillings names, else beside the plan."""
+    return named or plan.with_suffix(".fillings.jsonl")
+
+
 # --- options without effect --------------------------------------------------------------------------------
 
 
@@ -402,15 +407,17 @@ def model2onnx_arguments() -> argparse.Namespace:
         default=str(BUNDLED_MODEL),
         help="checkpoint folder or hub name (default: the bundled demo_model)",
     )
-    parser.add_argument(
-        "--text", default=DEFAULT_TEXT, help="the sentence to run, with [MASK] (default: %(default)s)"
-    )
+    _add_example_arguments(parser)
     parser.add_argument("--out-dir", type=Path, default=DEFAULT_OUT_DIR, help="where to write (default: %(default)s)")
-    _add_ignore_extra_weights(parser)
     return parser.parse_args()
 
 
-def _add_ignore_extra_weights(parser: argparse.ArgumentParser) -> None:
+def _add_example_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is exported: the example, and what of the checkpoint may be left out."""
+    parser.add_argument(
+        "--text", default=DEFAULT_TEXT, help="the sentence to run, with [MASK] (default: %(default)s)"
+    )
+    parser.add_argument("--text-pair", metavar="TEXT", help="a second sentence, which makes a pair with the first")
     parser.add_argument(
         "--ignore-extra-weights",
         action="store_true",
@@ -457,8 +464,7 @@ def demo_arguments() -> argparse.Namespace:
     """The command line of demo.py."""
     parser = argparse.ArgumentParser(description="Export the bundled checkpoint, build its plans, run and compare.")
     parser.add_argument("--model", default=str(BUNDLED_MODEL), help="checkpoint folder or hub name")
-    parser.add_argument("--text", default=DEFAULT_TEXT, help="the sentence, with [MASK]")
-    _add_ignore_extra_weights(parser)
+    _add_example_arguments(parser)
     add_common_arguments(parser)
     add_network_arguments(parser)
     args = parser.parse_args()
@@ -467,6 +473,8 @@ def demo_arguments() -> argparse.Namespace:
     refuse_idle_options(parser, args)
     if args.fusion != "none":  # else the third network has plugins
         refuse_idle_plugin_options(parser, args)
+    if args.fillings is not None and args.fusion == "none":
+        parser.error("--fillings names one file, and here two plans fill; use builder.py, or leave it out")
     return args
 
 

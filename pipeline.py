@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 import tensorrt_product
-from common import UserError, console, log_console, make_folder, warn, write_whole
+from common import UserError, check_outputs, console, log_console, make_folder, warn, write_whole
 from comparison import (
     OWN_NETWORK,
     PYTORCH,
@@ -40,6 +40,7 @@ from options import (
     TENSORRT_ATTENTION,
     TOLERANCES,
     SequenceRange,
+    fillings_path,
 )
 from packing import NetworkBatch
 from plugin_layers import Known
@@ -56,10 +57,13 @@ from trt_helper import (
     execution_obstacle,
     gpu_capability,
     graph_obstacle,
+    info_path,
+    raise_failure,
 )
 
 DEFAULT_SEQ_LEN = (1, 32, 128)  # clipped to the model's position table
 TIMED_RUNS = 200
+TIMING_CACHE_NAME = "timing.cache"
 
 if TYPE_CHECKING:
     from network_runner import NetworkRunner
@@ -114,14 +118,9 @@ class Job:
     ) -> Job:
         """Checks everything that can be checked before the long work."""
         plugins = [name for name in fused if name != TENSORRT_ATTENTION]
-        fusion = ["attention" if TENSORRT_ATTENTION in fused else "", "fused" if plugins else ""]
-        fusion += ["linear" if "Linear" in fused else ""]
-        marks = [args.precision, args.layer_norm, batching, *fusion]
-        stem = ".".join([Path(way).stem, *(mark for mark in marks if mark not in ("native", "single", ""))])
-        plan = args.plan or folder.path / f"{stem}.plan"
-        for path in (plan, args.json):
-            if path is not None:
-                make_folder(path.parent)
+        plan = args.plan or folder.path / plan_name(way, args.precision, args.layer_norm, batching, fused)
+        log = plan.with_suffix(".log") if args.verbose else None
+        _check_files(plan, log, folder, args)
         demo = folder.demo()
         positions = folder.config.max_positions
         low, best, high = (min(length, positions) for length in DEFAULT_SEQ_LEN)
@@ -131,11 +130,10 @@ class Job:
             seq_len=seq_len,
             batch=batch,
             compute_capabilities=args.compute_capability,
-            timing_cache=folder.path / "timing.cache",
+            timing_cache=folder.path / TIMING_CACHE_NAME,
             plugin_library=build.library_path() if plugins or args.layer_norm != "native" else None,
             embed_plugins=not args.no_embed_plugins,
         )
-        log = plan.with_suffix(".log") if args.verbose else None
         warn_of_missing_bindings()
         return cls(
             way,
@@ -258,11 +256,12 @@ class Job:
             yield TrtLog()
             return
         try:
-            file = self.verbose_log.open("wb")
+            file = self.verbose_log.open("wb", buffering=0)  # nothing is left for the end, when the disk may be full
         except OSError as error:
             raise UserError(f"cannot write the log {self.verbose_log}: {error.strerror or error}") from error
         with file:
             yield TrtLog(file)
+        raise_failure()
 
     def as_dict(self) -> dict[str, Any]:
         """What --json writes. What was not compared is null."""
@@ -293,6 +292,36 @@ class Job:
             "quantized": self.quantized.as_dict() if self.quantized else None,
             "quantized_parts": asdict(self.parts) if self.parts else None,
         }
+
+
+def plan_name(way: str, precision: str, layer_norm: str, batching: str, fused: Sequence[str]) -> str:
+    """What a plan is called that has no name of its own."""
+    plugins = [name for name in fused if name != TENSORRT_ATTENTION]
+    fusion = ["attention" if TENSORRT_ATTENTION in fused else "", "fused" if plugins else ""]
+    fusion += ["linear" if "Linear" in fused else ""]
+    marks = [precision, layer_norm, batching, *fusion]
+    stem = ".".join([Path(way).stem, *(mark for mark in marks if mark not in ("native", "single", ""))])
+    return f"{stem}.plan"
+
+
+def _check_files(plan: Path, log: Path | None, folder: ModelFolder, args: argparse.Namespace) -> None:
+    """Refuses outputs that would overwrite inputs or each other; makes the folders of those that are named."""
+    sentences, named = getattr(args, "sentences", None), getattr(args, "fillings", None)
+    quantized = args.precision in QUANTIZED_TYPES
+    outputs = {
+        "--plan": plan,
+        "the plan's description": info_path(plan),
+        "the log of --verbose": log,
+        "--fillings": fillings_path(named, plan) if sentences is not None else None,
+        "the calibration cache": plan.with_name(CACHE_NAME) if quantized else None,
+        "the timing cache": folder.path / TIMING_CACHE_NAME,
+        "--json": args.json,
+    }
+    data = args.calibration_data if quantized else None
+    check_outputs(outputs, {"--sentences": sentences, "--calibration-data": data} | folder.files())
+    for path in (plan, outputs["--fillings"], args.json):
+        if path is not None:
+            make_folder(path.parent)
 
 
 def finish(

@@ -52,19 +52,23 @@ def run_with_progress(
         assert process.stdout is not None
         threading.Thread(target=read, args=(process.stdout,), daemon=True).start()
         told = start  # when a line was last written
-        while True:
-            try:
-                line = lines.get(timeout=max(0.0, told + silence - time.monotonic()))
-            except queue.Empty:
-                shown = f"{label}: {time.monotonic() - start:.0f} s"
-            else:
-                if line is None:
-                    break
-                written.append(line)
-                shown = show(line.rstrip())
-            if shown is not None:
-                print(shown, file=sys.stderr, flush=True)
-                told = time.monotonic()
+        try:
+            while True:
+                try:
+                    line = lines.get(timeout=max(0.0, told + silence - time.monotonic()))
+                except queue.Empty:
+                    shown = f"{label}: {time.monotonic() - start:.0f} s"
+                else:
+                    if line is None:
+                        break
+                    written.append(line)
+                    shown = show(line.rstrip())
+                if shown is not None:
+                    print(shown, file=sys.stderr, flush=True)
+                    told = time.monotonic()
+        except KeyboardInterrupt:  # on a terminal the command has got it too, from elsewhere it has not
+            process.terminate()
+            raise
     return process.returncode, "".join(written)
 
 
@@ -73,7 +77,11 @@ def main() -> int:
     if len(sys.argv) < 3:
         print("usage: progress.py LABEL COMMAND [ARGUMENT ...]", file=sys.stderr)
         return 2
-    code, _ = run_with_progress(sys.argv[2:], sys.argv[1])
+    try:
+        code, _ = run_with_progress(sys.argv[2:], sys.argv[1])
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return code
 
 

@@ -18,10 +18,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from interrupts import begin_script
 from options import sensitivity_arguments
 
 if __name__ == "__main__":
-    sensitivity_arguments()  # answers --help and wrong usage before PyTorch is imported
+    begin_script(sensitivity_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch is imported
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ from calibrator import (
     read_data,
     spread,
 )
-from common import UserError, console, log_console, make_folder, run_script, write_whole
+from common import UserError, check_outputs, console, log_console, make_folder, run_script, write_whole
 from comparison import best_words
 from model_files import ModelFolder
 from network_runner import NetworkRunner
@@ -382,7 +383,9 @@ def main() -> int:
 
     args = sensitivity_arguments()
     folder, log = ModelFolder(args.model_dir), TrtLog()
-    for path in (args.json, args.plot):
+    outputs = {"the calibration cache": folder.path / CACHE_NAME, "--json": args.json, "--plot": args.plot}
+    check_outputs(outputs, {"--calibration-data": args.calibration_data} | folder.files())
+    for path in outputs.values():
         if path is not None:
             make_folder(path.parent)
     model = quantize(folder, args, assemble, log, folder.path / CACHE_NAME)

@@ -25,11 +25,13 @@ class Sentence:
         line: its number, from 1; blank lines count.
         text: without spaces around it.
         ids: word ids with those of [CLS] and [SEP], int32 (S,).
+        types: token types, int32 (S,); see ``pair_types``.
     """
 
     line: int
     text: str
     ids: np.ndarray
+    types: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,25 @@ def load_tokenizer(folder: ModelFolder) -> Any:
     if not (folder.path / TOKENIZER_NAME).is_file():
         raise UserError(f"{folder.path / TOKENIZER_NAME} is missing; write it again with model2onnx.py")
     return _tokenizer_at(folder.path.resolve())
+
+
+def pair_types(ids: np.ndarray, separator: int | None, type_vocab_size: int) -> np.ndarray:
+    """Token types of a text as it stands: where it says ``[SEP]`` itself, those of a pair of texts.
+
+    Args:
+        ids: word ids, whole numbers (S,).
+        separator: the id of [SEP]; None if the tokenizer has none.
+        type_vocab_size: token types of the model.
+
+    Returns:
+        Like ``ids``: 0 up to the first [SEP], 1 behind it. All 0 where nothing but [SEP] follows, and where the model
+        has one type.
+    """
+    types = np.zeros_like(ids)
+    places = np.flatnonzero(ids == separator)
+    if type_vocab_size > 1 and len(places) and (ids[places[0] :] != separator).any():
+        types[places[0] + 1 :] = 1
+    return types
 
 
 def read_sentences(
@@ -95,7 +116,8 @@ def read_sentences(
                 ids = _tokenize(text, tokenizer, config, source, truncate)
                 if need_mask:
                     _check_mask(ids, tokenizer, config, source)
-                sentences.append(Sentence(number, text, ids))
+                types = pair_types(ids, tokenizer.sep_token_id, config.type_vocab_size)
+                sentences.append(Sentence(number, text, ids, types))
         except UserError as error:
             problems.append(Problem(number, str(error)))
     if not sentences and not problems:

@@ -12,6 +12,7 @@ Letters in shapes: B batch, S sequence length, H hidden size, N heads, D head si
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import statistics
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +30,7 @@ import ml_dtypes
 import numpy as np
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+import interrupts
 import tensorrt_product
 from common import UserError, log_console, warn, write_whole
 from model_files import LENGTHS_NAME
@@ -59,6 +62,40 @@ QUANTIZED_TYPES = {"int8": trt.DataType.INT8, "fp8": trt.DataType.FP8}
 QUANTIZED_MAXIMA = {trt.DataType.INT8: 127.0, trt.DataType.FP8: 448.0}  # largest value of the type; fp8 is E4M3
 
 
+# --- what TensorRT calls ----------------------------------------------------------------------------------
+
+_failures: list[BaseException] = []  # of methods that TensorRT has called; see ``raise_failure``
+
+
+def _called_by_tensorrt(answer: Any = None) -> Callable[[Callable[..., Any]], Any]:
+    """Decorates a method that TensorRT calls, from any of its threads.
+
+    The bindings print an exception and go on. So it is kept for ``raise_failure``, TensorRT gets ``answer``, and the
+    next step of a build is the last one.
+    """
+
+    def decorate(method: Callable[..., Any]) -> Any:
+        @functools.wraps(method)
+        def call(*arguments: Any) -> Any:
+            try:
+                return method(*arguments)
+            except BaseException as error:  # raised again by ``raise_failure``
+                _failures.append(error)
+                return answer
+
+        return call
+
+    return decorate
+
+
+def raise_failure() -> None:
+    """Raises the first exception of a method that TensorRT called; to be called when TensorRT has returned."""
+    if _failures:
+        first = _failures[0]
+        _failures.clear()
+        raise first
+
+
 # --- what TensorRT says -----------------------------------------------------------------------------------
 
 
@@ -73,6 +110,7 @@ class _ProcessLogger(trt.ILogger):
         trt.ILogger.__init__(self)
         self.listener: TrtLog | None = None
 
+    @_called_by_tensorrt()
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
         """Called by TensorRT."""
         if self.listener is not None:
@@ -96,6 +134,7 @@ class TrtLog:
         self.verbose_file = verbose_file
         self.errors: list[str] = []
         LOGGER.listener = self
+        _failures.clear()  # of work that has ended
 
     @staticmethod
     def current() -> TrtLog:
@@ -107,7 +146,13 @@ class TrtLog:
         if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
             self.errors.append(msg.strip())
         if self.verbose_file is not None and not self.verbose_file.closed:
-            self.verbose_file.write(f"[{str(severity).rpartition('.')[2]}] {msg}\n".encode())
+            try:
+                self.verbose_file.write(f"[{str(severity).rpartition('.')[2]}] {msg}\n".encode())
+            except OSError as error:
+                name, self.verbose_file = self.verbose_file.name, None
+                raise UserError(
+                    f"cannot write the log {name}: {error.strerror or error}; build without --verbose"
+                ) from error
 
     def take_errors(self) -> str:
         """The errors since the last call as one string, without those that only say that there is no GPU."""
@@ -830,6 +875,7 @@ class BuildOptions:
     embed_plugins: bool = True  # put that library into the plan, which then loads where it is not installed
 
 
+@interrupts.uninterrupted()
 def create_builder(log: TrtLog) -> tuple[trt.Builder, trt.INetworkDefinition]:
     """A builder and an empty, strongly typed network.
 
@@ -877,22 +923,27 @@ def build_plan(
         library = os.fsencode(options.plugin_library)  # bytes, since a path need not be valid UTF-8
         config.plugins_to_serialize = [library]  # pyright: ignore[reportAttributeAccessIssue]
     start = time.perf_counter()
-    with timing_cache(config, options.timing_cache), build_progress(config), weights_read or nullcontext():
-        checksum, size = _build_to_file(builder, network, config, log, path)
-    info = PlanInfo(
-        product=tensorrt_product.PRODUCT,
-        version=tensorrt_product.VERSION,
-        compute_capabilities=options.compute_capabilities,
-        crc32=checksum,
-        num_bytes=size,
-        profile=profile,
-        num_layers=network.num_layers,
-        seconds_build=time.perf_counter() - start,
-        plugin_library=options.plugin_library.name if options.plugin_library else "",
-        plugins_embedded=options.plugin_library is not None and options.embed_plugins,
-    )
-    with write_whole(info_path(path)) as file:
-        file.write(json.dumps(asdict(info), indent=2).encode())
+    with write_whole(path) as file:
+        with (
+            timing_cache(config, options.timing_cache),
+            build_progress(config) as monitor,
+            weights_read or nullcontext(),
+        ):
+            checksum, size = _build_to_file(builder, network, config, log, path, file, monitor)
+        info = PlanInfo(
+            product=tensorrt_product.PRODUCT,
+            version=tensorrt_product.VERSION,
+            compute_capabilities=options.compute_capabilities,
+            crc32=checksum,
+            num_bytes=size,
+            profile=profile,
+            num_layers=network.num_layers,
+            seconds_build=time.perf_counter() - start,
+            plugin_library=options.plugin_library.name if options.plugin_library else "",
+            plugins_embedded=options.plugin_library is not None and options.embed_plugins,
+        )
+        with write_whole(info_path(path)) as description:  # while the plan is not in its place: both are, or neither
+            description.write(json.dumps(asdict(info), indent=2).encode())
     return info
 
 
@@ -993,24 +1044,36 @@ def _use_timings(config: trt.IBuilderConfig, timings: bytes) -> bool:
 
 
 class _ProgressMonitor(trt.IProgressMonitor):
-    """Shows TensorRT's build phases, nested as TensorRT nests them, as progress bars."""
+    """Shows TensorRT's build phases, nested as TensorRT nests them, as progress bars, and stops a build.
+
+    Attributes:
+        is_cancelled: the build is to stop; set by another thread.
+    """
 
     def __init__(self, progress: Progress) -> None:
         trt.IProgressMonitor.__init__(self)
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
+        self.is_cancelled = False
 
+    def cancel(self) -> None:
+        """Asks TensorRT to stop after the present step."""
+        self.is_cancelled = True
+
+    @_called_by_tensorrt()
     def phase_start(self, phase_name: str, parent_phase: str, num_steps: int) -> None:
         """Called by TensorRT."""
         indent = "  " if parent_phase else ""
         self._tasks[phase_name] = self._progress.add_task(indent + phase_name, total=num_steps)
 
+    @_called_by_tensorrt(answer=False)
     def step_complete(self, phase_name: str, step: int) -> bool:
-        """Called by TensorRT; False would stop the build."""
+        """Called by TensorRT; False stops the build."""
         if phase_name in self._tasks:
             self._progress.update(self._tasks[phase_name], completed=step + 1)
-        return True
+        return not self.is_cancelled and not _failures
 
+    @_called_by_tensorrt()
     def phase_finish(self, phase_name: str) -> None:
         """Called by TensorRT."""
         if phase_name in self._tasks:
@@ -1018,15 +1081,13 @@ class _ProgressMonitor(trt.IProgressMonitor):
 
 
 @contextmanager
-def build_progress(config: trt.IBuilderConfig) -> Iterator[None]:
-    """Shows the build's progress on a terminal while inside."""
-    if not log_console.is_terminal:
-        yield
-        return
+def build_progress(config: trt.IBuilderConfig) -> Iterator[_ProgressMonitor]:
+    """While inside, shows the build's progress on a terminal. Yields what can cancel the build."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=log_console, transient=True) as progress:
-        config.progress_monitor = _ProgressMonitor(progress)
-        yield
+    shown = log_console.is_terminal
+    with Progress(*columns, console=log_console, transient=True, disable=not shown) as progress:
+        monitor = config.progress_monitor = _ProgressMonitor(progress)
+        yield monitor
 
 
 class _PlanWriter(trt.IStreamWriter):
@@ -1040,37 +1101,56 @@ class _PlanWriter(trt.IStreamWriter):
         self._file = file
         self.crc32 = 0
         self.num_bytes = 0
-        self.error: OSError | None = None
 
-    def write(self, data: bytes) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+    @_called_by_tensorrt(answer=0)
+    def write(self, data: bytes) -> int:
         """Called by TensorRT; fewer bytes than given stop the build."""
-        try:
-            self._file.write(data)
-        except OSError as error:  # must not cross into TensorRT
-            self.error = error
-            return 0
+        self._file.write(data)
         self.crc32 = zlib.crc32(data, self.crc32)
         self.num_bytes += len(data)
         return len(data)
 
 
 def _build_to_file(
-    builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig, log: TrtLog, path: Path
+    builder: trt.Builder,
+    network: trt.INetworkDefinition,
+    config: trt.IBuilderConfig,
+    log: TrtLog,
+    path: Path,
+    file: IO[bytes],
+    monitor: _ProgressMonitor,
 ) -> tuple[int, int]:
-    """Builds and writes the plan. Returns (CRC-32, bytes)."""
-    with write_whole(path) as file:
-        writer = _PlanWriter(file)
-        built = builder.build_serialized_network_to_stream(network, config, writer)
-        if writer.error is not None:
-            raise writer.error
-        if not built:
-            raise UserError(f"TensorRT could not build the plan: {log.take_errors()}")
-        if writer.num_bytes == 0:
-            raise UserError(
-                f"TensorRT says that it built the plan {path}, but wrote 0 bytes: {log.take_errors()}; build it "
-                "again with --verbose and report what the log says"
-            )
+    """Builds the plan and writes it to ``file``, which becomes ``path``. Returns (CRC-32, bytes)."""
+    raise_failure()
+    writer = _PlanWriter(file)
+    built = _run_in_thread(
+        lambda: builder.build_serialized_network_to_stream(network, config, writer), cancel=monitor.cancel
+    )
+    raise_failure()
+    if not built:
+        raise UserError(f"TensorRT could not build the plan: {log.take_errors()}")
+    if writer.num_bytes == 0:
+        raise UserError(
+            f"TensorRT says that it built the plan {path}, but wrote 0 bytes: {log.take_errors()}; build it "
+            "again with --verbose and report what the log says"
+        )
     return writer.crc32, writer.num_bytes
+
+
+def _run_in_thread(work: Callable[[], bool], cancel: Callable[[], None]) -> bool:
+    """Returns what ``work`` returns, and hears Ctrl-C while it is in C++: only this, the main thread does.
+
+    After Ctrl-C it calls ``cancel`` and waits until ``work`` has stopped, since that uses what the caller owns.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        result = thread.submit(work)
+        try:
+            return result.result()
+        except KeyboardInterrupt:
+            with interrupts.uninterrupted():
+                cancel()
+                wait([result])
+            raise
 
 
 # --- executing --------------------------------------------------------------------------------------------
@@ -1221,6 +1301,7 @@ def cast_input(name: str, values: np.ndarray, dtype: Any) -> np.ndarray:
     return cast
 
 
+@interrupts.uninterrupted()
 def load_engine(path: Path, plan: bytes, log: TrtLog) -> tuple[trt.Runtime, trt.ICudaEngine]:
     """Deserializes a plan, with the plugins that it uses.
 
@@ -1301,6 +1382,7 @@ class InferHelper:
             self._cleanup.close()
             raise
 
+    @interrupts.uninterrupted()
     def _create_context(self, path: Path) -> trt.IExecutionContext:
         """The engine's execution context.
 

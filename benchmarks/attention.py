@@ -25,6 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from interrupts import begin_script
+
 TYPE_NAMES: tuple[str, ...] = ("fp16", "bf16", "fp32", "int8")
 
 
@@ -40,14 +42,14 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+    begin_script(parse_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch and TensorRT are imported
 
 import torch
 from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from common import UserError, console, log_console, run_script, write_whole
+from common import UserError, check_outputs, console, log_console, run_script, write_whole
 from plugins import reference
 from plugins.measure import graph_times
 from plugins.plugin_host import PluginHost
@@ -182,6 +184,7 @@ def markdown(rows: list[Row], about: dict[str, str]) -> str:
 def main() -> int:
     """Measures all types, layouts and shapes."""
     arguments = parse_arguments()
+    check_outputs({"--json": arguments.json, "--markdown": arguments.markdown}, {})
     if not torch.cuda.is_available():
         raise UserError("PyTorch finds no CUDA GPU; the benchmark needs one and PyTorch for CUDA")
     torch.manual_seed(0)

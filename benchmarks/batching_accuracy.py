@@ -15,10 +15,13 @@ import argparse
 import itertools
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from interrupts import begin_script
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -35,11 +38,11 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+    begin_script(parse_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch and TensorRT are imported
 
 import numpy as np
 import torch
-from report import markdown_table, model_name, print_table, versions, write_results
+from report import check_results, markdown_table, model_name, print_table, versions, write_results
 
 from builder import assemble
 from common import log_console, run_script
@@ -95,7 +98,7 @@ def replaced(sentences: Sequence[Sentence]) -> list[Sentence]:
     first = sentences[0]
     ids = first.ids.copy()
     ids[1:-1] = ids[1:-1][::-1]
-    return [Sentence(first.line, first.text, ids), *sentences[1:]]
+    return [replace(first, ids=ids), *sentences[1:]]
 
 
 def measure(folder: ModelFolder, checkpoint: str, device: str) -> list[dict[str, Any]]:
@@ -143,6 +146,7 @@ def rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
 def main() -> int:
     """The script."""
     args = parse_arguments()
+    check_results(args.json, args.markdown, [Path(path) for path in args.models[::2]])
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     about, command = versions(args.device), " ".join(["python benchmarks/batching_accuracy.py", *args.models])
     pairs = zip(args.models[::2], args.models[1::2], strict=True)

@@ -24,6 +24,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from interrupts import begin_script
+
 WAYS = ("builder.py", "onnx2trt.py")
 
 
@@ -40,12 +42,12 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+    begin_script(parse_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch and TensorRT are imported
 
 from rich.table import Table
 
 import tensorrt_product
-from common import UserError, console, log_console, run_script, write_whole
+from common import UserError, check_outputs, console, log_console, run_script, write_whole
 
 
 def build_once(way: str, folder: Path, precision: str) -> dict[str, float]:
@@ -221,6 +223,7 @@ def markdown(results: dict[str, Any]) -> str:
 def main() -> int:
     """The script."""
     args = parse_arguments()
+    check_outputs({"--json": args.json, "--markdown": args.markdown}, {})
     if args.one:
         print(json.dumps(build_once(args.one, args.work_dir, args.precision[0])))
         return 0

@@ -19,6 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from interrupts import begin_script
+
 SENTENCES = 512
 
 
@@ -34,10 +36,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+    begin_script(parse_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch and TensorRT are imported
 
 import torch
-from report import print_table, versions, write_results
+from report import check_results, print_table, versions, write_results
 
 from builder import assemble
 from calibrator import Subject, read_data
@@ -79,6 +81,7 @@ def eager_rate(checkpoint: str, sentences: list[Sentence], threads: int) -> floa
 def main() -> int:
     """The script."""
     args = parse_arguments()
+    check_results(args.json, None, [args.model_dir])
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = ModelFolder(args.model_dir)
     data = read_data(folder, DEFAULT_DATA, args.sentences, EAGER_SENTENCES)

@@ -22,6 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from interrupts import begin_script
+
 SIZES = ((1, 128), (8, 128), (32, 128))
 
 
@@ -45,10 +47,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+    begin_script(parse_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch and TensorRT are imported
 
 import torch
-from report import markdown_table, print_table, versions, write_results
+from report import check_results, markdown_table, print_table, versions, write_results
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
@@ -274,6 +276,7 @@ def rows(results: list[dict[str, Any]]) -> list[list[str]]:
 def main() -> int:
     """The script."""
     args = parse_arguments()
+    check_results(args.json, args.markdown, [args.model_dir])
     if not torch.cuda.is_available():
         raise UserError("benchmarks/encoder.py needs an NVIDIA GPU and PyTorch for CUDA")
     folder, about = ModelFolder(args.model_dir), versions("cuda")

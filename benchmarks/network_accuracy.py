@@ -17,6 +17,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from interrupts import begin_script
+
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
@@ -29,10 +31,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+    begin_script(parse_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch and TensorRT are imported
 
 import torch
-from report import markdown_table, print_table, versions, write_results
+from report import check_results, markdown_table, print_table, versions, write_results
 
 import builder
 import onnx2trt
@@ -104,6 +106,7 @@ def markdown(results: list[dict[str, Any]], about: dict[str, str], command: str)
 def main() -> int:
     """The script."""
     args = parse_arguments()
+    check_results(args.json, args.markdown, args.model_dirs)
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     results = []
     for path, precision, way in itertools.product(args.model_dirs, TOLERANCES, WAYS):

@@ -19,6 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from interrupts import begin_script
+
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
@@ -30,11 +32,11 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+    begin_script(parse_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch and TensorRT are imported
 
 import numpy as np
 import torch
-from report import markdown_table, print_table, versions, write_results
+from report import check_results, markdown_table, print_table, versions, write_results
 
 from builder import assemble
 from common import UserError, run_script
@@ -143,6 +145,7 @@ def rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
 def main() -> int:
     """The script."""
     args = parse_arguments()
+    check_results(args.json, args.markdown, [args.model_dir])
     if not torch.cuda.is_available():
         raise UserError("benchmarks/packed_batches.py needs an NVIDIA GPU and PyTorch for CUDA")
     folder, about = ModelFolder(args.model_dir), versions("cuda")

@@ -22,6 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from interrupts import begin_script
+
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
@@ -34,10 +36,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+    begin_script(parse_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch and TensorRT are imported
 
 import torch
-from report import markdown_table, model_name, print_table, versions, write_results
+from report import check_results, markdown_table, model_name, print_table, versions, write_results
 
 from builder import assemble
 from calibrator import Subject, choose_ranges, load_tokenizer, read_data, spread
@@ -196,6 +198,7 @@ def markdown(results: dict[str, Any]) -> list[str]:
 def main() -> int:
     """The script."""
     args = parse_arguments()
+    check_results(args.json, args.markdown, args.model_dirs)
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     folders = [ModelFolder(path) for path in args.model_dirs]
     results = {

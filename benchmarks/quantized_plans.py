@@ -19,6 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from interrupts import begin_script
+
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
@@ -30,9 +32,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+    begin_script(parse_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch and TensorRT are imported
 
-from report import markdown_table, print_table, versions, write_results
+from report import check_results, markdown_table, print_table, versions, write_results
 
 from builder import assemble
 from calibrator import Subject, calibrate, read_data
@@ -91,6 +93,7 @@ def rows(results: list[dict[str, Any]]) -> list[list[str]]:
 def main() -> int:
     """The script."""
     args = parse_arguments()
+    check_results(args.json, args.markdown, [args.model_dir])
     folder = ModelFolder(args.model_dir)
     results = [measure(folder, precision, None) for precision in ("fp32", "fp16")]
     for kind in ("int8", "fp8"):

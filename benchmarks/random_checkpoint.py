@@ -12,6 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from interrupts import begin_script
+
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
@@ -26,7 +28,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+    begin_script(parse_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch and TensorRT are imported
 
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer

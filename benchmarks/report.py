@@ -16,8 +16,8 @@ import torch
 from rich.table import Table
 
 import tensorrt_product
-from common import console, write_whole
-from model_files import ModelFolder
+from common import check_outputs, console, write_whole
+from model_files import FILE_NAMES, ModelFolder
 
 
 def versions(device: str) -> dict[str, str]:
@@ -51,6 +51,18 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+def check_results(json_path: Path | None, markdown_path: Path | None, model_dirs: Sequence[Path] = ()) -> None:
+    """Refuses, before the work, --json and --markdown that are one file, or one of a model's.
+
+    Raises:
+        UserError: the message names both.
+    """
+    files = [folder / name for folder in model_dirs for name in FILE_NAMES]
+    check_outputs(
+        {"--json": json_path, "--markdown": markdown_path}, {f"the model's {file.name}": file for file in files}
+    )
 
 
 def write_results(

@@ -28,6 +28,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from interrupts import begin_script
+
 CASE_NAMES = (
     "SkipLayerNorm fp16",
     "SkipLayerNorm fp16, fp32 weights",
@@ -52,13 +54,13 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+    begin_script(parse_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch and TensorRT are imported
 
 import torch
 from rich.table import Table
 from torch.nn import functional
 
-from common import UserError, console, log_console, run_script, write_whole
+from common import UserError, check_outputs, console, log_console, run_script, write_whole
 from plugins import reference
 from plugins.measure import graph_times
 from plugins.plugin_host import PluginHost
@@ -320,6 +322,7 @@ def environment(command: str) -> dict[str, str]:
 def main() -> int:
     """The script."""
     args = parse_arguments()
+    check_outputs({"--json": args.json, "--markdown": args.markdown}, {})
     if not torch.cuda.is_available():
         raise UserError("PyTorch finds no CUDA GPU on this machine; times are measured on one")
     host, results = PluginHost(), []

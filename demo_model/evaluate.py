@@ -15,6 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from interrupts import begin_script
+
 HERE = Path(__file__).resolve().parent
 
 
@@ -27,7 +31,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse()  # answers --help and wrong usage before PyTorch is imported
+    begin_script(parse)  # answers --help, wrong usage and Ctrl-C before PyTorch is imported
 
 import torch
 from corpus import MASK, PAD, SPECIALS
@@ -48,7 +52,7 @@ from safetensors import SafetensorError
 from transformers import BertForMaskedLM, BertTokenizer
 from transformers.utils import logging as transformers_logging
 
-from common import UserError, write_whole  # facts.py has made the folder above known
+from common import UserError, check_outputs, run_script, write_whole
 
 PROMPTS_AT_ONCE = 64
 
@@ -198,7 +202,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     transformers_logging.disable_progress_bar()
     try:
-        for name in ("config.json", "model.safetensors", "vocab.txt"):
+        needed = ("config.json", "model.safetensors", "vocab.txt")
+        check_outputs({"--json": options.json}, {f"the model's {name}": options.model / name for name in needed})
+        for name in needed:
             if not (options.model / name).is_file():
                 raise UserError(
                     f"{options.model / name} is missing; expected a checkpoint folder as train.py writes it. "
@@ -222,4 +228,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

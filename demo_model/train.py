@@ -21,6 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from interrupts import begin_script, uninterrupted
+
 DIFFERENT_FACTS = 300_000
 
 
@@ -60,7 +64,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse()  # answers --help and wrong usage before PyTorch is imported
+    begin_script(parse)  # answers --help, wrong usage and Ctrl-C before PyTorch is imported
 
 import numpy as np
 import torch
@@ -88,7 +92,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.utils import logging as transformers_logging
 
-from common import UserError  # facts.py has made the folder above known
+from common import UserError, check_outputs, run_script
 
 CONFIG = BertConfig(
     vocab_size=8192,
@@ -501,9 +505,10 @@ def save(model: BertForMaskedLM, vocabulary: list[str], report: dict[str, Any], 
         half.half().save_pretrained(beside)
         write_tokenizer(vocabulary, beside)
         (beside / "training.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        for file in FILES:
-            (beside / file).chmod(0o644)
-            (beside / file).replace(folder / file)
+        with uninterrupted():
+            for file in FILES:
+                (beside / file).chmod(0o644)
+                (beside / file).replace(folder / file)
 
 
 # --- command line -------------------------------------------------------------------------------------------
@@ -533,6 +538,7 @@ def make_folder(folder: Path) -> None:
 def run(options: argparse.Namespace, console: Console) -> None:
     """Data, training, saving."""
     check_device(options.device)
+    check_outputs({f"{name} of --out-dir": options.out_dir / name for name in FILES}, {"--text": options.text})
     paragraphs = read_text(options.text)
     required = words_of_facts(load_countries(), load_landmarks())
     try:
@@ -569,4 +575,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

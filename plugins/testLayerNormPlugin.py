@@ -26,6 +26,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from interrupts import begin_script
+
 KERNELS = ("basic", "fused", "fast")
 TYPE_NAMES: tuple[str, ...] = ("fp32", "fp16", "bf16")
 TIMED_ROWS = (16, 128, 512, 2048, 4096, 8192, 32768, 131072)
@@ -57,12 +59,12 @@ def positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    parse_arguments()  # answers --help and wrong usage before PyTorch and TensorRT are imported
+    begin_script(parse_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch and TensorRT are imported
 
 import torch
 from torch.nn import functional
 
-from common import UserError, run_script, write_whole
+from common import UserError, check_outputs, run_script, write_whole
 from plugins import build, reference
 from plugins.plugin_host import Plugin, PluginHost, TensorSpec
 
@@ -433,6 +435,7 @@ def benchmark(host: PluginHost, arguments: argparse.Namespace, types: tuple[str,
 def main() -> int:
     """Runs what this machine can."""
     arguments = parse_arguments()
+    check_outputs({"--json": arguments.json, "--plot": arguments.plot}, {})
     if arguments.plot and importlib.util.find_spec("matplotlib") is None:
         raise UserError("--plot needs matplotlib: pip install -r requirements-dev.txt")
     types = tuple(TYPES) if arguments.type == "all" else (arguments.type,)

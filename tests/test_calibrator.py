@@ -46,7 +46,7 @@ from model_files import MASK_NAME, ModelFolder
 from network_runner import NetworkRunner
 from options import GROUPS, LINEAR_GROUPS, METHODS, Settings
 from quantization import encoder_products, in_groups
-from sentences import Sentence
+from sentences import Sentence, load_tokenizer
 from trt_helper import QUANTIZED_MAXIMA, QUANTIZED_TYPES, TrtLog
 
 BIN = 2.0 / BINS  # a bin's width, relative to the largest value: the limit is at most twice that
@@ -255,7 +255,7 @@ def test_one_outlier_makes_max_coarse_and_mse_not():
 
 
 def sentence(line: int, length: int) -> Sentence:
-    return Sentence(line, "", np.arange(length, dtype=np.int32))
+    return Sentence(line, "", np.arange(length, dtype=np.int32), np.zeros(length, np.int32))
 
 
 @settings(max_examples=40, deadline=None)
@@ -414,6 +414,43 @@ def test_bad_data(folder, tmp_path, content, message):
         (tmp_path / "bad.txt").write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_data(folder, tmp_path / "bad.txt", 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "share"),
+    [
+        ("paris\n" * 4, None),
+        ("東京 北京\n" * 4, "100% of the 16 tokens"),
+        ("東 paris lyon nice\n" * 4, "25% of the 16 tokens"),
+        ("東 " + "paris " * 19 + "\n" + "lyon " * 19 + "a\n" + "a\nb\n", None),  # 1 of 42
+    ],
+)
+def test_text_that_the_tokenizer_does_not_know_is_told(folder, tmp_path, capsys, content, share):
+    path = tmp_path / "text.txt"
+    path.write_text(content, encoding="utf-8")
+    read_data(folder, path, 3, 1)
+    told = capsys.readouterr().err
+    if share is None:
+        assert not told
+    else:
+        assert told.startswith(f"warning: {share} of {path} are [UNK]: ")
+        assert "name text of the model's language and field with --calibration-data FILE" in told
+
+
+def test_a_tokenizer_without_unk_knows_all(folder, tmp_path, capsys, monkeypatch):
+    (tmp_path / "text.txt").write_text("paris\n" * 4)
+    monkeypatch.setattr(type(load_tokenizer(folder)), "unk_token_id", None, raising=False)
+    read_data(folder, tmp_path / "text.txt", 3, 1)
+    assert not capsys.readouterr().err
+
+
+def test_a_pair_is_calibrated_as_a_pair(folder, tmp_path):
+    """The network gets its token types, and a cache of the same tokens in one sentence is none of it."""
+    (tmp_path / "text.txt").write_text("paris [SEP] lyon\n")
+    (pair,) = read_data(folder, tmp_path / "text.txt", 1, 0).calibration
+    assert batch_inputs([pair])["token_type_ids"].tolist() == [[0, 0, 0, 1, 1]]
+    flat = replace(pair, types=np.zeros_like(pair.types))
+    assert fingerprint(folder, [pair], Settings()) != fingerprint(folder, [flat], Settings())
 
 
 # --- the cache --------------------------------------------------------------------------------------------

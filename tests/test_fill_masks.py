@@ -21,8 +21,9 @@ from transformers import AutoTokenizer, BertForMaskedLM
 import builder
 import fill_masks
 import model2onnx
+import pipeline
 from common import UserError, run_script
-from fill_masks import fill_file, make_batches, ranges_of_plan
+from fill_masks import fill_file, make_batches, ranges_of_plan, read_source
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
 from network_runner import NetworkRunner
 from options import BATCHINGS, FUSIONS, ONE_SENTENCE, SequenceRange
@@ -48,6 +49,7 @@ GOOD = {
     9: "[MASK]",
     10: "lyon , nice , [MASK] a b c d e a b c d e a b c d e",
     11: "the [MASK] of france",
+    12: "the [MASK] of paris [SEP] lyon [MASK] .",
 }
 BAD = {
     3: (b"a line without one", "no [MASK]"),
@@ -134,7 +136,8 @@ def test_the_words_are_pytorchs(filled, checkpoint):
     for record in filled["packed", "plugins"].records:
         if "error" in record:
             continue
-        encoded = tokenizer(record["text"], return_tensors="pt")
+        pair = [part.strip() for part in record["text"].split("[SEP]")]
+        encoded = tokenizer(*pair, return_tensors="pt")
         with torch.inference_mode():
             probabilities = model(**encoded).logits[0].softmax(-1)  # (S, vocabulary)
         positions = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0]
@@ -254,7 +257,7 @@ def test_where_plans_cannot_be_executed_it_says_so(filled, model_dir, source, ca
 def numbered(lengths: Sequence[int]) -> list[Sentence]:
     """Sentence i consists of the id 7 + i, so that its rows are known again."""
     return [
-        Sentence(place + 1, f"text {place}", np.full(length, 7 + place, np.int32))
+        Sentence(place + 1, f"text {place}", np.full(length, 7 + place, np.int32), np.zeros(length, np.int32))
         for place, length in enumerate(lengths)
     ]
 
@@ -289,7 +292,8 @@ def test_every_batch_is_in_the_profile_and_every_sentence_in_one(lengths, batchi
 def fill_with(run, model_dir: Path, text: str, target: Path, seq_len=SEQ_LEN, batch=BATCH) -> list[dict[str, Any]]:
     source = target.with_suffix(".txt")
     source.write_text(text, encoding="utf-8")
-    fill_file(ModelFolder(model_dir), source, target, "packed", seq_len, batch, run)
+    folder = ModelFolder(model_dir)
+    fill_file(folder, read_source(folder, source, seq_len, batch), target, "packed", seq_len, batch, run)
     return read_lines(target)
 
 
@@ -440,3 +444,35 @@ def test_the_script_itself(script, filled, model_dir):
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+# --- before the plan ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "told"),
+    [
+        (b"paris\nlyon\n", [], "no line can be used (2 are bad); the first"),
+        (b"\n \n", [], "holds no sentence"),
+        (b"\xff\xfe", [], "is not UTF-8"),
+        (b"[MASK] a b c d e\n", ["--seq-len", "1,2,4"], "8 tokens, but the plan takes 1 to 4"),
+        (None, [], "no file"),
+    ],
+)
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_file_without_a_usable_line_is_found_before_the_work(
+    content, options, told, precision, in_process, model_dir, tmp_path, monkeypatch
+):
+    source = tmp_path / "lines.txt"
+    if content is not None:
+        source.write_bytes(content)
+    # What the demo's own sentence needs is another matter, and checked before.
+    monkeypatch.setattr(pipeline, "check_in_profile", lambda *_arguments: None)
+    for work in ("assemble", "finish"):
+        monkeypatch.setattr(builder, work, None)  # a call would be a TypeError
+    monkeypatch.setattr(pipeline.Job, "quantize", None if precision == "int8" else lambda *_arguments: None)
+    arguments = ["--model-dir", model_dir, "--plan", tmp_path / "x.plan", "--precision", precision]
+    ended = in_process(builder.main, *arguments, "--sentences", source, *options)
+    assert ended.code == 1
+    assert told in ended.err
+    assert [path.name for path in tmp_path.iterdir()] == ([] if content is None else ["lines.txt"])

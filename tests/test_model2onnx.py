@@ -686,6 +686,42 @@ def test_all_masks_are_found(loaded):
     assert model2onnx.tokenize("[MASK] of [MASK]", *loaded)[1] == [1, 3]
 
 
+PAIR = ("the capital of [MASK]", "paris , lyon")
+
+
+@pytest.mark.parametrize("text", [PAIR, (" [SEP] ".join(PAIR), None)])
+def test_a_pair_has_two_token_types_however_it_is_given(loaded, text):
+    tokenizer, config = loaded
+    first, second = text
+    inputs, positions = model2onnx.tokenize(first, tokenizer, config, second)
+    expected = tokenizer(*PAIR)  # [CLS] the capital of [MASK] [SEP] paris , lyon [SEP]
+    assert inputs["input_ids"].tolist() == [expected["input_ids"]]
+    assert inputs["token_type_ids"].tolist() == [expected["token_type_ids"]] == [[0] * 6 + [1] * 4]
+    assert inputs["token_type_ids"].dtype == np.int64
+    assert positions == [4]
+
+
+def test_the_mask_of_a_pair_may_be_in_either(loaded):
+    assert model2onnx.tokenize("paris", *loaded, text_pair="[MASK]")[1] == [3]
+    with pytest.raises(UserError, match=re.escape("--text 'paris' --text-pair 'lyon' has no [MASK]")):
+        model2onnx.tokenize("paris", *loaded, text_pair="lyon")
+
+
+def test_a_pair_is_exported_and_answered(checkpoint, tmp_path, in_process):
+    ended = in_process(
+        model2onnx.main, *("--model", checkpoint, "--out-dir", tmp_path, "--text", PAIR[0], "--text-pair", PAIR[1])
+    )
+    assert ended.code == 0, ended.err
+    assert "PyTorch fp32: the capital of [MASK] [SEP] paris , lyon" in ended.out
+    demo = ModelFolder(tmp_path).demo()
+    assert demo.text == "the capital of [MASK] [SEP] paris , lyon"
+    assert demo.inputs["token_type_ids"].tolist() == [[0] * 6 + [1] * 4]
+    model: Any = BertForMaskedLM.from_pretrained(checkpoint).eval()
+    with torch.inference_mode():
+        answer = model(**{name: torch.from_numpy(ids) for name, ids in demo.inputs.items()}).logits
+    assert relative_error(demo.output, answer.numpy()) <= 1e-6
+
+
 def test_a_tokenizer_with_more_words_than_the_embedding_table_is_refused(tmp_path):
     make_checkpoint(tmp_path)
     with (tmp_path / "vocab.txt").open("a") as file:

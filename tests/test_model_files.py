@@ -16,6 +16,7 @@ from conftest import make_checkpoint
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from tokenizers import Tokenizer, models
 
 from common import UserError
 from model_files import (
@@ -552,31 +553,54 @@ def test_tokens_are_the_vocabulary_by_id(model_dir, checkpoint):
     assert ModelFolder(model_dir).tokens() == (checkpoint / "vocab.txt").read_text().split()
 
 
-def test_tokens_cover_added_and_unknown_ids(folder):
-    values = read_json(folder / TOKENIZER_NAME)
-    del values["model"]["vocab"]["paris"]
-    values["added_tokens"].append({"id": 72, "content": "[NEW]", "special": True})
-    values["model"]["vocab"]["beyond"] = 500
-    values["model"]["vocab"]["before"] = -1
-    (folder / TOKENIZER_NAME).write_text(json.dumps(values))
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "paris", "lyon", "p", "a", "pa"]
+IDS = {piece: number for number, piece in enumerate(PIECES)}
+VOCABULARIES = {
+    "WordPiece": models.WordPiece(IDS, unk_token="[UNK]"),
+    "BPE": models.BPE(IDS, [("p", "a")], unk_token="[UNK]"),
+    "Unigram": models.Unigram([(piece, -float(number)) for number, piece in enumerate(PIECES)], unk_id=1),
+    "WordLevel": models.WordLevel(IDS, unk_token="[UNK]"),
+}
+
+
+@pytest.mark.parametrize("kind", VOCABULARIES)
+def test_tokens_of_every_kind_of_vocabulary_with_added_and_unknown_ids(folder, kind):
+    tokenizer = Tokenizer(VOCABULARIES[kind])
+    tokenizer.add_special_tokens(["[MASK]", "[NEW]"])  # the first is in the vocabulary, the second gets the next id
+    tokenizer.save(str(folder / TOKENIZER_NAME))
     config = read_json(folder / "config.json")
-    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 73}))
-    tokens = ModelFolder(folder).tokens()
-    assert len(tokens) == 73
-    assert tokens[4] == "[MASK]"
-    assert tokens[14] == "[unknown id 14]"
-    assert tokens[70:] == ["z", "[unknown id 71]", "[NEW]"]
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 12}))
+    assert ModelFolder(folder).tokens() == [*PIECES, "[NEW]", "[unknown id 11]"]
+
+
+def test_a_model_with_fewer_words_than_its_tokenizer_has_its_own_alone(folder):
+    config = read_json(folder / "config.json")
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 5}))
+    assert ModelFolder(folder).tokens() == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", '{"model": 3}', '{"model": {"vocab": [1]}}', '{"model": {"vocab": {"a": "x"}}}', "[" * 100_000],
+    [
+        "",
+        "[]",
+        "{}",
+        '{"model": 3}',
+        '{"model": {"vocab": [1]}}',
+        '{"model": {"vocab": {"a": "x"}}}',
+        "[" * 100_000,
+        "\xff",  # no UTF-8
+        None,
+    ],
 )
 def test_a_tokenizer_without_a_vocabulary_is_named_with_the_remedy(folder, content):
-    (folder / TOKENIZER_NAME).write_text(content)
+    path = folder / TOKENIZER_NAME
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError) as raised:
         ModelFolder(folder).tokens()
-    assert str(folder / TOKENIZER_NAME) in str(raised.value)
+    assert str(path) in str(raised.value)
     assert REMEDY in str(raised.value)
 
 

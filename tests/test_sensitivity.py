@@ -83,7 +83,7 @@ def test_one_word_is_hidden_and_neither_the_first_nor_the_last_token():
         places = set()
         for line in range(1, 400):
             ids = np.arange(10, 10 + length, dtype=np.int32)
-            hidden = hide_word(Sentence(line, "", ids), MASK)
+            hidden = hide_word(Sentence(line, "", ids, np.zeros_like(ids)), MASK)
             (place,) = np.flatnonzero(hidden.ids == MASK)
             assert 0 < place < length - 1
             np.testing.assert_array_equal(np.delete(hidden.ids, place), np.delete(ids, place))
@@ -94,7 +94,7 @@ def test_one_word_is_hidden_and_neither_the_first_nor_the_last_token():
 
 def test_a_sentence_with_a_mask_or_a_model_without_stays():
     for ids, mask in (([2, MASK, 9, 3], MASK), ([2, 9, 3], None)):
-        sentence = Sentence(1, "", np.array(ids, np.int32))
+        sentence = Sentence(1, "", np.array(ids, np.int32), np.zeros(len(ids), np.int32))
         assert hide_word(sentence, mask) is sentence
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import model2onnx
 from common import UserError
-from sentences import read_sentences
+from sentences import pair_types, read_sentences
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,39 @@ def test_a_line_may_be_as_long_as_the_position_table_and_no_longer(read, loaded,
     texts, problems = read("a " * 62 + "\n" + "a " * 63 + "\nparis\n")
     assert set(texts) == {1, 3}
     assert problems[2].endswith("65 tokens, but the position table has 64; shorten the text")
+
+
+SEP, CLS, X = 3, 2, 9
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ([CLS, X, X, SEP], [0, 0, 0, 0]),
+        ([CLS, X, SEP, X, SEP], [0, 0, 0, 1, 1]),
+        ([CLS, X, SEP, X, SEP, X, SEP], [0, 0, 0, 1, 1, 1, 1]),  # there are two types only
+        ([CLS, SEP, X, SEP], [0, 0, 1, 1]),
+        ([CLS, X, SEP, SEP], [0, 0, 0, 0]),  # written at the end: no second text
+        ([CLS, X, X], [0, 0, 0]),
+        ([], []),
+    ],
+)
+def test_token_types_of_a_text_that_says_sep(ids, expected):
+    given = np.array(ids, np.int32)
+    assert pair_types(given, SEP, 2).tolist() == expected
+    assert pair_types(given, SEP, 2).dtype == np.int32
+    assert not pair_types(given, SEP, 1).any()  # a model with one type
+    assert not pair_types(given, None, 2).any()  # a tokenizer without [SEP]
+
+
+def test_a_line_that_says_sep_is_a_pair(loaded, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("paris [SEP] lyon nice\nparis lyon nice\n" + "a " * 30 + "[SEP]" + " b" * 60)
+    (pair, single, cut), _ = read_sentences(path, *loaded, truncate=True)
+    assert pair.types.tolist() == loaded[0]("paris", "lyon nice")["token_type_ids"] == [0, 0, 0, 1, 1, 1]
+    assert pair.types.dtype == pair.ids.dtype
+    assert not single.types.any()
+    assert cut.types.tolist() == [0] * 32 + [1] * 32
 
 
 def test_truncation_keeps_the_beginning_and_the_last_special_word(loaded, tmp_path):

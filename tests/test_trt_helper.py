@@ -584,6 +584,12 @@ def test_compute_capability_is_refused_by_the_full_product(monkeypatch):
 class EmptyBuilder:
     """Says that it has built, and writes nothing."""
 
+    def __init__(self, builder):
+        self._builder = builder
+
+    def __getattr__(self, name):
+        return getattr(self._builder, name)
+
     def build_serialized_network_to_stream(self, network, config, writer):
         return True
 
@@ -591,10 +597,10 @@ class EmptyBuilder:
 def test_a_plan_of_no_bytes_is_an_error_and_leaves_the_old_plan(tmp_path):
     (tmp_path / "p.plan").write_bytes(b"old")
     net: Any = small_network()
-    stand_in: Any = EmptyBuilder()
-    config = net.builder.create_builder_config()
+    stand_in: Any = EmptyBuilder(net.builder)
+    options = BuildOptions(SequenceRange(1, 4, 8))
     with pytest.raises(UserError, match=r"built the plan .*p\.plan, but wrote 0 bytes: .*; build it again"):
-        trt_helper._build_to_file(stand_in, net.network, config, net.log, tmp_path / "p.plan")
+        trt_helper.build_plan(stand_in, net.network, net.log, options, tmp_path / "p.plan")
     assert (tmp_path / "p.plan").read_bytes() == b"old"
 
 

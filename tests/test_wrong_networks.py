@@ -37,6 +37,7 @@ needs_plugins = pytest.mark.skipif(
 )
 Mutate = Callable[[pytest.MonkeyPatch], None]
 LAYER = "bert.encoder.layer.1"
+SWAPPED = str.maketrans("01", "10")  # of the numbers of layers
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 
 
@@ -192,7 +193,13 @@ ANY = {  # wrong whatever the batching; elementary layers
         lambda original, self, a, b, name: original(self, original(self, a, b, f"{name}.once"), b, name)
     ),
     "a layer left out": layer_order(lambda index: index if index == 0 else -1),
-    "layers swapped": layer_order(lambda index: 1 - index),
+    "layers swapped": patch_method(
+        WeightFile,
+        "get",
+        lambda original, self, name, shape: original(
+            self, name.translate(SWAPPED) if ".layer." in name else name, shape
+        ),
+    ),
     "the head's layer norm left out": patch_method(
         BertBuilder,
         "layer_norm",
@@ -321,7 +328,9 @@ def mistaken_scale(original: Any, self: Any, q: Any, scale: Any, name: str, axis
 
 QUANTIZED = {
     "a weight's scale twice as large": patch_method(TrtNetworkHelper, "addDequantize", mistaken_scale),
-    "smoothing of the weight alone": patch_method(BertBuilder, "smooth", lambda original, self, x, divisors: x),
+    "smoothing of the weight alone": patch_method(
+        BertBuilder, "smooth", lambda original, self, x, divisors: original(self, x, np.ones_like(divisors))
+    ),
     "scales of one channel for another": attribute(
         trt_helper,
         "quantize_weight",
