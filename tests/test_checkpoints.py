@@ -334,9 +334,8 @@ def test_a_pooler_alone_is_a_note(encoder, capsys, ignore):
 
 @pytest.mark.parametrize("prefix", ["", "bert."])
 def test_the_positions_in_old_checkpoints_are_no_weight(encoder, capsys, prefix):
-    change_weights(encoder, lambda weights: {f"{prefix}{name}": weight for name, weight in weights.items()} | {
-        f"{prefix}embeddings.position_ids": torch.arange(64)[None]
-    })  # fmt: skip
+    positions = {f"{prefix}embeddings.position_ids": torch.arange(64)[None]}
+    change_weights(encoder, lambda weights: {f"{prefix}{name}": one for name, one in weights.items()} | positions)
     model2onnx.load_checkpoint(str(encoder))
     assert capsys.readouterr().err == ""
 
