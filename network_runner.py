@@ -696,7 +696,7 @@ class _Lowering:
 
     def widened_rule(self, kind: str, layer: Any) -> Callable[[Any], Call] | None:
         """With ``in_fp32`` the rule for a layer that would round, narrow or quantize: it hands on its input."""
-        narrows = kind in ("CAST", "IDENTITY") and layer.get_output(0).dtype in FLOATING_TYPES
+        narrows = kind in ("ATTENTION_OUTPUT", "CAST", "IDENTITY") and layer.get_output(0).dtype in FLOATING_TYPES
         if self.in_fp32 and (narrows or kind in ("QUANTIZE", "DEQUANTIZE")):
             return lambda layer: (cast, _Input(layer.get_input(0).name), torch.float32)
         return None
