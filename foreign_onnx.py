@@ -1,8 +1,8 @@
 """Plans from ONNX files that others exported: ``python onnx2trt.py --onnx FILE``.
 
-Such a file comes alone, without a tokenizer and without PyTorch's answers. The names of its inputs say what they mean,
-the tables that they index say how large ids may be. The network is compared with onnxruntime on the same file, on
-batches of random tokens of several lengths, padded where the file takes a mask.
+Such a file comes alone, without a tokenizer and without PyTorch's answers. The names of its inputs say what they
+mean, the tables that they index say how large ids may be. The network is compared with onnxruntime on the same file,
+on batches of random tokens of several lengths, padded where the file takes a mask.
 
 The plan is written before it is compared. Where nothing can be compared (network_runner.py lacks a layer, onnxruntime
 an operator), the report says so, and the exit code is 1 as for a plan that does not agree.
@@ -25,6 +25,7 @@ from rich.text import Text
 import tensorrt_product
 from common import UserError, console, log_console, make_folder
 from comparison import relative_l2
+from network_proof import check_constants
 from network_runner import NetworkRunner, UnsupportedLayerError
 from onnx_precision import QUANTIZED, NarrowGraph
 from options import TOLERANCES, SequenceRange
@@ -322,13 +323,28 @@ def _model_bytes(model: ForeignModel, precision: str) -> tuple[bytes, Known]:
             node.attributes.add(ir.AttrInt64("TRT_decomposable", 1))
     known = Known()
     if precision != "fp32":
+        _follow_links(changed, model.path.parent)
         narrow = NarrowGraph(changed, precision)
         narrow.run()
+        for value in changed.graph.initializers.values():  # those that stayed fp32
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
         known = Known(narrow.weights, {}, narrow.sources)
     proto = ir.to_proto(changed)
     if proto.ByteSize() > LARGEST_MODEL:
         raise UserError(f"{model.path} is larger than 2 GiB in {precision}, more than one ONNX message can hold")
     return proto.SerializeToString(), known
+
+
+def _follow_links(model: ir.Model, folder: Path) -> None:
+    """Lets onnx_ir read data files that are links, as in the cache of a hub; ``_check_data`` has seen them."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            place = folder.absolute() / tensor.location  # without a base folder, in which it would have to stay
+            value.const_value = ir.ExternalTensor(
+                place, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=str(value.name)
+            )
 
 
 def import_onnxruntime() -> Any:
@@ -410,6 +426,7 @@ class ForeignJob:
     executed_by: str = "nobody"
     not_executed_because: str | None = None
     not_compared_because: str | None = None
+    not_proved_because: str | None = None  # why ``structure`` was not looked at, though it was asked for
     errors: dict[str, float] = field(default_factory=dict)  # by output
     structure: dict[str, float] | None = None  # without the roundings of a conversion; None: not looked at
     latency: dict[str, Latency] = field(default_factory=dict)
@@ -449,6 +466,7 @@ class ForeignJob:
             "executed_by": self.executed_by,
             "not_executed_because": self.not_executed_because,
             "not_compared_because": self.not_compared_because,
+            "not_proved_because": self.not_proved_because,
             "num_layers": self.num_layers,
             "plan": str(self.plan_path),
             "plan_bytes": self.plan_bytes,
@@ -507,6 +525,7 @@ def run(args: argparse.Namespace) -> ForeignJob:
 
 
 def _compare(job: ForeignJob, network: trt.INetworkDefinition, known: Known, proves_structure: bool) -> None:
+    check_constants(network, known)
     answers = onnxruntime_answers(job.model.path, job.examples)
     if job.not_executed_because is None:
         job.executed_by = "tensorrt"
@@ -519,7 +538,10 @@ def _compare(job: ForeignJob, network: trt.INetworkDefinition, known: Known, pro
         job.errors = worst_errors(_pytorch_run(network, known), job.examples, answers)
         job.executed_by = "pytorch"
     if proves_structure and job.precision != "fp32":
-        job.structure = worst_errors(_pytorch_run(network, known, in_fp32=True), job.examples, answers)
+        try:
+            job.structure = worst_errors(_pytorch_run(network, known, in_fp32=True), job.examples, answers)
+        except (NotComparedError, UnsupportedLayerError) as error:  # the plan itself was compared
+            job.not_proved_because = str(error)
 
 
 def _pytorch_run(network: trt.INetworkDefinition, known: Known, in_fp32: bool = False) -> Run:
@@ -529,8 +551,15 @@ def _pytorch_run(network: trt.INetworkDefinition, known: Known, in_fp32: bool = 
     runner = NetworkRunner(network, device, known=known, in_fp32=in_fp32, checks_batch=False)
 
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        with log_console.status(f"running the network with PyTorch on {device}{' in fp32' if in_fp32 else ''}"):
-            outputs = runner.run(inputs)
+        try:
+            with log_console.status(f"running the network with PyTorch on {device}{' in fp32' if in_fp32 else ''}"):
+                outputs = runner.run(inputs)
+        except UserError:
+            raise
+        except Exception as error:  # PyTorch's; a layer that the runner does not run as TensorRT would
+            raise NotComparedError(
+                f"network_runner cannot run the network: {' '.join(str(error).split())}"
+            ) from error
         return {
             name: (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
             for name, tensor in outputs.items()
@@ -570,6 +599,9 @@ def print_report(job: ForeignJob) -> None:
     console.print(Text(f"{told}."), soft_wrap=True)
     if job.not_compared_because is not None:
         console.print(Text(f"The plan is written, but not compared: {job.not_compared_because}"), soft_wrap=True)
+    if job.not_proved_because is not None:
+        told = f"The network was not run without its roundings: {job.not_proved_because}"
+        console.print(Text(told), soft_wrap=True)
 
 
 def _nan_last(error: float) -> tuple[bool, float]:

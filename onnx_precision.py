@@ -5,8 +5,8 @@ Almost everything becomes narrow. What keeps computing in fp32, with casts aroun
 * softmax and layer norm, and where a layer norm is written out (before opset 17) its mean, variance and root.
 * attention masks. Exported graphs hide a token by adding −3.4e38 or −∞ to its score. fp16 and bf16 have no −3.4e38,
   and −∞ gives a row of NaN where every token is hidden. So a constant beyond the narrow type stays fp32, and so does
-  what is computed from it, up to the softmax. There −3.4e38 + score is −3.4e38, as in PyTorch. If such a tensor has to
-  become narrow before, it is clamped to the type's largest finite numbers.
+  what is computed from it, up to the softmax. There −3.4e38 + score is −3.4e38, as in PyTorch. If such a tensor has
+  to become narrow before, it is clamped to the type's largest finite numbers.
 * sizes and masks that were whole numbers, and what is computed from them: fp16 counts to 2048 only, bf16 to 256.
 
 onnx2trt.convert_precision does the same for model2onnx.py's own graphs, whose operators are known.

@@ -400,8 +400,8 @@ def onnx2trt_arguments() -> argparse.Namespace:
     if args.onnx is not None:
         if args.precision in QUANTIZED_PRECISIONS:
             parser.error(
-                f"--precision {args.precision} needs a folder by model2onnx.py, where the names of products are known; "
-                "a file that is quantized already is built as it is with --precision fp32"
+                f"--precision {args.precision} needs a folder by model2onnx.py, where products have known names;"
+                " a file that is quantized already is built as it is with --precision fp32"
             )
         if args.layer_norm != "native" or args.fusion != "none":
             parser.error(
