@@ -185,7 +185,7 @@ class ForeignModel:
             values = np.broadcast_to(visible, shape)
             if len(shape) > 2 and one.dtype.is_floating_point():  # it is added to the scores
                 values = np.where(values, 0, np.finfo(one.dtype.numpy()).min)
-        return np.ascontiguousarray(values, one.dtype.numpy())
+        return np.array(values, one.dtype.numpy(), order="C")
 
 
 # --- reading the file -----------------------------------------------------------------------------------------
@@ -231,6 +231,12 @@ def _check_data(path: Path, model: ir.Model) -> None:
                 f"{path.parent / location} has {size} bytes, but weight {value.name!r} ends at byte {end}: "
                 "the file is truncated, or another model's"
             )
+
+
+def _data_files(path: Path, model: ir.Model) -> set[Path]:
+    """Where weights outside the file lie."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return {path.parent / tensor.location for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
 
 
 def _inputs(path: Path, model: ir.Model, names: Mapping[str, str]) -> tuple[ForeignInput, ...]:
@@ -488,8 +494,8 @@ def prepare(args: argparse.Namespace) -> ForeignJob:
     plan = args.plan or args.onnx.with_suffix(f"{mark}.plan")
     for path in filter(None, (plan, args.json)):
         make_folder(path.parent)
-        if path.exists() and path.samefile(args.onnx):
-            raise UserError(f"{path} is the ONNX file itself; name another file to write")
+        if path.exists() and any(path.samefile(one) for one in (args.onnx, *_data_files(args.onnx, model.model))):
+            raise UserError(f"{path} belongs to the ONNX file itself; name another file to write")
     seq_len, batch = model.sequence_range(args.seq_len), model.batch_range(args.batch)
     options = BuildOptions(
         seq_len,

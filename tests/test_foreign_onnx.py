@@ -400,8 +400,11 @@ def test_a_sequence_without_any_visible_token(exported, options, precision):
     assert max(errors(path, precision, [feeds(path, 3, 8, hidden=1)])) <= TOLERANCES[precision]
 
 
-def masked_by_product(path: Path, lowest: float, operator: str) -> Path:
-    """words → scores + (1 − mask) · lowest → softmax, or with the sum as mask of an Attention node; 2 heads of 32."""
+def masked(path: Path, lowest: float, operator: str, given: bool = False) -> Path:
+    """words → scores + (1 − mask) · lowest → softmax, or with the sum as mask of an Attention node; 2 heads of 32.
+
+    ``given``: what is added is an input, fp32 (B, 1, 1, S).
+    """
     table = np.random.default_rng(0).standard_normal((VOCABULARY, 64)).astype(np.float32)
     one, low = np.float32(1), np.float32(lowest)
     nodes = [
@@ -413,6 +416,8 @@ def masked_by_product(path: Path, lowest: float, operator: str) -> Path:
         ("Sub", ["one", "row"], "hidden", {}),
         ("Mul", ["hidden", "low"], "bias", {}),
     ]
+    if given:
+        nodes[3:] = [("Identity", ["attention_mask"], "bias", {})]
     if operator == "Attention":
         nodes += [
             ("Shape", ["input_ids"], "shape", {}),
@@ -443,7 +448,12 @@ def masked_by_product(path: Path, lowest: float, operator: str) -> Path:
     graph = onnx_helper.make_graph(
         [onnx_helper.make_node(kind, inputs, [name], name=name, **more) for kind, inputs, name, more in nodes],
         "masked",
-        [onnx_helper.make_tensor_value_info(name, TensorProto.INT64, ["B", "S"]) for name in USUAL[:2]],
+        [
+            onnx_helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["B", "S"]),
+            onnx_helper.make_tensor_value_info("attention_mask", TensorProto.FLOAT, ["B", 1, 1, "S"])
+            if given
+            else onnx_helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["B", "S"]),
+        ],
         [onnx_helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items() if name in used],
     )
@@ -457,17 +467,26 @@ LOWEST = float(np.finfo(np.float32).min)
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("lowest", [LOWEST, -1e9, -10000.0])
 def test_masks_by_a_product(tmp_path, lowest, precision):
-    path = masked_by_product(tmp_path / "masked.onnx", lowest, "Softmax")
+    path = masked(tmp_path / "masked.onnx", lowest, "Softmax")
     batches = [feeds(path, 3, 8), feeds(path, 3, 8, hidden=1)]
     assert max(errors(path, precision, batches)) <= TOLERANCES[precision]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_mask_that_must_become_narrow_is_clamped(tmp_path, precision):
-    path = masked_by_product(tmp_path / "masked.onnx", LOWEST, "Attention")
+    path = masked(tmp_path / "masked.onnx", LOWEST, "Attention")
     assert max(errors(path, precision, [feeds(path, 3, 8)])) <= TOLERANCES[precision]
     hidden = max(errors(path, precision, [feeds(path, 3, 8, hidden=1)]))
     assert np.isfinite(hidden)  # −65504 + score is no longer −65504 for every score: finite, but not the same
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_mask_that_is_added_is_an_input(tmp_path, precision):
+    path = masked(tmp_path / "masked.onnx", 0.0, "Softmax", given=True)
+    batch = feeds(path, 3, 8)
+    assert batch["attention_mask"].shape == (3, 1, 1, 8)
+    assert sorted(set(batch["attention_mask"].ravel())) == [LOWEST, 0.0]
+    assert max(errors(path, precision, [batch])) <= TOLERANCES[precision]
 
 
 def test_a_weight_beyond_fp16_is_named(exported, tmp_path):
@@ -605,13 +624,14 @@ def test_a_file_that_is_no_bert(tmp_path):
     )
 
 
-def test_the_file_is_not_overwritten(exported, in_process):
-    path = exported()
-    before = path.read_bytes()
-    for option in ("--plan", "--json"):
-        ended = in_process(onnx2trt.main, "--onnx", path, option, path)
-        assert (ended.code, "is the ONNX file itself; name another" in ended.err) == (1, True)
-    assert path.read_bytes() == before
+def test_the_file_and_its_data_are_not_overwritten(exported, in_process):
+    path = exported(dynamo=True, opset=20, attention="sdpa")
+    files = [path, path.with_name(f"{path.name}.data")]
+    before = [file.read_bytes() for file in files]
+    for option, file in zip(("--plan", "--json"), files, strict=True):
+        ended = in_process(onnx2trt.main, "--onnx", path, option, file)
+        assert (ended.code, f"{file} belongs to the ONNX file itself; name another" in ended.err) == (1, True)
+    assert [file.read_bytes() for file in files] == before
 
 
 def test_builder_says_what_folder_it_wants(exported, in_process):
