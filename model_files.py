@@ -46,7 +46,7 @@ ACTIVATIONS = {  # Hugging Face's name for the activation -> what addGELU / addR
     "relu": "relu",
 }
 KINDS = {"i": "whole numbers", "U": "text", "f": "floating point"}  # numpy's letters for dtypes
-OTHERS_PATTERNS = ("*.onnx", "onnx/*.onnx", "*.safetensors", "pytorch_model*.bin")  # in folders that others wrote
+OTHERS_PATTERNS = ("*.onnx", "onnx/*.onnx")  # in folders that others wrote
 OTHERS_FILES = (
     "write one from the checkpoint: python model2onnx.py --model CHECKPOINT; an ONNX file by itself is built with "
     "python onnx2trt.py --onnx FILE"

@@ -325,7 +325,7 @@ def test_slices(mode, start, size, stride, rows, columns, computed):
 def test_a_slice_that_is_filled_and_names_its_axes():
     net = OneLayer()
     x = random(3, 5)
-    layer = net.network.add_slice(net.input(x), (3,), (4,), (1,))
+    layer = net.network.add_slice(net.input(x), *map(trt.Dims, ([3], [4], [1])))
     layer.axes = trt.Dims([1])
     layer.mode = trt.SampleMode.FILL
     layer.set_input(4, net.helper.addConstant(np.array(7.0, np.float32), "seven"))
@@ -335,7 +335,7 @@ def test_a_slice_that_is_filled_and_names_its_axes():
 
 def test_a_slice_that_reflects_is_refused():
     net = OneLayer()
-    layer = net.network.add_slice(net.input(random(3, 5)), (0, 0), (3, 7), (1, 1))
+    layer = net.network.add_slice(net.input(random(3, 5)), *map(trt.Dims, ([0, 0], [3, 7], [1, 1])))
     layer.mode, layer.name = trt.SampleMode.REFLECT, "mirror"
     net.helper.markOutput(layer.get_output(0), "y")
     with pytest.raises(UnsupportedLayerError, match="'mirror': SLICE that reflects"):
@@ -348,7 +348,7 @@ def test_ranges_and_fills_follow_their_shape():
     x = net.input(random(4, 2), dynamic=(0,))
     length = net.network.add_shape(x).get_output(0)
     range_of = net.network.add_fill(trt.Dims([0]), trt.FillOperation.LINSPACE, trt.DataType.INT64)
-    range_of.set_input(0, net.network.add_slice(length, (0,), (1,), (1,)).get_output(0))
+    range_of.set_input(0, net.network.add_slice(length, *map(trt.Dims, ([0], [1], [1]))).get_output(0))
     range_of.set_input(1, scalar(net, 3))
     range_of.set_input(2, numbers(net, 2))
     value = net.network.add_fill(trt.Dims([0, 0]), trt.FillOperation.LINSPACE, trt.DataType.INT64)
@@ -412,10 +412,10 @@ def test_without_roundings_the_end_of_an_attention_does_not_round():
     net = OneLayer("fp16")
     query, key, value = (net.input(random(1, 2, 5, 8, seed=seed)) for seed in range(3))
     net.helper.markOutput(net.helper.addAttention(query, key, value, "context"), "y")
-    expected = network_runner.attention(*(torch.from_numpy(net.inputs[f"x{index}"]) for index in range(3)), None)
     runner = NetworkRunner(net.network, known=Known(net.helper.weights), in_fp32=True)
     given = {name: torch.from_numpy(values) for name, values in net.inputs.items()}
     found = runner.module(*given.values())[0]
+    expected = network_runner.attention(*given.values(), mask=None)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
