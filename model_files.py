@@ -54,6 +54,11 @@ ACTIVATIONS = {  # Hugging Face's name for the activation -> what addGELU / addR
     "relu": "relu",
 }
 KINDS = {"i": "whole numbers", "U": "text", "f": "floating point"}  # numpy's letters for dtypes
+OTHERS_PATTERNS = ("*.onnx", "onnx/*.onnx")  # in folders that others wrote
+OTHERS_FILES = (
+    "write one from the checkpoint: python model2onnx.py --model CHECKPOINT; an ONNX file by itself is built with "
+    "python onnx2trt.py --onnx FILE"
+)
 NOT_TOGETHER = "the files in this folder do not belong together: write them again with model2onnx.py"
 
 
@@ -324,6 +329,11 @@ class ModelFolder:
             UserError: the folder or its configuration is missing or wrong.
         """
         self.path = path
+        if path.is_file():
+            raise UserError(f"{path} is a file, expected a folder by model2onnx.py; {OTHERS_FILES}")
+        ours = any((path / name).exists() for name in (DEMO_NAME, REFERENCE_NAME))
+        if not ours and any(next(path.glob(pattern), None) for pattern in OTHERS_PATTERNS):
+            raise UserError(f"{path} was not written by model2onnx.py: it has no {DEMO_NAME}; {OTHERS_FILES}")
         if not path.is_dir():
             raise UserError(f"no model folder at {path}; write it first: python model2onnx.py --out-dir {path}")
         self.config = BertConfig.from_dict(read_json(path / CONFIG_NAME), str(path / CONFIG_NAME))

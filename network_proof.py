@@ -58,6 +58,18 @@ def check_definition(network: trt.INetworkDefinition, known: Known, epsilon: flo
             _check_scales(layer, producers, known)
 
 
+def check_constants(network: trt.INetworkDefinition, known: Known) -> None:
+    """Looks at the constants alone, of a network whose layers nobody asked for by name.
+
+    Raises:
+        WrongNetworkError: a constant does not hold what it was converted from.
+    """
+    for index in range(network.num_layers):
+        kind, layer = read_layer(network, index)
+        if kind == "CONSTANT" and layer.name in known.sources:
+            _check_constant(layer, known)
+
+
 def _check_epsilon(name: str, found: float, expected: float) -> None:
     if np.float32(found) != np.float32(expected):
         raise WrongNetworkError(f"layer {name!r} has epsilon {found:.9g}, the model {expected:.9g}")

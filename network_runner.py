@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
+import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ TORCH_TYPES: dict[trt.DataType, torch.dtype] = {
     trt.DataType.INT32: torch.int32,
     trt.DataType.INT64: torch.int64,
     trt.DataType.BOOL: torch.bool,
+    trt.DataType.UINT8: torch.uint8,
 }
 FLOATING_TYPES = (trt.DataType.FLOAT, trt.DataType.HALF, trt.DataType.BF16, trt.DataType.FP8)
 NARROW_FLOATS = (torch.float16, torch.bfloat16)
@@ -173,7 +175,88 @@ def shuffle(
 def gather(table: torch.Tensor, indices: torch.Tensor, axis: int) -> torch.Tensor:
     """Slices of ``table`` along ``axis``; the axes of ``indices`` take that axis's place."""
     flat = torch.index_select(table, axis, indices.reshape(-1))
-    return flat.reshape(*table.shape[:axis], *indices.shape, *table.shape[axis + 1 :])
+    return flat.reshape((*table.shape[:axis], *indices.shape, *table.shape[axis + 1 :]))
+
+
+def gather_elements(table: torch.Tensor, indices: torch.Tensor, axis: int) -> torch.Tensor:
+    """Along ``axis`` the element of each index, the other axes being those of the index: the shape of ``indices``."""
+    return torch.gather(table, axis, indices.long())
+
+
+def gather_nd(table: torch.Tensor, indices: torch.Tensor, batch_axes: int) -> torch.Tensor:
+    """Slices of ``table`` at places of K coordinates: indices (..., K) -> (..., what is left of the table's axes).
+
+    The first ``batch_axes`` axes belong to both, and count through the table by themselves.
+    """
+    places = indices.shape[:-1]
+    batch = [
+        torch.arange(places[axis], device=table.device).reshape([-1] + [1] * (len(places) - axis - 1))
+        for axis in range(batch_axes)
+    ]
+    return table[(*batch, *indices.long().unbind(-1))]
+
+
+def select(condition: torch.Tensor, chosen: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
+    """``chosen`` where the condition is true, else ``otherwise``; all three broadcast."""
+    return torch.where(condition, chosen, otherwise)
+
+
+Numbers = Sequence[int] | torch.Tensor  # fixed ones, or ones computed at run time
+
+
+def strided_slice(
+    x: torch.Tensor,
+    start: Numbers,
+    size: Numbers,
+    stride: Numbers,
+    axes: Numbers | None,
+    mode: str,
+    fill: torch.Tensor | None,
+) -> torch.Tensor:
+    """Along each of ``axes`` (default: all) the ``size`` elements at start + i · stride; a stride of 0 repeats one.
+
+    What lies beyond the end is nothing (STRICT_BOUNDS), the last element (CLAMP), the beginning again (WRAP) or the
+    value ``fill``, by default 0 (FILL).
+    """
+    chosen = range(x.dim()) if axes is None else [axis % x.dim() for axis in as_numbers(axes)]
+    outside: torch.Tensor | None = None
+    for axis, first, count, step in zip(chosen, *map(as_numbers, (start, size, stride)), strict=True):
+        length = x.shape[axis]
+        if mode == "STRICT_BOUNDS" and step == 0:
+            x = x.narrow(axis, first, min(count, 1)).expand(*x.shape[:axis], count, *x.shape[axis + 1 :])
+            continue
+        places = first + step * torch.arange(count, device=x.device)
+        if mode == "FILL":
+            shape = [-1 if place == axis else 1 for place in range(x.dim())]
+            beyond = ((places < 0) | (places >= length)).reshape(shape)
+            outside = beyond if outside is None else outside | beyond
+        if mode in ("FILL", "CLAMP"):
+            places = places.clamp(0, max(length - 1, 0))
+        x = x.index_select(axis, places % length if mode == "WRAP" else places)
+    if outside is not None:
+        x = torch.where(outside, torch.zeros((), dtype=x.dtype, device=x.device) if fill is None else fill, x)
+    return x
+
+
+def as_numbers(numbers: Numbers) -> list[int]:
+    """Numbers as a list; those of a tensor are fetched from its device."""
+    return numbers.tolist() if isinstance(numbers, torch.Tensor) else list(numbers)
+
+
+def linear_fill(
+    shape: Numbers, start: torch.Tensor | float, step: torch.Tensor | float, dtype: torch.dtype
+) -> torch.Tensor:
+    """start + Σ step[axis] · index[axis], of the given shape: a range, or with steps of 0 one value everywhere.
+
+    It is computed on the CPU, like shapes.
+    """
+    sizes = as_numbers(shape)
+    steps = torch.as_tensor(step, device="cpu").reshape(-1)
+    total = torch.as_tensor(start, device="cpu").to(dtype).reshape(()).expand(sizes)
+    for axis, size in enumerate(sizes):
+        index = torch.arange(size).reshape([-1 if place == axis else 1 for place in range(len(sizes))])
+        total = total + (steps[axis] * index).to(dtype)
+    return total
 
 
 def normalization(
@@ -232,9 +315,9 @@ def unsqueeze(x: torch.Tensor, axes: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def squeeze(x: torch.Tensor, axes: torch.Tensor) -> torch.Tensor:
-    """x without the given axes of length 1."""
-    return x.squeeze([axis % x.dim() for axis in axes.tolist()])
+def squeeze(x: torch.Tensor, axes: torch.Tensor | None) -> torch.Tensor:
+    """x without the given axes of length 1; without all of them if none are given."""
+    return x.squeeze() if axes is None else x.squeeze([axis % x.dim() for axis in axes.tolist()])
 
 
 def concatenation(axis: int, *parts: torch.Tensor) -> torch.Tensor:
@@ -243,8 +326,8 @@ def concatenation(axis: int, *parts: torch.Tensor) -> torch.Tensor:
 
 
 def reduce(x: torch.Tensor, operation: str, axes: Sequence[int], keep_dims: bool) -> torch.Tensor:
-    """Sum, average, maximum or minimum over ``axes``."""
-    return REDUCTIONS[operation](x, dim=list(axes), keepdim=keep_dims)
+    """Sum, product, average, maximum or minimum over ``axes``, in x's type."""
+    return REDUCTIONS[operation](x, dim=list(axes), keepdim=keep_dims).to(x.dtype)
 
 
 def cumulative(x: torch.Tensor, axis: int, exclusive: bool, reverse: bool) -> torch.Tensor:
@@ -253,6 +336,11 @@ def cumulative(x: torch.Tensor, axis: int, exclusive: bool, reverse: bool) -> to
     total = turned.cumsum(axis, dtype=x.dtype)
     total = total - turned if exclusive else total
     return total.flip(axis) if reverse else total
+
+
+def clip(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """x, at least ``low`` and at most ``high``."""
+    return x.clamp(low, high)
 
 
 def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -266,6 +354,17 @@ def _gelu_erf(x: torch.Tensor) -> torch.Tensor:
 
 def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.gelu(x, approximate="tanh")
+
+
+def _product(x: torch.Tensor, dim: Sequence[int], keepdim: bool) -> torch.Tensor:
+    for axis in sorted(dim, reverse=True):
+        x = torch.prod(x, axis, keepdim=keepdim)
+    return x
+
+
+def _divide(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a / b; of whole numbers the whole part, cut towards 0."""
+    return torch.div(a, b) if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
 
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -284,9 +383,18 @@ UNARIES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "SQRT": torch.sqrt,
     "RECIP": torch.reciprocal,
     "NOT": torch.logical_not,
+    "SIN": torch.sin,
+    "COS": torch.cos,
+    "CEIL": torch.ceil,
+    "FLOOR": torch.floor,
+    "ROUND": torch.round,
+    "SIGN": torch.sign,
+    "ISINF": torch.isinf,
+    "ISNAN": torch.isnan,
 }
 REDUCTIONS: dict[str, Callable[..., torch.Tensor]] = {
     "SUM": torch.sum,
+    "PROD": _product,
     "AVG": torch.mean,
     "MAX": torch.amax,
     "MIN": torch.amin,
@@ -295,7 +403,7 @@ ELEMENTWISE: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "SUM": torch.add,
     "SUB": torch.sub,
     "PROD": torch.mul,
-    "DIV": torch.div,
+    "DIV": _divide,
     "FLOOR_DIV": torch.floor_divide,
     "POW": torch.pow,
     "MAX": torch.maximum,
@@ -305,6 +413,7 @@ ELEMENTWISE: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "LESS": torch.lt,
     "AND": torch.logical_and,
     "OR": torch.logical_or,
+    "XOR": torch.logical_xor,
 }
 
 
@@ -375,12 +484,14 @@ LAYER_CLASSES = {
     "CUMULATIVE": "ICumulativeLayer",
     "DEQUANTIZE": "IDequantizeLayer",
     "ELEMENTWISE": "IElementWiseLayer",
+    "FILL": "IFillLayer",
     "GATHER": "IGatherLayer",
     "MATRIX_MULTIPLY": "IMatrixMultiplyLayer",
     "NORMALIZATION": "INormalizationLayer",
     "QUANTIZE": "IQuantizeLayer",
     "REDUCE": "IReduceLayer",
     "SHUFFLE": "IShuffleLayer",
+    "SLICE": "ISliceLayer",
     "SOFTMAX": "ISoftMaxLayer",
     "UNARY": "IUnaryLayer",
 }
@@ -416,11 +527,19 @@ def input_names(layer: Any) -> list[str]:
 
 
 def tensor_types(network: trt.INetworkDefinition) -> dict[str, torch.dtype]:
-    """PyTorch's type of every tensor, by name."""
+    """PyTorch's type of every tensor, by name.
+
+    Raises:
+        UnsupportedLayerError: PyTorch has no such type.
+    """
     layers = (network.get_layer(index) for index in range(network.num_layers))
     outputs = (layer.get_output(place) for layer in layers for place in range(layer.num_outputs))
     inputs = (network.get_input(index) for index in range(network.num_inputs))
-    return {tensor.name: TORCH_TYPES[tensor.dtype] for tensor in itertools.chain(inputs, outputs)}
+    types = {tensor.name: tensor.dtype for tensor in itertools.chain(inputs, outputs)}
+    for name, dtype in types.items():
+        if dtype not in TORCH_TYPES:
+            raise UnsupportedLayerError(f"network_runner cannot run what makes tensor {name!r}: its type is {dtype}")
+    return {name: TORCH_TYPES[dtype] for name, dtype in types.items()}
 
 
 def output_names(layer: Any) -> list[str]:
@@ -520,7 +639,8 @@ class _Lowering:
     def run(self, given: Sequence[str], wanted: Sequence[str]) -> torch.fx.GraphModule:
         """Lowers every layer and returns a module that maps the given tensors to the wanted ones."""
         for name in given:
-            self.values[name] = _Value(self.graph.placeholder(name.replace(".", "_")), on_host=False)
+            argument = re.sub(r"\W", "_", name if name[:1].isalpha() else f"input_{name}")
+            self.values[name] = _Value(self.graph.placeholder(argument), on_host=False)
         layers = in_order_of_computation(self.network)
         needed = needed_tensors([layer for _, layer in layers], given, wanted)
         for kind, layer in layers:
@@ -559,7 +679,9 @@ class _Lowering:
                 f"network_runner cannot run layer {layer.name!r}: type {kind}; it knows {', '.join(sorted(RULES))}"
             )
         computed = [self.values[key].on_host for key in input_names(layer) if key in self.values]
-        on_host = kind == "SHAPE" or (bool(computed) and all(computed))  # arithmetic on shapes stays on the CPU
+        on_host = kind in ("SHAPE", "FILL") or (
+            bool(computed) and all(computed)
+        )  # arithmetic on shapes stays on the CPU
         function, *arguments = rule(layer)
         if function is matrix_multiply:
             self.products[name] = tuple(arguments)
@@ -587,7 +709,7 @@ class _Lowering:
 
     def widened_rule(self, kind: str, layer: Any) -> Callable[[Any], Call] | None:
         """With ``in_fp32`` the rule for a layer that would round, narrow or quantize: it hands on its input."""
-        narrows = kind in ("CAST", "IDENTITY", "ATTENTION_OUTPUT") and layer.get_output(0).dtype in FLOATING_TYPES
+        narrows = kind in ("ATTENTION_OUTPUT", "CAST", "IDENTITY") and layer.get_output(0).dtype in FLOATING_TYPES
         if self.in_fp32 and (narrows or kind in ("QUANTIZE", "DEQUANTIZE")):
             return lambda layer: (cast, _Input(layer.get_input(0).name), torch.float32)
         return None
@@ -673,6 +795,8 @@ def _refuse(layer: Any, what: str) -> None:
 
 
 def _activation(layer: Any) -> Call:
+    if layer.type == trt.ActivationType.CLIP:
+        return clip, *_Input.all_of(layer), layer.alpha, layer.beta
     return _choose(ACTIVATIONS, layer, layer.type), *_Input.all_of(layer)
 
 
@@ -754,7 +878,31 @@ def _elementwise(layer: Any) -> Call:
     return _choose(ELEMENTWISE, layer, layer.op), *_Input.all_of(layer)
 
 
+def _optional(layer: Any, index: int, on_host: bool = False) -> _Input | None:
+    """Input ``index`` of a layer that need not have it."""
+    tensor = layer.get_input(index) if index < layer.num_inputs else None
+    return None if tensor is None else _Input(tensor.name, on_host)
+
+
+def _numbers(layer: Any, index: int, fixed: Any) -> Any:
+    """Numbers that a layer reads from input ``index``, or else those that it holds; None where it has neither."""
+    computed = _optional(layer, index, on_host=True)
+    return computed or (None if fixed is None else as_tuple(fixed))
+
+
+def _fill(layer: Any) -> Call:
+    if layer.operation != trt.FillOperation.LINSPACE:
+        _refuse(layer, f"FILL {layer.operation}")
+    start, step = _optional(layer, 1), _optional(layer, 2)
+    values = (layer.alpha if start is None else start, layer.beta if step is None else step)
+    return linear_fill, _numbers(layer, 0, layer.shape), *values, TORCH_TYPES[layer.get_output(0).dtype]
+
+
 def _gather(layer: Any) -> Call:
+    if layer.mode == trt.GatherMode.ELEMENT:
+        return gather_elements, *_Input.all_of(layer), layer.axis
+    if layer.mode == trt.GatherMode.ND:
+        return gather_nd, *_Input.all_of(layer), layer.num_elementwise_dims
     if layer.mode != trt.GatherMode.DEFAULT or layer.num_elementwise_dims:
         _refuse(layer, f"GATHER with {layer.mode} and {layer.num_elementwise_dims} elementwise axes")
     return gather, *_Input.all_of(layer), layer.axis
@@ -779,6 +927,20 @@ def _reduce(layer: Any) -> Call:
     return reduce, *_Input.all_of(layer), layer.op.name, axes_of_mask(layer.axes), layer.keep_dims
 
 
+def _select(layer: Any) -> Call:
+    return select, *_Input.all_of(layer)
+
+
+def _slice(layer: Any) -> Call:
+    if layer.mode == trt.SampleMode.REFLECT:
+        _refuse(layer, "SLICE that reflects")
+    numbers = (
+        _numbers(layer, index, getattr(layer, part)) for index, part in enumerate(("start", "shape", "stride"), 1)
+    )
+    axes = _numbers(layer, 5, layer.axes)
+    return strided_slice, _Input(layer.get_input(0).name), *numbers, axes, layer.mode.name, _optional(layer, 4)
+
+
 def _shape(layer: Any) -> Call:
     return shape_tensor, *_Input.all_of(layer)
 
@@ -798,8 +960,7 @@ def _softmax(layer: Any) -> Call:
 
 
 def _squeeze(layer: Any) -> Call:
-    x, axes = _Input.all_of(layer)
-    return squeeze, x, _Input(axes.name, on_host=True)
+    return squeeze, _Input(layer.get_input(0).name), _optional(layer, 1, on_host=True)
 
 
 def _unary(layer: Any) -> Call:
@@ -820,14 +981,17 @@ RULES: dict[str, Callable[[Any], Call]] = {
     "CUMULATIVE": _cumulative,
     "DEQUANTIZE": _dequantize,
     "ELEMENTWISE": _elementwise,
+    "FILL": _fill,
     "GATHER": _gather,
     "IDENTITY": _cast,
     "MATRIX_MULTIPLY": _matrix_multiply,
     "NORMALIZATION": _normalization,
     "QUANTIZE": _quantize,
     "REDUCE": _reduce,
+    "SELECT": _select,
     "SHAPE": _shape,
     "SHUFFLE": _shuffle,
+    "SLICE": _slice,
     "SOFTMAX": _softmax,
     "SQUEEZE": _squeeze,
     "UNARY": _unary,
@@ -851,6 +1015,7 @@ class NetworkRunner:
         in_fp32: every floating tensor is fp32, whatever type the network says: weights as they were before they
             were rounded or quantized (``known.sources``), nothing cast or quantized in between, plugins by their
             references. What is left is the network's structure, without its rounding errors.
+        checks_batch: masks and lengths are those of our networks, and ``run`` refuses wrong ones.
 
     Attributes:
         module: the lowered graph (``print(runner.module.code)``), callable with the inputs in order.
@@ -871,8 +1036,10 @@ class NetworkRunner:
         int8_kernels: bool = False,
         inputs: Sequence[str] | None = None,
         in_fp32: bool = False,
+        checks_batch: bool = True,
     ) -> None:
         self.device = torch.device(device)
+        self._checks_batch = checks_batch
         types = tensor_types(network)
         self.input_names = list(inputs or (network.get_input(index).name for index in range(network.num_inputs)))
         unknown = [name for name in self.input_names if name not in types]
@@ -899,7 +1066,9 @@ class NetworkRunner:
         if set(inputs) != set(self.input_names):
             raise UserError(f"inputs given: {sorted(inputs)}; the network has {sorted(self.input_names)}")
         cast = {name: torch.as_tensor(inputs[name]).to(self._input_types[name]) for name in self.input_names}
-        if not any(tensor.is_cuda for tensor in cast.values()):  # to look at what is on a GPU would be to wait for it
+        if self._checks_batch and not any(
+            tensor.is_cuda for tensor in cast.values()
+        ):  # to look at what is on a GPU would be to wait for it
             check_batch({name: cast[name].numpy() for name in CHECKED if name in cast})
         arguments = [tensor.to(self.device) for tensor in cast.values()]
         with torch.inference_mode(), _accurate_products():

@@ -4,6 +4,7 @@
     python onnx2trt.py                         fp32 plan, run, compared with PyTorch
     python onnx2trt.py --precision fp16
     python onnx2trt.py --fusion tensorrt       attention as one layer of TensorRT's own
+    python onnx2trt.py --onnx FILE             a BERT that somebody else exported, compared with onnxruntime
 
 The network is strongly typed, so fp16 has to stand in the ONNX model: its weights and tensors are converted
 before it is parsed, and layer norm and softmax keep computing in fp32. (On TensorRT 11 a mere request for
@@ -14,13 +15,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from interrupts import begin_script, uninterrupted
+from interrupts import begin_script
 from options import TENSORRT_ATTENTION, onnx2trt_arguments
 
 if __name__ == "__main__":
@@ -46,6 +46,7 @@ from trt_helper import (
     TrtLog,
     convert_weight,
     create_builder,
+    parse_onnx,
     quantize_weight,
 )
 
@@ -343,13 +344,7 @@ def parse(
     if model.ByteSize() > LARGEST_MODEL:
         raise UserError(f"{path} is larger than 2 GiB in {precision}; use builder.py, which has no limit")
     parser = plugin_parser(network) if known_plugins else trt.OnnxParser(network, LOGGER)
-    with uninterrupted():
-        # The path says where the data file lies; as bytes, since it need not be valid UTF-8.
-        parsed = parser.parse(model.SerializeToString(), os.fsencode(path))  # pyright: ignore[reportArgumentType]
-    if not parsed:
-        errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        told = "; ".join(f"node {error.node_name()!r} ({error.node_operator()}): {error.desc()}" for error in errors)
-        raise UserError(f"the ONNX parser refuses {path}: {told or log.take_errors()}")
+    parse_onnx(parser, model.SerializeToString(), path, log)
     return ParsedNetwork(builder, network, parser, Known(known_weights, known_plugins, sources), weights)
 
 
@@ -378,9 +373,21 @@ def run(args: argparse.Namespace) -> Job:
     return job
 
 
+def run_foreign(args: argparse.Namespace) -> int:
+    """A file that somebody else exported. Exits with 0 only if it was compared and agrees."""
+    import foreign_onnx  # brings PyTorch, which other builds need only later
+
+    job = foreign_onnx.run(args)
+    foreign_onnx.print_report(job)
+    write_json(args.json, job.as_dict())
+    return 0 if job.agrees else 1
+
+
 def main() -> int:
     """The script."""
     args = onnx2trt_arguments()
+    if args.onnx is not None:
+        return run_foreign(args)
     job = run(args)
     print_report(job)
     write_json(args.json, job.as_dict())

@@ -38,6 +38,7 @@ GROUPS = (*LINEAR_GROUPS, "attention")
 METHODS = ("max", "percentile", "entropy", "mse")  # see calibrator.py
 DEFAULT_DATA = HERE / "calibrator_data.txt"
 CACHE_NAME = "calibration.json"
+INPUT_ROLES = ("ids", "mask", "types", "positions")  # what the inputs of an ONNX file can mean
 
 
 @dataclass(frozen=True)
@@ -374,6 +375,16 @@ def _groups(text: str) -> tuple[str, ...]:
     return tuple(group for group in GROUPS if group in parts)
 
 
+def _input_names(text: str) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for part in text.split(","):
+        role, _, name = part.partition("=")
+        if role not in INPUT_ROLES or not name:
+            raise argparse.ArgumentTypeError(f"{part!r}: expected ROLE=NAME with one of {', '.join(INPUT_ROLES)}")
+        names[role] = name
+    return names
+
+
 def _strength(text: str) -> float | str | None:
     if text in ("off", "auto"):
         return None if text == "off" else text
@@ -454,7 +465,37 @@ def onnx2trt_arguments() -> argparse.Namespace:
         help="none: attention as exported; tensorrt: as one Attention node, of which the parser makes TensorRT's own "
         "attention layer (default: %(default)s)",
     )
+    group = parser.add_argument_group(
+        "a BERT that somebody else exported",
+        "The exit code is 0 only if the network was compared with onnxruntime and agrees.",
+    )
+    group.add_argument("--onnx", type=Path, metavar="FILE", help="the ONNX file, instead of --model-dir")
+    group.add_argument(
+        "--inputs",
+        type=_input_names,
+        default={},
+        metavar="ROLE=NAME,...",
+        help=f"which input is which, where the names do not say it; roles: {', '.join(INPUT_ROLES)}",
+    )
+    group.add_argument(
+        "--batch",
+        type=sequence_range,
+        metavar="MIN,OPT,MAX",
+        help="sequences in a batch, where the file leaves it open (default: 1,8,32)",
+    )
     args = parser.parse_args()
+    if args.onnx is None and (args.inputs or args.batch is not None):
+        parser.error("--inputs and --batch belong to --onnx FILE")
+    if args.onnx is not None:
+        if args.precision in QUANTIZED_PRECISIONS:
+            parser.error(
+                f"--precision {args.precision} needs a folder by model2onnx.py, where products have known names;"
+                " a file that is quantized already is built as it is with --precision fp32"
+            )
+        if args.layer_norm != "native" or args.fusion != "none":
+            parser.error(
+                "--layer-norm and --fusion need a folder by model2onnx.py, whose graph is known; leave them out"
+            )
     refuse_idle_options(parser, args)
     refuse_idle_plugin_options(parser, args)
     return args

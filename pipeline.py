@@ -252,16 +252,8 @@ class Job:
     @contextmanager
     def logging(self) -> Iterator[TrtLog]:
         """TensorRT's logger; with --verbose it also writes a file beside the plan, which stays if the build fails."""
-        if self.verbose_log is None:
-            yield TrtLog()
-            return
-        try:
-            file = self.verbose_log.open("wb", buffering=0)  # nothing is left for the end, when the disk may be full
-        except OSError as error:
-            raise UserError(f"cannot write the log {self.verbose_log}: {error.strerror or error}") from error
-        with file:
-            yield TrtLog(file)
-        raise_failure()
+        with open_log(self.verbose_log) as log:
+            yield log
 
     def as_dict(self) -> dict[str, Any]:
         """What --json writes. What was not compared is null."""
@@ -324,6 +316,25 @@ def _check_files(plan: Path, log: Path | None, folder: ModelFolder, args: argpar
             make_folder(path.parent)
 
 
+@contextmanager
+def open_log(path: Path | None) -> Iterator[TrtLog]:
+    """TensorRT's logger, which also writes to ``path``, if there is one.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if path is None:
+        yield TrtLog()
+        return
+    try:
+        file = path.open("wb", buffering=0)  # nothing is left for the end, when the disk may be full
+    except OSError as error:
+        raise UserError(f"cannot write the log {path}: {error.strerror or error}") from error
+    with file:
+        yield TrtLog(file)
+    raise_failure()
+
+
 def finish(
     job: Job,
     log: TrtLog,
@@ -359,7 +370,7 @@ def finish(
         job.parts = check_quantized(network, job.precision, expected)
     info = build_plan(builder, network, log, job.options, job.plan_path, weights_read)
     job.plan_bytes, job.seconds_build = info.num_bytes, info.seconds_build
-    job.not_executed_because = execution_obstacle() or _foreign_target(job.options.compute_capabilities)
+    job.not_executed_because = execution_obstacle() or foreign_target(job.options.compute_capabilities)
     job.executed_by = "pytorch" if job.not_executed_because else "tensorrt"
     own = _run_with_pytorch(job, network, known) if job.not_executed_because else _execute_plan(job)
     _prove_definition(job, network, known, own)
@@ -402,7 +413,7 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _foreign_target(capabilities: Sequence[str]) -> str | None:
+def foreign_target(capabilities: Sequence[str]) -> str | None:
     """Why a plan for other GPUs cannot be executed here."""
     if not capabilities:
         return None

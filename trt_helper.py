@@ -873,6 +873,7 @@ class BuildOptions:
     timing_cache: Path | None = None  # full product only
     plugin_library: Path | None = None  # where the network's plugins come from
     embed_plugins: bool = True  # put that library into the plan, which then loads where it is not installed
+    profile: dict[str, list[list[int]]] | None = None  # shapes by input; None: those of ``profile_shapes``
 
 
 @interrupts.uninterrupted()
@@ -891,6 +892,27 @@ def create_builder(log: TrtLog) -> tuple[trt.Builder, trt.INetworkDefinition]:
             "an NVIDIA GPU; tensorrt_rtx builds without one (pip install -r requirements.txt)"
         ) from error
     return builder, network
+
+
+def parse_onnx(parser: trt.OnnxParser, model: bytes, path: Path, log: TrtLog) -> None:
+    """Parses an ONNX model into the parser's network.
+
+    Args:
+        parser: of an empty network; owns the weights that it reads.
+        model: the serialized model.
+        path: says where weights outside the model lie.
+        log: the logger of the network's builder.
+
+    Raises:
+        UserError: the parser refuses the model; the message carries its own words.
+    """
+    with interrupts.uninterrupted():
+        # The path as bytes, since it need not be valid UTF-8.
+        parsed = parser.parse(model, os.fsencode(path))  # pyright: ignore[reportArgumentType]
+    if not parsed:
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        told = "; ".join(f"node {error.node_name()!r} ({error.node_operator()}): {error.desc()}" for error in errors)
+        raise UserError(f"the ONNX parser refuses {path}: {told or log.take_errors()}")
 
 
 def build_plan(
@@ -915,7 +937,7 @@ def build_plan(
         UserError: TensorRT refuses the network or the options, or the file cannot be written.
     """
     config = builder.create_builder_config()
-    profile = add_profile(builder, network, config, options.seq_len, options.batch)
+    profile = add_profile(builder, network, config, options)
     if not options.allow_tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
     set_compute_capabilities(config, options.compute_capabilities)
@@ -956,15 +978,18 @@ def add_profile(
     builder: trt.Builder,
     network: trt.INetworkDefinition,
     config: trt.IBuilderConfig,
-    seq_len: SequenceRange,
-    batch: SequenceRange,
+    options: BuildOptions,
 ) -> dict[str, list[list[int]]]:
     """Gives every dynamic axis of every input its range. Returns the shapes by input."""
     profile = builder.create_optimization_profile()
     shapes: dict[str, list[list[int]]] = {}
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        shapes[tensor.name] = profile_shapes(tensor.name, as_tuple(tensor.shape), seq_len, batch)
+        shapes[tensor.name] = (
+            profile_shapes(tensor.name, as_tuple(tensor.shape), options.seq_len, options.batch)
+            if options.profile is None
+            else options.profile[tensor.name]
+        )
         profile.set_shape(tensor.name, *(trt.Dims(shape) for shape in shapes[tensor.name]))
     if config.add_optimization_profile(profile) < 0:
         raise UserError(f"TensorRT refused the profile {shapes}")
@@ -1355,14 +1380,16 @@ class InferHelper:
     Args:
         plan_path: the plan file; ``PLAN.json`` beside it, if there, is checked too.
         log: collects TensorRT's messages; default: the log that is listening.
+        checks_batch: masks and lengths are those of our networks, and ``infer`` refuses wrong ones.
 
     Raises:
         PlanError: the plan is missing, corrupt, from another TensorRT version, or for another GPU.
         UserError: this machine cannot execute plans.
     """
 
-    def __init__(self, plan_path: Path, log: TrtLog | None = None) -> None:
+    def __init__(self, plan_path: Path, log: TrtLog | None = None, checks_batch: bool = True) -> None:
         plan = check_plan(plan_path)
+        self._checks_batch = checks_batch
         obstacle = execution_obstacle()
         if obstacle is not None:
             raise UserError(f"plans cannot be executed here: {obstacle}")
@@ -1479,7 +1506,8 @@ class InferHelper:
                 f"unknown: {sorted(unknown) or 'none'}"
             )
         cast = {name: cast_input(name, inputs[name], self._dtypes[name]) for name in self.inputs}
-        check_batch(cast)
+        if self._checks_batch:
+            check_batch(cast)
         for name, values in cast.items():
             check_in_profile(
                 name, values.shape, [as_tuple(shape) for shape in self.engine.get_tensor_profile_shape(name, 0)]

@@ -292,6 +292,133 @@ def test_squeeze_unsqueeze_and_reduce():
     np.testing.assert_allclose(net_output(net), net.inputs["x0"].mean(2, keepdims=True), rtol=1e-6)
 
 
+def numbers(net: Any, *values: int) -> Any:
+    """A constant int64 vector; the network reads it when it is made."""
+    array = np.array(values, np.int64)
+    return net.network.add_constant(trt.Dims([len(values)]), trt.Weights(array)).get_output(0)
+
+
+@pytest.mark.parametrize("computed", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "start", "size", "stride", "rows", "columns"),
+    [
+        ("STRICT_BOUNDS", (1, 0), (2, 3), (1, 2), [1, 2], [0, 2, 4]),
+        ("STRICT_BOUNDS", (2, 4), (2, 3), (-1, -2), [2, 1], [4, 2, 0]),
+        ("STRICT_BOUNDS", (1, 0), (4, 5), (0, 1), [1, 1, 1, 1], [0, 1, 2, 3, 4]),  # what becomes of Expand
+        ("STRICT_BOUNDS", (0, 0), (0, 5), (1, 1), [], [0, 1, 2, 3, 4]),
+        ("CLAMP", (1, -1), (4, 3), (1, 1), [1, 2, 2, 2], [0, 0, 1]),
+        ("WRAP", (2, 3), (3, 4), (1, 1), [2, 0, 1], [3, 4, 0, 1]),
+    ],
+)
+def test_slices(mode, start, size, stride, rows, columns, computed):
+    net = OneLayer()
+    x = random(3, 5)
+    layer = net.network.add_slice(net.input(x), start, size, stride)
+    layer.mode = trt.SampleMode.__members__[mode]
+    if computed:
+        for index, values in enumerate((start, size, stride), 1):
+            layer.set_input(index, numbers(net, *values))
+    net.helper.markOutput(layer.get_output(0), "y")
+    np.testing.assert_array_equal(net_output(net), x[np.ix_(rows, columns)] if rows else x[:0])
+
+
+def test_a_slice_that_is_filled_and_names_its_axes():
+    net = OneLayer()
+    x = random(3, 5)
+    layer = net.network.add_slice(net.input(x), *map(trt.Dims, ([3], [4], [1])))
+    layer.axes = trt.Dims([1])
+    layer.mode = trt.SampleMode.FILL
+    layer.set_input(4, net.helper.addConstant(np.array(7.0, np.float32), "seven"))
+    net.helper.markOutput(layer.get_output(0), "y")
+    np.testing.assert_array_equal(net_output(net), np.pad(x[:, 3:], ((0, 0), (0, 2)), constant_values=7.0))
+
+
+def test_a_slice_that_reflects_is_refused():
+    net = OneLayer()
+    layer = net.network.add_slice(net.input(random(3, 5)), *map(trt.Dims, ([0, 0], [3, 7], [1, 1])))
+    layer.mode, layer.name = trt.SampleMode.REFLECT, "mirror"
+    net.helper.markOutput(layer.get_output(0), "y")
+    with pytest.raises(UnsupportedLayerError, match="'mirror': SLICE that reflects"):
+        NetworkRunner(net.network)
+
+
+def test_ranges_and_fills_follow_their_shape():
+    """A range from 3 in steps of 2 as long as x, and a matrix of one value: parsed Range and ConstantOfShape."""
+    net = OneLayer()
+    x = net.input(random(4, 2), dynamic=(0,))
+    length = net.network.add_shape(x).get_output(0)
+    range_of = net.network.add_fill(trt.Dims([0]), trt.FillOperation.LINSPACE, trt.DataType.INT64)
+    range_of.set_input(0, net.network.add_slice(length, *map(trt.Dims, ([0], [1], [1]))).get_output(0))
+    range_of.set_input(1, scalar(net, 3))
+    range_of.set_input(2, numbers(net, 2))
+    value = net.network.add_fill(trt.Dims([0, 0]), trt.FillOperation.LINSPACE, trt.DataType.INT64)
+    value.set_input(0, length)
+    value.set_input(1, scalar(net, 9))
+    value.set_input(2, numbers(net, 0, 0))
+    for layer, name in ((range_of, "range"), (value, "nines")):
+        layer.get_output(0).name = name
+        net.network.mark_output(layer.get_output(0))
+    runner = NetworkRunner(net.network)
+    for rows in (1, 4):
+        found = runner.run({"x0": random(rows, 2)})
+        np.testing.assert_array_equal(found["range"].numpy(), 3 + 2 * np.arange(rows))
+        np.testing.assert_array_equal(found["nines"].numpy(), np.full((rows, 2), 9))
+
+
+def scalar(net: Any, value: int) -> Any:
+    return net.network.add_constant(trt.Dims([]), trt.Weights(np.array([value], np.int64))).get_output(0)
+
+
+def test_elements_gathered_along_an_axis():
+    net = OneLayer()
+    x, places = random(3, 5), np.array([[4, 0], [1, 1], [2, 3]], np.int64)
+    layer = net.network.add_gather_v2(net.input(x), net.input(places, trt.DataType.INT64), trt.GatherMode.ELEMENT)
+    layer.axis = 1
+    net.helper.markOutput(layer.get_output(0), "y")
+    np.testing.assert_array_equal(net_output(net), np.take_along_axis(x, places, axis=1))
+
+
+@pytest.mark.parametrize("batch_axes", [0, 1])
+def test_slices_gathered_at_places_of_several_coordinates(batch_axes):
+    net = OneLayer()
+    x, places = random(2, 3, 4), np.array([[[1, 0], [0, 2]], [[1, 1], [0, 0]]], np.int64)
+    layer = net.network.add_gather_v2(net.input(x), net.input(places, trt.DataType.INT64), trt.GatherMode.ND)
+    layer.num_elementwise_dims = batch_axes
+    net.helper.markOutput(layer.get_output(0), "y")
+    first, second = places[..., 0], places[..., 1]
+    expected = x[np.arange(2)[:, None], first, second] if batch_axes else x[first, second]
+    np.testing.assert_array_equal(net_output(net), expected)
+
+
+def test_a_selection_broadcasts():
+    net = OneLayer()
+    x, visible = random(2, 3), np.array([[True, False, True]])
+    hidden = net.helper.addConstant(np.full((1, 1), -1e30, np.float32), "hidden")
+    layer = net.network.add_select(net.input(visible, trt.DataType.BOOL), net.input(x), hidden)
+    net.helper.markOutput(layer.get_output(0), "y")
+    np.testing.assert_array_equal(net_output(net), np.where(visible, x, np.float32(-1e30)))
+
+
+def test_whole_numbers_are_divided_towards_zero():
+    net = OneLayer()
+    a, b = (net.input(np.array(values, np.int64), trt.DataType.INT64) for values in ([7, -7, 64], [2, 2, 8]))
+    quotient = net.network.add_elementwise(a, b, trt.ElementWiseOperation.DIV).get_output(0)
+    quotient.name = "y"
+    net.network.mark_output(quotient)
+    np.testing.assert_array_equal(net_output(net), [3, -3, 8])
+
+
+def test_without_roundings_the_end_of_an_attention_does_not_round():
+    net = OneLayer("fp16")
+    query, key, value = (net.input(random(1, 2, 5, 8, seed=seed)) for seed in range(3))
+    net.helper.markOutput(net.helper.addAttention(query, key, value, "context"), "y")
+    runner = NetworkRunner(net.network, known=Known(net.helper.weights), in_fp32=True)
+    given = {name: torch.from_numpy(values) for name, values in net.inputs.items()}
+    found = runner.module(*given.values())[0]
+    expected = network_runner.attention(*given.values(), mask=None)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_bf16_constants_need_known_weights():
     """The API gives no way to the bytes of a bf16 constant."""
     net = OneLayer("bf16")
