@@ -37,6 +37,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from interrupts import begin_script
 from options import (
     BATCHINGS,
     DEFAULT_DATA,
@@ -50,7 +51,7 @@ from options import (
 )
 
 if __name__ == "__main__":
-    gpu_check_arguments()  # answers --help and wrong usage before TensorRT is imported
+    begin_script(gpu_check_arguments)  # answers --help, wrong usage and Ctrl-C before TensorRT is imported
 
 import numpy as np
 from rich.table import Table

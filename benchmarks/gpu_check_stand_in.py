@@ -32,6 +32,8 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from interrupts import begin_script
+
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
@@ -43,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse_arguments()  # answers --help and wrong usage before TensorRT is imported
+    begin_script(parse_arguments)  # answers --help, wrong usage and Ctrl-C before TensorRT is imported
 
 import numpy as np
 from rich.table import Table

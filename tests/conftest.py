@@ -76,6 +76,15 @@ def model_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_weights_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of a checkpoint with small weights, which 8 bits leave well within what is accepted."""
+    folder = tmp_path_factory.mktemp("small_weights")
+    model2onnx.quiet_libraries()
+    model2onnx.export(str(make_checkpoint(folder / "checkpoint", weights=0.05)), DEFAULT_TEXT, folder / "model")
+    return folder / "model"
+
+
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

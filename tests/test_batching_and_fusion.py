@@ -540,10 +540,10 @@ def make_job(folder: Path, batching: str, batch: SequenceRange) -> Job:
 
 
 @EVERY_FUSION
-def test_builder_calibrates_and_builds_int8(model_dir, tmp_path, fusion):
+def test_builder_calibrates_and_builds_int8(small_weights_dir, tmp_path, fusion):
     """The whole way: calibration, plan, and the products counted in the network that was built."""
     result = tmp_path / "r.json"
-    arguments = ["--model-dir", model_dir, "--plan", tmp_path / "p.plan", "--json", result, "--smooth", "off"]
+    arguments = ["--model-dir", small_weights_dir, "--plan", tmp_path / "p.plan", "--json", result, "--smooth", "off"]
     arguments += ["--precision", "int8", "--batching", "packed", "--fusion", fusion, "--calibration-sentences", "8"]
     assert run_main(builder.main, *arguments) == 0
     said = json.loads(result.read_text())

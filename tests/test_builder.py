@@ -523,10 +523,10 @@ def test_a_graph_without_the_attention_that_we_write_is_an_error(model_dir):
         onnx2trt.use_attention(model, folder.config)
 
 
-def test_attention_in_one_layer_through_the_parser_is_not_int8(in_process: InProcess, model_dir, tmp_path):
+def test_attention_in_one_layer_through_the_parser_is_not_int8(in_process: InProcess, small_weights_dir, tmp_path):
     arguments = [
         "--model-dir",
-        model_dir,
+        small_weights_dir,
         "--plan",
         tmp_path / "p.plan",
         "--fusion",

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from comparison import (
     SequenceError,
@@ -19,9 +16,7 @@ from comparison import (
     together,
 )
 from model_files import LENGTHS_NAME, MASK_NAME, ReferenceSequence
-from options import BATCHINGS, TOLERANCES, SequenceRange
-from packing import check_batch
-from trt_helper import check_in_profile, profile_shapes
+from options import TOLERANCES, SequenceRange
 
 WIDTH = 3
 SHAPES = {"single": (1, -1), "padded": (-1, -1), "packed": (-1,)}
@@ -42,35 +37,6 @@ def sequences(lengths, seed=0) -> list[ReferenceSequence]:
 def answer(inputs) -> np.ndarray:
     """A network that gives each token's id, type and position."""
     return np.stack([inputs[name] for name in ("input_ids", "token_type_ids", "position_ids")], -1).astype(np.float32)
-
-
-ranges = st.tuples(*[st.integers(1, 9)] * 3).map(lambda parts: SequenceRange(*sorted(parts)))
-
-
-@given(
-    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=7),
-    batching=st.sampled_from(BATCHINGS),
-    seq_len=ranges,
-    batch=ranges,
-)
-def test_every_batch_fits_the_plan_and_every_sequence_that_fits_is_compared(lengths, batching, seq_len, batch):
-    given_sequences = sequences(lengths)
-    batches = reference_batches(given_sequences, batching, seq_len, batch)
-    shortest = seq_len.minimum if batching == "single" else 1
-    fitting = {place for place, length in enumerate(lengths) if shortest <= length <= seq_len.maximum}
-    assert set(itertools.chain.from_iterable(one.sentences for one in batches)) == fitting
-    for one in batches:
-        check_batch(one.inputs)
-        if batching != "single":
-            assert batch.minimum <= len(one.sentences) <= batch.maximum
-        for name, values in one.inputs.items():
-            sizes = SequenceRange(1, 1, 1) if batching == "single" else batch
-            enough_tokens = batching != "packed" or values.size >= batch.minimum * seq_len.minimum
-            if enough_tokens or len(one.sentences) < batch.maximum or name == LENGTHS_NAME:
-                check_in_profile(name, values.shape, profile_shapes(name, SHAPES[batching], seq_len, sizes))
-    errors = compare_sequences(answer, batches, given_sequences)
-    assert [error.tokens for error in errors] == [lengths[place] for place in sorted(fitting)]
-    assert all(error.rel_l2 == 0.0 for error in errors)
 
 
 @pytest.mark.parametrize("batching", ["padded", "packed"])

@@ -466,8 +466,6 @@ def test_a_file_without_a_usable_line_is_found_before_the_work(
     source = tmp_path / "lines.txt"
     if content is not None:
         source.write_bytes(content)
-    # What the demo's own sentence needs is another matter, and checked before.
-    monkeypatch.setattr(pipeline, "check_in_profile", lambda *_arguments: None)
     for work in ("assemble", "finish"):
         monkeypatch.setattr(builder, work, None)  # a call would be a TypeError
     monkeypatch.setattr(pipeline.Job, "quantize", None if precision == "int8" else lambda *_arguments: None)

@@ -24,6 +24,7 @@ import trt_helper
 from common import UserError
 from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
 from options import SequenceRange
+from packing import NetworkBatch
 from tensorrt_product import trt
 from trt_helper import (
     InferHelper,
@@ -503,7 +504,8 @@ def test_a_plan_is_timed_without_cuda_bindings(missing_bindings, engine, plan):
     ones = SequenceRange(1, 1, 1)
     job: Any = types.SimpleNamespace(
         plan_path=plan,
-        inputs={"x": np.ones((1, 2))},
+        example=None,
+        own_batch=NetworkBatch({"x": np.ones((1, 2))}, [0], lambda output: [output[0]]),
         latency={},
         folder=types.SimpleNamespace(config=config),
         reference=[],

@@ -9,6 +9,7 @@ not see it.) The plan itself is not built here, which other tests do: the verdic
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +18,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SENTENCES, make_checkpoint
+from conftest import SENTENCES
 
 import builder
-import model2onnx
 import options
 import pipeline
 import plugin_layers
@@ -419,13 +419,10 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    folder = tmp_path_factory.mktemp("wrong")
-    model2onnx.quiet_libraries()
-    # Small weights: the right network must be called right in 8 bits too.
-    model2onnx.export(str(make_checkpoint(folder / "checkpoint", weights=0.05)), options.DEFAULT_TEXT, folder / "out")
+def runs(small_weights_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = shutil.copytree(small_weights_dir, tmp_path_factory.mktemp("wrong") / "out")
     (folder / "sentences.txt").write_text(SENTENCES)
-    return Runs(folder / "out", folder / "sentences.txt")
+    return Runs(folder, folder / "sentences.txt")
 
 
 @pytest.fixture(autouse=True)
