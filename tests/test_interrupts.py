@@ -233,11 +233,17 @@ def test_an_error_that_is_none_of_ctrl_c_keeps_its_traceback():
     assert process.returncode == 1
 
 
-def test_without_raising_nothing_has_happened():
-    with interrupts.raising():
-        pass
-    assert not interrupts.happened()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["default", "ignored"])
+def test_without_raising_nothing_has_happened(handler):
+    """Nor where the signal is ignored, as in a background job."""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with interrupts.raising():
+            pass
+        assert not interrupts.happened()
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # --- exceptions in what TensorRT calls --------------------------------------------------------------------
