@@ -188,6 +188,12 @@ class SequenceError:
     norm: float
     expected_from: str = PYTORCH
 
+    @classmethod
+    def of(cls, tokens: int, values: np.ndarray, expected: np.ndarray, expected_from: str = PYTORCH) -> SequenceError:
+        """The error of ``values`` for a sequence of ``tokens``; NaN if any value is NaN."""
+        norm = float(np.linalg.norm(expected.astype(np.float64)))
+        return cls(tokens, relative_l2(values, expected), norm, expected_from)
+
 
 def sequence_reasons(errors: Sequence[SequenceError], precision: str) -> list[str]:
     """Why the outputs for sequences are not the expected ones; empty if they are, within tolerance: each of them, or
@@ -334,9 +340,7 @@ def compare_with_own(batch: NetworkBatch, outputs: Sequence[np.ndarray], run: Ru
         run: of the same network without its roundings.
     """
     return [
-        SequenceError(
-            len(ours), relative_l2(ours, theirs), float(np.linalg.norm(theirs.astype(np.float64))), OWN_NETWORK
-        )
+        SequenceError.of(len(ours), ours, theirs, OWN_NETWORK)
         for ours, theirs in zip(outputs, batch.split(run(batch.inputs)), strict=True)
     ]
 

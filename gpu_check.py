@@ -60,7 +60,7 @@ import tensorrt_product
 from builder import UnsuitableFusionError, assemble, fused_layers
 from calibrator import Subject, calibrate, read_data
 from common import UserError, console, log_console, make_folder, run_script
-from comparison import Run, SequenceError, compare_sequences, reference_batches, relative_l2, together
+from comparison import Run, SequenceError, compare_sequences, reference_batches, together
 from model_files import BertConfig, ModelFolder, ReferenceSequence
 from network_proof import check_definition
 from network_runner import NetworkRunner
@@ -249,9 +249,7 @@ def tokens_only(batch: NetworkBatch, output: np.ndarray) -> np.ndarray:
 
 def error_of(output: np.ndarray, reference: np.ndarray) -> SequenceError:
     """How far the output for a size is from another's."""
-    return SequenceError(
-        len(output), relative_l2(output, reference), float(np.linalg.norm(reference.astype(np.float64)))
-    )
+    return SequenceError.of(len(output), output, reference)
 
 
 def judge(check: Check, errors: Mapping[str, SequenceError], precision: str, against: str) -> None:

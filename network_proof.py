@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from common import UserError
-from network_runner import constant_values, input_names, read_layer
+from network_runner import constant_values, input_names, output_names, read_layer
 from plugin_layers import Known, PluginLayer
 from tensorrt_product import trt
 from trt_helper import QUANTIZED_MAXIMA, convert_weight, quantize_weight
@@ -43,9 +43,7 @@ def check_definition(network: trt.INetworkDefinition, known: Known, epsilon: flo
         WrongNetworkError: a plugin field, an epsilon, a constant or a scale is another one.
     """
     layers = [read_layer(network, index) for index in range(network.num_layers)]
-    producers = {
-        layer.get_output(place).name: (kind, layer) for kind, layer in layers for place in range(layer.num_outputs)
-    }
+    producers = {name: (kind, layer) for kind, layer in layers for name in output_names(layer)}
     for kind, layer in layers:
         if kind == "PLUGIN_V3":
             _check_plugin(layer, known.plugins[layer.name])
