@@ -55,6 +55,7 @@ from common import UserError, console, make_folder, run_script, write_whole
 try:
     import gpu_check
     import trt_helper
+    from comparison import relative_l2
     from tensorrt_product import trt
 except ImportError as error:  # InferHelper is made of TensorRT's Python classes
     sys.exit(f"error: nothing can be run: {error}")
@@ -239,7 +240,7 @@ def check_plugin_alone(checks: Any, out: Path) -> None:
         with checks.check("infer, fp64") as check:
             for turn, rows in enumerate(turns):
                 inputs = random_inputs(rows, turn)
-                error = gpu_check.relative_l2(helper.infer(inputs)["y"], work.reference(inputs))
+                error = relative_l2(helper.infer(inputs)["y"], work.reference(inputs))
                 check.values[f"{turn}: {rows} rows"] = error
                 check.demand(error <= HALF_ULP, f"{rows} rows: relative L2 error {error:.2e}")
             check.cell = f"{max(check.values.values()):.1e}"
