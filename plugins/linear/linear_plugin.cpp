@@ -1,21 +1,10 @@
 #include "linear/linear_plugin.h"
 
-#include "common/checks.h"
-#include "common/fields.h"
-
-#include <algorithm>
 #include <climits>
 #include <utility>
 
 namespace bert
 {
-
-using nvinfer1::DataType;
-using nvinfer1::Dims;
-using nvinfer1::DynamicPluginTensorDesc;
-using nvinfer1::PluginField;
-using nvinfer1::PluginFieldType;
-using nvinfer1::PluginTensorDesc;
 
 namespace
 {
@@ -36,7 +25,33 @@ bool isLinearType(DataType type)
     return type == DataType::kHALF || type == DataType::kBF16;
 }
 
-void checkNumberOfInputs(int32_t count)
+} // namespace
+
+LinearPlugin::LinearPlugin(std::string activation, int32_t constantWeight)
+    : Plugin(kNAME, kVERSION)
+    , mActivation(std::move(activation))
+    , mConstantWeight(constantWeight)
+{
+    if (mActivation != "none" && mActivation != "gelu")
+    {
+        fail("field activation is \"", mActivation, "\"; expected none or gelu");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// IPluginV3
+// ---------------------------------------------------------------------------------------------------------------
+
+Plugin* LinearPlugin::copy() const
+{
+    return new LinearPlugin(*this);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// IPluginV3OneBuild
+// ---------------------------------------------------------------------------------------------------------------
+
+void LinearPlugin::checkInputCount(int32_t count) const
 {
     if (count != kMOST_INPUTS && count != kMOST_INPUTS - 1)
     {
@@ -44,32 +59,24 @@ void checkNumberOfInputs(int32_t count)
     }
 }
 
-void checkTypes(DataType const* types, int32_t count)
+void LinearPlugin::checkTypes(std::vector<DataType> const& inputs) const
 {
-    checkNumberOfInputs(count);
-    if (!isLinearType(types[kX]))
+    if (!isLinearType(inputs[kX]))
     {
-        fail("x is ", describe(types[kX]),
+        fail("x is ", describe(inputs[kX]),
             "; expected fp16 or bf16; for other types take TensorRT's own layers, MatrixMultiply above all");
     }
-    for (int32_t i = kWEIGHT; i < count; ++i)
+    for (size_t i = kWEIGHT; i < inputs.size(); ++i)
     {
-        if (types[i] != types[kX])
+        if (inputs[i] != inputs[kX])
         {
-            fail(kINPUT_NAMES[i], " is ", describe(types[i]), "; expected the type of x, ",
-                describe(types[kX]));
+            fail(kINPUT_NAMES[i], " is ", describe(inputs[i]), "; expected the type of x, ",
+                describe(inputs[kX]));
         }
     }
 }
 
-// Whether a dimension is one of two numbers or not known yet (-1).
-bool fits(int64_t found, int64_t expected)
-{
-    return found < 0 || expected < 0 || found == expected;
-}
-
-// A dimension of -1 is not known yet and is checked again when it is.
-void checkShapes(std::vector<Dims> const& inputs)
+void LinearPlugin::checkShapes(std::vector<Dims> const& inputs) const
 {
     Dims const& x = inputs[kX];
     Dims const& weight = inputs[kWEIGHT];
@@ -77,7 +84,7 @@ void checkShapes(std::vector<Dims> const& inputs)
     {
         fail("x is a scalar; expected [..., K]");
     }
-    if (weight.nbDims != 2 || !fits(weight.d[1], x.d[x.nbDims - 1]))
+    if (weight.nbDims != 2 || !mayBeEqual(weight.d[1], x.d[x.nbDims - 1]))
     {
         fail("weight has the shape ", describe(weight), " for x of ", describe(x),
             "; expected [N, K] where x is [..., K]");
@@ -100,7 +107,7 @@ void checkShapes(std::vector<Dims> const& inputs)
     if (inputs.size() == kMOST_INPUTS)
     {
         Dims const& bias = inputs[kBIAS];
-        if (bias.nbDims != 1 || !fits(bias.d[0], weight.d[0]))
+        if (bias.nbDims != 1 || !mayBeEqual(bias.d[0], weight.d[0]))
         {
             fail("bias has the shape ", describe(bias), " for a weight of ", describe(weight),
                 "; expected [N] where the weight is [N, K]");
@@ -108,133 +115,63 @@ void checkShapes(std::vector<Dims> const& inputs)
     }
 }
 
-} // namespace
+std::vector<DataType> LinearPlugin::outputTypes(std::vector<DataType> const& inputs) const
+{
+    return {inputs[kX]};
+}
+
+DimsExprs LinearPlugin::outputShape(DimsExprs const* inputs, nvinfer1::IExprBuilder& /*exprBuilder*/) const
+{
+    DimsExprs shape = inputs[kX];
+    shape.d[shape.nbDims - 1] = inputs[kWEIGHT].d[0];
+    return shape;
+}
+
+bool LinearPlugin::supportsInput(std::vector<DataType> const& inputs) const
+{
+    return isLinearType(inputs.back()) && inputs.back() == inputs[kX];
+}
 
 // ---------------------------------------------------------------------------------------------------------------
-// Plugin
+// IPluginV3OneRuntime
 // ---------------------------------------------------------------------------------------------------------------
 
-LinearPlugin::LinearPlugin(std::string activation, int32_t constantWeight)
-    : Plugin(kNAME, kVERSION)
-    , mActivation(std::move(activation))
-    , mConstantWeight(constantWeight)
+cudaError_t LinearPlugin::launch(EnqueueCall const& call) const
 {
-    if (mActivation != "none" && mActivation != "gelu")
-    {
-        fail("field activation is \"", mActivation, "\"; expected none or gelu");
-    }
-}
-
-nvinfer1::IPluginV3* LinearPlugin::clone() noexcept
-{
-    return run<nvinfer1::IPluginV3*>("clone", nullptr, [&] { return new LinearPlugin(*this); });
-}
-
-int32_t LinearPlugin::getOutputDataTypes(
-    DataType* outputTypes, int32_t nbOutputs, DataType const* inputTypes, int32_t nbInputs) const noexcept
-{
-    return check("getOutputDataTypes",
-        [&]
-        {
-            checkCount("number of outputs", nbOutputs, 1);
-            checkTypes(inputTypes, nbInputs);
-            outputTypes[0] = inputTypes[kX];
-        });
-}
-
-int32_t LinearPlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t nbInputs,
-    nvinfer1::DimsExprs const* /*shapeInputs*/, int32_t /*nbShapeInputs*/, nvinfer1::DimsExprs* outputs,
-    int32_t nbOutputs, nvinfer1::IExprBuilder& /*exprBuilder*/) noexcept
-{
-    return check("getOutputShapes",
-        [&]
-        {
-            checkNumberOfInputs(nbInputs);
-            checkCount("number of outputs", nbOutputs, 1);
-            std::vector<Dims> shapes(static_cast<size_t>(nbInputs));
-            std::transform(inputs, inputs + nbInputs, shapes.begin(), knownDims);
-            checkShapes(shapes);
-            outputs[0] = inputs[kX];
-            outputs[0].d[outputs[0].nbDims - 1] = inputs[kWEIGHT].d[0];
-        });
-}
-
-// TensorRT asks for one tensor after another, inputs first; only those up to `pos` are filled in.
-bool LinearPlugin::supportsFormatCombination(
-    int32_t pos, DynamicPluginTensorDesc const* inOut, int32_t nbInputs, int32_t nbOutputs) noexcept
-{
-    return run<bool>("supportsFormatCombination", false,
-        [&]
-        {
-            checkNumberOfInputs(nbInputs);
-            checkCount("number of outputs", nbOutputs, 1);
-            PluginTensorDesc const& tensor = inOut[pos].desc;
-            return tensor.format == nvinfer1::TensorFormat::kLINEAR && isLinearType(tensor.type)
-                   && tensor.type == inOut[kX].desc.type;
-        });
-}
-
-int32_t LinearPlugin::configurePlugin(DynamicPluginTensorDesc const* in, int32_t nbInputs,
-    DynamicPluginTensorDesc const* /*out*/, int32_t /*nbOutputs*/) noexcept
-{
-    return check("configurePlugin",
-        [&]
-        {
-            TypesAndShapes const inputs{in, nbInputs};
-            checkTypes(inputs.types.data(), nbInputs);
-            checkShapes(inputs.shapes);
-        });
-}
-
-void LinearPlugin::checkInputs(PluginTensorDesc const* in, int32_t nbInputs) const
-{
-    TypesAndShapes const inputs{in, nbInputs};
-    checkTypes(inputs.types.data(), nbInputs);
-    checkShapes(inputs.shapes);
-}
-
-cudaError_t LinearPlugin::launch(PluginTensorDesc const* inputDesc, int32_t nbInputs,
-    PluginTensorDesc const* /*outputDesc*/, void const* const* inputs, void* const* outputs,
-    void* /*workspace*/, cudaStream_t stream) const
-{
-    Dims const& weight = inputDesc[kWEIGHT].dims;
+    Dims const& weight = call.inputDesc[kWEIGHT].dims;
     LinearArguments arguments{};
-    arguments.x = inputs[kX];
-    arguments.weight = inputs[kWEIGHT];
-    arguments.bias = nbInputs == kMOST_INPUTS ? inputs[kBIAS] : nullptr;
-    arguments.y = outputs[0];
-    arguments.rows = countRows(inputDesc[kX].dims);
+    arguments.x = call.inputs[kX];
+    arguments.weight = call.inputs[kWEIGHT];
+    arguments.bias = call.nbInputs == kMOST_INPUTS ? call.inputs[kBIAS] : nullptr;
+    arguments.y = call.outputs[0];
+    arguments.rows = countRows(call.inputDesc[kX].dims);
     arguments.in = static_cast<int32_t>(weight.d[1]);
     arguments.out = static_cast<int32_t>(weight.d[0]);
     arguments.gelu = mActivation == "gelu";
     arguments.constantWeight = mConstantWeight == 1;
-    arguments.type = elementType(inputDesc[kX].type);
-    return launchLinear(arguments, stream);
+    arguments.type = elementType(call.inputDesc[kX].type);
+    return launchLinear(arguments, call.stream);
 }
 
 std::vector<PluginField> LinearPlugin::fieldsToSerialize() const
 {
-    return {
-        {"activation", mActivation.data(), PluginFieldType::kCHAR, static_cast<int32_t>(mActivation.size())},
-        {"constant_weight", &mConstantWeight, PluginFieldType::kINT32, 1}};
+    return {fieldOf("activation", mActivation), fieldOf("constant_weight", mConstantWeight)};
 }
 
 // ---------------------------------------------------------------------------------------------------------------
 // Creator
 // ---------------------------------------------------------------------------------------------------------------
 
-LinearCreator::LinearCreator()
-    : PluginCreator(kNAME, kVERSION,
-          {{"activation", nullptr, PluginFieldType::kCHAR, 1},
-              {"constant_weight", nullptr, PluginFieldType::kINT32, 1}})
+PluginCreator linearCreator()
 {
-}
-
-nvinfer1::IPluginV3* LinearCreator::create(nvinfer1::PluginFieldCollection const* fields) const
-{
-    FieldReader const reader{fields, knownFields()};
-    return new LinearPlugin(reader.has("activation") ? reader.getString("activation") : "none",
-        reader.getFlag("constant_weight"));
+    return {kNAME, kVERSION,
+        {{"activation", nullptr, PluginFieldType::kCHAR, 1},
+            {"constant_weight", nullptr, PluginFieldType::kINT32, 1}},
+        [](FieldReader const& fields) -> Plugin*
+        {
+            return new LinearPlugin(fields.has("activation") ? fields.getString("activation") : "none",
+                fields.getFlag("constant_weight"));
+        }};
 }
 
 } // namespace bert
