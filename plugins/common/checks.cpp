@@ -40,7 +40,7 @@ std::string describe(Dims const& dims)
     return text + "]";
 }
 
-Dims knownDims(DimsExprs const& dims)
+Dims constantDims(DimsExprs const& dims)
 {
     Dims known{};
     known.nbDims = dims.nbDims;

@@ -16,8 +16,8 @@ namespace bert
 std::string describe(DataType type);    // "fp16"
 std::string describe(Dims const& dims); // "[1, -1, 768]"; -1 is a dimension that is not known yet
 
-// The shape with -1 for every dimension that is not a constant while the engine is built.
-Dims knownDims(DimsExprs const& dims);
+// The shape with -1 for every dimension that is not a constant at build time.
+Dims constantDims(DimsExprs const& dims);
 
 bool isFloating(DataType type);                      // fp32, fp16 or bf16
 DataType floatingTypeNamed(std::string const& name); // of the field output_type: "fp32", "fp16" or "bf16"
@@ -36,13 +36,13 @@ struct TypesAndShapes
     std::vector<Dims> shapes;
 };
 
-// Fields and tensors that all layer normalisations have. Each check throws a PluginError that names what is wrong.
+// Fields and tensors that all layer normalisations have. Each check throws a PluginError that names the wrong value.
 void checkEpsilon(float epsilon);
 
 // The length of the last axis, at least 1, or -1 where it is not known yet.
 int64_t checkedHidden(char const* name, Dims const& dims);
 
-// gamma, beta and the like, which belong together.
+// gamma, beta or bias, which are checked together.
 struct Weight
 {
     char const* name;
@@ -62,7 +62,8 @@ bool mayBeEqual(Dims const& a, Dims const& b);
 
 void checkCount(char const* what, int32_t found, int32_t expected);
 
-// Throws if a kernel launch failed; the message says what to do where the reason is the choice of architectures.
+// Throws if a kernel launch failed. If the library was built for other architectures, the message says how to rebuild
+// it.
 void checkCuda(cudaError_t status);
 
 } // namespace bert

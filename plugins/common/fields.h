@@ -34,8 +34,8 @@ PluginField fieldOf(char const* name, float const& value);
 PluginField fieldOf(char const* name, int32_t const& value);
 PluginField fieldOf(char const* name, std::string const& value);
 
-// "epsilon=9.99999996e-13 kernel=fast": name=value pairs, separated by blanks. A float32 has the nine digits from which
-// the same float32 is read again. Throws a PluginError for fields of other types.
+// "epsilon=9.99999996e-13 kernel=fast": name=value pairs, separated by blanks. A float32 has the nine digits from
+// which the same float32 is read again. Throws a PluginError for fields of other types.
 std::string toText(std::vector<PluginField> const& fields);
 
 } // namespace bert

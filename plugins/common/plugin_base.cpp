@@ -132,7 +132,7 @@ int32_t Plugin::getOutputShapes(DimsExprs const* inputs, int32_t nbInputs, DimsE
             checkInputCount(nbInputs);
             checkCount("number of outputs", nbOutputs, getNbOutputs());
             std::vector<Dims> shapes(static_cast<size_t>(nbInputs));
-            std::transform(inputs, inputs + nbInputs, shapes.begin(), knownDims);
+            std::transform(inputs, inputs + nbInputs, shapes.begin(), constantDims);
             checkShapes(shapes);
             std::fill(outputs, outputs + nbOutputs, outputShape(inputs, exprBuilder));
         });

@@ -1,6 +1,6 @@
 // What all plugins of this library share: one class with the three capabilities of a V3 plugin, and its creator. The
-// class answers TensorRT's calls; a plugin derives from it and overrides the few functions under "protected", which may
-// throw. Read layer_norm/layer_norm_plugin.h next: it is the smallest plugin.
+// class answers TensorRT's calls; a plugin derives from it and overrides the few functions under "protected", which
+// may throw. Read layer_norm/layer_norm_plugin.h next: it is the smallest plugin.
 #pragma once
 
 #include "common/checks.h"
@@ -72,9 +72,9 @@ public:
     // would mean that timings are never kept.
     char const* getTimingCacheID() noexcept final;
 
-    // --- IPluginV3OneRuntime: TensorRT calls onShapeChange before the first enqueue and after every change of a shape.
-    // Without it nothing is launched: only onShapeChange checks the shapes and learns the number of inputs, and an
-    // optional bias whose presence is unknown would be left out.
+    // --- IPluginV3OneRuntime: TensorRT calls onShapeChange before the first enqueue and after every change of a
+    // shape. Without it nothing is launched: only onShapeChange checks the shapes and learns the number of inputs,
+    // and an optional bias whose presence is unknown would be left out.
     int32_t onShapeChange(PluginTensorDesc const* in, int32_t nbInputs, PluginTensorDesc const* out,
         int32_t nbOutputs) noexcept final;
     // Launches kernels and returns; they run later, in the stream. It must not allocate and must not wait.
@@ -86,8 +86,8 @@ public:
     nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept final;
 
 protected:
-    // What a plugin writes itself. Each function may throw a PluginError; the calls above log it and report failure to
-    // TensorRT. The functions on types and shapes see inputs whose number has been checked.
+    // What a plugin writes itself. Each function may throw a PluginError; the calls above log it and report failure
+    // to TensorRT. The functions on types and shapes see inputs whose number has been checked.
 
     // --- for IPluginV3: new Derived(*this)
     virtual Plugin* copy() const = 0;

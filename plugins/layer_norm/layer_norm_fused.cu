@@ -2,7 +2,8 @@
 //
 //   - One launch instead of three.
 //   - The statistics stay in registers; the workspace in global memory is gone.
-//   - x is still read three times, but by the same block within a short time, so all reads but the first hit the cache.
+//   - x is still read three times, but by the same block within a short time, so all reads but the first hit the
+//     cache.
 //
 // The reduction is written out here: how 256 threads add up 256 numbers, with warp shuffles and shared memory. Run it
 // with: python plugins/testLayerNormPlugin.py --kernel fused
@@ -22,11 +23,12 @@ namespace
 constexpr int kBLOCK = 256;
 constexpr int kWARPS = kBLOCK / kWARP; // 8 warps of 32 threads
 
-// The sum over all threads of the block; every thread gets it. `scratch` is shared memory for one number of each warp.
+// The sum over all threads of the block; every thread gets it. `scratch` is shared memory for one number of each
+// warp.
 //
-// Step 1, inside each warp: threads exchange registers without memory and without a barrier. __shfl_xor_sync(mask, v, d)
-// returns the v of the thread whose lane number differs in the bit d. After the exchange with d = 16 each lane holds the
-// sum of 2 lanes, after 8 of 4, after 4 of 8, after 2 of 16, after 1 of all 32:
+// Step 1, inside each warp: threads exchange registers without memory and without a barrier. __shfl_xor_sync(mask, v,
+// d) returns the v of the thread whose lane number differs in the bit d. After the exchange with d = 16 each lane
+// holds the sum of 2 lanes, after 8 of 4, after 4 of 8, after 2 of 16, after 1 of all 32:
 //
 //     lane       0        1        2        3             (4 lanes instead of 32)
 //     v          a        b        c        d
@@ -35,7 +37,7 @@ constexpr int kWARPS = kBLOCK / kWARP; // 8 warps of 32 threads
 //
 // Step 2, across warps: shuffles do not leave a warp, so lane 0 of each warp writes its sum to shared memory, the
 // barrier waits for all of them, and every thread adds up the same 8 numbers in the same order. So all threads have
-// exactly the same result, and nobody has to send it around.
+// exactly the same result, and no thread has to broadcast it.
 __device__ float blockSum(float value, float* scratch)
 {
 #pragma unroll

@@ -20,8 +20,8 @@ public:
     // Throws PluginError for an epsilon or a kernel that it cannot use.
     LayerNormPlugin(float epsilon, std::string kernel);
 
-    // --- IPluginV3OneBuild: the basic kernel keeps its statistics in memory. TensorRT allocates the workspace, as large
-    // as the largest shapes need, and may reuse it for other layers between two calls of enqueue.
+    // --- IPluginV3OneBuild: the basic kernel keeps its statistics in memory. TensorRT allocates the workspace, as
+    // large as the largest shapes need, and may reuse it for other layers between two calls of enqueue.
     size_t getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t nbInputs,
         DynamicPluginTensorDesc const* outputs, int32_t nbOutputs) const noexcept override;
 

@@ -12,12 +12,12 @@ namespace
 constexpr char const* kNAME = "Linear";
 constexpr char const* kVERSION = "1";
 constexpr char const* kINPUT_NAMES[] = {"x", "weight", "bias"};
-constexpr int32_t kMOST_INPUTS = 3; // with the bias
+constexpr int32_t kMAX_INPUTS = 3; // with the bias
 constexpr int32_t kX = 0;
 constexpr int32_t kWEIGHT = 1;
 constexpr int32_t kBIAS = 2;
 constexpr int64_t kWIDEST = int64_t{1} << 30; // column numbers are int32 in the kernels
-constexpr int64_t kMOST_TILES = INT_MAX;
+constexpr int64_t kMAX_TILES = INT_MAX;
 constexpr int64_t kTILE = 64; // rows and columns of the smallest tile of a kernel
 
 bool isLinearType(DataType type)
@@ -53,7 +53,7 @@ Plugin* LinearPlugin::copy() const
 
 void LinearPlugin::checkInputCount(int32_t count) const
 {
-    if (count != kMOST_INPUTS && count != kMOST_INPUTS - 1)
+    if (count != kMAX_INPUTS && count != kMAX_INPUTS - 1)
     {
         fail("number of inputs: ", count, ", expected 2, or 3 with a bias");
     }
@@ -93,7 +93,7 @@ void LinearPlugin::checkShapes(std::vector<Dims> const& inputs) const
     {
         fail("weight has the shape ", describe(weight), "; expected 1 to ", kWIDEST, " rows and columns");
     }
-    int64_t const mostRows = kMOST_TILES / ((weight.d[0] + kTILE - 1) / kTILE + 1) * kTILE;
+    int64_t const mostRows = kMAX_TILES / ((weight.d[0] + kTILE - 1) / kTILE + 1) * kTILE;
     int64_t rows = 1;
     for (int32_t i = 0; i + 1 < x.nbDims; ++i)
     {
@@ -104,7 +104,7 @@ void LinearPlugin::checkShapes(std::vector<Dims> const& inputs) const
         }
         rows = x.d[i] < 0 || rows < 0 ? -1 : rows * x.d[i];
     }
-    if (inputs.size() == kMOST_INPUTS)
+    if (inputs.size() == kMAX_INPUTS)
     {
         Dims const& bias = inputs[kBIAS];
         if (bias.nbDims != 1 || !mayBeEqual(bias.d[0], weight.d[0]))
@@ -142,7 +142,7 @@ cudaError_t LinearPlugin::launch(EnqueueCall const& call) const
     LinearArguments arguments{};
     arguments.x = call.inputs[kX];
     arguments.weight = call.inputs[kWEIGHT];
-    arguments.bias = call.nbInputs == kMOST_INPUTS ? call.inputs[kBIAS] : nullptr;
+    arguments.bias = call.nbInputs == kMAX_INPUTS ? call.inputs[kBIAS] : nullptr;
     arguments.y = call.outputs[0];
     arguments.rows = countRows(call.inputDesc[kX].dims);
     arguments.in = static_cast<int32_t>(weight.d[1]);

@@ -1,11 +1,11 @@
-// The Linear plugin, version 1: a matrix product with bias and activation.
+// The Linear plugin, version 1: a matrix multiplication with bias and activation.
 //
 //   inputs   x [..., K], weight [N, K] and bias [N], which may be left out; fp16 or bf16, all of one type
 //   outputs  y = activation(x weight^T + bias), [..., N], of the type of x; computed in fp32 and rounded once
 //   fields   activation (string: none or gelu; default none): gelu is x Phi(x), the form with erf ·
 //            constant_weight (int32: 0 or 1; default 0): 1 where weight and bias are constants of the network;
-//            kernels may then fetch them before the layers before this one are done. No kernel that itself triggers
-//            early may write them (common/early_launch.cuh)
+//            kernels may then load them before the previous layers have finished. No kernel that itself triggers
+//            early may write them (common/programmatic_dependent_launch.cuh)
 #pragma once
 
 #include "common/plugin_base.h"
@@ -20,7 +20,7 @@ namespace bert
 class LinearPlugin : public Plugin
 {
 public:
-    // Throws PluginError for an activation that it does not know. constantWeight: 0 or 1.
+    // Throws PluginError for an unknown activation. constantWeight: 0 or 1.
     LinearPlugin(std::string activation, int32_t constantWeight);
 
 protected:

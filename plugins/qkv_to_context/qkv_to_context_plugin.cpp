@@ -13,10 +13,10 @@ namespace
 constexpr char const* kNAME = "QkvToContext";
 constexpr char const* kVERSION = "1";
 constexpr int32_t kQKV = 0;
-constexpr int32_t kSECOND = 1;                     // mask or cu_seqlens
-constexpr int64_t kMOST_TOKENS = int64_t{1} << 30; // token numbers are int32 in the kernels
-constexpr int64_t kMOST_BLOCKS = INT_MAX;
-constexpr int64_t kFEWEST_QUERIES = 32; // of a kernel's tile
+constexpr int32_t kSECOND = 1;                    // mask or cu_seqlens
+constexpr int64_t kMAX_TOKENS = int64_t{1} << 30; // token numbers are int32 in the kernels
+constexpr int64_t kMAX_BLOCKS = INT_MAX;
+constexpr int64_t kMIN_QUERIES = 32; // of a tile, in the kernel with the smallest tiles
 
 bool isNumberFrom0(float value)
 {
@@ -36,7 +36,7 @@ void checkScale(char const* field, float scale)
     }
 }
 
-// The tensor beside qkv, for messages.
+// The name of the second input, for messages.
 char const* secondInput(std::string const& layout)
 {
     return layout == "padded" ? "mask" : "cu_seqlens";
@@ -141,9 +141,9 @@ void QkvToContextPlugin::checkShapes(std::vector<Dims> const& inputs) const
     for (int32_t i = 0; i + 1 < qkv.nbDims; ++i)
     {
         tokens = qkv.d[i] < 0 || tokens < 0 ? -1 : tokens * qkv.d[i];
-        if (tokens > kMOST_TOKENS)
+        if (tokens > kMAX_TOKENS)
         {
-            fail("qkv has the shape ", describe(qkv), "; at most ", kMOST_TOKENS, " tokens are possible");
+            fail("qkv has the shape ", describe(qkv), "; at most ", kMAX_TOKENS, " tokens are possible");
         }
     }
     int64_t sequences = qkv.nbDims == 2 ? 1 : qkv.d[0];
@@ -164,9 +164,8 @@ void QkvToContextPlugin::checkShapes(std::vector<Dims> const& inputs) const
         }
         sequences = cuSeqlens.d[0] - 1;
     }
-    int64_t const tiles
-        = std::max<int64_t>(tokens, 0) / kFEWEST_QUERIES + std::max<int64_t>(sequences, 0) + 1;
-    if (tiles * mFields.numHeads > kMOST_BLOCKS)
+    int64_t const tiles = std::max<int64_t>(tokens, 0) / kMIN_QUERIES + std::max<int64_t>(sequences, 0) + 1;
+    if (tiles * mFields.numHeads > kMAX_BLOCKS)
     {
         fail("qkv has the shape ", describe(qkv), ": with num_heads ", mFields.numHeads,
             " that is more than one kernel can be launched for");
@@ -216,7 +215,7 @@ cudaError_t QkvToContextPlugin::launch(EnqueueCall const& call) const
     arguments.mask = packed ? nullptr : second;
     arguments.cuSeqlens = packed ? second : nullptr;
     arguments.context = call.outputs[0];
-    arguments.sentences
+    arguments.sequences
         = static_cast<int32_t>(packed ? call.inputDesc[kSECOND].dims.d[0] - 1 : (batch ? shape.d[0] : 1));
     arguments.length = static_cast<int32_t>(shape.d[shape.nbDims - 2]);
     arguments.heads = mFields.numHeads;

@@ -1,9 +1,9 @@
-// The QkvToContext plugin, version 1: softmax(Q K^T / sqrt(D)) V for each head, from the packed output of one product.
+// The QkvToContext plugin, version 1: softmax(Q K^T / sqrt(D)) V for each head, from the output of one merged matmul.
 //
 //   inputs   qkv [..., 3H], (3, N, D) along the last axis: Q of all heads, K, V; fp32, fp16, bf16 or int8, and
 //            layout single: nothing more; qkv [S, 3H] or [B, S, 3H]
 //            layout padded: mask [B, S] int32, 0 where a key is padding; qkv [B, S, 3H]
-//            layout packed: cu_seqlens [B + 1] int32, where each sentence begins and the last one ends; qkv [T, 3H]
+//            layout packed: cu_seqlens [B + 1] int32, starts of all sequences, then T; qkv [T, 3H]
 //   output   context [..., H], of qkv's type unless a field says otherwise
 //   fields   num_heads (int32, required; D = H / N is 32, 64 or 128) · layout (string: single, padded or packed;
 //            default single) · qkv_scale, output_scale (float32; greater than 0 if and only if that tensor is int8;
@@ -32,7 +32,7 @@ struct QkvToContextFields
 class QkvToContextPlugin : public Plugin
 {
 public:
-    // Throws PluginError for fields that it cannot use or that contradict each other.
+    // Throws PluginError for fields that are invalid or contradict each other.
     explicit QkvToContextPlugin(QkvToContextFields fields);
 
 protected:

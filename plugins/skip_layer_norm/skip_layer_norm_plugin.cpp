@@ -11,14 +11,14 @@ namespace
 constexpr char const* kNAME = "SkipLayerNorm";
 constexpr char const* kVERSION = "1";
 constexpr char const* kINPUT_NAMES[] = {"x", "skip", "gamma", "beta", "bias"};
-constexpr int32_t kMOST_INPUTS = 5; // with the bias
+constexpr int32_t kMAX_INPUTS = 5; // with the bias
 constexpr int32_t kX = 0;
 constexpr int32_t kSKIP = 1;
 constexpr int32_t kGAMMA = 2;
 constexpr int32_t kBETA = 3;
 constexpr int32_t kBIAS = 4;
 
-// Without a floating tensor there is no floating type. The kernel is compiled for one all the same.
+// If all tensors are int8, there is no floating type, but the kernel is a template with one.
 constexpr DataType kANY_FLOATING_TYPE = DataType::kHALF;
 
 void checkScale(char const* name, float scale)
@@ -30,7 +30,7 @@ void checkScale(char const* name, float scale)
     }
 }
 
-// A scale belongs to an int8 tensor, and an int8 tensor has a scale.
+// A tensor has a scale if and only if it is int8.
 void checkInputType(char const* name, DataType type, float scale)
 {
     if (!isFloating(type) && type != DataType::kINT8)
@@ -77,7 +77,7 @@ bool SkipLayerNormPlugin::hasFloatingOutput() const
     return mFields.outputs == "both" || mFields.outputScale == 0.0F;
 }
 
-// The one floating type of x, skip and y; none if all three are int8 and output_type names none.
+// The floating type that x, skip and y share; none if all three are int8 and output_type is not given.
 std::optional<DataType> SkipLayerNormPlugin::floatingType(DataType x, DataType skip) const
 {
     checkInputType("x", x, mFields.xScale);
@@ -123,7 +123,7 @@ int32_t SkipLayerNormPlugin::getNbOutputs() const noexcept
 
 void SkipLayerNormPlugin::checkInputCount(int32_t count) const
 {
-    if (count != kMOST_INPUTS && count != kMOST_INPUTS - 1)
+    if (count != kMAX_INPUTS && count != kMAX_INPUTS - 1)
     {
         fail("number of inputs: ", count, ", expected 4, or 5 with a bias");
     }
@@ -208,7 +208,7 @@ cudaError_t SkipLayerNormPlugin::launch(EnqueueCall const& call) const
     arguments.skip = call.inputs[kSKIP];
     arguments.gamma = call.inputs[kGAMMA];
     arguments.beta = call.inputs[kBETA];
-    arguments.bias = call.nbInputs == kMOST_INPUTS ? call.inputs[kBIAS] : nullptr;
+    arguments.bias = call.nbInputs == kMAX_INPUTS ? call.inputs[kBIAS] : nullptr;
     arguments.y = hasFloatingOutput() ? call.outputs[0] : nullptr;
     arguments.quantized
         = mFields.outputScale > 0.0F ? static_cast<int8_t*>(call.outputs[getNbOutputs() - 1]) : nullptr;

@@ -1,4 +1,4 @@
-// The SkipLayerNorm plugin, version 1: residual sum, the bias of the linear layer before, layer normalisation.
+// The SkipLayerNorm plugin, version 1: residual sum, the bias of the preceding linear layer, layer normalisation.
 //
 //   inputs   x [..., H] and skip [..., H], each fp32, fp16, bf16 or int8, the floating ones of one type ·
 //            gamma [H] · beta [H] · bias [H], which may be left out; all three of that type, or all fp32
@@ -10,8 +10,8 @@
 //            output_type (string: fp32, fp16 or bf16): the floating type, where x and skip are both int8 ·
 //            outputs (string: y or both; default y) ·
 //            constant_weights (int32: 0 or 1; default 0): 1 where gamma, beta and bias are constants of the network;
-//            kernels may then fetch them before the layers before this one are done. No kernel that itself triggers
-//            early may write them (common/early_launch.cuh)
+//            kernels may then load them before the previous layers have finished. No kernel that itself triggers
+//            early may write them (common/programmatic_dependent_launch.cuh)
 #pragma once
 
 #include "common/plugin_base.h"
@@ -38,7 +38,7 @@ struct SkipLayerNormFields
 class SkipLayerNormPlugin : public Plugin
 {
 public:
-    // Throws PluginError for fields that it cannot use.
+    // Throws PluginError for invalid fields.
     explicit SkipLayerNormPlugin(SkipLayerNormFields fields);
 
     // --- IPluginV3OneBuild: TensorRT asks for the number before anything else.
