@@ -1,7 +1,7 @@
 // What kernels with mma.sync share: tiles in shared memory, copies to them, and the instructions that read and
 // multiply them. Operands and results have the register layout of mma.sync: a warp has 16 rows of a result, and in
-// each group of 8 columns a thread holds columns 2t and 2t + 1 of rows g and g + 8, with g = lane / 4 and t = lane %
-// 4: values [0], [1] and [2], [3].
+// each group of 8 columns a thread holds columns 2t and 2t + 1 of rows g and g + 8: values [0], [1] and [2], [3], with
+// g = lane / 4 and t = lane % 4.
 #pragma once
 
 #include "common/element.cuh"

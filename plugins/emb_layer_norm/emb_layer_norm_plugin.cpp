@@ -32,7 +32,7 @@ EmbLayerNormPlugin::EmbLayerNormPlugin(float epsilon)
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// IPluginV3
+// IPluginV3: TensorRT may copy a plugin at any time, from any thread
 // ---------------------------------------------------------------------------------------------------------------
 
 Plugin* EmbLayerNormPlugin::copy() const
@@ -41,7 +41,7 @@ Plugin* EmbLayerNormPlugin::copy() const
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// IPluginV3OneBuild
+// IPluginV3OneBuild: called while a network is defined and while an engine is built; host work only
 // ---------------------------------------------------------------------------------------------------------------
 
 void EmbLayerNormPlugin::checkInputCount(int32_t count) const
@@ -146,7 +146,7 @@ bool EmbLayerNormPlugin::supportsInput(std::vector<DataType> const& inputs) cons
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// IPluginV3OneRuntime
+// IPluginV3OneRuntime: launch starts kernels in the stream and returns; it must not allocate or wait
 // ---------------------------------------------------------------------------------------------------------------
 
 cudaError_t EmbLayerNormPlugin::launch(EnqueueCall const& call) const
@@ -170,7 +170,7 @@ std::vector<PluginField> EmbLayerNormPlugin::fieldsToSerialize() const
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Creator
+// Creator: called while a network is built and when a plan is loaded; an error is thrown as PluginError
 // ---------------------------------------------------------------------------------------------------------------
 
 PluginCreator embLayerNormCreator()

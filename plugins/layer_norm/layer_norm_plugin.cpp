@@ -46,7 +46,7 @@ LayerNormPlugin::LayerNormPlugin(float epsilon, std::string kernel)
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// IPluginV3
+// IPluginV3: TensorRT may copy a plugin at any time, from any thread
 // ---------------------------------------------------------------------------------------------------------------
 
 Plugin* LayerNormPlugin::copy() const
@@ -55,7 +55,7 @@ Plugin* LayerNormPlugin::copy() const
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// IPluginV3OneBuild
+// IPluginV3OneBuild: called while a network is defined and while an engine is built; host work only
 // ---------------------------------------------------------------------------------------------------------------
 
 void LayerNormPlugin::checkInputCount(int32_t count) const
@@ -120,7 +120,7 @@ size_t LayerNormPlugin::getWorkspaceSize(DynamicPluginTensorDesc const* inputs, 
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// IPluginV3OneRuntime
+// IPluginV3OneRuntime: launch starts kernels in the stream and returns; it must not allocate or wait
 // ---------------------------------------------------------------------------------------------------------------
 
 cudaError_t LayerNormPlugin::launch(EnqueueCall const& call) const
@@ -146,7 +146,7 @@ std::vector<PluginField> LayerNormPlugin::fieldsToSerialize() const
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Creator
+// Creator: called while a network is built and when a plan is loaded; an error is thrown as PluginError
 // ---------------------------------------------------------------------------------------------------------------
 
 PluginCreator layerNormCreator()

@@ -26,7 +26,7 @@ public:
         DynamicPluginTensorDesc const* outputs, int32_t nbOutputs) const noexcept override;
 
 protected:
-    // --- IPluginV3
+    // --- IPluginV3: TensorRT may copy a plugin at any time, from any thread.
     Plugin* copy() const override;
 
     // --- IPluginV3OneBuild: types and shapes; no GPU work.
@@ -36,7 +36,7 @@ protected:
     std::vector<DataType> outputTypes(std::vector<DataType> const& inputs) const override;
     bool supportsInput(std::vector<DataType> const& inputs) const override;
 
-    // --- IPluginV3OneRuntime
+    // --- IPluginV3OneRuntime: launch starts kernels in the stream and returns; it must not allocate or wait.
     cudaError_t launch(EnqueueCall const& call) const override;
     std::vector<PluginField> fieldsToSerialize() const override;
 

@@ -39,7 +39,7 @@ LinearPlugin::LinearPlugin(std::string activation, int32_t constantWeight)
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// IPluginV3
+// IPluginV3: TensorRT may copy a plugin at any time, from any thread
 // ---------------------------------------------------------------------------------------------------------------
 
 Plugin* LinearPlugin::copy() const
@@ -48,7 +48,7 @@ Plugin* LinearPlugin::copy() const
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// IPluginV3OneBuild
+// IPluginV3OneBuild: called while a network is defined and while an engine is built; host work only
 // ---------------------------------------------------------------------------------------------------------------
 
 void LinearPlugin::checkInputCount(int32_t count) const
@@ -133,7 +133,7 @@ bool LinearPlugin::supportsInput(std::vector<DataType> const& inputs) const
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// IPluginV3OneRuntime
+// IPluginV3OneRuntime: launch starts kernels in the stream and returns; it must not allocate or wait
 // ---------------------------------------------------------------------------------------------------------------
 
 cudaError_t LinearPlugin::launch(EnqueueCall const& call) const
@@ -159,7 +159,7 @@ std::vector<PluginField> LinearPlugin::fieldsToSerialize() const
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Creator
+// Creator: called while a network is built and when a plan is loaded; an error is thrown as PluginError
 // ---------------------------------------------------------------------------------------------------------------
 
 PluginCreator linearCreator()

@@ -24,7 +24,7 @@ public:
     LinearPlugin(std::string activation, int32_t constantWeight);
 
 protected:
-    // --- IPluginV3
+    // --- IPluginV3: TensorRT may copy a plugin at any time, from any thread.
     Plugin* copy() const override;
 
     // --- IPluginV3OneBuild: types and shapes; no GPU work.
@@ -35,7 +35,7 @@ protected:
     DimsExprs outputShape(DimsExprs const* inputs, nvinfer1::IExprBuilder& exprBuilder) const override;
     bool supportsInput(std::vector<DataType> const& inputs) const override;
 
-    // --- IPluginV3OneRuntime
+    // --- IPluginV3OneRuntime: launch starts kernels in the stream and returns; it must not allocate or wait.
     cudaError_t launch(EnqueueCall const& call) const override;
     std::vector<PluginField> fieldsToSerialize() const override;
 

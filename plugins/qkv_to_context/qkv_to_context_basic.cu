@@ -23,8 +23,7 @@ struct BasicShape
     static constexpr int kTILE = kSIZE == 32 ? 64 : 32;
     static constexpr int kACROSS = kTILE / 4; // threads that share 4 queries, in one warp
     static constexpr int kTHREADS = kACROSS * kACROSS;
-    static constexpr int kPITCH
-        = kTILE + 4; // of rows in shared memory; a multiple of 16 bytes, for vector loads
+    static constexpr int kPITCH = kTILE + 4; // of rows in shared memory; a multiple of 16 bytes
 };
 
 template <typename In, int kSIZE>

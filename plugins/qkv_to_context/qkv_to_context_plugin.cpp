@@ -79,7 +79,7 @@ QkvToContextPlugin::QkvToContextPlugin(QkvToContextFields fields)
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// IPluginV3
+// IPluginV3: TensorRT may copy a plugin at any time, from any thread
 // ---------------------------------------------------------------------------------------------------------------
 
 Plugin* QkvToContextPlugin::copy() const
@@ -88,7 +88,7 @@ Plugin* QkvToContextPlugin::copy() const
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// IPluginV3OneBuild
+// IPluginV3OneBuild: called while a network is defined and while an engine is built; host work only
 // ---------------------------------------------------------------------------------------------------------------
 
 void QkvToContextPlugin::checkInputCount(int32_t count) const
@@ -200,7 +200,7 @@ bool QkvToContextPlugin::supportsInput(std::vector<DataType> const& inputs) cons
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// IPluginV3OneRuntime
+// IPluginV3OneRuntime: launch starts kernels in the stream and returns; it must not allocate or wait
 // ---------------------------------------------------------------------------------------------------------------
 
 cudaError_t QkvToContextPlugin::launch(EnqueueCall const& call) const
@@ -239,7 +239,7 @@ std::vector<PluginField> QkvToContextPlugin::fieldsToSerialize() const
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Creator
+// Creator: called while a network is built and when a plan is loaded; an error is thrown as PluginError
 // ---------------------------------------------------------------------------------------------------------------
 
 PluginCreator qkvToContextCreator()

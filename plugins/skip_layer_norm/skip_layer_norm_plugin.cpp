@@ -104,7 +104,7 @@ std::optional<DataType> SkipLayerNormPlugin::floatingType(DataType x, DataType s
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// IPluginV3
+// IPluginV3: TensorRT may copy a plugin at any time, from any thread
 // ---------------------------------------------------------------------------------------------------------------
 
 Plugin* SkipLayerNormPlugin::copy() const
@@ -113,7 +113,7 @@ Plugin* SkipLayerNormPlugin::copy() const
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// IPluginV3OneBuild
+// IPluginV3OneBuild: called while a network is defined and while an engine is built; host work only
 // ---------------------------------------------------------------------------------------------------------------
 
 int32_t SkipLayerNormPlugin::getNbOutputs() const noexcept
@@ -196,7 +196,7 @@ bool SkipLayerNormPlugin::supportsInput(std::vector<DataType> const& inputs) con
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// IPluginV3OneRuntime
+// IPluginV3OneRuntime: launch starts kernels in the stream and returns; it must not allocate or wait
 // ---------------------------------------------------------------------------------------------------------------
 
 cudaError_t SkipLayerNormPlugin::launch(EnqueueCall const& call) const
@@ -237,7 +237,7 @@ std::vector<PluginField> SkipLayerNormPlugin::fieldsToSerialize() const
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Creator
+// Creator: called while a network is built and when a plan is loaded; an error is thrown as PluginError
 // ---------------------------------------------------------------------------------------------------------------
 
 PluginCreator skipLayerNormCreator()

@@ -41,11 +41,11 @@ public:
     // Throws PluginError for invalid fields.
     explicit SkipLayerNormPlugin(SkipLayerNormFields fields);
 
-    // --- IPluginV3OneBuild: TensorRT asks for the number before anything else.
+    // --- IPluginV3OneBuild: the number of outputs, which depends on the fields.
     int32_t getNbOutputs() const noexcept override;
 
 protected:
-    // --- IPluginV3
+    // --- IPluginV3: TensorRT may copy a plugin at any time, from any thread.
     Plugin* copy() const override;
 
     // --- IPluginV3OneBuild: types and shapes; no GPU work.
@@ -55,7 +55,7 @@ protected:
     std::vector<DataType> outputTypes(std::vector<DataType> const& inputs) const override;
     bool supportsInput(std::vector<DataType> const& inputs) const override;
 
-    // --- IPluginV3OneRuntime
+    // --- IPluginV3OneRuntime: launch starts kernels in the stream and returns; it must not allocate or wait.
     cudaError_t launch(EnqueueCall const& call) const override;
     std::vector<PluginField> fieldsToSerialize() const override;
 
