@@ -346,6 +346,8 @@ def parse(
     if precision != "fp32":
         converted, sources = convert_precision(model, weights, precision, layer_norm)
     if quantization is not None:
+        if not products:
+            raise ValueError("a quantization needs the encoder's products, see DefinedNetwork.products")
         quantizer = GraphQuantizer(model, weights, folder.config, quantization, products)
         quantizer.run()
         converted |= quantizer.values

@@ -30,8 +30,6 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from bert_trt import inference, plan
-
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bert_trt.interrupts import begin_script
@@ -57,6 +55,7 @@ from bert_trt.files import atomic_write, make_folder
 
 try:
     import gpu_check
+    from bert_trt import inference, plan
     from bert_trt.comparison import relative_l2
     from bert_trt.tensorrt_product import trt
 except ImportError as error:  # InferHelper is made of TensorRT's Python classes

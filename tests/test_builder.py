@@ -19,6 +19,7 @@ import builder
 import demo
 import model2onnx
 import onnx2trt
+from bert_trt import fusion as fusion_module
 from bert_trt import pipeline, plan, tensorrt_product
 from bert_trt.calibration import CalibrationContext, calibrate, quantization_of
 from bert_trt.calibration_data import read_data
@@ -421,7 +422,7 @@ def test_both_ways_quantize_the_same(model_dir, sentence_file, groups, smoothing
     demo = folder.demo()
     quantization = quantization_for(folder, sentence_file, "int8", groups, smoothing)
     api = builder.assemble(folder, TrtLog(), "int8", quantization=quantization)
-    parsed = onnx2trt.parse(folder, "int8", TrtLog(), quantization=quantization)
+    parsed = onnx2trt.parse(folder, "int8", TrtLog(), quantization=quantization, products=encoder_products(folder))
     parts = [check_quantized(made.network, "int8", len(quantization.products)) for made in (api, parsed)]
     weights = [constants_of(made.network, trt.DataType.INT8) for made in (api, parsed)]
     linear = [one for one in encoder_products(folder) if one.name in quantization.products and one.weight_shape]
@@ -447,7 +448,7 @@ def test_scales_of_activations_are_the_same_in_both_ways(model_dir, sentence_fil
     found = []
     for made in (
         builder.assemble(folder, TrtLog(), "int8", quantization=quantization),
-        onnx2trt.parse(folder, "int8", TrtLog(), quantization=quantization),
+        onnx2trt.parse(folder, "int8", TrtLog(), quantization=quantization, products=encoder_products(folder)),
     ):
         layers = [read_layer(made.network, index) for index in range(made.network.num_layers)]
         constants = {layer.get_output(0).name: layer for kind, layer in layers if kind == "CONSTANT"}
@@ -477,7 +478,7 @@ def test_no_zero_point_stands_beside_an_output_type(model_dir, sentence_file, mo
     monkeypatch.setattr(trt, "OnnxParser", Listening)
     folder = ModelFolder(model_dir)
     quantization = quantization_for(folder, sentence_file, kind, GROUPS)
-    onnx2trt.parse(folder, kind, TrtLog(), quantization=quantization)
+    onnx2trt.parse(folder, kind, TrtLog(), quantization=quantization, products=encoder_products(folder))
     (graph,) = (model.graph for model in parsed)
     constants = {tensor.name: tensor for tensor in graph.initializer}
     narrow = onnx.helper.np_dtype_to_tensor_dtype(ELEMENT_TYPES[kind].numpy)
@@ -585,7 +586,7 @@ def test_a_plan_is_smaller_by_a_byte_for_each_quantized_weight(mid_size, tmp_pat
         if way == "api":
             made = builder.assemble(mid_size, log, kind, quantization=quantization)
         else:
-            made = onnx2trt.parse(mid_size, kind, log, quantization=quantization)
+            made = onnx2trt.parse(mid_size, kind, log, quantization=quantization, products=encoder_products(mid_size))
         options = BuildOptions(SequenceRange(1, 2, 8))
         sizes[kind] = build_plan(made.builder, made.network, log, options, tmp_path / "p.plan").num_bytes
         parts = inspect(made.network)
@@ -719,8 +720,8 @@ def test_missing_bindings_are_told_before_the_build(in_process: InProcess, model
 def test_the_linear_plugin_off_hopper_is_a_warning(
     in_process: InProcess, model_dir, tmp_path, monkeypatch, is_rtx, capability, told
 ):
-    monkeypatch.setattr(builder, "IS_RTX", is_rtx)
-    monkeypatch.setattr(builder, "gpu_capability", lambda: capability)
+    monkeypatch.setattr(fusion_module, "IS_RTX", is_rtx)
+    monkeypatch.setattr(fusion_module, "gpu_capability", lambda: capability)
     monkeypatch.setattr(builder, "assemble", ends_here("assemble"))
     options = ["--model-dir", model_dir, "--plan", tmp_path / "p.plan"]
     done = in_process(builder.main, *options, "--fusion", "all", "--precision", "fp16")
