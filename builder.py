@@ -28,21 +28,32 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from interrupts import begin_script, uninterrupted
-from options import FUSIONS, ONE_SENTENCE, TENSORRT_ATTENTION, SequenceRange, builder_arguments, fillings_path
+from bert_trt.interrupts import begin_script, uninterrupted
+from bert_trt.options import (
+    FUSIONS,
+    ONE_SENTENCE,
+    TENSORRT_ATTENTION,
+    SequenceRange,
+    builder_arguments,
+    fillings_path,
+)
 
 if __name__ == "__main__":
     begin_script(builder_arguments)  # answers --help, wrong usage and Ctrl-C before TensorRT is imported
 
 import numpy as np
 
-import tensorrt_product
-from common import UserError, run_script, warn
-from fill_masks import fill_network, read_source
-from fusion_log import print_fusions
-from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, BertConfig, ModelFolder, WeightFile
-from pipeline import Job, finish, print_report, write_json
-from plugin_layers import (
+from bert_trt import tensorrt_product
+from bert_trt.console import UserError, run_script, warn
+from bert_trt.element_types import ELEMENT_TYPES
+from bert_trt.files import write_json
+from bert_trt.fusion_log import print_fusions
+from bert_trt.inference import gpu_capability
+from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, BertConfig, ModelFolder, WeightFile
+from bert_trt.options import QUANTIZED_PRECISIONS
+from bert_trt.pipeline import Job, finish, print_report
+from bert_trt.plan import create_builder
+from bert_trt.plugin_layers import (
     HEAD_SIZES,
     Known,
     PluginLayer,
@@ -54,18 +65,11 @@ from plugin_layers import (
     reading_weights_late,
     skip_layer_norm_layer,
 )
-from quantization import BASE_PRECISION, Quantization
-from tensorrt_product import IS_RTX, trt
-from trt_helper import (
-    DTYPES,
-    QUANTIZED_TYPES,
-    TrtLog,
-    TrtNetworkHelper,
-    check_attention,
-    create_builder,
-    gpu_capability,
-    has_packed_attention,
-)
+from bert_trt.quantization import BASE_PRECISION, Quantization
+from bert_trt.tensorrt_log import TrtLog
+from bert_trt.tensorrt_product import IS_RTX, trt
+from fill_masks import fill_network, read_source
+from trt_helper import TrtNetworkHelper, check_attention, has_packed_attention
 
 QKV = ("query", "key", "value")
 HOPPER = (9, 0)  # the compute capability that the Linear plugin's kernels were written for and measured on
@@ -422,7 +426,9 @@ def run(args: argparse.Namespace) -> Job:
         names = bert.hidden_state_names
         finish(job, log, bert.builder, bert.network, bert.known, seconds, released, products, names)
         if args.compare_layers:
-            from layer_comparison import print_layer_comparison  # brings PyTorch, which a build does not need
+            from bert_trt.layer_comparison import (
+                print_layer_comparison,  # brings PyTorch, which a build does not need
+            )
 
             job.layers_agree = print_layer_comparison(
                 bert.network, names, folder, job.tolerance, bert.known, job.inputs
@@ -468,7 +474,7 @@ def assemble(
     Args:
         folder: written by model2onnx.py.
         log: for TensorRT's messages.
-        precision: type of weights and tensors (``DTYPES``), or of the quantized products (``QUANTIZED_TYPES``).
+        precision: type of weights and tensors, or of the quantized products: fp32, fp16, bf16, int8 or fp8.
         gelu: which GELU; default: the checkpoint's.
         layer_norm: ``native``, or a kernel of the LayerNorm plugin.
         batching: one of ``BATCHINGS``.
@@ -480,7 +486,7 @@ def assemble(
     Raises:
         UserError: a weight is missing, has another shape, or does not fit the precision; the plugins are not built.
     """
-    dtype = DTYPES[BASE_PRECISION if precision in QUANTIZED_TYPES else precision]
+    dtype = ELEMENT_TYPES[BASE_PRECISION if precision in QUANTIZED_PRECISIONS else precision].trt
     weights, config = folder.weights(), folder.config
     if quantization is not None and has_whole_attention(fused):
         refuse_attention_products(quantization)
@@ -622,7 +628,7 @@ def check_quantized_groups(args: argparse.Namespace, fused: Sequence[str]) -> No
     Raises:
         UnsuitableFusionError: so it is.
     """
-    if has_whole_attention(fused) and args.precision in QUANTIZED_TYPES and "attention" in args.quantize:
+    if has_whole_attention(fused) and args.precision in QUANTIZED_PRECISIONS and "attention" in args.quantize:
         raise UnsuitableFusionError(ATTENTION_STAYS)
 
 

@@ -25,8 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from interrupts import begin_script
-from options import calibrator_arguments
+from bert_trt.interrupts import begin_script
+from bert_trt.options import calibrator_arguments
 
 if __name__ == "__main__":
     begin_script(calibrator_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch is imported
@@ -37,19 +37,13 @@ import torch
 from rich.progress import track
 from rich.table import Table
 
-from common import UserError, check_outputs, console, log_console, make_folder, run_script, warn, write_whole
-from model_files import (
-    CONFIG_NAME,
-    DATA_NAME,
-    INPUT_NAMES,
-    MASK_NAME,
-    ModelFolder,
-    read_json,
-)
-from network_runner import NetworkRunner
-from options import CACHE_NAME, Settings
-from pipeline import write_json
-from quantization import (
+from bert_trt.console import UserError, console, log_console, run_script, warn
+from bert_trt.element_types import ELEMENT_TYPES
+from bert_trt.files import atomic_write, check_outputs, make_folder, read_json, write_json
+from bert_trt.model_files import CONFIG_NAME, DATA_NAME, INPUT_NAMES, MASK_NAME, ModelFolder
+from bert_trt.network_runner import NetworkRunner
+from bert_trt.options import CACHE_NAME, QUANTIZED_PRECISIONS, Settings
+from bert_trt.quantization import (
     Product,
     Quantization,
     encoder_products,
@@ -57,8 +51,8 @@ from quantization import (
     range_name,
     smoothing_factors,
 )
-from sentences import Sentence, load_tokenizer, read_sentences
-from trt_helper import QUANTIZED_MAXIMA, QUANTIZED_TYPES, TrtLog
+from bert_trt.sentences import Sentence, load_tokenizer, read_sentences
+from bert_trt.tensorrt_log import TrtLog
 
 CACHE_FORMAT = 1
 CACHE_REMEDY = "it is made again by itself"
@@ -189,7 +183,7 @@ def mse_range(counts: np.ndarray, limit: float, largest: float, kind: str) -> fl
 
 def _round_trip(values: np.ndarray, largest: float, kind: str) -> np.ndarray:
     """Values quantized and dequantized."""
-    top = QUANTIZED_MAXIMA[QUANTIZED_TYPES[kind]]
+    top = ELEMENT_TYPES[kind].largest
     scaled = np.minimum(values * (top / largest), top)
     rounded = np.rint(scaled) if kind == "int8" else scaled.astype(ml_dtypes.float8_e4m3fn).astype(np.float64)
     return rounded * (largest / top)
@@ -459,7 +453,7 @@ def _tell_change(key: str, before: Any, now: Any) -> str:
 def write_cache(path: Path, calibration: Calibration, belongs_to: Mapping[str, Any]) -> None:
     """Puts the calibration into the cache, beside that of the other kind."""
     try:
-        entries = {key: value for key, value in read_json(path, CACHE_REMEDY).items() if key in QUANTIZED_TYPES}
+        entries = {key: value for key, value in read_json(path, CACHE_REMEDY).items() if key in QUANTIZED_PRECISIONS}
     except UserError:
         entries = {}  # missing, or damaged, which read_cache has said
     entry = {
@@ -469,7 +463,7 @@ def write_cache(path: Path, calibration: Calibration, belongs_to: Mapping[str, A
         "smoothing": {name: values.tolist() for name, values in calibration.smoothing.items()},
     }
     entries[calibration.settings.kind] = {**entry, "checksum": _checksum(entry)}
-    with write_whole(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(entries, indent=1) + "\n").encode())
 
 
@@ -564,7 +558,7 @@ def print_ranges(calibration: Calibration) -> None:
     table.add_column("tensor", overflow="fold")
     for heading in ("largest value", "range", "cut off at", "step"):
         table.add_column(heading, justify="right")
-    top = QUANTIZED_MAXIMA[QUANTIZED_TYPES[calibration.settings.kind]]
+    top = ELEMENT_TYPES[calibration.settings.kind].largest
     for name, chosen in calibration.ranges.items():
         largest = calibration.maxima[name]
         step = f"{chosen / top:.2e}" if calibration.settings.kind == "int8" else "of fp8"
@@ -592,7 +586,7 @@ def plot_histograms(calibration: Calibration, path: Path) -> None:
         axis.title.set_fontsize(8)
         axis.legend()
     figure.suptitle(f"The tensors with the furthest outliers, and their {calibration.settings.method} ranges")
-    with write_whole(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format=path.suffix.removeprefix(".") or "png", dpi=120)
     pyplot.close(figure)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 
-from interrupts import begin_script
-from options import demo_arguments
+from bert_trt.interrupts import begin_script
+from bert_trt.options import demo_arguments
 
 if __name__ == "__main__":
     begin_script(demo_arguments)  # answers --help, wrong usage and Ctrl-C before TensorRT is imported
@@ -18,11 +18,12 @@ if __name__ == "__main__":
 import builder
 import model2onnx
 import onnx2trt
-from common import check_outputs, console, run_script, warn
-from model_files import FILE_NAMES
-from pipeline import Job, plan_name, print_report, write_json
+from bert_trt.console import console, run_script, warn
+from bert_trt.files import check_outputs, write_json
+from bert_trt.model_files import FILE_NAMES
+from bert_trt.pipeline import Job, plan_name, print_report
+from bert_trt.plan import info_path
 from plugins.build import BuildError
-from trt_helper import info_path
 
 
 def run_with_plugins(args: argparse.Namespace) -> Job | None:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interrupts import begin_script
-from options import fill_masks_arguments
+from bert_trt.interrupts import begin_script
+from bert_trt.options import fill_masks_arguments
 
 if __name__ == "__main__":
     begin_script(fill_masks_arguments)  # answers --help, wrong usage and Ctrl-C before TensorRT is imported
@@ -24,18 +24,20 @@ if __name__ == "__main__":
 import numpy as np
 from rich.progress import track
 
-from common import UserError, check_outputs, console, log_console, make_folder, run_script, warn, write_whole
-from comparison import best_words, describe_words
-from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
-from options import SequenceRange, fillings_path
-from packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch, single_batch
-from plugin_layers import Known
-from sentences import Problem, Sentence, load_tokenizer, read_sentences
-from tensorrt_product import trt
-from trt_helper import InferHelper, info_path, read_info
+from bert_trt.comparison import best_words, describe_words
+from bert_trt.console import UserError, console, log_console, run_script, warn
+from bert_trt.files import atomic_write, check_outputs, make_folder
+from bert_trt.inference import InferHelper
+from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
+from bert_trt.options import SequenceRange, fillings_path
+from bert_trt.packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch, single_batch
+from bert_trt.plan import info_path, read_info
+from bert_trt.plugin_layers import Known
+from bert_trt.sentences import Problem, Sentence, load_tokenizer, read_sentences
+from bert_trt.tensorrt_product import trt
 
 if TYPE_CHECKING:
-    from pipeline import Job
+    from bert_trt.pipeline import Job
 
 TOKENS_AT_ONCE = 4096  # the output of a batch has so many rows, each as wide as the vocabulary
 BUCKET = 16  # padded lengths are multiples of it
@@ -160,7 +162,7 @@ def fill_file(
     for problem in problems:
         warn(problem.message)
         records[problem.line] = {"line": problem.line, "error": problem.message}
-    with write_whole(target) as file:
+    with atomic_write(target) as file:
         for line in sorted(records):
             file.write((json.dumps(records[line], ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
     filled = len(sentences) - len(overflown)
@@ -179,7 +181,7 @@ def fill_network(job: Job, network: trt.INetworkDefinition, known: Known, source
         return
     import torch
 
-    from network_runner import NetworkRunner
+    from bert_trt.network_runner import NetworkRunner
 
     runner = NetworkRunner(network, "cuda" if torch.cuda.is_available() else "cpu", known=known)
     fill_file(

@@ -37,8 +37,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from interrupts import begin_script
-from options import (
+from bert_trt.interrupts import begin_script
+from bert_trt.options import (
     BATCHINGS,
     DEFAULT_DATA,
     FUSIONS,
@@ -56,22 +56,24 @@ if __name__ == "__main__":
 import numpy as np
 from rich.table import Table
 
-import tensorrt_product
+from bert_trt import tensorrt_product
+from bert_trt.comparison import Run, SequenceError, compare_sequences, reference_batches, together
+from bert_trt.console import UserError, console, log_console, run_script
+from bert_trt.files import make_folder, write_json
+from bert_trt.inference import InferHelper, execution_obstacle, gpu_capability
+from bert_trt.model_files import BertConfig, ModelFolder, ReferenceSequence
+from bert_trt.network_proof import check_definition
+from bert_trt.network_runner import NetworkRunner
+from bert_trt.packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch, single_batch
+from bert_trt.plan import BuildOptions, build_plan
+from bert_trt.plugin_layers import CONSTANT_FIELDS
+from bert_trt.quantization import Quantization
+from bert_trt.tensorrt_log import TrtLog
+from bert_trt.tensorrt_product import IS_RTX, trt
 from builder import UnsuitableFusionError, assemble, fused_layers
 from calibrator import Subject, calibrate, read_data
-from common import UserError, console, log_console, make_folder, run_script
-from comparison import Run, SequenceError, compare_sequences, reference_batches, together
-from model_files import BertConfig, ModelFolder, ReferenceSequence
-from network_proof import check_definition
-from network_runner import NetworkRunner
-from packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch, single_batch
-from pipeline import write_json
-from plugin_layers import CONSTANT_FIELDS
 from plugins import build
-from quantization import Quantization
 from sensitivity import quantization_of
-from tensorrt_product import IS_RTX, trt
-from trt_helper import BuildOptions, InferHelper, TrtLog, build_plan, execution_obstacle, gpu_capability
 
 ROOT = Path(__file__).resolve().parent
 COLUMNS = {  # of the table: what the JSON file calls them, what the table does, and what is checked

@@ -27,8 +27,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from interrupts import begin_script
-from options import model2onnx_arguments
+from bert_trt.interrupts import begin_script
+from bert_trt.options import model2onnx_arguments
 
 if __name__ == "__main__":
     begin_script(model2onnx_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch is imported
@@ -49,18 +49,9 @@ from transformers import AttentionInterface, AutoConfig, AutoTokenizer, BertForM
 from transformers.models.bert import modeling_bert
 from transformers.utils.hub import cached_file
 
-from common import (
-    UserError,
-    check_outputs,
-    console,
-    log_console,
-    make_folder,
-    note,
-    run_script,
-    warn,
-    write_together,
-)
-from model_files import (
+from bert_trt.console import UserError, console, log_console, note, run_script, warn
+from bert_trt.files import atomic_folder, check_outputs, make_folder
+from bert_trt.model_files import (
     CONFIG_NAME,
     DATA_NAME,
     DEMO_NAME,
@@ -74,7 +65,7 @@ from model_files import (
     check_inputs,
     load_onnx,
 )
-from sentences import pair_types
+from bert_trt.sentences import pair_types
 
 OPSET = 20  # the first with Gelu
 REFERENCE_TEXT = Path(__file__).parent / "calibrator_data.txt"
@@ -838,7 +829,7 @@ def export(
         onnx_model = export_onnx(model, inputs, config)
     answers = {"output": output, "hidden_states": hidden_states, "mask_positions": np.array(positions, np.int64)}
     sizes = model.config.to_diff_dict() | _sizes(model.config)
-    with write_together(folder) as new:  # after a failure the model that was there before is still whole
+    with atomic_folder(folder) as new:  # after a failure the model that was there before is still whole
         write_onnx(onnx_model, new)
         (new / CONFIG_NAME).write_text(json.dumps(sizes, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         _save_tokenizer(tokenizer, new)

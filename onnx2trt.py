@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from interrupts import begin_script
-from options import TENSORRT_ATTENTION, onnx2trt_arguments
+from bert_trt.interrupts import begin_script
+from bert_trt.options import TENSORRT_ATTENTION, onnx2trt_arguments
 
 if __name__ == "__main__":
     begin_script(onnx2trt_arguments)  # answers --help, wrong usage and Ctrl-C before TensorRT is imported
@@ -32,25 +32,17 @@ from onnx import helper as onnx_helper
 from onnx import numpy_helper
 
 import builder
-from common import UserError, run_script
-from model_files import BertConfig, ModelFolder, WeightFile, load_onnx
-from pipeline import Job, finish, print_report, write_json
-from plugin_layers import Known, PluginLayer, layer_norm_layer, load_library, plugin_node, plugin_parser
-from quantization import BASE_PRECISION, Product, Quantization, encoder_products, range_name
-from tensorrt_product import trt
-from trt_helper import (
-    DTYPES,
-    LOGGER,
-    NUMPY_TYPES,
-    QUANTIZED_MAXIMA,
-    TrtLog,
-    convert_weight,
-    create_builder,
-    parse_onnx,
-    quantize_weight,
-)
+from bert_trt.console import UserError, run_script
+from bert_trt.element_types import ELEMENT_TYPES, convert_weight, element_type, quantize_weight
+from bert_trt.files import write_json
+from bert_trt.model_files import BertConfig, ModelFolder, WeightFile, load_onnx
+from bert_trt.pipeline import Job, finish, print_report
+from bert_trt.plan import create_builder, parse_onnx
+from bert_trt.plugin_layers import Known, PluginLayer, layer_norm_layer, load_library, plugin_node, plugin_parser
+from bert_trt.quantization import BASE_PRECISION, Product, Quantization, encoder_products, range_name
+from bert_trt.tensorrt_log import LOGGER, TrtLog
+from bert_trt.tensorrt_product import trt
 
-ONNX_TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 LAYER_NORM = "LayerNormalization"
 WIDE_OPERATORS = (LAYER_NORM, "Softmax")  # compute in fp32 whatever the type around them
 HALF = trt.DataType.HALF
@@ -78,7 +70,7 @@ def convert_precision(
     Raises:
         UserError: a weight does not fit the precision; the message names it.
     """
-    narrow = ONNX_TYPES[precision]
+    narrow = ELEMENT_TYPES[precision].onnx
     graph = model.graph
     wide_weights = {name for node in graph.node if node.op_type in WIDE_OPERATORS for name in node.input[1:]}
     converted: dict[str, np.ndarray] = {}
@@ -86,7 +78,7 @@ def convert_precision(
     for index, tensor in enumerate(graph.initializer):
         if tensor.data_type == onnx.TensorProto.FLOAT and tensor.name not in wide_weights:
             source = sources[tensor.name] = weights.get(tensor.name, tuple(tensor.dims))
-            values = converted[tensor.name] = convert_weight(source, DTYPES[precision], tensor.name)
+            values = converted[tensor.name] = convert_weight(source, ELEMENT_TYPES[precision].trt, tensor.name)
             graph.initializer[index].CopyFrom(_tensor(tensor.name, values, narrow))
         elif tensor.data_location == onnx.TensorProto.EXTERNAL:
             values = weights.get(tensor.name, tuple(tensor.dims))
@@ -252,9 +244,9 @@ class GraphQuantizer:
         """A tensor quantized and dequantized, once for all products that read it."""
         name = f"{tensor}.dequantized"
         if name not in self._made:
-            scale = np.asarray(largest / QUANTIZED_MAXIMA[self.quantization.dtype], np.float32)
+            scale = np.asarray(largest / element_type(self.quantization.dtype).largest, np.float32)
             step = self._constant(f"{tensor}.scale", scale)
-            zero = self._constant(f"{tensor}.zero", np.zeros((), NUMPY_TYPES[self.quantization.dtype]))
+            zero = self._constant(f"{tensor}.zero", np.zeros((), element_type(self.quantization.dtype).numpy))
             self._add("QuantizeLinear", [tensor, step, zero], f"{tensor}.quantized")  # the zero point says the type
             self._dequantize([f"{tensor}.quantized", step], name)
         return name
@@ -268,7 +260,7 @@ class GraphQuantizer:
 
     def _dequantize(self, inputs: list[str], output: str, **attributes: Any) -> None:
         """To fp16, without a zero point: the parsers of TensorRT 10 refuse one beside an ``output_dtype``."""
-        self._add("DequantizeLinear", inputs, output, output_dtype=ONNX_TYPES["fp16"], **attributes)
+        self._add("DequantizeLinear", inputs, output, output_dtype=ELEMENT_TYPES["fp16"].onnx, **attributes)
 
     def _constant(self, name: str, values: np.ndarray, source: np.ndarray | None = None) -> str:
         if source is not None:
@@ -340,7 +332,7 @@ def parse(
         sources |= quantizer.sources
     if layer_norm != "native":
         load_library()
-        known_plugins = use_plugin(model, folder.config, DTYPES[precision], layer_norm)
+        known_plugins = use_plugin(model, folder.config, ELEMENT_TYPES[precision].trt, layer_norm)
     if model.ByteSize() > LARGEST_MODEL:
         raise UserError(f"{path} is larger than 2 GiB in {precision}; use builder.py, which has no limit")
     parser = plugin_parser(network) if known_plugins else trt.OnnxParser(network, LOGGER)
@@ -375,7 +367,7 @@ def run(args: argparse.Namespace) -> Job:
 
 def run_foreign(args: argparse.Namespace) -> int:
     """A file that somebody else exported. Exits with 0 only if it was compared and agrees."""
-    import foreign_onnx  # brings PyTorch, which other builds need only later
+    from bert_trt import foreign_onnx  # brings PyTorch, which other builds need only later
 
     job = foreign_onnx.run(args)
     foreign_onnx.print_report(job)

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from interrupts import begin_script
-from options import sensitivity_arguments
+from bert_trt.interrupts import begin_script
+from bert_trt.options import sensitivity_arguments
 
 if __name__ == "__main__":
     begin_script(sensitivity_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch is imported
@@ -29,6 +29,21 @@ import torch
 from rich.progress import track
 from rich.table import Table
 
+from bert_trt.comparison import best_words
+from bert_trt.console import UserError, console, log_console, run_script
+from bert_trt.files import atomic_write, check_outputs, make_folder, write_json
+from bert_trt.model_files import ModelFolder
+from bert_trt.network_runner import NetworkRunner
+from bert_trt.options import CACHE_NAME, Settings, has_linear
+from bert_trt.quantization import (
+    BASE_PRECISION,
+    Product,
+    Quantization,
+    encoder_products,
+    in_groups,
+)
+from bert_trt.sentences import Sentence
+from bert_trt.tensorrt_log import TrtLog
 from calibrator import (
     Assemble,
     Calibration,
@@ -43,21 +58,6 @@ from calibrator import (
     read_data,
     spread,
 )
-from common import UserError, check_outputs, console, log_console, make_folder, run_script, write_whole
-from comparison import best_words
-from model_files import ModelFolder
-from network_runner import NetworkRunner
-from options import CACHE_NAME, Settings, has_linear
-from pipeline import write_json
-from quantization import (
-    BASE_PRECISION,
-    Product,
-    Quantization,
-    encoder_products,
-    in_groups,
-)
-from sentences import Sentence
-from trt_helper import TrtLog
 
 EVALUATION_SENTENCES = 64
 CHOICE_SENTENCES = 32
@@ -372,7 +372,7 @@ def plot_ranking(ranking: Sequence[Sensitivity], kind: str, products: Sequence[P
     axis.set(xlabel="encoder layer", ylabel="relative L2 error of the output", title=f"One product alone in {kind}")
     axis.set_ylim(bottom=0)
     axis.legend()
-    with write_whole(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format=path.suffix.removeprefix("."), dpi=120)
     pyplot.close(figure)
 

@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from interrupts import begin_script
+from bert_trt.interrupts import begin_script
 
 TYPE_NAMES: tuple[str, ...] = ("fp16", "bf16", "fp32", "int8")
 
@@ -49,7 +49,8 @@ from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from common import UserError, check_outputs, console, log_console, run_script, write_whole
+from bert_trt.console import UserError, console, log_console, run_script
+from bert_trt.files import atomic_write, check_outputs
 from plugins import reference
 from plugins.measure import graph_times
 from plugins.plugin_host import PluginHost
@@ -205,10 +206,10 @@ def main() -> int:
     console.print(table)
     about = environment(arguments) | {"command": "python " + " ".join(sys.argv)}
     if arguments.json:
-        with write_whole(arguments.json) as file:
+        with atomic_write(arguments.json) as file:
             file.write(json.dumps({"environment": about, "rows": [asdict(row) for row in rows]}, indent=1).encode())
     if arguments.markdown:
-        with write_whole(arguments.markdown) as file:
+        with atomic_write(arguments.markdown) as file:
             file.write(markdown(rows, about).encode())
     return 0
 

@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from interrupts import begin_script
+from bert_trt.interrupts import begin_script
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -44,16 +44,16 @@ import numpy as np
 import torch
 from report import check_results, markdown_table, model_name, print_table, versions, write_results
 
+from bert_trt.comparison import relative_l2
+from bert_trt.console import log_console, run_script
+from bert_trt.model_files import ModelFolder
+from bert_trt.network_runner import NetworkRunner
+from bert_trt.options import BATCHINGS, DEFAULT_DATA, FUSIONS, ONE_SENTENCE, TOLERANCES, SequenceRange
+from bert_trt.sentences import Sentence, load_tokenizer, read_sentences
+from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
-from common import log_console, run_script
-from comparison import relative_l2
 from fill_masks import make_batches
 from model2onnx import load_checkpoint
-from model_files import ModelFolder
-from network_runner import NetworkRunner
-from options import BATCHINGS, DEFAULT_DATA, FUSIONS, ONE_SENTENCE, TOLERANCES, SequenceRange
-from sentences import Sentence, load_tokenizer, read_sentences
-from trt_helper import TrtLog
 
 # What is fused: nothing, each layer alone, and as builder.py does.
 FUSED = {"none": (), **{name: (name,) for name in FUSIONS["all"]}, **FUSIONS}

@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from interrupts import begin_script
+from bert_trt.interrupts import begin_script
 
 WAYS = ("builder.py", "onnx2trt.py")
 
@@ -46,8 +46,9 @@ if __name__ == "__main__":
 
 from rich.table import Table
 
-import tensorrt_product
-from common import UserError, check_outputs, console, log_console, run_script, write_whole
+from bert_trt import tensorrt_product
+from bert_trt.console import UserError, console, log_console, run_script
+from bert_trt.files import atomic_write, check_outputs
 
 
 def build_once(way: str, folder: Path, precision: str) -> dict[str, float]:
@@ -56,10 +57,11 @@ def build_once(way: str, folder: Path, precision: str) -> dict[str, float]:
 
     import builder
     import onnx2trt
-    from model_files import ModelFolder
-    from options import SequenceRange
-    from pipeline import DEFAULT_SEQ_LEN
-    from trt_helper import BuildOptions, TrtLog, build_plan, info_path
+    from bert_trt.model_files import ModelFolder
+    from bert_trt.options import SequenceRange
+    from bert_trt.pipeline import DEFAULT_SEQ_LEN
+    from bert_trt.plan import BuildOptions, build_plan, info_path
+    from bert_trt.tensorrt_log import TrtLog
 
     plan = plan_folder() / f"benchmark.{os.getpid()}.plan"
     options = BuildOptions(SequenceRange(*DEFAULT_SEQ_LEN))
@@ -234,7 +236,7 @@ def main() -> int:
     console.print(table)
     for path, text in ((args.json, json.dumps(results, indent=2) + "\n"), (args.markdown, markdown(results))):
         if path is not None:
-            with write_whole(path) as file:
+            with atomic_write(path) as file:
                 file.write(text.encode())
     return 0
 

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from interrupts import begin_script
+from bert_trt.interrupts import begin_script
 
 SENTENCES = 512
 
@@ -41,14 +41,14 @@ if __name__ == "__main__":
 import torch
 from report import check_results, print_table, versions, write_results
 
+from bert_trt.console import run_script
+from bert_trt.model_files import ModelFolder
+from bert_trt.options import DEFAULT_DATA, Settings
+from bert_trt.sentences import Sentence
+from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
 from calibrator import Subject, read_data
-from common import run_script
 from model2onnx import load_checkpoint
-from model_files import ModelFolder
-from options import DEFAULT_DATA, Settings
-from sentences import Sentence
-from trt_helper import TrtLog
 
 EAGER_SENTENCES = 64  # evenly spread over the others: the CPU is slow
 

@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from interrupts import begin_script
+from bert_trt.interrupts import begin_script
 
 SIZES = ((1, 128), (8, 128), (32, 128))
 
@@ -54,13 +54,13 @@ from report import check_results, markdown_table, print_table, versions, write_r
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
+from bert_trt.console import UserError, log_console, run_script
+from bert_trt.model_files import LENGTHS_NAME, MASK_NAME, BertConfig, ModelFolder, WeightFile
+from bert_trt.network_runner import NetworkRunner
+from bert_trt.options import FUSIONS
+from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
-from common import UserError, log_console, run_script
-from model_files import LENGTHS_NAME, MASK_NAME, BertConfig, ModelFolder, WeightFile
-from network_runner import NetworkRunner
-from options import FUSIONS
 from plugins.measure import graph_times
-from trt_helper import TrtLog
 
 # What is fused: nothing, each layer alone, and as builder.py does. EmbLayerNorm stands before the encoder, and the
 # kernel of TensorRT's own attention is nowhere but in TensorRT.

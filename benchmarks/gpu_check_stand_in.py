@@ -30,9 +30,11 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+from bert_trt import inference, plan
+
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from interrupts import begin_script
+from bert_trt.interrupts import begin_script
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -50,13 +52,14 @@ if __name__ == "__main__":
 import numpy as np
 from rich.table import Table
 
-from common import UserError, console, make_folder, run_script, write_whole
+from bert_trt.console import UserError, console, run_script
+from bert_trt.files import atomic_write, make_folder
 
 try:
     import gpu_check
     import trt_helper
-    from comparison import relative_l2
-    from tensorrt_product import trt
+    from bert_trt.comparison import relative_l2
+    from bert_trt.tensorrt_product import trt
 except ImportError as error:  # InferHelper is made of TensorRT's Python classes
     sys.exit(f"error: nothing can be run: {error}")
 
@@ -157,7 +160,7 @@ def standing_in(engine: StandInEngine | None) -> Iterator[None]:
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda plan: engine)
     with (
         mock.patch.object(trt, "Runtime", lambda logger: runtime),
-        mock.patch.object(trt_helper, "execution_obstacle", lambda: None),
+        mock.patch.object(inference, "execution_obstacle", lambda: None),
     ):
         yield
 
@@ -168,7 +171,7 @@ def check_machine() -> None:
     Raises:
         UserError: something is.
     """
-    obstacle = trt_helper.execution_obstacle()
+    obstacle = inference.execution_obstacle()
     if obstacle is not None and "does not execute on compute capability" not in obstacle:
         raise UserError(f"nothing can be run: {obstacle}")
 
@@ -236,7 +239,7 @@ def check_plugin_alone(checks: Any, out: Path) -> None:
     if work is None:
         return
     engine, turns = work.engine(), (*ROWS, ROWS[0], 77)
-    with standing_in(engine), trt_helper.InferHelper(plan) as helper:
+    with standing_in(engine), inference.InferHelper(plan) as helper:
         with checks.check("infer, fp64") as check:
             for turn, rows in enumerate(turns):
                 inputs = random_inputs(rows, turn)
@@ -253,7 +256,7 @@ def check_plugin_alone(checks: Any, out: Path) -> None:
             check_times(check, helper)
         check_errors(checks, helper, work)
     with standing_in(None), checks.check("error: no engine") as check:
-        expect_error(check, "cannot load the plan", lambda: trt_helper.InferHelper(plan))
+        expect_error(check, "cannot load the plan", lambda: inference.InferHelper(plan))
     with standing_in(engine), checks.check("memory is freed") as check:
         check_memory(check, plan)
 
@@ -313,7 +316,7 @@ def check_memory(check: Any, plan: Path) -> None:
     """Free memory of the GPU after opening and closing many times is what it was after the first time."""
     free, with_buffers = [], 0
     for _ in range(OPENINGS):
-        with trt_helper.InferHelper(plan) as helper:
+        with inference.InferHelper(plan) as helper:
             helper.infer(random_inputs(ROWS[-1], 0))
             cuda = helper._cuda
             with_buffers = cuda.mem_get_info()[0]
@@ -356,7 +359,7 @@ def network_engine(made: Any, seq_len: Any, batch: Any, width: int, on_stream: C
     inputs = [made.network.get_input(index) for index in range(made.network.num_inputs)]
     output = made.network.get_output(0)
     profile = {
-        tensor.name: list(map(tuple, trt_helper.profile_shapes(tensor.name, tuple(tensor.shape), seq_len, batch)))
+        tensor.name: list(map(tuple, plan.profile_shapes(tensor.name, tuple(tensor.shape), seq_len, batch)))
         for tensor in inputs
     }
     types = {tensor.name: tensor.dtype for tensor in [*inputs, output]}
@@ -428,7 +431,7 @@ def main() -> int:
         """Adds checks to the file, which is there whatever a later part does."""
         found.update({f"{name}: {key}": check for key, check in part.items()})
         report["checks"] = {key: asdict(check) for key, check in found.items()}
-        with write_whole(args.json) as file:
+        with atomic_write(args.json) as file:
             file.write((json.dumps(report, indent=2) + "\n").encode())
 
     keep("SkipLayerNorm", whatever_happens(args.out_dir, check_plugin_alone))

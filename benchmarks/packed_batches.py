@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from interrupts import begin_script
+from bert_trt.interrupts import begin_script
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -38,15 +38,15 @@ import numpy as np
 import torch
 from report import check_results, markdown_table, print_table, versions, write_results
 
+from bert_trt.console import UserError, run_script
+from bert_trt.model_files import ModelFolder
+from bert_trt.network_runner import NetworkRunner
+from bert_trt.options import DEFAULT_DATA, FUSIONS
+from bert_trt.packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch
+from bert_trt.sentences import load_tokenizer, read_sentences
+from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
-from common import UserError, run_script
-from model_files import ModelFolder
-from network_runner import NetworkRunner
-from options import DEFAULT_DATA, FUSIONS
-from packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch
 from plugins.measure import graph_times
-from sentences import load_tokenizer, read_sentences
-from trt_helper import TrtLog
 
 MIX = 64  # sentences of the calibration text
 SEQUENCES = 32  # of a batch of the mix

@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from interrupts import begin_script
+from bert_trt.interrupts import begin_script
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -41,14 +41,14 @@ if __name__ == "__main__":
 import torch
 from report import check_results, markdown_table, model_name, print_table, versions, write_results
 
+from bert_trt.console import log_console, run_script
+from bert_trt.model_files import ModelFolder
+from bert_trt.options import DEFAULT_DATA, METHODS, Settings
+from bert_trt.sentences import Sentence, read_sentences
+from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
 from calibrator import Subject, choose_ranges, load_tokenizer, read_data, spread
-from common import log_console, run_script
-from model_files import ModelFolder
-from options import DEFAULT_DATA, METHODS, Settings
 from sensitivity import Evaluation, calibrate_best, quantization_of
-from sentences import Sentence, read_sentences
-from trt_helper import TrtLog
 
 COUNTS = (8, 32, 128, 512)
 STRENGTHS = (None, 0.7)

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from interrupts import begin_script
+from bert_trt.interrupts import begin_script
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,14 +36,15 @@ if __name__ == "__main__":
 
 from report import check_results, markdown_table, print_table, versions, write_results
 
+from bert_trt.console import log_console, run_script
+from bert_trt.model_files import ModelFolder
+from bert_trt.options import DEFAULT_DATA, SequenceRange, Settings
+from bert_trt.plan import BuildOptions, build_plan
+from bert_trt.quantization import Quantization, inspect
+from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
 from calibrator import Subject, calibrate, read_data
-from common import log_console, run_script
-from model_files import ModelFolder
-from options import DEFAULT_DATA, SequenceRange, Settings
-from quantization import Quantization, inspect
 from sensitivity import quantization_of
-from trt_helper import BuildOptions, TrtLog, build_plan
 
 HEADINGS = (
     "precision",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from interrupts import begin_script
+from bert_trt.interrupts import begin_script
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -33,7 +33,8 @@ if __name__ == "__main__":
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
-from common import console, make_folder, run_script
+from bert_trt.console import console, run_script
+from bert_trt.files import make_folder
 from model2onnx import quiet_libraries
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -15,9 +15,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from rich.table import Table
 
-import tensorrt_product
-from common import check_outputs, console, write_whole
-from model_files import FILE_NAMES, ModelFolder
+from bert_trt import tensorrt_product
+from bert_trt.console import console
+from bert_trt.files import atomic_write, check_outputs
+from bert_trt.model_files import FILE_NAMES, ModelFolder
 
 
 def versions(device: str) -> dict[str, str]:
@@ -75,5 +76,5 @@ def write_results(
     """
     for path, text in ((json_path, json.dumps(record, indent=2)), (markdown_path, "\n".join(lines))):
         if path is not None:
-            with write_whole(path) as file:
+            with atomic_write(path) as file:
                 file.write(f"{text}\n".encode())

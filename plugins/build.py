@@ -31,8 +31,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import UserError, run_script
-from progress import run_with_progress
+from bert_trt.console import UserError, run_script
+from bert_trt.progress import run_with_progress
 
 PLUGINS = Path(__file__).resolve().parent
 BUILD_DIR = PLUGINS / "build"

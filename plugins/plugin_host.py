@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common import UserError
+from bert_trt.console import UserError
 from plugins import build
 
 if TYPE_CHECKING:

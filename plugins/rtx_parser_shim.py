@@ -16,7 +16,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from common import make_folder
+from bert_trt.files import make_folder
 from plugins.build import BUILD_DIR_VARIABLE, BuildError, build_dir
 
 SHIM = "libtensorrt_rtx.so"

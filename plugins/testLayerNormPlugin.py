@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from interrupts import begin_script
+from bert_trt.interrupts import begin_script
 
 KERNELS = ("basic", "fused", "fast")
 TYPE_NAMES: tuple[str, ...] = ("fp32", "fp16", "bf16")
@@ -64,7 +64,8 @@ if __name__ == "__main__":
 import torch
 from torch.nn import functional
 
-from common import UserError, check_outputs, run_script, write_whole
+from bert_trt.console import UserError, run_script
+from bert_trt.files import atomic_write, check_outputs
 from plugins import build, reference
 from plugins.plugin_host import Plugin, PluginHost, TensorSpec
 
@@ -102,9 +103,10 @@ def layer_norm_model(kernel: str, type_name: str, hidden: int = 768) -> bytes:
 
 def build_engine(model: bytes, library: Path, hidden: int = 768) -> tuple[bytes | None, list[str]]:
     """A plan of a model with plugins, or None; and the errors that TensorRT and the plugin logged."""
-    from plugin_layers import load_library, plugin_parser
-    from tensorrt_product import trt
-    from trt_helper import TrtLog, create_builder
+    from bert_trt.plan import create_builder
+    from bert_trt.plugin_layers import load_library, plugin_parser
+    from bert_trt.tensorrt_log import TrtLog
+    from bert_trt.tensorrt_product import trt
 
     load_library(library)
     log = TrtLog()
@@ -124,7 +126,7 @@ def build_engine(model: bytes, library: Path, hidden: int = 768) -> tuple[bytes 
 def check_registry(library: Path, kernels: tuple[str, ...]) -> list[str]:
     """Builds one-layer engines in the real TensorRT. Returns what went wrong."""
     try:
-        from tensorrt_product import IS_RTX, describe
+        from bert_trt.tensorrt_product import IS_RTX, describe
     except ImportError as error:
         print(f"TensorRT: not checked: {error}")
         return []
@@ -406,7 +408,7 @@ def plot(timings: list[Timing], about: dict[str, str], path: Path) -> None:
     panels[0][0].legend()
     figure.suptitle(f"{about['gpu']}, driver {about['driver']}, PyTorch {about['torch']}")
     figure.tight_layout()
-    with write_whole(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, dpi=110, format=path.suffix[1:] or "png")
 
 
@@ -421,7 +423,7 @@ def benchmark(host: PluginHost, arguments: argparse.Namespace, types: tuple[str,
     print_table(timings)
     if arguments.json:
         document = {"environment": about, "timings": [asdict(timing) for timing in timings]}
-        with write_whole(arguments.json) as file:
+        with atomic_write(arguments.json) as file:
             file.write((json.dumps(document, indent=1) + "\n").encode())
     if arguments.plot:
         plot(timings, about, arguments.plot)

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, settings
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizer
 
 import model2onnx
-from common import run_script
-from options import DEFAULT_TEXT
+from bert_trt.console import run_script
+from bert_trt.options import DEFAULT_TEXT
 
 ROOT = Path(__file__).parent.parent
 # How long an example takes says something of the machine, which others may be using, and nothing of the code.

@@ -106,7 +106,11 @@ def _root(node: ast.AST) -> str | None:
 
 def sources() -> dict[Path, ast.Module]:
     """The project's files that use TensorRT, parsed."""
-    paths = [path for pattern in ("*.py", "plugins/*.py", "benchmarks/*.py") for path in sorted(ROOT.glob(pattern))]
+    paths = [
+        path
+        for pattern in ("*.py", "bert_trt/**/*.py", "plugins/*.py", "benchmarks/*.py")
+        for path in sorted(ROOT.glob(pattern))
+    ]
     texts = {path: path.read_text(encoding="utf-8") for path in paths}
     uses = re.compile(r"\b(?:tensorrt_product|trt_helper|plugin_layers)\b")
     return {path: ast.parse(text) for path, text in texts.items() if uses.search(text)}

@@ -21,12 +21,12 @@ from transformers import BertForMaskedLM
 
 import builder
 import model2onnx
-from builder import fused_layers
-from common import UserError
-from comparison import relative_l2
-from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
-from network_runner import NetworkRunner
-from options import (
+from bert_trt.comparison import relative_l2
+from bert_trt.console import UserError
+from bert_trt.inference import check_in_profile
+from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
+from bert_trt.network_runner import NetworkRunner
+from bert_trt.options import (
     BATCHINGS,
     DEFAULT_TEXT,
     FUSED_LAYERS,
@@ -37,25 +37,20 @@ from options import (
     SequenceRange,
     add_common_arguments,
 )
-from packing import Limits, check_batch, pack, pad, scatter
-from pipeline import Job
-from plugins import build
-from quantization import (
+from bert_trt.packing import Limits, check_batch, pack, pad, scatter
+from bert_trt.pipeline import Job
+from bert_trt.plan import BuildOptions, build_plan, check_plan, read_info
+from bert_trt.quantization import (
     Quantization,
     encoder_products,
     in_groups,
     inspect,
     range_name,
 )
-from tensorrt_product import trt
-from trt_helper import (
-    BuildOptions,
-    TrtLog,
-    build_plan,
-    check_in_profile,
-    check_plan,
-    read_info,
-)
+from bert_trt.tensorrt_log import TrtLog
+from bert_trt.tensorrt_product import trt
+from builder import fused_layers
+from plugins import build
 
 POSITIONS = 64  # of the fixture's checkpoint
 LENGTHS = (7, 64, 1, 33, 2, 16)  # one token, the whole position table, both sides of a power of two

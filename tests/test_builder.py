@@ -19,15 +19,15 @@ import builder
 import demo
 import model2onnx
 import onnx2trt
-import pipeline
-import tensorrt_product
-from calibrator import Subject, calibrate, read_data
-from common import UserError
-from comparison import relative_l2
-from model_files import INPUT_NAMES, MASK_NAME, ModelFolder, load_onnx
-from network_runner import NetworkRunner, read_layer
-from options import DEFAULT_DATA, DEFAULT_TEXT, GROUPS, LINEAR_GROUPS, TOLERANCES, SequenceRange, Settings
-from quantization import (
+from bert_trt import pipeline, plan, tensorrt_product
+from bert_trt.comparison import relative_l2
+from bert_trt.console import UserError
+from bert_trt.element_types import ELEMENT_TYPES
+from bert_trt.model_files import INPUT_NAMES, MASK_NAME, ModelFolder, load_onnx
+from bert_trt.network_runner import NetworkRunner, read_layer
+from bert_trt.options import DEFAULT_DATA, DEFAULT_TEXT, GROUPS, LINEAR_GROUPS, TOLERANCES, SequenceRange, Settings
+from bert_trt.plan import BuildOptions, build_plan, check_plan
+from bert_trt.quantization import (
     MEASURABLE_BYTES,
     Quantization,
     check_quantized,
@@ -35,10 +35,11 @@ from quantization import (
     in_groups,
     inspect,
 )
+from bert_trt.sentences import load_tokenizer
+from bert_trt.tensorrt_log import TrtLog
+from bert_trt.tensorrt_product import trt
+from calibrator import Subject, calibrate, read_data
 from sensitivity import quantization_of
-from sentences import load_tokenizer
-from tensorrt_product import trt
-from trt_helper import NUMPY_TYPES, QUANTIZED_TYPES, BuildOptions, TrtLog, build_plan, check_plan
 
 
 def api_runner(folder, precision="fp32", gelu=None, **options):
@@ -158,7 +159,7 @@ def test_around_wide_operators_the_graph_is_cast_to_fp32_and_back(model_dir, pre
         before = made_by[node.input[0]]
         after = [other for other in model.graph.node if node.output[0] in other.input]
         assert (before.op_type, before.attribute[0].i) == ("Cast", onnx.TensorProto.FLOAT)
-        assert [(one.op_type, one.attribute[0].i) for one in after] == [("Cast", onnx2trt.ONNX_TYPES[precision])]
+        assert [(one.op_type, one.attribute[0].i) for one in after] == [("Cast", ELEMENT_TYPES[precision].onnx)]
 
 
 def test_decomposed_gelu_is_the_erf_gelu_in_elementary_layers(model_dir):
@@ -468,7 +469,7 @@ def test_no_zero_point_stands_beside_an_output_type(model_dir, sentence_file, mo
     onnx2trt.parse(folder, kind, TrtLog(), quantization=quantization)
     (graph,) = (model.graph for model in parsed)
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    narrow = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(NUMPY_TYPES[QUANTIZED_TYPES[kind]]))
+    narrow = onnx.helper.np_dtype_to_tensor_dtype(ELEMENT_TYPES[kind].numpy)
     dequantized = [node for node in graph.node if node.op_type == "DequantizeLinear"]
     quantized = [node for node in graph.node if node.op_type == "QuantizeLinear"]
     assert len(dequantized) > len(quantized) > 0
@@ -686,7 +687,7 @@ def ends_here(where: str):
 @pytest.mark.parametrize("main", [builder.main, onnx2trt.main], ids=["builder.py", "onnx2trt.py"])
 def test_missing_bindings_are_told_before_the_build(in_process: InProcess, model_dir, tmp_path, monkeypatch, main):
     monkeypatch.setattr(pipeline, "warn_of_missing_bindings", ends_here("the warning"))
-    monkeypatch.setattr(pipeline, "build_plan", ends_here("the build"))
+    monkeypatch.setattr(plan, "build_plan", ends_here("the build"))
     done = in_process(main, "--model-dir", model_dir, "--plan", tmp_path / "p.plan")
     assert "ended in the warning" in done.err
 

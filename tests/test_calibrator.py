@@ -20,6 +20,14 @@ from transformers import BertForMaskedLM
 
 import calibrator
 import model2onnx
+from bert_trt.console import UserError
+from bert_trt.element_types import ELEMENT_TYPES
+from bert_trt.model_files import MASK_NAME, ModelFolder
+from bert_trt.network_runner import NetworkRunner
+from bert_trt.options import GROUPS, LINEAR_GROUPS, METHODS, QUANTIZED_PRECISIONS, Settings
+from bert_trt.quantization import encoder_products, in_groups
+from bert_trt.sentences import Sentence, load_tokenizer
+from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
 from calibrator import (
     BATCH_TOKENS,
@@ -41,13 +49,6 @@ from calibrator import (
     tensors_of,
     write_cache,
 )
-from common import UserError
-from model_files import MASK_NAME, ModelFolder
-from network_runner import NetworkRunner
-from options import GROUPS, LINEAR_GROUPS, METHODS, Settings
-from quantization import encoder_products, in_groups
-from sentences import Sentence, load_tokenizer
-from trt_helper import QUANTIZED_MAXIMA, QUANTIZED_TYPES, TrtLog
 
 BIN = 2.0 / BINS  # a bin's width, relative to the largest value: the limit is at most twice that
 
@@ -119,7 +120,9 @@ HARD = {
     "tiny": random(1000, scale=1e-12),
     "huge": random(1000, scale=1e30),
 }
-VALID = [(method, kind) for method in METHODS for kind in QUANTIZED_TYPES if (method, kind) != ("entropy", "fp8")]
+VALID = [
+    (method, kind) for method in METHODS for kind in QUANTIZED_PRECISIONS if (method, kind) != ("entropy", "fp8")
+]
 
 
 @pytest.mark.parametrize(("method", "kind"), VALID)
@@ -201,13 +204,13 @@ def test_entropy_is_near_onnx_runtimes(case):
 
 def brute_force_error(values: np.ndarray, largest: float, kind: str) -> float:
     """Sum of squared errors of the values themselves, quantized and dequantized."""
-    top = QUANTIZED_MAXIMA[QUANTIZED_TYPES[kind]]
+    top = ELEMENT_TYPES[kind].largest
     scaled = np.clip(values.astype(np.float64) / (largest / top), -top, top)
     rounded = np.rint(scaled) if kind == "int8" else scaled.astype(ml_dtypes.float8_e4m3fn).astype(np.float64)
     return float(np.sum((rounded * (largest / top) - values) ** 2))
 
 
-@pytest.mark.parametrize("kind", QUANTIZED_TYPES)
+@pytest.mark.parametrize("kind", QUANTIZED_PRECISIONS)
 @pytest.mark.parametrize(
     "case", ["normal", "heavy tails", "three planted outliers", "half of it zero, as after GELU"]
 )

@@ -27,12 +27,12 @@ from transformers.activations import ACT2FN
 import builder
 import model2onnx
 import onnx2trt
-from common import UserError
-from comparison import relative_l2
-from model_files import ACTIVATIONS, CONFIG_NAME, DATA_NAME, ONNX_NAME, BertConfig, ModelFolder
-from network_runner import NetworkRunner
-from options import TOLERANCES
-from trt_helper import TrtLog
+from bert_trt.comparison import relative_l2
+from bert_trt.console import UserError
+from bert_trt.model_files import ACTIVATIONS, CONFIG_NAME, DATA_NAME, ONNX_NAME, BertConfig, ModelFolder
+from bert_trt.network_runner import NetworkRunner
+from bert_trt.options import TOLERANCES
+from bert_trt.tensorrt_log import TrtLog
 
 TEXT = "the capital of france is [MASK]"
 HIDDEN, WORDS = 16, 71

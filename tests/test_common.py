@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-import common
-from common import UserError, make_folder, write_together, write_whole
+from bert_trt import console
+from bert_trt.console import UserError
+from bert_trt.files import atomic_folder, atomic_write, make_folder
 
 ROOT = Path(__file__).parent.parent
 OLD = b"the old file"
@@ -34,11 +35,11 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-# --- write_whole ------------------------------------------------------------------------------------------
+# --- atomic_write ------------------------------------------------------------------------------------------
 
 
 def test_a_new_file_appears_with_its_content_and_nothing_beside_it(tmp_path):
-    with write_whole(tmp_path / "plan") as file:
+    with atomic_write(tmp_path / "plan") as file:
         file.write(b"content")
     assert (tmp_path / "plan").read_bytes() == b"content"
     assert names_in(tmp_path) == ["plan"]
@@ -47,7 +48,7 @@ def test_a_new_file_appears_with_its_content_and_nothing_beside_it(tmp_path):
 def test_the_old_file_stands_until_the_new_one_is_complete(tmp_path):
     path = tmp_path / "plan"
     path.write_bytes(OLD)
-    with write_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"new")
         file.flush()
         assert path.read_bytes() == OLD
@@ -58,7 +59,7 @@ def test_the_old_file_stands_until_the_new_one_is_complete(tmp_path):
 def test_an_exception_inside_the_block_passes_and_leaves_the_old_file(tmp_path, error):
     path = tmp_path / "plan"
     path.write_bytes(OLD)
-    with pytest.raises(type(error)) as raised, write_whole(path) as file:
+    with pytest.raises(type(error)) as raised, atomic_write(path) as file:
         file.write(b"half of the new")
         raise error
     assert raised.value is error
@@ -67,14 +68,14 @@ def test_an_exception_inside_the_block_passes_and_leaves_the_old_file(tmp_path, 
 
 
 def test_an_exception_inside_the_block_leaves_no_file_where_there_was_none(tmp_path):
-    with pytest.raises(ValueError, match="a bug"), write_whole(tmp_path / "plan") as file:
+    with pytest.raises(ValueError, match="a bug"), atomic_write(tmp_path / "plan") as file:
         file.write(b"half")
         raise ValueError("a bug")
     assert names_in(tmp_path) == []
 
 
 def test_an_error_about_another_file_is_not_blamed_on_this_one(tmp_path):
-    with pytest.raises(FileNotFoundError, match="elsewhere"), write_whole(tmp_path / "plan"):
+    with pytest.raises(FileNotFoundError, match="elsewhere"), atomic_write(tmp_path / "plan"):
         (tmp_path / "elsewhere").read_bytes()
     assert names_in(tmp_path) == []
 
@@ -84,9 +85,10 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_keeps_the_old_one(tmp_p
     path.write_bytes(OLD)
     code = f"""
 from pathlib import Path
-from common import run_script, write_whole
+from bert_trt.console import run_script
+from bert_trt.files import atomic_write
 def main():
-    with write_whole(Path({str(path)!r})) as file:
+    with atomic_write(Path({str(path)!r})) as file:
         for _ in range(100):
             file.write(bytes(1000))
     return 0
@@ -110,7 +112,7 @@ def test_a_full_device_is_an_error_and_is_never_replaced_by_a_file(tmp_path):
         device.open("wb").close()
     except PermissionError:
         pytest.skip("device files cannot be made here")
-    with pytest.raises(UserError) as raised, write_whole(device) as file:
+    with pytest.raises(UserError) as raised, atomic_write(device) as file:
         file.write(b"x")
     assert f"cannot write {device}: No space left on device; free some space" in str(raised.value)
     assert device.is_char_device()
@@ -121,7 +123,7 @@ def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    with write_whole(pipe) as file:
+    with atomic_write(pipe) as file:
         file.write(b"answer")
     assert os.read(reader, 100) == b"answer"
     os.close(reader)
@@ -129,8 +131,8 @@ def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path):
 
 
 def test_standard_output_can_be_named_as_the_file():
-    code = "from pathlib import Path\nfrom common import write_whole\n"
-    code += "with write_whole(Path('/dev/stdout')) as file: file.write(b'answer')"
+    code = "from pathlib import Path\nfrom bert_trt.files import atomic_write\n"
+    code += "with atomic_write(Path('/dev/stdout')) as file: file.write(b'answer')"
     answer = run_code(code)
     assert (answer.returncode, answer.stdout) == (0, "answer")
 
@@ -140,7 +142,7 @@ def test_a_link_stays_a_link_and_its_target_is_replaced(tmp_path):
     target, link = tmp_path / "elsewhere" / "target", tmp_path / "link"
     target.write_bytes(OLD)
     link.symlink_to(target)
-    with write_whole(link) as file:
+    with atomic_write(link) as file:
         file.write(b"new")
     assert link.is_symlink()
     assert target.read_bytes() == b"new"
@@ -149,7 +151,7 @@ def test_a_link_stays_a_link_and_its_target_is_replaced(tmp_path):
 
 def test_a_missing_folder_is_named_with_the_remedy(tmp_path):
     path = tmp_path / "missing" / "plan"
-    with pytest.raises(UserError) as raised, write_whole(path):
+    with pytest.raises(UserError) as raised, atomic_write(path):
         pass
     assert f"cannot write {path}: No such file or directory; create the folder {path.parent} first" in str(
         raised.value
@@ -167,7 +169,7 @@ def test_a_missing_folder_is_named_with_the_remedy(tmp_path):
 def test_a_path_that_cannot_be_a_file_is_an_error_that_names_it(tmp_path, name, told):
     (tmp_path / "file").write_bytes(OLD)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError) as raised, write_whole(tmp_path / name):
+    with pytest.raises(UserError) as raised, atomic_write(tmp_path / name):
         pytest.fail("the block must not run")
     assert str(raised.value).startswith(f"cannot write {tmp_path / name}: {told}; ")
     assert "name another" in str(raised.value)
@@ -176,14 +178,14 @@ def test_a_path_that_cannot_be_a_file_is_an_error_that_names_it(tmp_path, name, 
 
 @pytest.mark.parametrize("path", [Path("/"), Path()])
 def test_a_folder_without_a_name_is_an_error_as_well(path):
-    with pytest.raises(UserError, match="Is a directory"), write_whole(path):
+    with pytest.raises(UserError, match="Is a directory"), atomic_write(path):
         pass
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission_is_an_error_with_the_remedy(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="choose a place that you may write to"), write_whole(tmp_path / "plan"):
+    with pytest.raises(UserError, match="choose a place that you may write to"), atomic_write(tmp_path / "plan"):
         pass
 
 
@@ -206,7 +208,7 @@ def test_make_folder_names_what_is_in_the_way(tmp_path):
 def test_files_written_together_replace_the_old_ones_and_leave_the_others(tmp_path):
     (tmp_path / "a").write_bytes(OLD)
     (tmp_path / "timing.cache").write_bytes(OLD)
-    with write_together(tmp_path) as new:
+    with atomic_folder(tmp_path) as new:
         (new / "a").write_bytes(b"new a")
         (new / "b").write_bytes(b"new b")
         assert (tmp_path / "a").read_bytes() == OLD
@@ -217,7 +219,7 @@ def test_files_written_together_replace_the_old_ones_and_leave_the_others(tmp_pa
 
 def test_none_of_the_files_written_together_appears_after_a_failure(tmp_path):
     (tmp_path / "a").write_bytes(OLD)
-    with pytest.raises(ValueError, match="a bug"), write_together(tmp_path) as new:
+    with pytest.raises(ValueError, match="a bug"), atomic_folder(tmp_path) as new:
         (new / "a").write_bytes(b"new a")
         raise ValueError("a bug")
     assert names_in(tmp_path) == ["a"]
@@ -229,7 +231,7 @@ def test_none_of_the_files_written_together_appears_after_a_failure(tmp_path):
 
 @pytest.mark.parametrize("code", [0, 1, 3])
 def test_the_exit_code_is_what_main_returns(code):
-    assert run_code(f"from common import run_script\nrun_script(lambda: {code})").returncode == code
+    assert run_code(f"from bert_trt.console import run_script\nrun_script(lambda: {code})").returncode == code
 
 
 LITERAL = (
@@ -242,7 +244,7 @@ def test_a_user_error_is_one_literal_line_without_a_traceback_and_exit_code_1(en
     code = f"""
 import sys
 sys.stderr.reconfigure(encoding={encoding!r})
-from common import UserError, run_script
+from bert_trt.console import UserError, run_script
 def main():
     raise UserError({LITERAL!r})
 run_script(main)
@@ -254,27 +256,29 @@ run_script(main)
 
 
 def test_a_warning_is_one_literal_line_on_standard_error():
-    answer = run_code(f"from common import warn\nwarn({LITERAL!r})")
+    answer = run_code(f"from bert_trt.console import warn\nwarn({LITERAL!r})")
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", f"warning: {LITERAL}\n")
 
 
 def test_a_long_message_is_not_broken_into_lines():
     message = "weight " * 200
     answer = run_code(
-        f"from common import UserError, run_script\ndef main(): raise UserError({message!r})\nrun_script(main)"
+        f"from bert_trt.console import UserError, run_script\ndef main(): raise UserError({message!r})\nrun_script(main)"
     )
     assert answer.stderr == f"error: {message}\n"
 
 
 def test_a_bug_is_not_hidden():
-    answer = run_code("from common import run_script\nrun_script(lambda: 1 // 0)")
+    answer = run_code("from bert_trt.console import run_script\nrun_script(lambda: 1 // 0)")
     assert answer.returncode == 1
     assert "Traceback" in answer.stderr
     assert "ZeroDivisionError" in answer.stderr
 
 
 def test_an_interrupt_ends_with_130_and_without_a_traceback():
-    answer = run_code("from common import run_script\ndef main(): raise KeyboardInterrupt\nrun_script(main)")
+    answer = run_code(
+        "from bert_trt.console import run_script\ndef main(): raise KeyboardInterrupt\nrun_script(main)"
+    )
     assert (answer.returncode, answer.stderr) == (130, "interrupted\n")
 
 
@@ -285,7 +289,8 @@ PRINTS = """
 import sys
 from pathlib import Path
 from rich.table import Table
-from common import console, log_console, run_script, warn, write_whole
+from bert_trt.console import console, log_console, run_script, warn
+from bert_trt.files import atomic_write
 def main():
     table = Table(title="caf\\u00e9 \\u2192 \\udcff")
     table.add_column("word")
@@ -295,7 +300,7 @@ def main():
         warn("\\u00e9 \\udcff")
     for number in range(20_000):
         print("line", number)
-    with write_whole(Path(sys.argv[1])) as file:
+    with atomic_write(Path(sys.argv[1])) as file:
         file.write(b"whole")
     return int(sys.argv[2])
 run_script(main)
@@ -327,7 +332,7 @@ def test_with_closed_streams_the_work_is_done_and_the_code_is_that_of_the_result
 
 def test_what_a_library_writes_to_a_closed_standard_output_does_not_get_into_a_file(tmp_path):
     """The lowest free number would be 1, and the next file that is opened would get it."""
-    code = "import os\nfrom common import run_script\ndef main():\n    file = open('file', 'wb')\n"
+    code = "import os\nfrom bert_trt.console import run_script\ndef main():\n    file = open('file', 'wb')\n"
     code += "    os.write(1, b'from C')\n    os.write(2, b'from C')\n    return file.fileno()\nrun_script(main)"
     (tmp_path / "writes.py").write_text(code)
     command = ["bash", "-c", f"{sys.executable} writes.py <&- >&- 2>&-"]
@@ -377,7 +382,7 @@ def test_where_only_ascii_can_be_written_other_characters_are_escaped(tmp_path, 
 
 
 def test_a_name_that_is_no_utf8_is_shown_with_escapes_in_an_error():
-    told = run_code("from common import *\ndef main(): raise UserError('no bad\\udcff')\nrun_script(main)")
+    told = run_code("from bert_trt.console import *\ndef main(): raise UserError('no bad\\udcff')\nrun_script(main)")
     assert (told.returncode, told.stderr) == (1, "error: no bad\\udcff\n")
 
 
@@ -387,7 +392,7 @@ def test_a_name_that_is_no_utf8_is_shown_with_escapes_in_an_error():
 )
 def test_help_and_wrong_usage_end_like_everything_else(tmp_path, rest, code):
     (tmp_path / "script.py").write_text(
-        "import argparse\nfrom common import run_script\n"
+        "import argparse\nfrom bert_trt.console import run_script\n"
         "def main():\n    argparse.ArgumentParser().parse_args()\n    return 0\nrun_script(main)"
     )
     arguments = "--help" if "--wrong" not in rest else ""
@@ -413,13 +418,13 @@ def test_every_script_runs_by_run_script(name):
 @pytest.mark.parametrize(("kind", "shown"), [("UserError", "error: [told] \n"), ("ValueError", "Traceback")])
 def test_a_users_error_while_modules_are_imported_has_no_traceback(kind, shown):
     """Before ``run_script`` is there; every other error is shown as Python does."""
-    code = f"import common; from common import UserError; raise {kind}('[told] ')"
+    code = f"import common; from bert_trt.console import UserError; raise {kind}('[told] ')"
     done = run_code(code)
     assert done.returncode == 1
     assert done.stderr.startswith(shown)
 
 
 def test_notes_and_warnings_go_to_standard_error_as_they_are(capsys):
-    common.note("[one] " + "x" * 200)
-    common.warn("[two]")
+    console.note("[one] " + "x" * 200)
+    console.warn("[two]")
     assert capsys.readouterr().err == f"note: [one] {'x' * 200}\nwarning: [two]\n"

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from comparison import (
+from bert_trt.comparison import (
     SequenceError,
     compare_sequences,
     reference_batches,
@@ -15,8 +15,8 @@ from comparison import (
     sequence_reasons,
     together,
 )
-from model_files import LENGTHS_NAME, MASK_NAME, ReferenceSequence
-from options import TOLERANCES, SequenceRange
+from bert_trt.model_files import LENGTHS_NAME, MASK_NAME, ReferenceSequence
+from bert_trt.options import TOLERANCES, SequenceRange
 
 WIDTH = 3
 SHAPES = {"single": (1, -1), "padded": (-1, -1), "packed": (-1,)}

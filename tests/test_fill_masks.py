@@ -21,22 +21,17 @@ from transformers import AutoTokenizer, BertForMaskedLM
 import builder
 import fill_masks
 import model2onnx
-import pipeline
-from common import UserError, run_script
+from bert_trt import pipeline
+from bert_trt.console import UserError, run_script
+from bert_trt.inference import check_in_profile, execution_obstacle
+from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
+from bert_trt.network_runner import NetworkRunner
+from bert_trt.options import BATCHINGS, FUSIONS, ONE_SENTENCE, SequenceRange
+from bert_trt.packing import check_batch
+from bert_trt.plan import info_path, profile_shapes, read_info
+from bert_trt.sentences import Sentence
+from bert_trt.tensorrt_log import TrtLog
 from fill_masks import fill_file, make_batches, ranges_of_plan, read_source
-from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
-from network_runner import NetworkRunner
-from options import BATCHINGS, FUSIONS, ONE_SENTENCE, SequenceRange
-from packing import check_batch
-from sentences import Sentence
-from trt_helper import (
-    TrtLog,
-    check_in_profile,
-    execution_obstacle,
-    info_path,
-    profile_shapes,
-    read_info,
-)
 
 SEQ_LEN, BATCH = SequenceRange(1, 8, 24), SequenceRange(1, 2, 3)
 COMBINATIONS = [(batching, fusion) for batching in BATCHINGS for fusion in ("none", "plugins")]  # in fp32

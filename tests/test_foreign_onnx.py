@@ -22,15 +22,14 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
 
 import builder
-import network_runner
 import onnx2trt
-import onnx_precision
-from common import UserError
-from foreign_onnx import ForeignModel, output_error, parse_foreign
-from network_runner import NetworkRunner
-from onnx_precision import NarrowGraph
-from options import TOLERANCES, SequenceRange
-from trt_helper import TrtLog
+from bert_trt import network_runner, onnx_precision
+from bert_trt.console import UserError
+from bert_trt.foreign_onnx import ForeignModel, output_error, parse_foreign
+from bert_trt.network_runner import NetworkRunner
+from bert_trt.onnx_precision import NarrowGraph
+from bert_trt.options import TOLERANCES, SequenceRange
+from bert_trt.tensorrt_log import TrtLog
 
 USUAL = ("input_ids", "attention_mask", "token_type_ids")
 VOCABULARY, POSITIONS = 60, 64

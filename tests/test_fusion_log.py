@@ -2,8 +2,8 @@
 
 import pytest
 
-from common import UserError
-from fusion_log import read_fusions
+from bert_trt.console import UserError
+from bert_trt.fusion_log import read_fusions
 
 PARTS = ["bert.encoder.layer.1.act.gelu_erf", "bert.encoder.layer.1.act", "bert.encoder.layer.11.act"]
 

@@ -25,18 +25,18 @@ from plugin_build_for_tests import built_plugins
 from test_infer_helper import FakeCuda
 
 import gpu_check
-import trt_helper
-from common import UserError
-from comparison import SequenceError
+from bert_trt import inference
+from bert_trt.comparison import SequenceError
+from bert_trt.console import UserError
+from bert_trt.model_files import ModelFolder
+from bert_trt.options import BATCHINGS, FUSIONS, TOLERANCES, SequenceRange
+from bert_trt.tensorrt_log import TrtLog
 from gpu_check import COLUMNS, SIZES, Check, Checks, Combination, Step
-from model_files import ModelFolder
-from options import BATCHINGS, FUSIONS, TOLERANCES, SequenceRange
-from trt_helper import TrtLog
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 stand_in = importlib.import_module("gpu_check_stand_in")
-TIME_ON_STREAM = trt_helper.time_on_stream
+TIME_ON_STREAM = inference.time_on_stream
 PACKED = Combination("none", "packed", "fp32")
 
 
@@ -258,8 +258,8 @@ def cuda(monkeypatch):
     package.__dict__["driver"] = fake
     monkeypatch.setitem(sys.modules, "pycuda", package)
     monkeypatch.setitem(sys.modules, "pycuda.driver", fake)
-    monkeypatch.setattr(trt_helper, "captured_graph", eager_graph)
-    monkeypatch.setattr(trt_helper, "time_on_stream", lambda *arguments: [0.25, 0.5, 0.25])
+    monkeypatch.setattr(inference, "captured_graph", eager_graph)
+    monkeypatch.setattr(inference, "time_on_stream", lambda *arguments: [0.25, 0.5, 0.25])
     return fake
 
 
@@ -366,7 +366,7 @@ def test_a_graph_that_does_nothing_is_seen(gpu, monkeypatch):
     def empty(handle: int, enqueue: Any) -> Iterator[Any]:
         yield lambda: None
 
-    monkeypatch.setattr(trt_helper, "captured_graph", empty)
+    monkeypatch.setattr(inference, "captured_graph", empty)
     found = gpu.execute(gpu_check.execute_step)
     assert found["graph"].status == "wrong"
     assert found["pytorch"].status == "ok"
@@ -387,7 +387,7 @@ def test_a_graph_of_another_shape_is_seen(gpu, monkeypatch):
 
         yield replay
 
-    monkeypatch.setattr(trt_helper, "captured_graph", stale)
+    monkeypatch.setattr(inference, "captured_graph", stale)
     check = gpu.execute(gpu_check.execute_step)["graph"]
     assert check.status == "wrong"
     assert "at the typical size" in check.reason
@@ -397,7 +397,7 @@ def test_an_error_in_the_middle_does_not_end_the_step(gpu, monkeypatch):
     def refuse(*arguments: Any) -> Any:
         raise UserError("CUDA graph: operation not permitted")
 
-    monkeypatch.setattr(trt_helper, "captured_graph", refuse)
+    monkeypatch.setattr(inference, "captured_graph", refuse)
     found = gpu.execute(*ALL)
     wrong = {name: one.reason for name, one in found.items() if one.status == "wrong"}
     assert wrong == dict.fromkeys(("graph", "times"), "CUDA graph: operation not permitted")
@@ -429,7 +429,7 @@ def test_bits_of_early_and_late_weights(gpu, tmp_path, late, second, status):
     gpu.step.plan("late").write_bytes(b"a plan from elsewhere")
     scaled = {"first": 1.0, "second": 1.0 + second}
     with stand_in.standing_in(engine):
-        with trt_helper.InferHelper(gpu.step.plan("late")) as helper:
+        with inference.InferHelper(gpu.step.plan("late")) as helper:
             answers = gpu_check.infer_sizes(helper, gpu.folder, PACKED)
         for name, factor in scaled.items():
             changed: dict[str, Any] = {size: answer * np.float32(factor) for size, answer in answers.items()}
@@ -492,8 +492,8 @@ def test_a_damaged_timing_cache_must_be_replaced(tmp_path, replaced):
 @pytest.mark.parametrize(("precision", "values"), [("fp16", {0, 1}), ("fp32", {0, 1})])
 def test_late_weights_are_a_field_of_the_plugins(model_dir, precision, values):
     built_plugins()
+    from bert_trt.network_proof import check_definition
     from builder import assemble, fused_layers
-    from network_proof import check_definition
 
     fused = fused_layers("all", precision)
     found = set()
@@ -618,7 +618,7 @@ def check_fake_plugin(
         return 10**10 - sum(memory.nbytes for memory in cuda.memory.values())
 
     if fault == "leak":
-        monkeypatch.setattr(trt_helper.InferHelper, "close", lambda self: None)
+        monkeypatch.setattr(inference.InferHelper, "close", lambda self: None)
     cuda.__dict__["mem_get_info"] = lambda: (free(), 10**10)
     monkeypatch.setattr(stand_in, "free_memory", free)
     monkeypatch.setattr(stand_in, "SkipLayerNorm", lambda: FakePlugin(cuda, fault))
@@ -638,7 +638,7 @@ def check_fake_plugin(
     ],
 )
 def test_infer_helper_with_a_plugin_for_an_engine(cuda, monkeypatch, tmp_path, fault, wrong):
-    monkeypatch.setattr(trt_helper, "time_on_stream", TIME_ON_STREAM)
+    monkeypatch.setattr(inference, "time_on_stream", TIME_ON_STREAM)
     found = check_fake_plugin(cuda, monkeypatch, tmp_path, fault)
     assert {name for name, check in found.items() if check.status == "wrong"} == wrong, found
     assert len(found) == 10

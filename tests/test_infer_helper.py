@@ -17,24 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-import pipeline
-import plugin_layers
-import tensorrt_product
-import trt_helper
-from common import UserError
-from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
-from options import SequenceRange
-from packing import NetworkBatch
-from tensorrt_product import trt
-from trt_helper import (
-    InferHelper,
-    PlanError,
-    PlanInfo,
-    TrtLog,
-    execution_obstacle,
-    info_path,
-    profile_shapes,
-)
+from bert_trt import inference, pipeline, plugin_layers, tensorrt_log, tensorrt_product
+from bert_trt.console import UserError
+from bert_trt.inference import InferHelper, execution_obstacle
+from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
+from bert_trt.options import SequenceRange
+from bert_trt.packing import NetworkBatch
+from bert_trt.plan import PlanError, PlanInfo, info_path, profile_shapes
+from bert_trt.tensorrt_log import TrtLog
+from bert_trt.tensorrt_product import trt
 
 
 class FakeCuda(types.ModuleType):
@@ -172,7 +163,7 @@ def cuda(monkeypatch):
     package.__dict__["driver"] = fake
     monkeypatch.setitem(sys.modules, "pycuda", package)
     monkeypatch.setitem(sys.modules, "pycuda.driver", fake)
-    monkeypatch.setattr(trt_helper.ctypes, "CDLL", lambda name: None)
+    monkeypatch.setattr(inference.ctypes, "CDLL", lambda name: None)
     return fake
 
 
@@ -297,7 +288,7 @@ def test_infer_by_graph_returns_what_the_replay_wrote(engine, plan, monkeypatch,
         assert handle == 77
         yield enqueue if replays else lambda: None
 
-    monkeypatch.setattr(trt_helper, "captured_graph", captured)
+    monkeypatch.setattr(inference, "captured_graph", captured)
     with InferHelper(plan) as helper:
         answer = helper.infer_by_graph({"x": np.array([[1, 2, 3]])})["y"]
     np.testing.assert_array_equal(answer, [[2, 4, 6]] if replays else [[np.nan] * 3])
@@ -322,7 +313,7 @@ def test_execution_obstacle(monkeypatch, driver, pycuda, reason, plan):
         if not driver:
             raise OSError(name)
 
-    monkeypatch.setattr(trt_helper.ctypes, "CDLL", load)
+    monkeypatch.setattr(inference.ctypes, "CDLL", load)
     if not pycuda:
         monkeypatch.setitem(sys.modules, "pycuda.driver", None)
     with pytest.raises(UserError, match=rf"plans cannot be executed here: .*{reason}"):
@@ -340,7 +331,7 @@ def test_kernels_are_compiled_before_they_are_timed(engine, plan, monkeypatch):
     assert engine.runtime_config is None
 
 
-@pytest.mark.skipif(not trt_helper.IS_RTX, reason="only tensorrt_rtx has the strategies")
+@pytest.mark.skipif(not inference.IS_RTX, reason="only tensorrt_rtx has the strategies")
 def test_the_eager_strategy_exists():
     strategies: Any = getattr(trt, "DynamicShapesKernelSpecializationStrategy")  # noqa: B009
     assert {"EAGER", "LAZY"} <= set(strategies.__members__)
@@ -392,7 +383,7 @@ class ForgetfulRuntime:
         self.attempts += 1
         if self.loads:
             return self.engine
-        trt_helper.LOGGER.log(trt.ILogger.ERROR, self.told)
+        tensorrt_log.LOGGER.log(trt.ILogger.ERROR, self.told)
         return None
 
 
@@ -439,16 +430,16 @@ def test_a_verbose_log_goes_on_while_and_after_a_plan_is_executed(engine, plan, 
     with (tmp_path / "verbose.log").open("wb") as file:
         log = TrtLog(file)
         with InferHelper(plan):
-            trt_helper.LOGGER.log(trt.ILogger.VERBOSE, "while it is executed")
-        trt_helper.LOGGER.log(trt.ILogger.ERROR, "after it")
+            tensorrt_log.LOGGER.log(trt.ILogger.VERBOSE, "while it is executed")
+        tensorrt_log.LOGGER.log(trt.ILogger.ERROR, "after it")
     assert "while it is executed" in (tmp_path / "verbose.log").read_text()
     assert "after it" in (tmp_path / "verbose.log").read_text()
     assert log.take_errors() == "after it"
 
 
 def test_errors_from_before_are_not_a_plans(engine, plan):
-    trt_helper.LOGGER.listener = TrtLog()
-    trt_helper.LOGGER.log(trt.ILogger.ERROR, "of an earlier build")
+    tensorrt_log.LOGGER.listener = TrtLog()
+    tensorrt_log.LOGGER.log(trt.ILogger.ERROR, "of an earlier build")
     plan.write_bytes(b"from another version")
     with pytest.raises(PlanError, match="header does not match") as told:
         InferHelper(plan)
@@ -474,14 +465,14 @@ class FakeDriver:
 
 @pytest.mark.parametrize(("answer", "capability"), [(0, (8, 6)), (100, None)])
 def test_gpu_capability_needs_nothing_but_the_driver(monkeypatch, answer, capability):
-    monkeypatch.setattr(trt_helper.ctypes, "CDLL", lambda name: FakeDriver(answer))
-    assert trt_helper.gpu_capability() == capability
+    monkeypatch.setattr(inference.ctypes, "CDLL", lambda name: FakeDriver(answer))
+    assert inference.gpu_capability() == capability
 
 
 @pytest.fixture
 def missing_bindings(cuda, monkeypatch):
     """A machine with a GPU and pycuda, but without cuda-bindings."""
-    monkeypatch.setattr(pipeline, "gpu_capability", lambda: (8, 9))
+    monkeypatch.setattr(inference, "gpu_capability", lambda: (8, 9))
     for name in ("cuda", "cuda.bindings", "cuda.bindings.runtime"):
         monkeypatch.setitem(sys.modules, name, None)
     pipeline.warn_of_missing_bindings.cache_clear()
@@ -525,7 +516,7 @@ def test_a_missing_pycuda_is_told_before_the_build(missing_bindings, monkeypatch
 
 
 def test_without_a_gpu_nothing_is_missing(missing_bindings, monkeypatch, capsys):
-    monkeypatch.setattr(pipeline, "gpu_capability", lambda: None)
+    monkeypatch.setattr(inference, "gpu_capability", lambda: None)
     pipeline.warn_of_missing_bindings()
     assert capsys.readouterr().err == ""
 
@@ -534,7 +525,7 @@ def test_no_obstacle_on_a_supported_gpu(cuda):
     assert execution_obstacle() is None
 
 
-@pytest.mark.skipif(not trt_helper.IS_RTX, reason="only tensorrt_rtx leaves data-centre GPUs out")
+@pytest.mark.skipif(not inference.IS_RTX, reason="only tensorrt_rtx leaves data-centre GPUs out")
 def test_tensorrt_rtx_does_not_execute_on_hopper(cuda, monkeypatch):
     monkeypatch.setattr(cuda.Device, "compute_capability", lambda self: (9, 0))
     assert "does not execute on compute capability 9.0" in (execution_obstacle() or "")
@@ -547,9 +538,9 @@ def test_tensorrt_rtx_does_not_execute_on_hopper(cuda, monkeypatch):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_plan_execution(model_dir, tmp_path, precision):
     import builder
-    from comparison import relative_l2
-    from options import TOLERANCES, SequenceRange
-    from trt_helper import BuildOptions, build_plan
+    from bert_trt.comparison import relative_l2
+    from bert_trt.options import TOLERANCES, SequenceRange
+    from bert_trt.plan import BuildOptions, build_plan
 
     folder, log = ModelFolder(model_dir), TrtLog()
     bert = builder.assemble(folder, log, precision)
@@ -590,10 +581,10 @@ def test_a_captured_graph_is_replayed_and_timed_on_a_real_gpu():
             launches.append(1)
             driver.memcpy_dtod_async(target, source, host.nbytes, stream)
 
-        with trt_helper.captured_graph(stream.handle, launch) as replay:
+        with inference.captured_graph(stream.handle, launch) as replay:
             assert len(launches) == 1  # recorded, and not again at every replay
             driver.memset_d8_async(target, 0xCD, host.nbytes, stream)
-            times = trt_helper.time_on_stream(driver, stream, replay, runs=20, warm_up=3)
+            times = inference.time_on_stream(driver, stream, replay, runs=20, warm_up=3)
         result = driver.pagelocked_empty(1 << 20, np.float32)
         driver.memcpy_dtoh_async(result, target, stream)
         stream.synchronize()

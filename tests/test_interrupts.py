@@ -14,11 +14,12 @@ import pytest
 from rich.progress import Progress
 from test_options import ROOT, SCRIPTS
 
-import interrupts
+from bert_trt import interrupts
+from bert_trt.model_files import ModelFolder
+from bert_trt.options import SequenceRange
+from bert_trt.plan import BuildOptions, build_plan, check_plan
+from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
-from model_files import ModelFolder
-from options import SequenceRange
-from trt_helper import BuildOptions, TrtLog, build_plan, check_plan
 
 KILL = "os.kill(os.getpid(), signal.SIGINT)"
 
@@ -48,7 +49,7 @@ def check_interrupted(process: subprocess.Popen[str]) -> None:
 
 
 def run_interrupted(script: str, where: str, *arguments: object) -> None:
-    """Runs a script that gets Ctrl-C when it comes to a function, such as ``trt_helper.TrtLog.hear``."""
+    """Runs a script that gets Ctrl-C when it comes to a function, such as ``tensorrt_log.TrtLog.hear``."""
     module, *names = where.split(".")
     owner = ".".join(["module", *names[:-1]])
     driver = (
@@ -107,12 +108,12 @@ def test_while_a_library_is_imported(script, tmp_path):
 @pytest.mark.parametrize(
     ("script", "where"),
     [
-        ("builder.py", "trt_helper.TrtLog.hear"),  # in TensorRT's logger, called from C++
-        ("onnx2trt.py", "trt_helper.TrtLog.hear"),
+        ("builder.py", "tensorrt_log.TrtLog.hear"),  # in TensorRT's logger, called from C++
+        ("onnx2trt.py", "tensorrt_log.TrtLog.hear"),
         ("builder.py", "trt_helper.TrtNetworkHelper.addLinear"),
-        ("onnx2trt.py", "model_files.WeightFile.get"),
-        ("builder.py", "trt_helper._ProgressMonitor.phase_start"),
-        ("builder.py", "trt_helper._PlanWriter.write"),
+        ("onnx2trt.py", "bert_trt.model_files.WeightFile.get"),
+        ("builder.py", "plan._ProgressMonitor.phase_start"),
+        ("builder.py", "plan._PlanWriter.write"),
         ("builder.py", "json.dumps"),  # of the file beside the plan, which is not in its place yet
     ],
 )
@@ -122,7 +123,7 @@ def test_before_the_plan_is_there_none_is_left(script, where, folder):
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("where", ["network_runner.NetworkRunner.run", "pipeline.print_report"])
+@pytest.mark.parametrize("where", ["bert_trt.network_runner.NetworkRunner.run", "bert_trt.pipeline.print_report"])
 def test_after_the_plan_is_there_it_is_left_whole(where, folder):
     before = contents(folder)
     run_interrupted("builder.py", where, "--model-dir", folder, "--json", folder / "results.json")
@@ -181,7 +182,7 @@ def test_from_outside_at_any_moment_of_a_build(seconds, folder):
 
 def test_a_command_under_progress_is_ended_too(tmp_path):
     command = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"]
-    process = start("progress.py", "label", *command)
+    process = start("bert_trt/progress.py", "label", *command)
     assert process.stderr is not None
     number = int(process.stderr.readline())
     process.send_signal(signal.SIGINT)

@@ -183,13 +183,13 @@ def test_no_rows_launch_nothing(host):
 
 
 def test_tensorrt_loads_the_library_and_builds_engines(capsys):
-    pytest.importorskip("tensorrt_product", exc_type=ImportError)
+    pytest.importorskip("bert_trt.tensorrt_product", exc_type=ImportError)
     assert testLayerNormPlugin.check_registry(built_plugins() / build.LIBRARY, KERNELS) == []
     assert "builds 9 engines" in capsys.readouterr().out
 
 
 def test_refusals_reach_tensorrts_logger():
-    pytest.importorskip("tensorrt_product", exc_type=ImportError)
+    pytest.importorskip("bert_trt.tensorrt_product", exc_type=ImportError)
     model = testLayerNormPlugin.layer_norm_model("quick", "fp16")
     plan, errors = testLayerNormPlugin.build_engine(model, built_plugins() / build.LIBRARY)
     assert plan is None

@@ -27,8 +27,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertForMaskedLM
 
 import model2onnx
-from common import UserError
-from model_files import (
+from bert_trt.console import UserError
+from bert_trt.model_files import (
     CONFIG_NAME,
     DATA_NAME,
     DEMO_NAME,

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from tokenizers import Tokenizer, models
 
-from common import UserError
-from model_files import (
+from bert_trt.console import UserError
+from bert_trt.files import read_json
+from bert_trt.model_files import (
     ACTIVATIONS,
     DATA_NAME,
     DEMO_NAME,
@@ -32,7 +33,6 @@ from model_files import (
     WeightFile,
     check_inputs,
     load_onnx,
-    read_json,
 )
 
 REMEDY = "model2onnx.py"

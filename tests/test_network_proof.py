@@ -12,14 +12,15 @@ from plugin_build_for_tests import built_plugins
 
 import builder
 import onnx2trt
-import plugin_layers
-from comparison import compare_sequences, reference_batches
-from model_files import ModelFolder
-from network_proof import WrongNetworkError, check_definition, read_fields
-from network_runner import NetworkRunner
-from options import ONE_SENTENCE, SequenceRange
-from quantization import Quantization, encoder_products
-from trt_helper import TrtLog, TrtNetworkHelper
+from bert_trt import plugin_layers
+from bert_trt.comparison import compare_sequences, reference_batches
+from bert_trt.model_files import ModelFolder
+from bert_trt.network_proof import WrongNetworkError, check_definition, read_fields
+from bert_trt.network_runner import NetworkRunner
+from bert_trt.options import ONE_SENTENCE, SequenceRange
+from bert_trt.quantization import Quantization, encoder_products
+from bert_trt.tensorrt_log import TrtLog
+from trt_helper import TrtNetworkHelper
 
 EPSILON = 1e-12
 

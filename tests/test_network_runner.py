@@ -21,17 +21,17 @@ from test_trt_helper import (
 )
 
 import builder
-import network_runner
 import onnx2trt
-from common import UserError
-from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
-from network_runner import NetworkRunner, UnsupportedLayerError
-from options import BATCHINGS
-from plugin_layers import Known, layer_norm_layer
+from bert_trt import network_runner
+from bert_trt.console import UserError
+from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
+from bert_trt.network_runner import NetworkRunner, UnsupportedLayerError
+from bert_trt.options import BATCHINGS
+from bert_trt.plugin_layers import Known, layer_norm_layer
+from bert_trt.quantization import Quantization, encoder_products
+from bert_trt.tensorrt_log import TrtLog
+from bert_trt.tensorrt_product import trt
 from plugins.plugin_host import TensorSpec
-from quantization import Quantization, encoder_products
-from tensorrt_product import trt
-from trt_helper import TrtLog
 
 
 def test_any_tensor_can_be_asked_for():
@@ -787,7 +787,7 @@ def test_cumulative(exclusive, reverse, axis, dtype):
     expected = np.cumsum(turned, axis) - (turned if exclusive else 0)
     expected = np.flip(expected, axis) if reverse else expected
     found = NetworkRunner(net.network, outputs=["sums"], known=Known(net.helper.weights)).run(net.inputs)["sums"]
-    assert found.dtype == network_runner.TORCH_TYPES[dtype]
+    assert found.dtype == network_runner.element_type(dtype).torch
     np.testing.assert_array_equal(found.numpy(), expected)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-import options
-from trt_helper import QUANTIZED_TYPES
+from bert_trt import options
+from bert_trt.element_types import ELEMENT_TYPES
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {
@@ -24,7 +24,7 @@ HEAVY = {
     "onnx_ir",
     "onnxscript",
     "tensorrt",
-    "tensorrt_product",
+    "bert_trt.tensorrt_product",
     "ml_dtypes",
     "numpy",
 }
@@ -43,13 +43,13 @@ def test_a_command_line_is_answered_before_anything_heavy_is_imported(script, ar
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
     assert "usage: " in (done.stdout if code == 0 else done.stderr)
-    imported = set(re.findall(r"^import time: .*\| +(\w+)$", done.stderr, re.MULTILINE))
+    imported = set(re.findall(r"^import time: .*\| +([\w.]+)$", done.stderr, re.MULTILINE))
     assert "argparse" in imported
     assert not imported & HEAVY
 
 
 def test_precisions_that_quantize_are_those_that_the_helper_has_types_for():
-    assert tuple(QUANTIZED_TYPES) == options.QUANTIZED_PRECISIONS
+    assert [name for name, one in ELEMENT_TYPES.items() if one.is_quantized] == sorted(options.QUANTIZED_PRECISIONS)
     assert set(options.QUANTIZED_PRECISIONS) < set(options.TOLERANCES)
 
 

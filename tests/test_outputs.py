@@ -18,8 +18,9 @@ import fill_masks
 import model2onnx
 import onnx2trt
 import sensitivity
-from common import UserError, check_outputs
-from model_files import FILE_NAMES, ModelFolder
+from bert_trt.console import UserError
+from bert_trt.files import check_outputs
+from bert_trt.model_files import FILE_NAMES, ModelFolder
 
 SPELLINGS = [
     "as it is",

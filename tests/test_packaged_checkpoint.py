@@ -19,7 +19,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from common import UserError
+from bert_trt.console import UserError
 from model2onnx import load_checkpoint
 
 ROOT = Path(__file__).parent.parent

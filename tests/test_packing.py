@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from common import UserError
-from packing import (
+from bert_trt.console import UserError
+from bert_trt.packing import (
     Batch,
     Limits,
     PackedBatch,

@@ -19,10 +19,9 @@ from transformers import BertForMaskedLM
 
 import builder
 import model2onnx
-import network_proof
 import onnx2trt
-import pipeline
-from comparison import (
+from bert_trt import inference, network_proof, pipeline, plan
+from bert_trt.comparison import (
     OWN_NETWORK,
     PYTORCH,
     Comparison,
@@ -33,11 +32,12 @@ from comparison import (
     relative_l2,
     sequence_reasons,
 )
-from model_files import INPUT_NAMES, DemoIO, ReferenceSequence
-from network_proof import WrongNetworkError
-from options import BATCHINGS, DEFAULT_TEXT, ONE_SENTENCE, SequenceRange, capability_list, sequence_range
-from packing import check_batch
-from trt_helper import check_in_profile, profile_shapes
+from bert_trt.inference import check_in_profile
+from bert_trt.model_files import INPUT_NAMES, DemoIO, ReferenceSequence
+from bert_trt.network_proof import WrongNetworkError
+from bert_trt.options import BATCHINGS, DEFAULT_TEXT, ONE_SENTENCE, SequenceRange, capability_list, sequence_range
+from bert_trt.packing import check_batch
+from bert_trt.plan import profile_shapes
 
 TOKENS = [f"word{number}" for number in range(50)]
 
@@ -267,7 +267,7 @@ def run(in_process: InProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     def build(*arguments: Any) -> Any:
         return SimpleNamespace(num_bytes=1, seconds_build=0.0)
 
-    monkeypatch.setattr(pipeline, "build_plan", build)
+    monkeypatch.setattr(plan, "build_plan", build)
 
     def call(model: Path, *options: object, main: Any = builder.main) -> tuple[dict[str, Any], Ended]:
         result = tmp_path / "result.json"
@@ -370,9 +370,9 @@ def test_a_plan_is_run_and_timed_with_what_it_takes(run, model_dir, monkeypatch)
         finish(job, log, made, network, known, *rest)
 
     monkeypatch.setattr(builder, "finish", capture)
-    monkeypatch.setattr(pipeline, "InferHelper", Helper)
-    monkeypatch.setattr(pipeline, "execution_obstacle", lambda: None)
-    monkeypatch.setattr(pipeline, "graph_obstacle", lambda: None)
+    monkeypatch.setattr(inference, "InferHelper", Helper)
+    monkeypatch.setattr(inference, "execution_obstacle", lambda: None)
+    monkeypatch.setattr(inference, "graph_obstacle", lambda: None)
     said, done = run(model_dir, "--seq-len", "50,50,50")
     assert done.code == 0, done.out
     assert given == [(1, 50)] * 3  # compared, enqueued, as a graph

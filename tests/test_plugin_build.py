@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from plugin_build_for_tests import ROOT, built_plugins, compile_and_run
 
-from common import UserError
+from bert_trt.console import UserError
 from plugins import build, rtx_parser_shim
 
 TESTS = Path(__file__).parent

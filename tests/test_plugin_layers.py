@@ -13,13 +13,15 @@ from plugin_build_for_tests import built_plugins
 
 import builder
 import onnx2trt
-import plugin_layers
-from common import UserError
-from comparison import relative_l2
-from model_files import ModelFolder
-from network_runner import NetworkRunner, UnsupportedLayerError
-from options import LAYER_NORM_KERNELS, TOLERANCES, SequenceRange
-from plugin_layers import (
+from bert_trt import plugin_layers
+from bert_trt.comparison import relative_l2
+from bert_trt.console import UserError
+from bert_trt.element_types import ELEMENT_TYPES
+from bert_trt.model_files import ModelFolder
+from bert_trt.network_runner import NetworkRunner, UnsupportedLayerError
+from bert_trt.options import LAYER_NORM_KERNELS, TOLERANCES, SequenceRange
+from bert_trt.plan import BuildOptions, build_plan, create_builder, read_info
+from bert_trt.plugin_layers import (
     Known,
     PluginLayers,
     check_creators,
@@ -29,19 +31,11 @@ from plugin_layers import (
     qkv_to_context_layer,
     skip_layer_norm_layer,
 )
+from bert_trt.tensorrt_log import TrtLog
+from bert_trt.tensorrt_product import trt
+from bert_trt.tensors import shape_of
 from plugins import build, reference
-from tensorrt_product import trt
-from trt_helper import (
-    DTYPES,
-    BuildOptions,
-    LayerError,
-    TrtLog,
-    TrtNetworkHelper,
-    build_plan,
-    create_builder,
-    read_info,
-    shape_of,
-)
+from trt_helper import LayerError, TrtNetworkHelper
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -195,7 +189,7 @@ def test_the_runner_needs_the_fields(model_dir):
 
 
 def test_placeholders_have_the_planned_types():
-    model = plugin_layers.placeholder_model([layer_norm_layer("norm", 8, DTYPES["bf16"], 1e-12, "fast")])
+    model = plugin_layers.placeholder_model([layer_norm_layer("norm", 8, ELEMENT_TYPES["bf16"].trt, 1e-12, "fast")])
     import onnx
 
     graph = onnx.load_from_string(model).graph
@@ -235,7 +229,7 @@ def weights(count) -> Any:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_residual_sum_and_norm_in_one_layer(tmp_path, precision, bias):
-    dtype = DTYPES[precision]
+    dtype = ELEMENT_TYPES[precision].trt
     parts, helper = planned_network([skip_layer_norm_layer("norm", H, dtype, EPSILON, bias)], dtype)
     x, skip = (helper.addInput(name, dtype, (1, -1, H)) for name in ("x", "skip"))
     gamma, beta, linear_bias = weights(3)
@@ -254,7 +248,7 @@ def test_a_residual_sum_and_norm_in_one_layer(tmp_path, precision, bias):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, -1, H), (-1, H)])
 def test_a_product_with_bias_and_activation_in_one_layer(tmp_path, precision, bias, activation, shape):
-    dtype = DTYPES[precision]
+    dtype = ELEMENT_TYPES[precision].trt
     parts, helper = planned_network([linear_layer("gelu", dtype, bias, activation)], dtype)
     x = helper.addInput("x", dtype, shape)
     weight, linear_bias = (
@@ -284,7 +278,7 @@ def test_a_product_with_bias_and_activation_in_one_layer(tmp_path, precision, bi
     ],
 )
 def test_a_wrong_product_is_named(precision, width, bias, told):
-    dtype = DTYPES[precision]
+    dtype = ELEMENT_TYPES[precision].trt
     _owner, helper = planned_network([linear_layer("dense", dtype)], dtype)
     x = helper.addInput("x", dtype, (1, -1, H))
     with pytest.raises(LayerError) as error:
@@ -374,7 +368,7 @@ def test_tensorrt_builds_an_engine_with_int8_in_and_out(tmp_path):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_embeddings_and_norm_in_one_layer(tmp_path, precision):
-    dtype = DTYPES[precision]
+    dtype = ELEMENT_TYPES[precision].trt
     parts, helper = planned_network([emb_layer_norm_layer("emb", H, dtype, EPSILON)], dtype)
     names, sizes = ("input_ids", "token_type_ids", "position_ids"), (50, 20, 2)
     generator = np.random.default_rng(1)
@@ -435,7 +429,7 @@ def test_a_planned_layer_knows_its_types():
 )
 def test_attention_plugin_in_an_engine(tmp_path, layout, dtype, options, output):
     """Placed by the parser's way, and built by TensorRT; int8 comes from a quantize layer."""
-    hidden, heads, given = 128, 2, trt.DataType.HALF if dtype == "int8" else DTYPES[dtype]
+    hidden, heads, given = 128, 2, trt.DataType.HALF if dtype == "int8" else ELEMENT_TYPES[dtype].trt
     kind = trt.DataType.INT8 if dtype == "int8" else given
     log = TrtLog()
     parts = create_builder(log)

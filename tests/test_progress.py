@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from progress import run_with_progress
+from bert_trt.progress import run_with_progress
 
 ROOT = Path(__file__).parent.parent
+SCRIPT = str(ROOT / "bert_trt" / "progress.py")
 SLOW = "import sys, time; print('one', flush=True); time.sleep(0.5); print('two', file=sys.stderr); sys.exit(3)"
 
 
@@ -36,7 +37,7 @@ def test_lines_are_shown_as_wished_and_kept_as_they_are(capfd):
 def test_the_script_ends_as_its_command_does(code):
     command = [
         sys.executable,
-        "progress.py",
+        SCRIPT,
         "label",
         sys.executable,
         "-c",
@@ -47,13 +48,22 @@ def test_the_script_ends_as_its_command_does(code):
 
 
 def test_wrong_usage_exits_with_2():
-    done = subprocess.run([sys.executable, "progress.py"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, SCRIPT], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("usage: progress.py LABEL COMMAND")
 
 
 def test_the_standard_library_is_enough():
     """make installs everything else through it."""
-    command = [sys.executable, "-I", "-S", str(ROOT / "progress.py"), "label", sys.executable, "-c", "print('said')"]
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        SCRIPT,
+        "label",
+        sys.executable,
+        "-c",
+        "print('said')",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "said\n")

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from test_trt_helper import OneLayer, random
 
 import builder
-from common import UserError
-from model_files import ModelFolder
-from options import BATCHINGS, DEFAULT_DATA, GROUPS, LINEAR_GROUPS, Settings, add_quantization_arguments
-from quantization import (
+from bert_trt.console import UserError
+from bert_trt.model_files import ModelFolder
+from bert_trt.options import BATCHINGS, DEFAULT_DATA, GROUPS, LINEAR_GROUPS, Settings, add_quantization_arguments
+from bert_trt.quantization import (
     DIVISORS,
     MEASURABLE_BYTES,
     Product,
@@ -27,8 +27,8 @@ from quantization import (
     range_name,
     smoothing_factors,
 )
-from tensorrt_product import trt
-from trt_helper import TrtLog
+from bert_trt.tensorrt_log import TrtLog
+from bert_trt.tensorrt_product import trt
 
 # --- which products ---------------------------------------------------------------------------------------
 

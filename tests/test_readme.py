@@ -17,8 +17,8 @@ from xml.etree import ElementTree
 import pytest
 from plugin_build_for_tests import built_plugins
 
-from tensorrt_product import IS_RTX
-from trt_helper import execution_obstacle
+from bert_trt.inference import execution_obstacle
+from bert_trt.tensorrt_product import IS_RTX
 
 ROOT = Path(__file__).parent.parent
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"

@@ -14,16 +14,16 @@ from transformers import BertForMaskedLM
 
 import model2onnx
 import sensitivity
+from bert_trt.comparison import best_words, relative_l2
+from bert_trt.console import UserError
+from bert_trt.model_files import ModelFolder
+from bert_trt.options import DEFAULT_TEXT, LINEAR_GROUPS, Settings
+from bert_trt.quantization import Quantization, encoder_products, in_groups
+from bert_trt.sentences import Sentence
+from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
 from calibrator import Subject, batch_inputs, batches, calibrate, read_data
-from common import UserError
-from comparison import best_words, relative_l2
-from model_files import ModelFolder
-from options import DEFAULT_TEXT, LINEAR_GROUPS, Settings
-from quantization import Quantization, encoder_products, in_groups
 from sensitivity import Change, Evaluation, calibrate_best, hide_word, quantization_of, rank, spare
-from sentences import Sentence
-from trt_helper import TrtLog
 
 BAD = "bert.encoder.layer.1.intermediate.dense"
 MASK = 4

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import model2onnx
-from common import UserError
-from sentences import pair_types, read_sentences
+from bert_trt.console import UserError
+from bert_trt.sentences import pair_types, read_sentences
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import tensorrt_names
 from tensorrt_names import NAMES, RELEASES, Uses, sources
 
-from tensorrt_product import IS_RTX, OLDEST_FULL_TENSORRT, trt
+from bert_trt.tensorrt_product import IS_RTX, OLDEST_FULL_TENSORRT, trt
 
 # Names that some releases have. Whoever uses one asks for it with hasattr or getattr.
 SINCE_11 = ("11.1.0.106", "11.4.0.106")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Script
 
-import tensorrt_product
+from bert_trt import tensorrt_product
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,37 +13,30 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tensorrt_product
-import trt_helper
-from common import UserError
-from model_files import LENGTHS_NAME
-from network_runner import NetworkRunner, read_layer
-from options import SequenceRange
-from plugin_layers import Known
-from tensorrt_product import trt
-from trt_helper import (
-    DTYPES,
-    QUANTIZED_MAXIMA,
+from bert_trt import plan as plan_module
+from bert_trt import tensorrt_product
+from bert_trt.console import UserError
+from bert_trt.element_types import ELEMENT_TYPES, convert_weight, element_type, quantize_weight
+from bert_trt.inference import Latency, cast_input, check_in_profile
+from bert_trt.model_files import LENGTHS_NAME
+from bert_trt.network_runner import NetworkRunner, read_layer
+from bert_trt.options import SequenceRange
+from bert_trt.plan import (
     BuildOptions,
-    Latency,
-    LayerError,
     PlanError,
-    TrtLog,
-    TrtNetworkHelper,
-    as_tuple,
     build_plan,
-    cast_input,
-    check_in_profile,
     check_plan,
-    convert_weight,
     create_builder,
-    has_packed_attention,
     info_path,
     profile_shapes,
-    quantize_weight,
     read_info,
     set_compute_capabilities,
 )
+from bert_trt.plugin_layers import Known
+from bert_trt.tensorrt_log import TrtLog
+from bert_trt.tensorrt_product import trt
+from bert_trt.tensors import as_tuple
+from trt_helper import LayerError, TrtNetworkHelper, has_packed_attention
 
 FLOAT, HALF, BF16 = trt.DataType.FLOAT, trt.DataType.HALF, trt.DataType.BF16
 # A few units in the last place of each type, relative to the largest value of the result.
@@ -56,7 +49,7 @@ class OneLayer:
     def __init__(self, precision: str = "fp32") -> None:
         self.log = TrtLog()
         self.builder, self.network = create_builder(self.log)
-        self.helper: Any = TrtNetworkHelper(self.network, self.log, DTYPES[precision])
+        self.helper: Any = TrtNetworkHelper(self.network, self.log, ELEMENT_TYPES[precision].trt)
         self.inputs: dict[str, np.ndarray] = {}
 
     def input(self, values, dtype=None, dynamic=()):
@@ -436,7 +429,7 @@ def test_whether_packed_attention_can_run_is_what_tensorrt_builds(precision, pac
         y = net.helper.addAttention(*attention_inputs(net, 1, 2, 4, 64), "own")
     net.helper.markOutput(y, "y")
     options = BuildOptions(SequenceRange(1, 4, 4))
-    if packed and not has_packed_attention(DTYPES[precision]):
+    if packed and not has_packed_attention(ELEMENT_TYPES[precision].trt):
         with pytest.raises(UserError, match="no fused kernel is available"):
             build_plan(net.builder, net.network, net.log, options, tmp_path / "p.plan")
     else:
@@ -576,7 +569,7 @@ def test_unknown_compute_capability_names_those_that_are_known():
 
 
 def test_compute_capability_is_refused_by_the_full_product(monkeypatch):
-    monkeypatch.setattr("trt_helper.IS_RTX", False)
+    monkeypatch.setattr("bert_trt.plan.IS_RTX", False)
     with pytest.raises(UserError, match="builds for the GPU of this machine only; leave the option out"):
         set_compute_capabilities(small_network().builder.create_builder_config(), ["8.6"])
 
@@ -600,7 +593,7 @@ def test_a_plan_of_no_bytes_is_an_error_and_leaves_the_old_plan(tmp_path):
     stand_in: Any = EmptyBuilder(net.builder)
     options = BuildOptions(SequenceRange(1, 4, 8))
     with pytest.raises(UserError, match=r"built the plan .*p\.plan, but wrote 0 bytes: .*; build it again"):
-        trt_helper.build_plan(stand_in, net.network, net.log, options, tmp_path / "p.plan")
+        plan_module.build_plan(stand_in, net.network, net.log, options, tmp_path / "p.plan")
     assert (tmp_path / "p.plan").read_bytes() == b"old"
 
 
@@ -643,7 +636,7 @@ REFUSALS = ["create returns None", "create raises", "set returns False", "set ra
 
 @pytest.fixture
 def full_product(monkeypatch):
-    monkeypatch.setattr(trt_helper, "IS_RTX", False)  # RTX has no use for timings when it builds
+    monkeypatch.setattr(plan_module, "IS_RTX", False)  # RTX has no use for timings when it builds
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
@@ -651,7 +644,7 @@ def test_a_timing_cache_of_another_version_or_damaged_means_a_fresh_one(full_pro
     path = tmp_path / "timing.cache"
     path.write_bytes(b"of another version")
     config: Any = TimingConfig(refusal)
-    with trt_helper.timing_cache(config, path):
+    with plan_module.timing_cache(config, path):
         assert config.taken == b""
     assert path.read_bytes() == b"timings of this build"
 
@@ -662,7 +655,7 @@ def test_a_good_timing_cache_is_used(full_product, tmp_path, before):
     if before is not None:
         path.write_bytes(before)
     config: Any = TimingConfig("create returns None")
-    with trt_helper.timing_cache(config, path):
+    with plan_module.timing_cache(config, path):
         assert config.taken == (before or b"")
     assert path.read_bytes() == b"timings of this build"
 
@@ -670,7 +663,7 @@ def test_a_good_timing_cache_is_used(full_product, tmp_path, before):
 def test_a_folder_in_the_place_of_the_timing_cache_costs_no_build(full_product, tmp_path, capsys):
     (tmp_path / "timing.cache").mkdir()
     config: Any = TimingConfig("create returns None")
-    with trt_helper.timing_cache(config, tmp_path / "timing.cache"):
+    with plan_module.timing_cache(config, tmp_path / "timing.cache"):
         assert config.taken == b""
     told = capsys.readouterr().err
     assert "cannot read the timing cache" in told
@@ -681,7 +674,7 @@ def test_a_folder_in_the_place_of_the_timing_cache_costs_no_build(full_product, 
 def test_a_builder_that_has_no_timing_cache_builds_without(full_product, tmp_path, capsys, monkeypatch, method):
     config: Any = TimingConfig("create returns None")
     monkeypatch.setattr(config, method, lambda *_timings: None)
-    with trt_helper.timing_cache(config, tmp_path / "timing.cache"):
+    with plan_module.timing_cache(config, tmp_path / "timing.cache"):
         pass
     assert "TensorRT offers no timing cache" in capsys.readouterr().err
     assert not (tmp_path / "timing.cache").exists()
@@ -834,7 +827,7 @@ def test_a_quantized_linear_computes_with_the_rounded_factors(kind, length, widt
     largest = float(np.abs(x).max())
     y = net.helper.addLinear(net.helper.addQuantizedRange(net.input(x), largest, kind), weight, bias, "m", kind)
     q, scales = quantize_weight(weight, kind, "m")
-    scale = np.float32(largest / QUANTIZED_MAXIMA[kind])
+    scale = np.float32(largest / element_type(kind).largest)
     scaled = x / scale
     rounded = np.clip(np.rint(scaled), -128, 127) if kind == INT8 else scaled.astype(ml_dtypes.float8_e4m3fn)
     reference = (rounded.astype(np.float64) * scale) @ (q.astype(np.float64) * scales) + bias
@@ -878,7 +871,7 @@ def test_every_channel_uses_the_whole_range_and_is_within_half_a_step(kind, rows
     weight = np.ldexp(random(rows, columns, seed=seed), exponent) * np.geomspace(1, 1e3, columns, dtype=np.float32)
     weight = weight.astype(np.float32)
     q, scales = quantize_weight(weight, kind, "w")
-    np.testing.assert_allclose(np.abs(q.astype(np.float64)).max(0), QUANTIZED_MAXIMA[kind])
+    np.testing.assert_allclose(np.abs(q.astype(np.float64)).max(0), element_type(kind).largest)
     error = np.abs(q.astype(np.float64) * scales - weight)
     if kind == INT8:
         assert (error <= 0.5001 * scales).all()
@@ -892,7 +885,7 @@ def test_channels_too_small_for_a_scale_become_zero(kind):
     q, scales = quantize_weight(weight, kind, "w")
     assert np.isfinite(scales).all()
     np.testing.assert_allclose(q.astype(np.float64) * scales, weight, atol=1e-38)
-    assert np.abs(q[:, 2].astype(np.float64)).tolist() == [QUANTIZED_MAXIMA[kind]] * 2
+    assert np.abs(q[:, 2].astype(np.float64)).tolist() == [element_type(kind).largest] * 2
 
 
 def test_fp8_weights_are_the_nearest_numbers_of_e4m3():

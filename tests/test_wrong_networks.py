@@ -21,15 +21,13 @@ import pytest
 from conftest import SENTENCES
 
 import builder
-import options
-import pipeline
-import plugin_layers
 import trt_helper
+from bert_trt import element_types, options, pipeline, plan, plugin_layers
+from bert_trt.console import UserError
+from bert_trt.model_files import WeightFile
+from bert_trt.tensorrt_product import trt
 from builder import BertBuilder
-from common import UserError
-from model_files import WeightFile
 from plugins import build
-from tensorrt_product import trt
 from trt_helper import TrtNetworkHelper
 
 needs_plugins = pytest.mark.skipif(
@@ -334,7 +332,7 @@ QUANTIZED = {
     "scales of one channel for another": attribute(
         trt_helper,
         "quantize_weight",
-        lambda values, dtype, name, original=trt_helper.quantize_weight: (
+        lambda values, dtype, name, original=element_types.quantize_weight: (
             original(values, dtype, name)[0],
             np.roll(original(values, dtype, name)[1], 1),
         ),
@@ -427,7 +425,7 @@ def runs(small_weights_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> R
 
 @pytest.fixture(autouse=True)
 def no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "build_plan", lambda *_: SimpleNamespace(num_bytes=10**9, seconds_build=0.0))
+    monkeypatch.setattr(plan, "build_plan", lambda *_: SimpleNamespace(num_bytes=10**9, seconds_build=0.0))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from common import UserError
-from model_files import TOKENIZER_NAME, BertConfig, ModelFolder, check_inputs
+from bert_trt.console import UserError
+from bert_trt.model_files import TOKENIZER_NAME, BertConfig, ModelFolder, check_inputs
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from common import UserError
+from bert_trt.console import UserError
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent.parent
 BUNDLED_MODEL = HERE / "demo_model"
 DEFAULT_TEXT = "The capital of France, [MASK], contains the Eiffel Tower."
 DEFAULT_OUT_DIR = Path("out")

@@ -22,28 +22,20 @@ import onnx_ir as ir
 from rich.table import Table
 from rich.text import Text
 
-import tensorrt_product
-from common import UserError, console, log_console, make_folder
-from comparison import relative_l2
-from network_proof import check_constants
-from network_runner import NetworkRunner, UnsupportedLayerError
-from onnx_precision import QUANTIZED, NarrowGraph
-from options import TOLERANCES, SequenceRange
-from pipeline import DEFAULT_SEQ_LEN, TIMED_RUNS, foreign_target, open_log, warn_of_missing_bindings
-from plugin_layers import Known
-from tensorrt_product import trt
-from trt_helper import (
-    LOGGER,
-    BuildOptions,
-    InferHelper,
-    Latency,
-    TrtLog,
-    build_plan,
-    create_builder,
-    execution_obstacle,
-    graph_obstacle,
-    parse_onnx,
-)
+from bert_trt import tensorrt_product
+from bert_trt.comparison import relative_l2
+from bert_trt.console import UserError, console, log_console
+from bert_trt.files import make_folder
+from bert_trt.inference import InferHelper, Latency, execution_obstacle, graph_obstacle
+from bert_trt.network_proof import check_constants
+from bert_trt.network_runner import NetworkRunner, UnsupportedLayerError
+from bert_trt.onnx_precision import QUANTIZED, NarrowGraph
+from bert_trt.options import TOLERANCES, SequenceRange
+from bert_trt.pipeline import DEFAULT_SEQ_LEN, TIMED_RUNS, foreign_target, open_log, warn_of_missing_bindings
+from bert_trt.plan import BuildOptions, build_plan, create_builder, parse_onnx
+from bert_trt.plugin_layers import Known
+from bert_trt.tensorrt_log import LOGGER, TrtLog
+from bert_trt.tensorrt_product import trt
 
 NAMES = {  # what exporters call the inputs, without what TensorFlow puts around it
     "ids": ("input_ids", "ids", "input", "inputs", "token_ids", "tokens", "input_word_ids"),

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from common import UserError
-from model_files import BertConfig, WeightFile
-from tensorrt_product import trt
-from trt_helper import NUMPY_TYPES, QUANTIZED_TYPES, as_tuple
+from bert_trt.console import UserError
+from bert_trt.element_types import ELEMENT_TYPES, element_type
+from bert_trt.model_files import BertConfig, WeightFile
+from bert_trt.tensorrt_product import trt
+from bert_trt.tensors import as_tuple
 
 MEASURABLE_BYTES = 2**24  # a plan has some 10 MB of code
 BASE_PRECISION = "fp16"  # of everything that is not quantized
@@ -88,7 +89,7 @@ class Quantization:
     @property
     def dtype(self) -> trt.DataType:
         """TensorRT's type of quantized values."""
-        return QUANTIZED_TYPES[self.kind]
+        return ELEMENT_TYPES[self.kind].trt
 
     def without(self, name: str) -> Quantization:
         """The same with one product back in fp16."""
@@ -143,7 +144,7 @@ def inspect(network: trt.INetworkDefinition) -> QuantizedParts:
         if dequantize is None or dequantize.type != trt.LayerType.DEQUANTIZE:
             return None
         origin = source(dequantize, 0)
-        narrow = dequantize.get_input(0).dtype in QUANTIZED_TYPES.values()
+        narrow = element_type(dequantize.get_input(0).dtype).is_quantized
         return origin if narrow else None
 
     products = [layer for layer in layers if layer.type == trt.LayerType.MATRIX_MULTIPLY]
@@ -155,7 +156,7 @@ def inspect(network: trt.INetworkDefinition) -> QuantizedParts:
         len(quantized),
         len(products),
         sum(sizes.get(b.name, 0) for _, b in quantized if b is not None),
-        sum(sizes[layer.name] * np.dtype(NUMPY_TYPES[layer.get_output(0).dtype]).itemsize for layer in constants),
+        sum(sizes[layer.name] * element_type(layer.get_output(0).dtype).numpy.itemsize for layer in constants),
     )
 
 

@@ -22,10 +22,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from common import UserError
-from trt_helper import DTYPES, NARROW_LIMITS, NUMPY_TYPES, convert_weight
+from bert_trt.console import UserError
+from bert_trt.element_types import ELEMENT_TYPES, convert_weight
 
-ONNX_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 NORMALIZED = ("Softmax", "LogSoftmax", "LayerNormalization")  # compute in fp32; their results are small again
 STATISTICS = ("ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "Pow", "Sqrt", "Exp", "Log")
 ELEMENTWISE = ("Add", "Sub", "Mul", "Div")  # compute in fp32 next to statistics
@@ -98,7 +97,7 @@ class NarrowGraph:
         assert value.const_value is not None
         numbers = value.const_value.numpy()
         largest = max(-numbers.min(initial=0), numbers.max(initial=0))
-        return not largest < NARROW_LIMITS[DTYPES[self.precision]]  # NaN and infinity too
+        return not largest < ELEMENT_TYPES[self.precision].overflow  # NaN and infinity too
 
     def _decide(self, node: ir.Node) -> None:
         """Whether the node computes in fp32, and whether what it makes must stay so."""
@@ -130,7 +129,7 @@ class NarrowGraph:
                 node.replace_input_with(index, self._typed(value, is_wide))
         if not is_wide:
             for value in filter(_is_float, node.outputs):
-                value.type = ir.TensorType(ONNX_TYPES[self.precision])
+                value.type = ir.TensorType(ir.DataType(ELEMENT_TYPES[self.precision].onnx))
                 value.meta["was_float"] = True
 
     def _typed(self, value: ir.Value, is_wide: bool) -> ir.Value:
@@ -146,15 +145,15 @@ class NarrowGraph:
         if value.is_initializer():
             assert value.const_value is not None
             source = self.sources[name] = value.const_value.numpy()
-            self.weights[name] = convert_weight(source, DTYPES[self.precision], str(value.name))
+            self.weights[name] = convert_weight(source, ELEMENT_TYPES[self.precision].trt, str(value.name))
             return self._constant(name, self.weights[name])
         nodes = []
         if not is_wide and value in self._huge:
-            largest = float(ml_dtypes.finfo(NUMPY_TYPES[DTYPES[self.precision]]).max)
+            largest = float(ml_dtypes.finfo(ELEMENT_TYPES[self.precision].numpy).max)
             limits = [self._constant(f"{name}_{limit}", np.float32(limit)) for limit in (-largest, largest)]
             nodes.append(ir.node("Clip", [value, *limits], name=f"clip_{name}"))
         before = nodes[-1].outputs[0] if nodes else value
-        target = ir.DataType.FLOAT if is_wide else ONNX_TYPES[self.precision]
+        target = ir.DataType.FLOAT if is_wide else ir.DataType(ELEMENT_TYPES[self.precision].onnx)
         nodes.append(ir.node("Cast", [before], {"to": target}, name=f"cast_{name}"))
         result = nodes[-1].outputs[0]
         result.name, result.type, result.shape = name, ir.TensorType(target), value.shape

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from common import UserError
-from network_runner import constant_values, input_names, output_names, read_layer
-from plugin_layers import Known, PluginLayer
-from tensorrt_product import trt
-from trt_helper import QUANTIZED_MAXIMA, convert_weight, quantize_weight
+from bert_trt.console import UserError
+from bert_trt.element_types import convert_weight, element_type, quantize_weight
+from bert_trt.network_runner import constant_values, input_names, output_names, read_layer
+from bert_trt.plugin_layers import Known, PluginLayer
+from bert_trt.tensorrt_product import trt
 
 
 class WrongNetworkError(UserError):
@@ -50,7 +50,11 @@ def check_definition(network: trt.INetworkDefinition, known: Known, epsilon: flo
             _check_epsilon(layer.name, float(known.plugins[layer.name].fields.get("epsilon", epsilon)), epsilon)
         elif kind == "NORMALIZATION":
             _check_epsilon(layer.name, layer.epsilon, epsilon)
-        elif kind == "CONSTANT" and layer.name in known.sources and layer.get_output(0).dtype not in QUANTIZED_MAXIMA:
+        elif (
+            kind == "CONSTANT"
+            and layer.name in known.sources
+            and not element_type(layer.get_output(0).dtype).is_quantized
+        ):
             _check_constant(layer, known)
         elif kind == "DEQUANTIZE":
             _check_scales(layer, producers, known)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from model_files import DemoIO, ReferenceSequence
-from options import QUANTIZED_PRECISIONS, TOLERANCES, SequenceRange
-from packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch, single_batch
+from bert_trt.model_files import DemoIO, ReferenceSequence
+from bert_trt.options import QUANTIZED_PRECISIONS, TOLERANCES, SequenceRange
+from bert_trt.packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch, single_batch
 
 PYTORCH = "PyTorch"
 OWN_NETWORK = "the network without its roundings"  # which was compared with PyTorch at other lengths

@@ -11,7 +11,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
-from common import UserError
+from bert_trt.console import UserError
 
 if TYPE_CHECKING:
     import tensorrt as trt

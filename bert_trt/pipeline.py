@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -16,9 +15,8 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-import tensorrt_product
-from common import UserError, check_outputs, console, log_console, make_folder, warn, write_whole
-from comparison import (
+from bert_trt import tensorrt_product
+from bert_trt.comparison import (
     OWN_NETWORK,
     PYTORCH,
     Comparison,
@@ -33,40 +31,33 @@ from comparison import (
     together,
     worst_of,
 )
-from model_files import LENGTHS_NAME, MASK_NAME, DemoIO, ModelFolder, ReferenceSequence
-from options import (
+from bert_trt.console import UserError, console, log_console, warn
+from bert_trt.files import check_outputs, make_folder
+from bert_trt.inference import InferHelper, Latency, execution_obstacle, gpu_capability, graph_obstacle
+from bert_trt.model_files import LENGTHS_NAME, MASK_NAME, DemoIO, ModelFolder, ReferenceSequence
+from bert_trt.options import (
     CACHE_NAME,
     ONE_SENTENCE,
+    QUANTIZED_PRECISIONS,
     TENSORRT_ATTENTION,
     TOLERANCES,
     SequenceRange,
     fillings_path,
 )
-from packing import NetworkBatch
-from plugin_layers import Known
+from bert_trt.packing import NetworkBatch
+from bert_trt.plan import BuildOptions, build_plan, info_path
+from bert_trt.plugin_layers import Known
+from bert_trt.quantization import BASE_PRECISION, Quantization, QuantizedParts, check_quantized
+from bert_trt.tensorrt_log import TrtLog, raise_failure
+from bert_trt.tensorrt_product import IS_RTX, trt
 from plugins import build
-from quantization import BASE_PRECISION, Quantization, QuantizedParts, check_quantized
-from tensorrt_product import IS_RTX, trt
-from trt_helper import (
-    QUANTIZED_TYPES,
-    BuildOptions,
-    InferHelper,
-    Latency,
-    TrtLog,
-    build_plan,
-    execution_obstacle,
-    gpu_capability,
-    graph_obstacle,
-    info_path,
-    raise_failure,
-)
 
 DEFAULT_SEQ_LEN = (1, 32, 128)  # clipped to the model's position table
 TIMED_RUNS = 200
 TIMING_CACHE_NAME = "timing.cache"
 
 if TYPE_CHECKING:
-    from network_runner import NetworkRunner
+    from bert_trt.network_runner import NetworkRunner
     from sensitivity import QuantizedModel
 
 
@@ -231,7 +222,7 @@ class Job:
     @property
     def _what_rounds(self) -> str:
         """Words for a result out of tolerance whose network is right."""
-        if self.precision in QUANTIZED_TYPES:
+        if self.precision in QUANTIZED_PRECISIONS:
             return (
                 f"{self.precision} that is too coarse: --max-error X returns the worst products to fp16, "
                 "sensitivity.py ranks them, and --calibration-data takes text like that of the application"
@@ -242,7 +233,7 @@ class Job:
 
     def quantize(self, args: argparse.Namespace, assemble: Callable[..., Any], log: TrtLog) -> Quantization | None:
         """Calibrates for int8 and fp8, and measures the error; nothing for other types."""
-        if self.precision not in QUANTIZED_TYPES:
+        if self.precision not in QUANTIZED_PRECISIONS:
             return None
         from sensitivity import quantize  # brings PyTorch, which other builds do not need
 
@@ -299,7 +290,7 @@ def plan_name(way: str, precision: str, layer_norm: str, batching: str, fused: S
 def _check_files(plan: Path, log: Path | None, folder: ModelFolder, args: argparse.Namespace) -> None:
     """Refuses outputs that would overwrite inputs or each other; makes the folders of those that are named."""
     sentences, named = getattr(args, "sentences", None), getattr(args, "fillings", None)
-    quantized = args.precision in QUANTIZED_TYPES
+    quantized = args.precision in QUANTIZED_PRECISIONS
     outputs = {
         "--plan": plan,
         "the plan's description": info_path(plan),
@@ -393,26 +384,6 @@ def warn_of_missing_bindings() -> None:
         warn(f"the plan will be executed, but not timed in a CUDA graph: {obstacle}")
 
 
-def write_json(path: Path | None, results: dict[str, Any] | list[dict[str, Any]]) -> None:
-    """Writes what --json asks for; nothing without a path. Called last, when all that decides has been compared.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    if path is not None:
-        with write_whole(path) as file:
-            file.write((json.dumps(_without_nan(results), indent=2, allow_nan=False) + "\n").encode())
-
-
-def _without_nan(value: Any) -> Any:
-    """The same with null for numbers that are not finite, which JSON has no words for."""
-    if isinstance(value, dict):
-        return {key: _without_nan(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def foreign_target(capabilities: Sequence[str]) -> str | None:
     """Why a plan for other GPUs cannot be executed here."""
     if not capabilities:
@@ -464,7 +435,7 @@ def _prove_definition(job: Job, network: trt.INetworkDefinition, known: Known, o
     ``own``, outputs for ``job.own_batch``, are compared with the network without its roundings, and that one, since
     then all depends on it, with PyTorch at every length of the reference sequences.
     """
-    from network_proof import WrongNetworkError, check_definition
+    from bert_trt.network_proof import WrongNetworkError, check_definition
 
     try:
         check_definition(network, known, job.folder.config.layer_norm_eps)
@@ -488,7 +459,7 @@ def _find_overflow(job: Job, network: trt.INetworkDefinition, known: Known) -> s
     errors += [] if job.comparison is None else [job.comparison.rel_l2]
     if all(map(math.isfinite, errors)):
         return None
-    base = BASE_PRECISION if job.precision in QUANTIZED_TYPES else job.precision
+    base = BASE_PRECISION if job.precision in QUANTIZED_PRECISIONS else job.precision
     runner = _pytorch_runner(network, known)
     examples = [batch.inputs for batch in (job.example, *_batches(job), job.own_batch) if batch is not None]
     found = next(filter(None, map(runner.first_not_finite, examples)), None)
@@ -507,7 +478,7 @@ def _find_overflow(job: Job, network: trt.INetworkDefinition, known: Known) -> s
 
 def _find_wrong_layer(job: Job, network: trt.INetworkDefinition, known: Known, hidden_states: Sequence[str]) -> str:
     """Where the network without its roundings is not PyTorch's, in words."""
-    from layer_comparison import fp32_errors
+    from bert_trt.layer_comparison import fp32_errors
 
     errors = fp32_errors(network, hidden_states, job.demo, known, job.inputs)
     wrong = [name for name, error in errors.items() if not error <= TOLERANCES["fp32"]]
@@ -525,7 +496,7 @@ def _pytorch_runner(network: trt.INetworkDefinition, known: Known, in_fp32: bool
     # Imported here: while a plan is built, PyTorch would only take memory.
     import torch
 
-    from network_runner import NetworkRunner
+    from bert_trt.network_runner import NetworkRunner
 
     return NetworkRunner(network, "cuda" if torch.cuda.is_available() else "cpu", known=known, in_fp32=in_fp32)
 
@@ -636,7 +607,7 @@ def _word_cell(comparison: Comparison | None, rank: int) -> Text:  # Text, not m
 
 def _sequences_cell(job: Job) -> str:
     """The worst sequence; in 8 bits, where all of them count together, that too."""
-    if job.precision in QUANTIZED_TYPES and job.sequences:
+    if job.precision in QUANTIZED_PRECISIONS and job.sequences:
         return f"{together(job.sequences):.2e}\n{_worst(job.sequences)}"
     return _worst(job.sequences)
 

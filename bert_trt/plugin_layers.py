@@ -19,22 +19,15 @@ import numpy as np
 import onnx
 from onnx import helper as onnx_helper
 
-from common import UserError
+from bert_trt.console import UserError
+from bert_trt.element_types import element_type
+from bert_trt.tensorrt_log import LOGGER, TrtLog
+from bert_trt.tensorrt_product import IS_RTX, trt
 from plugins import build, rtx_parser_shim
-from tensorrt_product import IS_RTX, trt
-from trt_helper import DTYPES, LOGGER, TrtLog
 
 CONSTANT_FIELDS = ("constant_weight", "constant_weights")  # weights may be read early, see early_launch.cuh
 HEAD_SIZES = (32, 64, 128)  # those that QkvToContext has kernels for
 VERSION, NAMESPACE = "1", ""
-ONNX_TYPES = {
-    trt.DataType.FLOAT: onnx.TensorProto.FLOAT,
-    trt.DataType.HALF: onnx.TensorProto.FLOAT16,
-    trt.DataType.BF16: onnx.TensorProto.BFLOAT16,
-    trt.DataType.INT8: onnx.TensorProto.INT8,
-    trt.DataType.INT32: onnx.TensorProto.INT32,
-}
-OUTPUT_TYPES = {trt.DataType.FLOAT: "fp32", trt.DataType.HALF: "fp16", trt.DataType.BF16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -106,7 +99,7 @@ def skip_layer_norm_layer(
     given = {key: scale for key, scale in scales.items() if scale}
     fields = {"epsilon": epsilon, **given, "outputs": outputs, "constant_weights": 1}
     if x_scale and skip_scale:
-        fields["output_type"] = next(key for key, value in DTYPES.items() if value == dtype)
+        fields["output_type"] = element_type(dtype).name
     kinds = [trt.DataType.INT8 if scale else dtype for scale in (x_scale, skip_scale)]
     weights = [(trt.DataType.FLOAT, (hidden,))] * (3 if bias else 2)
     floating = (dtype,) if outputs == "both" or not output_scale else ()
@@ -147,7 +140,7 @@ def qkv_to_context_layer(
     fields: dict[str, float | int | str] = {"num_heads": num_heads, "layout": layout}
     fields |= {"qkv_scale": qkv_scale} if qkv_scale else {}
     fields |= {"output_scale": output_scale} if output_scale else {}
-    fields |= {"output_type": OUTPUT_TYPES[output]} if output is not None else {}
+    fields |= {"output_type": element_type(output).name} if output is not None else {}
     qkv = (dtype, (-1, -1, 3 * hidden) if layout == "padded" else (-1, 3 * hidden))
     second = {"single": (), "padded": ((trt.DataType.INT32, (-1, -1)),), "packed": ((trt.DataType.INT32, (-1,)),)}
     made = trt.DataType.INT8 if output_scale else output or dtype
@@ -301,12 +294,12 @@ def placeholder_model(planned: Sequence[PluginLayer]) -> bytes:
         names = [f"{layer.name}.placeholder{index}" for index in range(len(layer.inputs))]
         for name, (dtype, shape) in zip(names, layer.inputs, strict=True):
             fixed = [1 if axis == -1 else axis for axis in shape]
-            size = onnx_helper.tensor_dtype_to_np_dtype(ONNX_TYPES[dtype]).itemsize * int(np.prod(fixed))
-            constants.append(onnx_helper.make_tensor(name, ONNX_TYPES[dtype], fixed, bytes(size), raw=True))
+            size = onnx_helper.tensor_dtype_to_np_dtype(element_type(dtype).onnx).itemsize * int(np.prod(fixed))
+            constants.append(onnx_helper.make_tensor(name, element_type(dtype).onnx, fixed, bytes(size), raw=True))
         reserved = [f"{layer.name}.reserved{index}" for index in range(len(layer.outputs))]
         nodes.append(plugin_node(layer, names, reserved))
         outputs += [
-            onnx_helper.make_tensor_value_info(name, ONNX_TYPES[dtype], None)
+            onnx_helper.make_tensor_value_info(name, element_type(dtype).onnx, None)
             for name, dtype in zip(reserved, layer.outputs, strict=True)
         ]
     graph = onnx_helper.make_graph(nodes, "plugins", [], outputs, constants)

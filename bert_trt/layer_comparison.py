@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from common import console
-from comparison import relative_l2
-from model_files import DemoIO, ModelFolder
-from network_runner import NetworkRunner
-from plugin_layers import Known
-from tensorrt_product import trt
+from bert_trt.comparison import relative_l2
+from bert_trt.console import console
+from bert_trt.model_files import DemoIO, ModelFolder
+from bert_trt.network_runner import NetworkRunner
+from bert_trt.plugin_layers import Known
+from bert_trt.tensorrt_product import trt
 
 
 def print_layer_comparison(

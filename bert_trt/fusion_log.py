@@ -11,8 +11,11 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from common import UserError, console
-from trt_helper import TrtLog, check_plan, execution_obstacle, load_engine, trt
+from bert_trt.console import UserError, console
+from bert_trt.inference import execution_obstacle, load_engine
+from bert_trt.plan import check_plan
+from bert_trt.tensorrt_log import TrtLog
+from bert_trt.tensorrt_product import trt
 
 ENGINE_SECTION = "Engine Layer Information"
 LAYER_LINE = re.compile(r"^Layer\((?P<kind>[^)]*)\): (?P<name>.*?), Tactic: ")

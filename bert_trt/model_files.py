@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 import threading
@@ -27,7 +26,8 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
-from common import UserError
+from bert_trt.console import UserError
+from bert_trt.files import read_json
 
 ONNX_NAME = "model.onnx"
 DATA_NAME = "model.onnx.data"
@@ -511,20 +511,3 @@ def check_inputs(inputs: Mapping[str, np.ndarray], config: BertConfig, source: s
             raise UserError(
                 f"{source}: {name}[{row}, {column}] is {ids[row, column]}, outside {table} (0 to {size - 1})"
             )
-
-
-def read_json(path: Path, remedy: str = "write it again with model2onnx.py") -> dict[str, Any]:
-    """Reads a JSON object; ``remedy`` ends the message where it is damaged.
-
-    Raises:
-        UserError: the file is missing or is no JSON object.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; write it with model2onnx.py") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); {remedy}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds a JSON {type(values).__name__}, expected an object; {remedy}")
-    return values

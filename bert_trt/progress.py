@@ -1,6 +1,6 @@
 """Runs a long command so that no ten seconds pass without a sign of it, also where the output is no terminal.
 
-    python progress.py "installing" python -m pip install -r requirements.txt
+    python bert_trt/progress.py "installing" python -m pip install -r requirements.txt
 
 It needs the standard library alone: the Makefile installs the other packages through it.
 """

@@ -26,26 +26,15 @@ import ml_dtypes
 import numpy as np
 import torch
 
-import plugin_layers
-from common import UserError
-from packing import CHECKED, check_batch
-from plugin_layers import Known, PluginLayer
+from bert_trt import plugin_layers
+from bert_trt.console import UserError
+from bert_trt.element_types import element_type, has_element_type
+from bert_trt.packing import CHECKED, check_batch
+from bert_trt.plugin_layers import Known, PluginLayer
+from bert_trt.tensorrt_product import trt
+from bert_trt.tensors import as_tuple
 from plugins import reference
-from tensorrt_product import trt
-from trt_helper import as_tuple
 
-TORCH_TYPES: dict[trt.DataType, torch.dtype] = {
-    trt.DataType.FLOAT: torch.float32,
-    trt.DataType.HALF: torch.float16,
-    trt.DataType.BF16: torch.bfloat16,
-    trt.DataType.INT8: torch.int8,
-    trt.DataType.FP8: torch.float8_e4m3fn,
-    trt.DataType.INT32: torch.int32,
-    trt.DataType.INT64: torch.int64,
-    trt.DataType.BOOL: torch.bool,
-    trt.DataType.UINT8: torch.uint8,
-}
-FLOATING_TYPES = (trt.DataType.FLOAT, trt.DataType.HALF, trt.DataType.BF16, trt.DataType.FP8)
 NARROW_FLOATS = (torch.float16, torch.bfloat16)
 QUANTIZED_LIMITS = {torch.int8: (-128.0, 127.0), torch.float8_e4m3fn: (-448.0, 448.0)}
 
@@ -537,9 +526,9 @@ def tensor_types(network: trt.INetworkDefinition) -> dict[str, torch.dtype]:
     inputs = (network.get_input(index) for index in range(network.num_inputs))
     types = {tensor.name: tensor.dtype for tensor in itertools.chain(inputs, outputs)}
     for name, dtype in types.items():
-        if dtype not in TORCH_TYPES:
+        if not has_element_type(dtype):
             raise UnsupportedLayerError(f"network_runner cannot run what makes tensor {name!r}: its type is {dtype}")
-    return {name: TORCH_TYPES[dtype] for name, dtype in types.items()}
+    return {name: element_type(dtype).torch for name, dtype in types.items()}
 
 
 def output_names(layer: Any) -> list[str]:
@@ -709,7 +698,9 @@ class _Lowering:
 
     def widened_rule(self, kind: str, layer: Any) -> Callable[[Any], Call] | None:
         """With ``in_fp32`` the rule for a layer that would round, narrow or quantize: it hands on its input."""
-        narrows = kind in ("ATTENTION_OUTPUT", "CAST", "IDENTITY") and layer.get_output(0).dtype in FLOATING_TYPES
+        narrows = (
+            kind in ("ATTENTION_OUTPUT", "CAST", "IDENTITY") and element_type(layer.get_output(0).dtype).is_floating
+        )
         if self.in_fp32 and (narrows or kind in ("QUANTIZE", "DEQUANTIZE")):
             return lambda layer: (cast, _Input(layer.get_input(0).name), torch.float32)
         return None
@@ -754,7 +745,7 @@ class _Lowering:
         if self.in_fp32 and layer.name in self.known.sources:
             return as_torch(self.known.sources[layer.name]).reshape(as_tuple(layer.shape))
         values = constant_values(layer, self.known)
-        if self.in_fp32 and layer.get_output(0).dtype in FLOATING_TYPES:
+        if self.in_fp32 and element_type(layer.get_output(0).dtype).is_floating:
             values = values.astype(np.float32)
         return as_torch(values).reshape(as_tuple(layer.shape))
 
@@ -826,7 +817,7 @@ def _attention(layer: Any) -> Call:
 
 
 def _cast(layer: Any) -> Call:
-    return cast, *_Input.all_of(layer), TORCH_TYPES[layer.get_output(0).dtype]
+    return cast, *_Input.all_of(layer), element_type(layer.get_output(0).dtype).torch
 
 
 def _concatenation(layer: Any) -> Call:
@@ -846,11 +837,11 @@ def _value_and_scale(layer: Any) -> list[_Input]:
 
 
 def _quantize(layer: Any) -> Call:
-    return quantize, *_value_and_scale(layer), _axis(layer), TORCH_TYPES[layer.get_output(0).dtype]
+    return quantize, *_value_and_scale(layer), _axis(layer), element_type(layer.get_output(0).dtype).torch
 
 
 def _dequantize(layer: Any) -> Call:
-    return dequantize, *_value_and_scale(layer), _axis(layer), TORCH_TYPES[layer.get_output(0).dtype]
+    return dequantize, *_value_and_scale(layer), _axis(layer), element_type(layer.get_output(0).dtype).torch
 
 
 def _axis(layer: Any) -> int | None:
@@ -870,7 +861,7 @@ def _is_scale_of_columns(layer: Any, product: Any) -> bool:
 
 def _quantized_product(layer: Any, a: Any, b: Any, int8_kernel: bool) -> Call:
     transposes = (op == trt.MatrixOperation.TRANSPOSE for op in (layer.op0, layer.op1))
-    dtype = TORCH_TYPES[layer.get_output(0).dtype]
+    dtype = element_type(layer.get_output(0).dtype).torch
     return quantized_product, *_value_and_scale(a), *_value_and_scale(b), *transposes, dtype, int8_kernel
 
 
@@ -895,7 +886,7 @@ def _fill(layer: Any) -> Call:
         _refuse(layer, f"FILL {layer.operation}")
     start, step = _optional(layer, 1), _optional(layer, 2)
     values = (layer.alpha if start is None else start, layer.beta if step is None else step)
-    return linear_fill, _numbers(layer, 0, layer.shape), *values, TORCH_TYPES[layer.get_output(0).dtype]
+    return linear_fill, _numbers(layer, 0, layer.shape), *values, element_type(layer.get_output(0).dtype).torch
 
 
 def _gather(layer: Any) -> Call:

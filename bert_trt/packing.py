@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common import UserError
-from model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME
+from bert_trt.console import UserError
+from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME
 
 Ids = Sequence[int] | np.ndarray  # of one sentence
 CHECKED = (INPUT_NAMES[0], MASK_NAME, LENGTHS_NAME)  # what ``check_batch`` looks at

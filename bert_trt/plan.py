@@ -1,0 +1,432 @@
+"""Builds a network into a plan: optimization profile, progress, plan file and the description beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from bert_trt import interrupts, tensorrt_product
+from bert_trt.console import UserError, log_console, warn
+from bert_trt.files import atomic_write
+from bert_trt.model_files import LENGTHS_NAME
+from bert_trt.options import ONE_SENTENCE, SequenceRange
+from bert_trt.tensorrt_log import LOGGER, TrtLog, called_by_tensorrt, has_failed, raise_failure
+from bert_trt.tensorrt_product import IS_RTX, trt
+from bert_trt.tensors import as_tuple
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+
+def profile_shapes(name: str, shape: Sequence[int], seq_len: SequenceRange, batch: SequenceRange) -> list[list[int]]:
+    """[minimum, optimum, maximum] of an input's shape: the last dynamic axis is the length, one before it the batch.
+
+    Args:
+        name: the input's name.
+        shape: of the network's input: (1, -1) for one sentence, (-1, -1) for a padded batch, (-1,) for a packed one.
+        seq_len: sequence lengths.
+        batch: sentences in a batch.
+    """
+    pairs = list(zip(batch.as_tuple(), seq_len.as_tuple(), strict=True))
+    if name == LENGTHS_NAME:
+        return [[sentences + 1] for sentences, _ in pairs]
+    if len(shape) == 1:
+        return [[sentences * length] for sentences, length in pairs]
+    last = max((axis for axis, size in enumerate(shape) if size == -1), default=-1)
+    return [
+        [size if size != -1 else length if axis == last else sentences for axis, size in enumerate(shape)]
+        for sentences, length in pairs
+    ]
+
+
+@dataclass(frozen=True)
+class PlanInfo:
+    """What stands beside a plan in ``PLAN.json``: enough to say, without a GPU, whether it can be used."""
+
+    product: str
+    version: str
+    compute_capabilities: list[str]  # empty: those that the product chooses
+    crc32: int
+    num_bytes: int
+    profile: dict[str, list[list[int]]]  # input name -> [minimum, optimum, maximum] shape
+    num_layers: int
+    seconds_build: float
+    plugin_library: str  # file name of the library whose plugins the plan uses; "" without plugins
+    plugins_embedded: bool  # the plan holds that library
+
+
+@dataclass
+class BuildOptions:
+    """How to build a plan."""
+
+    seq_len: SequenceRange
+    batch: SequenceRange = ONE_SENTENCE
+    allow_tf32: bool = False  # fp32 products on tensor cores, with 10 bits of mantissa
+    compute_capabilities: list[str] = field(default_factory=list)  # "8.6", rtx only
+    timing_cache: Path | None = None  # full product only
+    plugin_library: Path | None = None  # where the network's plugins come from
+    embed_plugins: bool = True  # put that library into the plan, which then loads where it is not installed
+    profile: dict[str, list[list[int]]] | None = None  # shapes by input; None: those of ``profile_shapes``
+
+
+@interrupts.uninterrupted()
+def create_builder(log: TrtLog) -> tuple[trt.Builder, trt.INetworkDefinition]:
+    """A builder and an empty, strongly typed network.
+
+    Raises:
+        UserError: TensorRT cannot start, as the full product on a machine without a GPU.
+    """
+    try:
+        builder = trt.Builder(LOGGER)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    except (RuntimeError, TypeError) as error:  # pybind's answer to a null pointer is a TypeError
+        raise UserError(
+            f"{tensorrt_product.describe()} cannot create a builder: {log.take_errors()}. The full tensorrt needs "
+            "an NVIDIA GPU; tensorrt_rtx builds without one (pip install -r requirements.txt)"
+        ) from error
+    return builder, network
+
+
+def parse_onnx(parser: trt.OnnxParser, model: bytes, path: Path, log: TrtLog) -> None:
+    """Parses an ONNX model into the parser's network.
+
+    Args:
+        parser: of an empty network; owns the weights that it reads.
+        model: the serialized model.
+        path: says where weights outside the model lie.
+        log: the logger of the network's builder.
+
+    Raises:
+        UserError: the parser refuses the model; the message carries its own words.
+    """
+    with interrupts.uninterrupted():
+        # The path as bytes, since it need not be valid UTF-8.
+        parsed = parser.parse(model, os.fsencode(path))  # pyright: ignore[reportArgumentType]
+    if not parsed:
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        told = "; ".join(f"node {error.node_name()!r} ({error.node_operator()}): {error.desc()}" for error in errors)
+        raise UserError(f"the ONNX parser refuses {path}: {told or log.take_errors()}")
+
+
+def build_plan(
+    builder: trt.Builder,
+    network: trt.INetworkDefinition,
+    log: TrtLog,
+    options: BuildOptions,
+    path: Path,
+    weights_read: AbstractContextManager[None] | None = None,
+) -> PlanInfo:
+    """Builds the network and writes the plan to ``path`` and what it is to ``path``.json.
+
+    Args:
+        builder: the network's builder.
+        network: the network, its outputs marked.
+        log: the builder's logger.
+        options: profile, targets, caches.
+        path: the plan file.
+        weights_read: entered while TensorRT reads the weights.
+
+    Raises:
+        UserError: TensorRT refuses the network or the options, or the file cannot be written.
+    """
+    config = builder.create_builder_config()
+    profile = add_profile(builder, network, config, options)
+    if not options.allow_tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    set_compute_capabilities(config, options.compute_capabilities)
+    if options.plugin_library is not None and options.embed_plugins:
+        library = os.fsencode(options.plugin_library)  # bytes, since a path need not be valid UTF-8
+        config.plugins_to_serialize = [library]  # pyright: ignore[reportAttributeAccessIssue]
+    start = time.perf_counter()
+    with atomic_write(path) as file:
+        with (
+            timing_cache(config, options.timing_cache),
+            build_progress(config) as monitor,
+            weights_read or nullcontext(),
+        ):
+            checksum, size = _build_to_file(builder, network, config, log, path, file, monitor)
+        info = PlanInfo(
+            product=tensorrt_product.PRODUCT,
+            version=tensorrt_product.VERSION,
+            compute_capabilities=options.compute_capabilities,
+            crc32=checksum,
+            num_bytes=size,
+            profile=profile,
+            num_layers=network.num_layers,
+            seconds_build=time.perf_counter() - start,
+            plugin_library=options.plugin_library.name if options.plugin_library else "",
+            plugins_embedded=options.plugin_library is not None and options.embed_plugins,
+        )
+        with atomic_write(info_path(path)) as description:  # while the plan is not in its place: both are, or neither
+            description.write(json.dumps(asdict(info), indent=2).encode())
+    return info
+
+
+def info_path(plan: Path) -> Path:
+    """Where the description of a plan lies."""
+    return plan.with_name(plan.name + ".json")
+
+
+def add_profile(
+    builder: trt.Builder,
+    network: trt.INetworkDefinition,
+    config: trt.IBuilderConfig,
+    options: BuildOptions,
+) -> dict[str, list[list[int]]]:
+    """Gives every dynamic axis of every input its range. Returns the shapes by input."""
+    profile = builder.create_optimization_profile()
+    shapes: dict[str, list[list[int]]] = {}
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shapes[tensor.name] = (
+            profile_shapes(tensor.name, as_tuple(tensor.shape), options.seq_len, options.batch)
+            if options.profile is None
+            else options.profile[tensor.name]
+        )
+        profile.set_shape(tensor.name, *(trt.Dims(shape) for shape in shapes[tensor.name]))
+    if config.add_optimization_profile(profile) < 0:
+        raise UserError(f"TensorRT refused the profile {shapes}")
+    return shapes
+
+
+def set_compute_capabilities(config: trt.IBuilderConfig, capabilities: Sequence[str]) -> None:
+    """Targets the given GPUs, e.g. ``["8.6", "8.9"]``; an empty list leaves the choice to TensorRT.
+
+    Raises:
+        UserError: the product builds only for the GPU it runs on, or does not know one of them.
+    """
+    if not capabilities:
+        return
+    if not IS_RTX:
+        raise UserError(
+            f"--compute-capability: {tensorrt_product.describe()} builds for the GPU of this machine only; "
+            "leave the option out, or install tensorrt_rtx and set BERT_TENSORRT_PRODUCT=tensorrt_rtx"
+        )
+    rtx_config: Any = config  # these attributes are not in the full product's types
+    known = getattr(trt, "ComputeCapability").__members__  # noqa: B009
+    rtx_config.num_compute_capabilities = len(capabilities)
+    for index, capability in enumerate(capabilities):
+        name = "SM" + capability.replace(".", "")
+        if name not in known:
+            supported = ", ".join(f"{key[2:-1]}.{key[-1]}" for key in known if key.startswith("SM"))
+            raise UserError(
+                f"--compute-capability {capability}: not a target of {tensorrt_product.describe()}; "
+                f"expected some of {supported}"
+            )
+        rtx_config.set_compute_capability(known[name], index)
+
+
+@contextmanager
+def timing_cache(config: trt.IBuilderConfig, path: Path | None) -> Iterator[None]:
+    """Uses the kernel timings of earlier builds and adds those of this one.
+
+    Only the full product times kernels when it builds; tensorrt_rtx would look for a GPU. A cache that is damaged, or
+    of another GPU or version, is replaced by a fresh one. None of this is worth a failed build: what goes wrong is a
+    warning.
+    """
+    if path is None or IS_RTX:
+        yield
+        return
+    usable = _use_timings(config, _earlier_timings(path)) or _use_timings(config, b"")
+    yield
+    cache = config.get_timing_cache() if usable else None
+    timings = None if cache is None else cache.serialize()
+    if timings is None:
+        warn(f"TensorRT offers no timing cache: {path} is not written, and the next build takes as long as this one")
+        return
+    try:
+        with atomic_write(path) as file:
+            file.write(memoryview(timings))
+    except UserError as error:
+        warn(f"the timing cache is not kept: {error}")
+
+
+def _earlier_timings(path: Path) -> bytes:
+    """What an earlier build left; empty where there is nothing to read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        warn(f"cannot read the timing cache {path} ({error.strerror}); kernels are timed afresh")
+        return b""
+
+
+def _use_timings(config: trt.IBuilderConfig, timings: bytes) -> bool:
+    """Gives the builder a timing cache. False where TensorRT does not take it."""
+    try:
+        cache = config.create_timing_cache(timings)
+        return cache is not None and config.set_timing_cache(cache, ignore_mismatch=False)
+    except (RuntimeError, TypeError, ValueError):  # pybind's answers to a null pointer
+        return False
+
+
+class _ProgressMonitor(trt.IProgressMonitor):
+    """Shows TensorRT's build phases, nested as TensorRT nests them, as progress bars, and stops a build.
+
+    Attributes:
+        is_cancelled: the build is to stop; set by another thread.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        trt.IProgressMonitor.__init__(self)
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        """Asks TensorRT to stop after the present step."""
+        self.is_cancelled = True
+
+    @called_by_tensorrt()
+    def phase_start(self, phase_name: str, parent_phase: str, num_steps: int) -> None:
+        """Called by TensorRT."""
+        indent = "  " if parent_phase else ""
+        self._tasks[phase_name] = self._progress.add_task(indent + phase_name, total=num_steps)
+
+    @called_by_tensorrt(answer=False)
+    def step_complete(self, phase_name: str, step: int) -> bool:
+        """Called by TensorRT; False stops the build."""
+        if phase_name in self._tasks:
+            self._progress.update(self._tasks[phase_name], completed=step + 1)
+        return not self.is_cancelled and not has_failed()
+
+    @called_by_tensorrt()
+    def phase_finish(self, phase_name: str) -> None:
+        """Called by TensorRT."""
+        if phase_name in self._tasks:
+            self._progress.remove_task(self._tasks.pop(phase_name))
+
+
+@contextmanager
+def build_progress(config: trt.IBuilderConfig) -> Iterator[_ProgressMonitor]:
+    """While inside, shows the build's progress on a terminal. Yields what can cancel the build."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    shown = log_console.is_terminal
+    with Progress(*columns, console=log_console, transient=True, disable=not shown) as progress:
+        monitor = config.progress_monitor = _ProgressMonitor(progress)
+        yield monitor
+
+
+class _PlanWriter(trt.IStreamWriter):
+    """Takes a plan from TensorRT piece by piece and writes it to a file.
+
+    A plan need not be in memory as a whole: that saves as much memory as all weights take.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        trt.IStreamWriter.__init__(self)
+        self._file = file
+        self.crc32 = 0
+        self.num_bytes = 0
+
+    @called_by_tensorrt(answer=0)
+    def write(self, data: bytes) -> int:
+        """Called by TensorRT; fewer bytes than given stop the build."""
+        self._file.write(data)
+        self.crc32 = zlib.crc32(data, self.crc32)
+        self.num_bytes += len(data)
+        return len(data)
+
+
+def _build_to_file(
+    builder: trt.Builder,
+    network: trt.INetworkDefinition,
+    config: trt.IBuilderConfig,
+    log: TrtLog,
+    path: Path,
+    file: IO[bytes],
+    monitor: _ProgressMonitor,
+) -> tuple[int, int]:
+    """Builds the plan and writes it to ``file``, which becomes ``path``. Returns (CRC-32, bytes)."""
+    raise_failure()
+    writer = _PlanWriter(file)
+    built = _run_in_thread(
+        lambda: builder.build_serialized_network_to_stream(network, config, writer), cancel=monitor.cancel
+    )
+    raise_failure()
+    if not built:
+        raise UserError(f"TensorRT could not build the plan: {log.take_errors()}")
+    if writer.num_bytes == 0:
+        raise UserError(
+            f"TensorRT says that it built the plan {path}, but wrote 0 bytes: {log.take_errors()}; build it "
+            "again with --verbose and report what the log says"
+        )
+    return writer.crc32, writer.num_bytes
+
+
+def _run_in_thread(work: Callable[[], bool], cancel: Callable[[], None]) -> bool:
+    """Returns what ``work`` returns, and hears Ctrl-C while it is in C++: only this, the main thread does.
+
+    After Ctrl-C it calls ``cancel`` and waits until ``work`` has stopped, since that uses what the caller owns.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        result = thread.submit(work)
+        try:
+            return result.result()
+        except KeyboardInterrupt:
+            with interrupts.uninterrupted():
+                cancel()
+                wait([result])
+            raise
+
+
+# --- reading a plan -----------------------------------------------------------------------------------------
+
+
+class PlanError(UserError):
+    """A plan that cannot be used; the message says why and what to do."""
+
+
+def check_plan(path: Path) -> bytes:
+    """Reads a plan and checks what can be checked without a GPU.
+
+    Raises:
+        PlanError: no such file, corrupt or truncated, or built by another TensorRT.
+    """
+    try:
+        plan = path.read_bytes()
+    except OSError as error:
+        raise PlanError(f"cannot read the plan {path}: {error.strerror}; build it with builder.py") from error
+    if not plan:
+        raise PlanError(f"the plan {path} is empty; build it again")
+    info = read_info(path)
+    if info is None:
+        return plan  # a plan from elsewhere: TensorRT itself judges it
+    if len(plan) != info.num_bytes or zlib.crc32(plan) != info.crc32:
+        raise PlanError(
+            f"the plan {path} ({len(plan)} bytes) is not the one that {info_path(path).name} describes "
+            f"({info.num_bytes} bytes): it is corrupt or truncated; build it again"
+        )
+    built_by = f"{info.product} {info.version}"
+    if built_by != tensorrt_product.describe():
+        raise PlanError(
+            f"the plan {path} was built by {built_by}, but this is {tensorrt_product.describe()}; plans are tied to "
+            "product and version: build it again"
+        )
+    return plan
+
+
+def read_info(plan: Path) -> PlanInfo | None:
+    """What stands beside a plan; None if nothing does.
+
+    Raises:
+        PlanError: it is not readable.
+    """
+    path = info_path(plan)
+    if not path.is_file():
+        return None
+    try:
+        return PlanInfo(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise PlanError(f"{path} is not readable ({error}); build the plan again") from error
