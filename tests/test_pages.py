@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 RESULTS = ROOT / "docs" / "results.md"
+ISSUE_TEMPLATE = ROOT / ".github" / "ISSUE_TEMPLATE" / "gpu_failure.md"
 CHINESE = ".zh-CN.md"
 MAX_README_LINES = 150
 MAX_README_WIDTH = 125  # characters; tables are wider
@@ -114,9 +115,8 @@ def named_commands(path: Path) -> list[str]:
 
 
 each_page = pytest.mark.parametrize("page", pages(), ids=page_name)
-each_text = pytest.mark.parametrize(
-    "path", [text for page in pages() for text in (page, translation(page))], ids=page_name
-)
+TEXTS = [text for page in pages() for text in (page, translation(page))]
+each_text = pytest.mark.parametrize("path", TEXTS, ids=page_name)
 
 
 # --- both languages -------------------------------------------------------------------------------------------
@@ -176,6 +176,11 @@ def test_both_languages_have_the_same_links(page: Path):
 # --- links and names --------------------------------------------------------------------------------------------
 
 
+def defines(path: Path, name: str) -> bool:
+    """Whether a function, method or class of this name is in the file."""
+    return re.search(rf"^\s*(?:def|class) {name}\b", path.read_text(), re.MULTILINE) is not None
+
+
 @each_text
 def test_links(path: Path):
     links = local_links(path)
@@ -187,9 +192,8 @@ def test_links(path: Path):
             missing.append(f"{target.relative_to(ROOT)}: no such file")
         elif anchor and anchor not in anchors(target):
             missing.append(f"{target.relative_to(ROOT)} has no #{anchor}")
-        elif target.suffix == ".py" and text == f"`{name}`" and name.isidentifier():  # a function or class
-            if not re.search(rf"^\s*(?:def|class) {name}\b", target.read_text(), re.MULTILINE):
-                missing.append(f"{target.relative_to(ROOT)} has no {name}")
+        elif target.suffix == ".py" and text == f"`{name}`" and name.isidentifier() and not defines(target, name):
+            missing.append(f"{target.relative_to(ROOT)} has no {name}")
     assert not missing
 
 
@@ -207,22 +211,29 @@ def all_source() -> str:
     return "\n".join(path.read_text() for folder in folders for path in folder.glob("*.py"))
 
 
-@each_text
+def has_target(target: str) -> bool:
+    """Whether make knows how to make it."""
+    rules = re.findall(r"^([^\s#:=][^:=\n]*):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    names = {name.replace("$(PY)", "$(VENV)/bin/python") for rule in rules for name in rule.split()}
+    return target.replace(".venv/", "$(VENV)/") in names
+
+
+@pytest.mark.parametrize("path", [*TEXTS, ISSUE_TEMPLATE], ids=page_name)
 def test_named_commands_exist(path: Path):
-    makefile = (ROOT / "Makefile").read_text()
     for command in named_commands(path):
         words = [word for word in command.split() if not re.match(r"[A-Z_]+=", word)]
         if words[0] == "make":
-            for target in (word for word in words[1:] if re.fullmatch(r"[\w./-]+", word)):
-                rule = re.escape(target.replace(".venv", "$(VENV)"))
-                assert re.search(rf"^(?:{rule}|\$\(PY\)):" if "python" in target else f"^{rule}:", makefile, re.M), (
-                    f"no make target {target}: {command}"
-                )
+            targets = [word for word in words[1:] if re.fullmatch(r"[\w./-]+", word)]
+            assert all(map(has_target, targets)), f"no such make target: {command}"
         elif len(words) > 1 and words[1].endswith(".py"):
             assert (ROOT / words[1]).is_file(), command
             options = re.findall(r"(?<!\S)--[a-z-]+", " ".join(words[2:]))
-            if options:
-                assert all(option in help_of(words[1]) for option in options), command
+            assert not options or all(option in help_of(words[1]) for option in options), command
+
+
+def test_the_commit_hook_runs_a_make_target():
+    (entry,) = re.findall(r"entry: make (\S+)", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert has_target(entry)
 
 
 @each_text
