@@ -329,6 +329,18 @@ def test_results_are_those_of_the_benchmarks():
     assert checked > 100
 
 
+def test_the_results_of_the_readme_are_in_the_results_page():
+    exact = [float(number) for number in FIGURE.findall(RESULTS.read_text(encoding="utf-8"))]
+    known = [*exact, *(number / 100 for number in exact)]  # the page writes 35 %, the README 0.35
+    (table,) = TABLE.findall(section(README, "Results"))
+    shown = [
+        number for row in table.splitlines() for number in FIGURE.findall(row.split("|")[2]) if is_measured(number)
+    ]
+    assert len(shown) > 10
+    for number in shown:
+        assert any(is_rounded(number, value) for value in known), number
+
+
 def test_pipeline_picture():
     picture = ElementTree.parse(ROOT / "docs" / "pipeline.svg").getroot()
     assert picture.tag == "{http://www.w3.org/2000/svg}svg"
