@@ -46,7 +46,6 @@ from bert_trt.options import CACHE_NAME, QUANTIZED_PRECISIONS, Settings
 from bert_trt.quantization import (
     Product,
     Quantization,
-    encoder_products,
     in_groups,
     range_name,
     smoothing_factors,
@@ -315,6 +314,7 @@ class Subject:
 
     Attributes:
         folder: the model.
+        encoder: all products of the encoder, in the order of computation.
         sentences: to run over.
         source: the file that they are from, for messages.
         assemble: ``builder.assemble``; a parameter, since builder.py comes after this file.
@@ -323,6 +323,7 @@ class Subject:
     """
 
     folder: ModelFolder
+    encoder: Sequence[Product]
     sentences: Sequence[Sentence]
     source: Path
     assemble: Assemble
@@ -331,14 +332,14 @@ class Subject:
 
     def products(self, settings: Settings) -> list[Product]:
         """The products that the settings want quantized."""
-        return in_groups(encoder_products(self.folder.config), settings.groups)
+        return in_groups(self.encoder, settings.groups)
 
     def observe(self, settings: Settings, smoothing: Mapping[str, np.ndarray]) -> BertCalibrator:
         """Runs the fp32 network over the sentences; ``smoothing`` is part of it."""
         smoothed = Quantization(settings.kind, smoothing=smoothing)  # no product is quantized
         made = self.assemble(self.folder, self.log, "fp32", batching="padded", quantization=smoothed)
         tensors = tensors_of(self.products(settings), smoothing)
-        calibrator = BertCalibrator(NetworkRunner(made.network, self.device, tensors, made.known))
+        calibrator = BertCalibrator(NetworkRunner(made.network, self.device, tensors, made.contents))
         calibrator.run(self.sentences, self.source)
         return calibrator
 
@@ -625,7 +626,10 @@ def main() -> int:
         if path is not None:
             make_folder(path.parent)
     data = read_data(folder, args.calibration_data, settings.sentences, 0)
-    made = calibrate_best(Subject(folder, data.calibration, data.path, assemble, TrtLog()), settings, data.mask_id)
+    log = TrtLog()
+    encoder = assemble(folder, log, batching="padded").products
+    subject = Subject(folder, encoder, data.calibration, data.path, assemble, log)
+    made = calibrate_best(subject, settings, data.mask_id)
     write_cache(cache, made, fingerprint(folder, data.calibration, settings))
     print_ranges(made)
     speed = len(data.calibration) / made.seconds

@@ -20,6 +20,8 @@ import model2onnx
 import onnx2trt
 from bert_trt.console import console, run_script, warn
 from bert_trt.files import check_outputs, write_json
+from bert_trt.fusion import fused_layers
+from bert_trt.layers.fused import UnsuitableFusionError
 from bert_trt.model_files import FILE_NAMES
 from bert_trt.pipeline import Job, plan_name, print_report
 from bert_trt.plan import info_path
@@ -30,7 +32,7 @@ def run_with_plugins(args: argparse.Namespace) -> Job | None:
     """builder.py --fusion plugins; None, and the reason told, where the plugins cannot be built or do not suit."""
     try:
         return builder.run(argparse.Namespace(**vars(args) | {"fusion": "plugins"}))
-    except (BuildError, builder.UnsuitableFusionError) as error:
+    except (BuildError, UnsuitableFusionError) as error:
         warn(f"the network with plugins is left out: {error}")
         return None
 
@@ -46,7 +48,7 @@ def check_files(args: argparse.Namespace) -> None:
     ways += [("builder.py", args.batching, "plugins")] if args.fusion == "none" else []
     plans = []
     for way, batching, fusion in ways:
-        fused = builder.fused_layers(fusion, args.precision)
+        fused = fused_layers(fusion, args.precision)
         plans.append(args.model_dir / plan_name(way, args.precision, args.layer_norm, batching, fused))
     written = {f"the plan {plan.name}": plan for plan in plans}
     written |= {f"the description {info_path(plan).name}": info_path(plan) for plan in plans}

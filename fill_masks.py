@@ -29,10 +29,10 @@ from bert_trt.console import UserError, console, log_console, run_script, warn
 from bert_trt.files import atomic_write, check_outputs, make_folder
 from bert_trt.inference import InferHelper
 from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
+from bert_trt.network import NetworkContents
 from bert_trt.options import SequenceRange, fillings_path
 from bert_trt.packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch, single_batch
 from bert_trt.plan import info_path, read_info
-from bert_trt.plugin_layers import Known
 from bert_trt.sentences import Problem, Sentence, load_tokenizer, read_sentences
 from bert_trt.tensorrt_product import trt
 
@@ -171,7 +171,9 @@ def fill_file(
     )
 
 
-def fill_network(job: Job, network: trt.INetworkDefinition, known: Known, source: Source, target: Path) -> None:
+def fill_network(
+    job: Job, network: trt.INetworkDefinition, contents: NetworkContents, source: Source, target: Path
+) -> None:
     """Fills with the plan that builder.py has just built, or, where it cannot be executed, with its network."""
     ranges = (job.options.seq_len, job.options.batch)
     name = job.folder.config.output_name
@@ -183,7 +185,7 @@ def fill_network(job: Job, network: trt.INetworkDefinition, known: Known, source
 
     from bert_trt.network_runner import NetworkRunner
 
-    runner = NetworkRunner(network, "cuda" if torch.cuda.is_available() else "cpu", known=known)
+    runner = NetworkRunner(network, "cuda" if torch.cuda.is_available() else "cpu", contents=contents)
     fill_file(
         job.folder, source, target, job.batching, *ranges, lambda inputs: runner.run(inputs)[name].cpu().numpy()
     )

@@ -60,22 +60,24 @@ from bert_trt import tensorrt_product
 from bert_trt.comparison import Run, SequenceError, compare_sequences, reference_batches, together
 from bert_trt.console import UserError, console, log_console, run_script
 from bert_trt.files import make_folder, write_json
+from bert_trt.fusion import fused_layers
 from bert_trt.inference import InferHelper, execution_obstacle, gpu_capability
+from bert_trt.layers.fused import UnsuitableFusionError
 from bert_trt.model_files import BertConfig, ModelFolder, ReferenceSequence
 from bert_trt.network_proof import check_definition
 from bert_trt.network_runner import NetworkRunner
 from bert_trt.packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch, single_batch
 from bert_trt.plan import BuildOptions, build_plan
-from bert_trt.plugin_layers import CONSTANT_FIELDS
 from bert_trt.quantization import Quantization
 from bert_trt.tensorrt_log import TrtLog
 from bert_trt.tensorrt_product import IS_RTX, trt
-from builder import UnsuitableFusionError, assemble, fused_layers
+from builder import assemble
 from calibrator import Subject, calibrate, read_data
 from plugins import build
 from sensitivity import quantization_of
 
 ROOT = Path(__file__).resolve().parent
+CONSTANT_FIELDS = ("constant_weight", "constant_weights")  # by their leave a kernel reads its weights early
 COLUMNS = {  # of the table: what the JSON file calls them, what the table does, and what is checked
     "build": ("build", "the network holds what it was asked to hold, and TensorRT builds its plan"),
     "runner": ("runner", "network_runner.py: the reference sequences and three sizes, against PyTorch in fp32"),
@@ -333,7 +335,8 @@ def calibrate_step(step: Step, checks: Checks, log: TrtLog) -> None:
         folder, precision = ModelFolder(step.model), step.combination.precision
         settings = Settings(precision, sentences=CALIBRATION_SENTENCES, smoothing=None)
         data = read_data(folder, DEFAULT_DATA, settings.sentences, 0)
-        subject = Subject(folder, data.calibration, data.path, assemble, log)
+        encoder = assemble(folder, log, batching="padded").products
+        subject = Subject(folder, encoder, data.calibration, data.path, assemble, log)
         made = quantization_of(calibrate(subject, settings), subject.products(settings))
         values = {"products": sorted(made.products), "ranges": dict(made.ranges)}
         calibration_path(step.model, precision).write_text(json.dumps(values))
@@ -358,9 +361,9 @@ def build_step(step: Step, checks: Checks, log: TrtLog) -> None:
     """Assembles and builds the network, and runs it with PyTorch."""
     one, folder = step.combination, ModelFolder(step.model)
     seq_len, batch = profile(folder.config, one.batching)
-    made, fused = None, ()
+    made = None
 
-    def assembled(fused: Sequence[str], constant_weights: bool = True) -> Any:
+    def assembled(constant_weights: bool = True) -> Any:
         quantization = read_quantization(step.model, one.precision)
         return assemble(
             folder,
@@ -368,12 +371,12 @@ def build_step(step: Step, checks: Checks, log: TrtLog) -> None:
             one.precision,
             batching=one.batching,
             quantization=quantization,
-            fused=fused,
+            fusion=one.fusion,
             constant_weights=constant_weights,
         )
 
     def build_one(bert: Any, name: str, embed: bool) -> dict[str, Any]:
-        library = build.library_path() if bert.known.plugins else None
+        library = build.library_path() if bert.contents.plugins else None
         cache = step.folder / "timing.cache"
         options = BuildOptions(seq_len, batch, timing_cache=cache, plugin_library=library, embed_plugins=embed)
         info = build_plan(bert.builder, bert.network, log, options, step.plan(name))
@@ -381,16 +384,16 @@ def build_step(step: Step, checks: Checks, log: TrtLog) -> None:
 
     with checks.check("build") as check:
         try:
-            fused = fused_layers(one.fusion, one.precision)
+            fused_layers(one.fusion, one.precision)
         except UserError as error:  # this TensorRT has no such layer
             check.skip(str(error))
             return
         try:
-            made = assembled(fused)
+            made = assembled()
         except UnsuitableFusionError as error:  # the plugins do not take this model
             check.skip(str(error))
             return
-        check_definition(made.network, made.known, folder.config.layer_norm_eps)
+        check_definition(made.network, made.contents, folder.config.layer_norm_eps)
         check.values = build_one(made, "first", embed=True)
         check.cell = f"{check.values['seconds']:.1f} s"
     if checks.found["build"].status == "wrong":
@@ -406,9 +409,11 @@ def build_step(step: Step, checks: Checks, log: TrtLog) -> None:
     with checks.check("runner") as check:
         answers = run_with_pytorch(folder, one, made, check)
         np.savez(step.answers("runner"), **answers)  # pyright: ignore[reportArgumentType]
-    has_early_weights = any(key in CONSTANT_FIELDS for layer in made.known.plugins.values() for key in layer.fields)
+    has_early_weights = any(
+        key in CONSTANT_FIELDS for layer in made.contents.plugins.values() for key in layer.fields
+    )
     with checks.check("early_weights_runner") as check:
-        late = assembled(fused, constant_weights=False) if has_early_weights else None
+        late = assembled(constant_weights=False) if has_early_weights else None
         compare_late_weights(folder, one, made, late, check)
         if late is not None and step.executes:
             build_one(late, "late", embed=True)
@@ -435,7 +440,7 @@ def pytorch_device() -> str:
 
 def runner_of(folder: ModelFolder, made: Any, in_fp32: bool = False) -> Run:
     """A function that runs the network with PyTorch."""
-    runner = NetworkRunner(made.network, pytorch_device(), known=made.known, in_fp32=in_fp32)
+    runner = NetworkRunner(made.network, pytorch_device(), contents=made.contents, in_fp32=in_fp32)
     return lambda inputs: runner.run(inputs)[folder.config.output_name].cpu().numpy()
 
 

@@ -17,11 +17,10 @@ import argparse
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from bert_trt.interrupts import begin_script
-from bert_trt.options import TENSORRT_ATTENTION, onnx2trt_arguments
+from bert_trt.options import onnx2trt_arguments
 
 if __name__ == "__main__":
     begin_script(onnx2trt_arguments)  # answers --help, wrong usage and Ctrl-C before TensorRT is imported
@@ -35,11 +34,13 @@ import builder
 from bert_trt.console import UserError, run_script
 from bert_trt.element_types import ELEMENT_TYPES, convert_weight, element_type, quantize_weight
 from bert_trt.files import write_json
+from bert_trt.fusion import check_quantized_groups, fused_layers
 from bert_trt.model_files import BertConfig, ModelFolder, WeightFile, load_onnx
+from bert_trt.network import DefinedNetwork, NetworkContents
 from bert_trt.pipeline import Job, finish, print_report
 from bert_trt.plan import create_builder, parse_onnx
-from bert_trt.plugin_layers import Known, PluginLayer, layer_norm_layer, load_library, plugin_node, plugin_parser
-from bert_trt.quantization import BASE_PRECISION, Product, Quantization, encoder_products, range_name
+from bert_trt.plugin_layers import PluginLayer, load_library, plugin_node, plugin_parser
+from bert_trt.quantization import BASE_PRECISION, Product, Quantization, range_name
 from bert_trt.tensorrt_log import LOGGER, TrtLog
 from bert_trt.tensorrt_product import trt
 
@@ -108,7 +109,8 @@ def use_plugin(
     for node in model.graph.node:
         if node.op_type == LAYER_NORM:
             epsilon = next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), 1e-5)
-            layer = layer_norm_layer(node.name, config.hidden_size, dtype, epsilon, kernel)
+            outputs = ((dtype, (-1, -1, config.hidden_size)),)
+            layer = PluginLayer(node.name, "LayerNorm", {"epsilon": epsilon, "kernel": kernel}, outputs)
             layers[layer.name] = layer
             nodes.append(plugin_node(layer, list(node.input), list(node.output)))
         else:
@@ -160,20 +162,27 @@ class GraphQuantizer:
         weights: the fp32 weights.
         config: the model's sizes.
         quantization: which products, and their ranges.
+        products: all products of the encoder, in the order of computation, as builder.py names them.
 
     Attributes:
-        known: the weights that it changed, by name.
+        values: the weights that it changed, by name.
         sources: what they were rounded or quantized from.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, weights: WeightFile, config: BertConfig, quantization: Quantization
+        self,
+        model: onnx.ModelProto,
+        weights: WeightFile,
+        config: BertConfig,
+        quantization: Quantization,
+        products: Sequence[Product],
     ) -> None:
         self.graph = model.graph
         self.weights = weights
         self.config = config
         self.quantization = quantization
-        self.known: dict[str, np.ndarray] = {}
+        self.products = list(products)
+        self.values: dict[str, np.ndarray] = {}
         self.sources: dict[str, np.ndarray] = {}
         self._nodes: list[onnx.NodeProto] = []
         self._made: set[str] = set()  # tensors that stand in the graph already
@@ -185,7 +194,7 @@ class GraphQuantizer:
         Raises:
             UserError: the graph is not one that model2onnx.py writes.
         """
-        products = encoder_products(self.config)
+        products = self.products
         if any(node.op_type == "Attention" for node in self.graph.node):
             products = [product for product in products if product.weight_shape is not None]
         linear = {f"{product.name}.weight": product for product in products if product.weight_shape is not None}
@@ -269,7 +278,7 @@ class GraphQuantizer:
             self._made.add(name)
             kind = onnx_helper.np_dtype_to_tensor_dtype(values.dtype)
             self.graph.initializer.append(_tensor(name, np.ascontiguousarray(values).reshape(values.shape), kind))
-            self.known[name] = values
+            self.values[name] = values
         return name
 
     def _add(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> None:
@@ -306,9 +315,19 @@ def parse(
     log: TrtLog,
     layer_norm: str = "native",
     quantization: Quantization | None = None,
-    fused: Sequence[str] = (),
-) -> ParsedNetwork:
+    fusion: str = "none",
+    products: Sequence[Product] = (),
+) -> DefinedNetwork:
     """Parses the folder's ONNX file, converted to the precision and quantized, with attention fused if asked for.
+
+    Args:
+        folder: written by model2onnx.py.
+        precision: fp32, fp16 or bf16; without effect with ``quantization``, around which everything is fp16.
+        log: for TensorRT's messages.
+        layer_norm: ``native``, or a kernel of the LayerNorm plugin.
+        quantization: which products are quantized and how.
+        fusion: none or tensorrt.
+        products: with ``quantization``, all products of the encoder, see ``DefinedNetwork``.
 
     Raises:
         UserError: the file is missing or corrupt, a weight does not fit, or the parser refuses a node; the
@@ -316,52 +335,42 @@ def parse(
     """
     path = folder.onnx_path
     weights, model = WeightFile(path), load_onnx(path)
-    if TENSORRT_ATTENTION in fused:
+    if fusion == "tensorrt":
         use_attention(model, folder.config)
     builder, network = create_builder(log)
-    known_weights: dict[str, np.ndarray] = {}
+    converted: dict[str, np.ndarray] = {}
     sources: dict[str, np.ndarray] = {}
-    known_plugins: Mapping[str, PluginLayer] = {}
+    plugins: Mapping[str, PluginLayer] = {}
     precision = precision if quantization is None else BASE_PRECISION
     if precision != "fp32":
-        known_weights, sources = convert_precision(model, weights, precision, layer_norm)
+        converted, sources = convert_precision(model, weights, precision, layer_norm)
     if quantization is not None:
-        quantizer = GraphQuantizer(model, weights, folder.config, quantization)
+        quantizer = GraphQuantizer(model, weights, folder.config, quantization, products)
         quantizer.run()
-        known_weights |= quantizer.known
+        converted |= quantizer.values
         sources |= quantizer.sources
     if layer_norm != "native":
         load_library()
-        known_plugins = use_plugin(model, folder.config, ELEMENT_TYPES[precision].trt, layer_norm)
+        plugins = use_plugin(model, folder.config, ELEMENT_TYPES[precision].trt, layer_norm)
     if model.ByteSize() > LARGEST_MODEL:
         raise UserError(f"{path} is larger than 2 GiB in {precision}; use builder.py, which has no limit")
-    parser = plugin_parser(network) if known_plugins else trt.OnnxParser(network, LOGGER)
+    parser = plugin_parser(network) if plugins else trt.OnnxParser(network, LOGGER)
     parse_onnx(parser, model.SerializeToString(), path, log)
-    return ParsedNetwork(builder, network, parser, Known(known_weights, known_plugins, sources), weights)
-
-
-@dataclass
-class ParsedNetwork:
-    """A network that the parser made, and what must live as long as it."""
-
-    builder: trt.Builder
-    network: trt.INetworkDefinition
-    parser: trt.OnnxParser  # owns the weights that it read
-    known: Known
-    weights: WeightFile
+    contents = NetworkContents(converted, plugins, sources)
+    return DefinedNetwork(builder, network, contents, owner=(parser, weights))
 
 
 def run(args: argparse.Namespace) -> Job:
     """Parses, builds the plan, runs it, compares it with PyTorch."""
-    folder, fused = ModelFolder(args.model_dir), builder.fused_layers(args.fusion, args.precision)
-    builder.check_quantized_groups(args, fused)
+    folder, fused = ModelFolder(args.model_dir), fused_layers(args.fusion, args.precision)
+    check_quantized_groups(args.fusion, args.precision, args.quantize)
     job = Job.prepare("onnx2trt.py", folder, args, fused=fused)
     with job.logging() as log:
         quantization = job.quantize(args, builder.assemble, log)
         start = time.perf_counter()
-        parsed = parse(folder, args.precision, log, args.layer_norm, quantization, fused)
-        seconds = time.perf_counter() - start
-        finish(job, log, parsed.builder, parsed.network, parsed.known, seconds)
+        products = job.quantized.products if job.quantized is not None else ()
+        parsed = parse(folder, args.precision, log, args.layer_norm, quantization, args.fusion, products)
+        finish(job, log, parsed, time.perf_counter() - start)
     return job
 
 

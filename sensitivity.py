@@ -39,7 +39,6 @@ from bert_trt.quantization import (
     BASE_PRECISION,
     Product,
     Quantization,
-    encoder_products,
     in_groups,
 )
 from bert_trt.sentences import Sentence
@@ -116,7 +115,7 @@ class Evaluation:
     def run(self, precision: str, quantization: Quantization | None) -> list[torch.Tensor]:
         """The outputs of one network, for each batch fp32 (B, S, vocabulary or H)."""
         made = self._assemble(self.folder, self._log, precision, batching="padded", quantization=quantization)
-        runner = NetworkRunner(made.network, self.device, known=made.known)
+        runner = NetworkRunner(made.network, self.device, contents=made.contents)
         name = self.folder.config.output_name
         return [runner.run(batch_inputs(batch))[name] for batch in self._batches]
 
@@ -239,6 +238,7 @@ class QuantizedModel:
     """A model's quantization, and what it does to the answers.
 
     Attributes:
+        products: all products of the encoder, in the order of computation.
         calibration: the ranges.
         quantization: what is quantized in the end.
         evaluation: compares networks on sentences that were not calibrated on; None if there are none.
@@ -246,6 +246,7 @@ class QuantizedModel:
         spared: what --max-error returned to fp16; None without it.
     """
 
+    products: list[Product]
     calibration: Calibration
     quantization: Quantization
     evaluation: Evaluation | None
@@ -299,8 +300,9 @@ def quantize(
     """
     settings = Settings.of(args)
     data = read_data(folder, args.calibration_data, settings.sentences, EVALUATION_SENTENCES)
-    products = in_groups(encoder_products(folder.config), settings.groups)
-    subject = Subject(folder, data.calibration, data.path, assemble, log)
+    encoder = assemble(folder, log, batching="padded").products
+    products = in_groups(encoder, settings.groups)
+    subject = Subject(folder, encoder, data.calibration, data.path, assemble, log)
     if args.max_error is not None and not data.evaluation:
         raise UserError(
             f"{data.path} has {settings.sentences} sentences and all are calibrated on; --max-error needs others to "
@@ -316,7 +318,7 @@ def quantize(
             spared = spare(evaluation, quantization, products, args.max_error)
             quantization = spared.quantization
         change = evaluation.measure(settings.kind, quantization)
-    return QuantizedModel(calibration, quantization, evaluation, change, spared)
+    return QuantizedModel(encoder, calibration, quantization, evaluation, change, spared)
 
 
 def calibrate_best(subject: Subject, settings: Settings, mask_id: int | None) -> Calibration:
@@ -394,7 +396,7 @@ def main() -> int:
         raise UserError(
             f"{args.calibration_data}: no sentence is left over to measure on; lower --calibration-sentences"
         )
-    products = in_groups(encoder_products(folder.config), args.quantize)
+    products = in_groups(model.products, args.quantize)
     ranking = model.spared.ranking if model.spared else []
     if not ranking:  # --max-error ranks only if it has to return something
         ranking = rank(evaluation, quantization_of(model.calibration, products), products)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,12 +22,10 @@ from bert_trt.element_types import ELEMENT_TYPES, convert_weight, element_type, 
 from bert_trt.inference import InferHelper, Latency
 from bert_trt.options import GELU_KINDS, SequenceRange
 from bert_trt.plan import BuildOptions, PlanError, build_plan, check_plan, create_builder
+from bert_trt.plugin_layers import PluginLayer, PluginLayers
 from bert_trt.tensorrt_log import LOGGER, TrtLog
 from bert_trt.tensorrt_product import IS_RTX, trt
-from bert_trt.tensors import describe_tensor, shape_of
-
-if TYPE_CHECKING:
-    from bert_trt.plugin_layers import PluginLayers
+from bert_trt.tensors import as_tuple, describe_tensor, shape_of
 
 __all__ = [
     "ELEMENT_TYPES",
@@ -59,7 +57,13 @@ class TrtNetworkHelper:
         network: the network to add to.
         log: the logger that the network's builder uses.
         dtype: type of weights and tensors (fp32, fp16 or bf16); layer norm and softmax compute in fp32 regardless.
-        plugins: the plugin layers that the network will hold, if any.
+        plugins: makes plugin layers; None for a network without any. See bert_trt/recording.py.
+
+    Attributes:
+        weights: the values of constants by layer name. TensorRT reads them when it builds: they must live until then.
+        sources: the fp32 values that constants were rounded or quantized from, see bert_trt/network_proof.py.
+        plugin_layers: the plugin layers by name.
+        gelu_parts: names of the layers that ``addGELU(kind="decomposed")`` made.
     """
 
     def __init__(
@@ -73,10 +77,10 @@ class TrtNetworkHelper:
         self.log = log
         self.dtype = dtype
         self.plugins = plugins
-        self.quantized_products = 0  # products of two quantized factors
-        self.gelu_parts: list[str] = []  # names of the layers that addGELU("decomposed") made
-        self.weights: dict[str, np.ndarray] = {}  # TensorRT reads them when it builds: they must live until then
-        self.sources: dict[str, np.ndarray] = {}  # what they were rounded or quantized from, see network_proof.py
+        self.gelu_parts: list[str] = []
+        self.weights: dict[str, np.ndarray] = {}
+        self.sources: dict[str, np.ndarray] = {}
+        self.plugin_layers: dict[str, PluginLayer] = {}
         self._converted: dict[Any, tuple[np.ndarray, np.ndarray]] = {}  # so that tied weights are stored once
         self._ranged: dict[tuple[str, trt.DataType], trt.ITensor] = {}  # quantized and dequantized tensors
 
@@ -165,8 +169,24 @@ class TrtNetworkHelper:
         product = self.addMatMul(x, w, f"{name}.product")  # (..., out)
         return self.addBias(product, bias, name)
 
+    def addTiedLinear(self, x: trt.ITensor, table: trt.ITensor, bias: np.ndarray, name: str) -> trt.ITensor:
+        """x @ tableᵀ + bias, for a decoder whose weight is the table of an embedding.
+
+        Args:
+            x: (..., H).
+            table: (V, H), a tensor of the network.
+            bias: (V,).
+            name: the module's name.
+
+        Returns:
+            (..., V).
+        """
+        shape = _as_rank(as_tuple(table.shape), x)
+        if len(shape) > len(as_tuple(table.shape)):  # a product takes as many axes on both sides
+            table = self.addReshape(table, shape, f"{name}.decoder.weight")
+        return self.addBias(self.addMatMul(x, table, f"{name}.decoder", transpose_b=True), bias, name)
+
     def _addQuantizedWeight(self, x: trt.ITensor, weight: np.ndarray, name: str, dtype: trt.DataType) -> trt.ITensor:
-        self.quantized_products += 1
         values, scales = quantize_weight(weight, dtype, name)
         stored = self.addConstant(values, name, dtype, _as_rank(values.shape, x))  # (1 ..., in, out)
         self.sources[name] = weight
@@ -228,6 +248,10 @@ class TrtNetworkHelper:
         return self._finish(self.network.add_gather(table, indices, 0), name, [table, indices])
 
     # activations
+
+    def addActivation(self, x: trt.ITensor, name: str, kind: str) -> trt.ITensor:
+        """``relu``, or a GELU as for ``addGELU``."""
+        return self.addReLU(x, name) if kind == "relu" else self.addGELU(x, name, kind)
 
     def addGELU(self, x: trt.ITensor, name: str, kind: str = "erf") -> trt.ITensor:
         """Gaussian error linear unit, x · Φ(x) (Hendrycks & Gimpel, arXiv:1606.08415).
@@ -375,13 +399,13 @@ class TrtNetworkHelper:
             epsilon: BERT: 1e-12.
             name: the module's name.
             kernel: ``native``: TensorRT's own layer; ``basic``, ``fused`` or ``fast``: that kernel of the LayerNorm
-                plugin, which must have been planned under this name.
+                plugin.
 
         Returns:
             (..., H) in the helper's type.
         """
         if kernel != "native":
-            return self._addLayerNormPlugin(x, gamma, beta, name)
+            return self._addLayerNormPlugin(x, gamma, beta, epsilon, name, kernel)
         wide = self.addCast(x, trt.DataType.FLOAT, f"{name}.wide")
         scale = self.addConstant(gamma, f"{name}.weight", trt.DataType.FLOAT, _as_rank(gamma.shape, x))
         shift = self.addConstant(beta, f"{name}.bias", trt.DataType.FLOAT, _as_rank(beta.shape, x))
@@ -397,12 +421,20 @@ class TrtNetworkHelper:
         y = self._finish(layer, f"{name}.fp32" if narrow else name, [wide, scale, shift])
         return self.addCast(y, self.dtype, name)
 
-    def _addLayerNormPlugin(self, x: trt.ITensor, gamma: np.ndarray, beta: np.ndarray, name: str) -> trt.ITensor:
+    def _addLayerNormPlugin(
+        self, x: trt.ITensor, gamma: np.ndarray, beta: np.ndarray, epsilon: float, name: str, kernel: str
+    ) -> trt.ITensor:
         """The plugin reads and writes the helper's type; gamma and beta stay fp32."""
-        narrow = self.addCast(x, self.dtype, f"{name}.narrow")
+        x = self.addCast(x, self.dtype, f"{name}.narrow")
         scale = self.addConstant(gamma, f"{name}.weight", trt.DataType.FLOAT)
         shift = self.addConstant(beta, f"{name}.bias", trt.DataType.FLOAT)
-        return self.addPlugin(name, [narrow, scale, shift])
+        layer = PluginLayer(
+            name, "LayerNorm", {"epsilon": epsilon, "kernel": kernel}, ((x.dtype, as_tuple(x.shape)),)
+        )
+        (y,) = self.addPlugin(layer, [x, scale, shift])
+        return y
+
+    # plugins
 
     def addSkipLayerNorm(
         self,
@@ -413,32 +445,52 @@ class TrtNetworkHelper:
         epsilon: float,
         name: str,
         bias: np.ndarray | None = None,
+        x_scale: float = 0.0,
+        skip_scale: float = 0.0,
+        output_scale: float = 0.0,
+        outputs: str = "y",
+        constant_weights: bool = True,
     ) -> tuple[trt.ITensor, ...]:
-        """LN(x + skip + bias) by the SkipLayerNorm plugin, which must have been planned under this name.
+        """LN(x + skip + bias) by the SkipLayerNorm plugin.
 
         The sum is fp32 inside the kernel: in fp16 it would be the first to overflow in a trained BERT.
 
         Args:
-            x: (..., H), the helper's type, or int8 if it was planned so.
+            x: (..., H), the helper's type, or int8 with ``x_scale``.
             skip: (..., H), likewise.
             gamma: (H,).
             beta: (H,).
-            epsilon: that of the planned layer.
+            epsilon: BERT: 1e-12.
             name: the module's name.
             bias: (H,), of the linear layer that made x, or None.
+            x_scale: x is int8, real value = int8 · scale; 0: x is floating.
+            skip_scale: likewise.
+            output_scale: scale of an int8 output; 0: there is none.
+            outputs: ``y``: one output, int8 if there is a scale for it; ``both``: y in the helper's type, then int8.
+            constant_weights: the kernel may read gamma, beta and bias before the layer in front of it has ended.
 
         Returns:
-            The planned outputs, each (..., H).
+            The outputs, each (..., H).
         """
-        self._check_planned(name, epsilon)
-        inputs = [self._narrow(x, f"{name}.x"), self._narrow(skip, f"{name}.skip")]
+        scales = {"x_scale": x_scale, "skip_scale": skip_scale, "output_scale": output_scale}
+        given = {key: scale for key, scale in scales.items() if scale}
+        fields = {"epsilon": epsilon, **given, "outputs": outputs, "constant_weights": int(constant_weights)}
+        if x_scale and skip_scale:  # else the type of the floating input says it
+            fields["output_type"] = element_type(self.dtype).name
+        inputs = [
+            tensor if scale else self.addCast(tensor, self.dtype, f"{name}.{side}")
+            for tensor, scale, side in ((x, x_scale, "x"), (skip, skip_scale, "skip"))
+        ]
         parameters = (("weight", gamma), ("bias", beta), ("linear_bias", bias))
         inputs += [
             self.addConstant(values, f"{name}.{part}", trt.DataType.FLOAT)
             for part, values in parameters
             if values is not None
         ]
-        return self.addPluginOutputs(name, inputs)
+        floating = (self.dtype,) if outputs == "both" or not output_scale else ()
+        dtypes = (*floating, trt.DataType.INT8) if output_scale else floating
+        made = tuple((dtype, as_tuple(x.shape)) for dtype in dtypes)
+        return self.addPlugin(PluginLayer(name, "SkipLayerNorm", fields, made), inputs)
 
     def addEmbLayerNorm(
         self,
@@ -449,35 +501,82 @@ class TrtNetworkHelper:
         epsilon: float,
         name: str,
     ) -> trt.ITensor:
-        """LN(word + position + type) by the EmbLayerNorm plugin, which must have been planned under this name.
+        """LN(word + position + type) by the EmbLayerNorm plugin.
 
         Args:
             ids: input_ids, token_type_ids and position_ids, int32 (...). An id outside its table makes its row NaN.
             tables: of words (V, H), positions (P, H) and token types (Y, H), in the helper's type.
             gamma: (H,).
             beta: (H,).
-            epsilon: that of the planned layer.
+            epsilon: BERT: 1e-12.
             name: the module's name.
 
         Returns:
             (..., H) in the helper's type.
         """
-        self._check_planned(name, epsilon)
         scale = self.addConstant(gamma, f"{name}.weight", trt.DataType.FLOAT)
         shift = self.addConstant(beta, f"{name}.bias", trt.DataType.FLOAT)
-        return self.addPlugin(name, [*ids, *tables, scale, shift])
+        made = ((self.dtype, (*as_tuple(ids[0].shape), len(gamma))),)
+        layer = PluginLayer(name, "EmbLayerNorm", {"epsilon": epsilon}, made)
+        (y,) = self.addPlugin(layer, [*ids, *tables, scale, shift])
+        return y
+
+    def addQkvToContext(
+        self,
+        qkv: trt.ITensor,
+        num_heads: int,
+        name: str,
+        layout: str = "single",
+        lengths: trt.ITensor | None = None,
+        qkv_scale: float = 0.0,
+        output_scale: float = 0.0,
+        output: trt.DataType | None = None,
+    ) -> trt.ITensor:
+        """softmax(Q Kᵀ / √D) V for each head by the QkvToContext plugin.
+
+        Args:
+            qkv: Q, K and V side by side: single (S, 3 H), padded (B, S, 3 H), packed (T, 3 H).
+            num_heads: N; D = H / N is 32, 64 or 128.
+            name: the module's name.
+            layout: single, padded or packed.
+            lengths: padded: the attention mask, int32 (B, S); packed: cu_seqlens, int32 (B + 1,).
+            qkv_scale: scale of an int8 ``qkv``; 0: it is floating.
+            output_scale: scale of an int8 output; 0: it is floating.
+            output: the output's type where qkv is int8 and the output is not.
+
+        Returns:
+            As ``qkv``, with H for 3 H.
+        """
+        fields: dict[str, float | int | str] = {"num_heads": num_heads, "layout": layout}
+        fields |= {"qkv_scale": qkv_scale} if qkv_scale else {}
+        fields |= {"output_scale": output_scale} if output_scale else {}
+        fields |= {"output_type": element_type(output).name} if output is not None else {}
+        dtype = trt.DataType.INT8 if output_scale else output or qkv.dtype
+        *axes, width = as_tuple(qkv.shape)
+        layer = PluginLayer(name, "QkvToContext", fields, ((dtype, (*axes, width // 3)),))
+        (context,) = self.addPlugin(layer, [qkv] if lengths is None else [qkv, lengths])
+        return context
 
     def addFusedLinear(
-        self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray | None, name: str, layer: str
+        self,
+        x: trt.ITensor,
+        weight: np.ndarray,
+        bias: np.ndarray | None,
+        name: str,
+        layer_name: str | None = None,
+        activation: str = "none",
+        constant_weight: bool = True,
     ) -> trt.ITensor:
-        """activation(x @ weight + bias) by the Linear plugin, which must have been planned with or without a bias.
+        """activation(x @ weight + bias) by the Linear plugin.
 
         Args:
             x: (..., in) in the helper's type, fp16 or bf16.
             weight: (in, out).
             bias: (out,), or None.
             name: the module's name, for its parameters.
-            layer: that of the planned layer, which may be called after the activation.
+            layer_name: the layer's name, such as that of the activation; default: ``name``.
+            activation: ``none`` or ``gelu``, by the error function.
+            constant_weight: the kernel may read the weight before the layer in front of it has ended.
 
         Returns:
             (..., out).
@@ -485,34 +584,27 @@ class TrtNetworkHelper:
         inputs = [x, self.addConstant(weight.T, f"{name}.weight")]  # (out, in), as the plugin reads it
         if bias is not None:
             inputs.append(self.addConstant(bias, f"{name}.bias"))
-        return self.addPlugin(layer, inputs)
+        fields = {"activation": activation, "constant_weight": int(constant_weight)}
+        made = ((self.dtype, (*as_tuple(x.shape)[:-1], weight.shape[1])),)
+        (y,) = self.addPlugin(PluginLayer(layer_name or name, "Linear", fields, made), inputs)
+        return y
 
-    def _narrow(self, x: trt.ITensor, name: str) -> trt.ITensor:
-        """x in the helper's type, or as it is if it is int8."""
-        return x if x.dtype == trt.DataType.INT8 else self.addCast(x, self.dtype, name)
+    def addPlugin(self, layer: PluginLayer, inputs: Sequence[trt.ITensor]) -> tuple[trt.ITensor, ...]:
+        """A plugin layer: its outputs, called by the layer's name, ``name.1`` and so on.
 
-    def _check_planned(self, name: str, epsilon: float) -> None:
-        """The plugin's fields were fixed when it was planned."""
-        if self.plugins is not None and name in self.plugins.planned:
-            planned = self.plugins.planned[name].fields["epsilon"]
-            if planned != epsilon:
-                raise ValueError(f"plugin layer {name!r} was planned with epsilon {planned}, not {epsilon}")
-
-    def addPlugin(self, name: str, inputs: Sequence[trt.ITensor]) -> trt.ITensor:
-        """The planned plugin layer ``name`` (see plugin_layers.py), which has one output."""
-        (output,) = self.addPluginOutputs(name, inputs)
-        return output
-
-    def addPluginOutputs(self, name: str, inputs: Sequence[trt.ITensor]) -> tuple[trt.ITensor, ...]:
-        """The planned plugin layer ``name``: its outputs, called ``name``, ``name.1`` and so on."""
-        if self.plugins is None or name not in self.plugins.planned:
-            raise ValueError(f"no plugin layer {name!r} was planned for this network")
-        layer = self.plugins.place(name, inputs)
-        outputs = [self._finish(layer, name, inputs)]
-        assert layer is not None  # _finish has raised
-        for place in range(1, layer.num_outputs):
-            outputs.append(layer.get_output(place))
-            outputs[place].name = f"{name}.{place}"
+        Raises:
+            LayerError: TensorRT refuses it.
+            ValueError: the helper makes no plugins, or this layer was not recorded, see bert_trt/recording.py.
+        """
+        if self.plugins is None:
+            raise ValueError(f"no plugin library for layer {layer.name!r}: define the network by define_network")
+        self.plugin_layers[layer.name] = layer
+        added = self.plugins.add(layer, inputs)
+        outputs = [self._finish(added, layer.name, inputs)]
+        assert added is not None  # _finish has raised
+        for place in range(1, added.num_outputs):
+            outputs.append(added.get_output(place))
+            outputs[place].name = f"{layer.name}.{place}"
         return tuple(outputs)
 
     # arithmetic

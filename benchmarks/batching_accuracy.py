@@ -110,7 +110,7 @@ def measure(folder: ModelFolder, checkpoint: str, device: str) -> list[dict[str,
             continue  # the plugin has no fp32
         with log_console.status(f"{folder.path} {precision} {fusion} {batching}"):
             made = assemble(folder, TrtLog(), precision, batching=batching, fused=fused)
-            runner = NetworkRunner(made.network, device, known=made.known)
+            runner = NetworkRunner(made.network, device, contents=made.contents)
             answers = run(runner, name, sentences, batching)
             others = run(runner, name, replaced(sentences), batching)[1:]
         results.append(

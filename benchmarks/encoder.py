@@ -156,11 +156,11 @@ def hugging_face(config: BertConfig) -> torch.nn.Module:
 def our_module(folder: ModelFolder, fused: tuple[str, ...], batching: str) -> torch.nn.Module:
     """The encoder of builder.py's network: (B, S, H) or (T, H), and what keeps sentences apart, to the same."""
     made = assemble(folder, TrtLog(), "fp16", batching=batching, fused=fused)
-    first, *_, last = made.hidden_state_names
+    first, *_, last = made.hidden_states
     separator = {"padded": MASK_NAME, "packed": LENGTHS_NAME}[batching]
     if "QkvToContext" not in fused:
         separator = "mask.bias"  # native attention: made once for all layers, by layers outside the encoder
-    return NetworkRunner(made.network, "cuda", [last], made.known, inputs=[first, separator]).module
+    return NetworkRunner(made.network, "cuda", [last], made.contents, inputs=[first, separator]).module
 
 
 def our_inputs(x: torch.Tensor, fused: tuple[str, ...], batching: str) -> tuple[torch.Tensor, torch.Tensor]:

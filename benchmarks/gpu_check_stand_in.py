@@ -57,7 +57,6 @@ from bert_trt.files import atomic_write, make_folder
 
 try:
     import gpu_check
-    import trt_helper
     from bert_trt.comparison import relative_l2
     from bert_trt.tensorrt_product import trt
 except ImportError as error:  # InferHelper is made of TensorRT's Python classes
@@ -363,7 +362,7 @@ def network_engine(made: Any, seq_len: Any, batch: Any, width: int, on_stream: C
         for tensor in inputs
     }
     types = {tensor.name: tensor.dtype for tensor in [*inputs, output]}
-    runner = gpu_check.NetworkRunner(made.network, gpu_check.pytorch_device(), known=made.known)
+    runner = gpu_check.NetworkRunner(made.network, gpu_check.pytorch_device(), contents=made.contents)
     return StandInEngine(profile, types, lambda shapes: (*shapes["input_ids"], width), on_stream(runner), made)
 
 

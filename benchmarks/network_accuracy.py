@@ -56,7 +56,7 @@ def measure(folder: ModelFolder, way: str, precision: str, layer_norm: str, devi
         made = builder.assemble(folder, log, precision, layer_norm=layer_norm)
     else:
         made = onnx2trt.parse(folder, precision, log, layer_norm)
-    output = NetworkRunner(made.network, device, known=made.known).run(demo.inputs)[folder.config.output_name]
+    output = NetworkRunner(made.network, device, contents=made.contents).run(demo.inputs)[folder.config.output_name]
     compared = Comparison.of(output.cpu().numpy(), demo, folder.tokens())
     config = folder.config
     return {

@@ -81,8 +81,8 @@ def in_given_order(sentences: Sequence[np.ndarray], limits: Limits) -> list[Netw
 def time_of(folder: ModelFolder, batches: Sequence[NetworkBatch], batching: str) -> float:
     """Microseconds for all batches, one after another, each in its own CUDA graph."""
     made = assemble(folder, TrtLog(), "fp16", batching=batching, fused=FUSIONS["all"])
-    last = made.hidden_state_names[-1]
-    runner = NetworkRunner(made.network, "cuda", [last], made.known)
+    last = made.hidden_states[-1]
+    runner = NetworkRunner(made.network, "cuda", [last], made.contents)
 
     def function(batch: NetworkBatch) -> Callable[[], Any]:
         inputs = [torch.as_tensor(batch.inputs[name]).cuda() for name in runner.input_names]

@@ -291,7 +291,7 @@ def _longer_ones(
 
 
 def _made_up(sequences: Sequence[ReferenceSequence], length: int, number: int) -> ReferenceSequence:
-    """``length`` tokens of the longest sequence, others for every ``number``; the expected output is not known."""
+    """``length`` tokens of the longest sequence, others for every ``number``; the expected output is not contents."""
     longest = max(sequences, key=lambda one: len(one.input_ids))
     ids, types = (
         np.roll(np.resize(values, length), number) for values in (longest.input_ids, longest.token_type_ids)

@@ -27,13 +27,13 @@ from bert_trt.comparison import relative_l2
 from bert_trt.console import UserError, console, log_console
 from bert_trt.files import make_folder
 from bert_trt.inference import InferHelper, Latency, execution_obstacle, graph_obstacle
+from bert_trt.network import NetworkContents
 from bert_trt.network_proof import check_constants
 from bert_trt.network_runner import NetworkRunner, UnsupportedLayerError
 from bert_trt.onnx_precision import QUANTIZED, NarrowGraph
 from bert_trt.options import TOLERANCES, SequenceRange
 from bert_trt.pipeline import DEFAULT_SEQ_LEN, TIMED_RUNS, foreign_target, open_log, warn_of_missing_bindings
 from bert_trt.plan import BuildOptions, build_plan, create_builder, parse_onnx
-from bert_trt.plugin_layers import Known
 from bert_trt.tensorrt_log import LOGGER, TrtLog
 from bert_trt.tensorrt_product import trt
 
@@ -295,7 +295,7 @@ def _origin(value: ir.Value | None, operators: Sequence[str]) -> ir.Value | None
 
 def parse_foreign(
     model: ForeignModel, precision: str, log: TrtLog
-) -> tuple[trt.Builder, trt.INetworkDefinition, trt.OnnxParser, Known]:
+) -> tuple[trt.Builder, trt.INetworkDefinition, trt.OnnxParser, NetworkContents]:
     """Parses the file, converted to the precision.
 
     Returns:
@@ -305,21 +305,21 @@ def parse_foreign(
         UserError: a weight does not fit the precision, or the parser refuses the file, in its own words.
     """
     builder, network = create_builder(log)
-    data, known = _model_bytes(model, precision)
+    data, contents = _model_bytes(model, precision)
     parser = trt.OnnxParser(network, LOGGER)
     parse_onnx(parser, data, model.path, log)
-    return builder, network, parser, known
+    return builder, network, parser, contents
 
 
-def _model_bytes(model: ForeignModel, precision: str) -> tuple[bytes, Known]:
+def _model_bytes(model: ForeignModel, precision: str) -> tuple[bytes, NetworkContents]:
     """The file, or what it is converted to, and the constants that were converted."""
     if precision == "fp32" and "Attention" not in model.operators:
-        return model.path.read_bytes(), Known()
+        return model.path.read_bytes(), NetworkContents()
     changed = ir.load(model.path)
     for node in changed.graph:
         if node.op_type == "Attention":  # see TrtNetworkHelper.addAttention
             node.attributes.add(ir.AttrInt64("TRT_decomposable", 1))
-    known = Known()
+    contents = NetworkContents()
     if precision != "fp32":
         _follow_links(changed, model.path.parent)
         narrow = NarrowGraph(changed, precision)
@@ -327,11 +327,11 @@ def _model_bytes(model: ForeignModel, precision: str) -> tuple[bytes, Known]:
         for value in changed.graph.initializers.values():  # those that stayed fp32
             if isinstance(value.const_value, ir.ExternalTensor):
                 value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
-        known = Known(narrow.weights, {}, narrow.sources)
+        contents = NetworkContents(narrow.weights, {}, narrow.sources)
     proto = ir.to_proto(changed)
     if proto.ByteSize() > LARGEST_MODEL:
         raise UserError(f"{model.path} is larger than 2 GiB in {precision}, more than one ONNX message can hold")
-    return proto.SerializeToString(), known
+    return proto.SerializeToString(), contents
 
 
 def _follow_links(model: ir.Model, folder: Path) -> None:
@@ -509,21 +509,23 @@ def run(args: argparse.Namespace) -> ForeignJob:
     job = prepare(args)
     with open_log(job.plan_path.with_suffix(".log") if args.verbose else None) as log:
         start = time.perf_counter()
-        builder, network, parser, known = parse_foreign(job.model, job.precision, log)
+        builder, network, parser, contents = parse_foreign(job.model, job.precision, log)
         job.seconds_network, job.num_layers = time.perf_counter() - start, network.num_layers
         info = build_plan(builder, network, log, job.options, job.plan_path)
         job.plan_bytes, job.seconds_build = info.num_bytes, info.seconds_build
         job.not_executed_because = execution_obstacle() or foreign_target(job.options.compute_capabilities)
         try:
-            _compare(job, network, known, not args.no_structure_check)
+            _compare(job, network, contents, not args.no_structure_check)
         except (NotComparedError, UnsupportedLayerError) as error:
             job.not_compared_because = str(error)
         del parser  # the network's weights were its own
     return job
 
 
-def _compare(job: ForeignJob, network: trt.INetworkDefinition, known: Known, proves_structure: bool) -> None:
-    check_constants(network, known)
+def _compare(
+    job: ForeignJob, network: trt.INetworkDefinition, contents: NetworkContents, proves_structure: bool
+) -> None:
+    check_constants(network, contents)
     answers = onnxruntime_answers(job.model.path, job.examples)
     if job.not_executed_because is None:
         job.executed_by = "tensorrt"
@@ -533,20 +535,20 @@ def _compare(job: ForeignJob, network: trt.INetworkDefinition, known: Known, pro
             if graph_obstacle() is None:
                 job.latency["cuda_graph"] = helper.benchmark(job.examples[-1], TIMED_RUNS, cuda_graph=True)
     else:
-        job.errors = worst_errors(_pytorch_run(network, known), job.examples, answers)
+        job.errors = worst_errors(_pytorch_run(network, contents), job.examples, answers)
         job.executed_by = "pytorch"
     if proves_structure and job.precision != "fp32":
         try:
-            job.structure = worst_errors(_pytorch_run(network, known, in_fp32=True), job.examples, answers)
+            job.structure = worst_errors(_pytorch_run(network, contents, in_fp32=True), job.examples, answers)
         except (NotComparedError, UnsupportedLayerError) as error:  # the plan itself was compared
             job.not_proved_because = str(error)
 
 
-def _pytorch_run(network: trt.INetworkDefinition, known: Known, in_fp32: bool = False) -> Run:
+def _pytorch_run(network: trt.INetworkDefinition, contents: NetworkContents, in_fp32: bool = False) -> Run:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    runner = NetworkRunner(network, device, known=known, in_fp32=in_fp32, checks_batch=False)
+    runner = NetworkRunner(network, device, contents=contents, in_fp32=in_fp32, checks_batch=False)
 
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:

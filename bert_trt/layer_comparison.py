@@ -11,8 +11,8 @@ from rich.table import Table
 from bert_trt.comparison import relative_l2
 from bert_trt.console import console
 from bert_trt.model_files import DemoIO, ModelFolder
+from bert_trt.network import NetworkContents
 from bert_trt.network_runner import NetworkRunner
-from bert_trt.plugin_layers import Known
 from bert_trt.tensorrt_product import trt
 
 
@@ -21,7 +21,7 @@ def print_layer_comparison(
     names: Sequence[str],
     folder: ModelFolder,
     tolerance: float,
-    known: Known,
+    contents: NetworkContents,
     inputs: Mapping[str, np.ndarray],
 ) -> bool:
     """Prints the difference to PyTorch's hidden states, layer by layer, and names the first one out of tolerance.
@@ -31,14 +31,14 @@ def print_layer_comparison(
         names: its tensors that correspond to PyTorch's hidden states, L + 1 of them, each (S, H).
         folder: where PyTorch's hidden states lie.
         tolerance: largest relative L2 error that is accepted.
-        known: for the runner.
+        contents: for the runner.
         inputs: the demo's sentence as the network takes it.
 
     Returns:
         Whether all layers are within tolerance.
     """
     demo = folder.demo()
-    answers = NetworkRunner(network, outputs=names, known=known).run(inputs)
+    answers = NetworkRunner(network, outputs=names, contents=contents).run(inputs)
     table = Table(title="Difference to PyTorch's hidden states", title_justify="left")
     for heading in ("after", "relative L2 error", "largest difference", "largest value", ""):
         table.add_column(heading, justify="left" if heading in ("after", "") else "right")
@@ -61,13 +61,13 @@ def fp32_errors(
     network: trt.INetworkDefinition,
     names: Sequence[str],
     demo: DemoIO,
-    known: Known,
+    contents: NetworkContents,
     inputs: Mapping[str, np.ndarray],
 ) -> dict[str, float]:
     """Relative L2 errors of the network without its roundings, see ``print_layer_comparison``: of each hidden state,
     and of the output where that is no hidden state, in the order of computation."""
     references = dict(zip(names, demo.hidden_states, strict=True)) | {network.get_output(0).name: demo.output[0]}
-    answers = NetworkRunner(network, outputs=list(references), known=known, in_fp32=True).run(inputs)
+    answers = NetworkRunner(network, outputs=list(references), contents=contents, in_fp32=True).run(inputs)
     return {name: relative_l2(_last(answers[name], one), one) for name, one in references.items()}
 
 

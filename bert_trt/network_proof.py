@@ -19,8 +19,9 @@ import numpy as np
 
 from bert_trt.console import UserError
 from bert_trt.element_types import convert_weight, element_type, quantize_weight
+from bert_trt.network import NetworkContents
 from bert_trt.network_runner import constant_values, input_names, output_names, read_layer
-from bert_trt.plugin_layers import Known, PluginLayer
+from bert_trt.plugin_layers import PluginLayer
 from bert_trt.tensorrt_product import trt
 
 
@@ -31,12 +32,12 @@ class WrongNetworkError(UserError):
 # --- what the network holds -----------------------------------------------------------------------------------
 
 
-def check_definition(network: trt.INetworkDefinition, known: Known, epsilon: float) -> None:
+def check_definition(network: trt.INetworkDefinition, contents: NetworkContents, epsilon: float) -> None:
     """Reads the network back and compares it with what it was made from.
 
     Args:
         network: ours, or a parsed one.
-        known: its plugin layers, and the values that its constants were made from.
+        contents: its plugin layers, and the values that its constants were made from.
         epsilon: of the model's layer norms.
 
     Raises:
@@ -46,21 +47,21 @@ def check_definition(network: trt.INetworkDefinition, known: Known, epsilon: flo
     producers = {name: (kind, layer) for kind, layer in layers for name in output_names(layer)}
     for kind, layer in layers:
         if kind == "PLUGIN_V3":
-            _check_plugin(layer, known.plugins[layer.name])
-            _check_epsilon(layer.name, float(known.plugins[layer.name].fields.get("epsilon", epsilon)), epsilon)
+            _check_plugin(layer, contents.plugins[layer.name])
+            _check_epsilon(layer.name, float(contents.plugins[layer.name].fields.get("epsilon", epsilon)), epsilon)
         elif kind == "NORMALIZATION":
             _check_epsilon(layer.name, layer.epsilon, epsilon)
         elif (
             kind == "CONSTANT"
-            and layer.name in known.sources
+            and layer.name in contents.sources
             and not element_type(layer.get_output(0).dtype).is_quantized
         ):
-            _check_constant(layer, known)
+            _check_constant(layer, contents)
         elif kind == "DEQUANTIZE":
-            _check_scales(layer, producers, known)
+            _check_scales(layer, producers, contents)
 
 
-def check_constants(network: trt.INetworkDefinition, known: Known) -> None:
+def check_constants(network: trt.INetworkDefinition, contents: NetworkContents) -> None:
     """Looks at the constants alone, of a network whose layers nobody asked for by name.
 
     Raises:
@@ -68,8 +69,8 @@ def check_constants(network: trt.INetworkDefinition, known: Known) -> None:
     """
     for index in range(network.num_layers):
         kind, layer = read_layer(network, index)
-        if kind == "CONSTANT" and layer.name in known.sources:
-            _check_constant(layer, known)
+        if kind == "CONSTANT" and layer.name in contents.sources:
+            _check_constant(layer, contents)
 
 
 def _check_epsilon(name: str, found: float, expected: float) -> None:
@@ -107,27 +108,27 @@ def _same(text: str, value: float | int | str) -> bool:
     return np.float32(text) == np.float32(value) if isinstance(value, float) else text == str(value)
 
 
-def _check_constant(layer: Any, known: Known) -> None:
+def _check_constant(layer: Any, contents: NetworkContents) -> None:
     """What is stored is the source in the constant's type, bit for bit."""
-    stored = constant_values(layer, known).reshape(-1)
-    expected = convert_weight(known.sources[layer.name], layer.get_output(0).dtype, layer.name).reshape(-1)
+    stored = constant_values(layer, contents).reshape(-1)
+    expected = convert_weight(contents.sources[layer.name], layer.get_output(0).dtype, layer.name).reshape(-1)
     if stored.shape != expected.shape or stored.tobytes() != expected.tobytes():
         raise WrongNetworkError(f"constant {layer.name!r} does not hold the values that it was made from")
 
 
-def _check_scales(layer: Any, producers: Mapping[str, tuple[str, Any]], known: Known) -> None:
+def _check_scales(layer: Any, producers: Mapping[str, tuple[str, Any]], contents: NetworkContents) -> None:
     """A weight's bytes and scales are those of its source; of a tensor both scales are the same number."""
     value_name, scale_name = input_names(layer)[:2]
     kind, producer = producers[value_name]
-    scales = constant_values(producers[scale_name][1], known).reshape(-1)
+    scales = constant_values(producers[scale_name][1], contents).reshape(-1)
     if kind == "CONSTANT":
-        source = known.sources[producer.name]
+        source = contents.sources[producer.name]
         values, expected = quantize_weight(
             source.reshape(source.shape[-2:]), producer.get_output(0).dtype, producer.name
         )
-        if values.tobytes() != constant_values(producer, known).tobytes():
+        if values.tobytes() != constant_values(producer, contents).tobytes():
             raise WrongNetworkError(f"constant {producer.name!r} does not hold the quantized values of its source")
     else:
-        expected = constant_values(producers[input_names(producer)[1]][1], known).reshape(-1)
+        expected = constant_values(producers[input_names(producer)[1]][1], contents).reshape(-1)
     if not np.array_equal(scales, expected):
         raise WrongNetworkError(f"layer {layer.name!r} has other scales than what it dequantizes was quantized with")

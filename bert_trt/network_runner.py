@@ -29,8 +29,9 @@ import torch
 from bert_trt import plugin_layers
 from bert_trt.console import UserError
 from bert_trt.element_types import element_type, has_element_type
+from bert_trt.network import NetworkContents
 from bert_trt.packing import CHECKED, check_batch
-from bert_trt.plugin_layers import Known, PluginLayer
+from bert_trt.plugin_layers import PluginLayer
 from bert_trt.tensorrt_product import trt
 from bert_trt.tensors import as_tuple
 from plugins import reference
@@ -548,21 +549,21 @@ def needed_tensors(layers: Sequence[Any], given: Sequence[str], wanted: Sequence
     return needed
 
 
-def constant_values(layer: Any, known: Known) -> np.ndarray:
+def constant_values(layer: Any, contents: NetworkContents) -> np.ndarray:
     """The values of a constant layer as the network holds them.
 
     Raises:
-        UnsupportedLayerError: they are bf16 and not among ``known.weights``.
+        UnsupportedLayerError: they are bf16 and not among ``contents.weights``.
     """
     values = layer.weights
     if isinstance(values, np.ndarray):
         return values
-    if layer.name not in known.weights:  # NumPy has no bf16, and the API gives no way to the bytes
+    if layer.name not in contents.weights:  # NumPy has no bf16, and the API gives no way to the bytes
         raise UnsupportedLayerError(
             f"network_runner cannot read the {values.dtype.name} constant {layer.name!r}: TensorRT's Python API does "
-            "not give its values; pass them in known.weights"
+            "not give its values; pass them in contents.weights"
         )
-    return known.weights[layer.name]
+    return contents.weights[layer.name]
 
 
 def axes_of_mask(mask: int) -> list[int]:
@@ -607,13 +608,13 @@ class _Lowering:
         self,
         network: trt.INetworkDefinition,
         device: torch.device,
-        known: Known,
+        contents: NetworkContents,
         int8_kernels: bool,
         in_fp32: bool,
     ) -> None:
         self.network = network
         self.device = device
-        self.known = known
+        self.contents = contents
         self.int8_kernels = int8_kernels
         self.in_fp32 = in_fp32
         self.graph = torch.fx.Graph()
@@ -726,13 +727,13 @@ class _Lowering:
 
     def plugin(self, layer: Any) -> list[torch.fx.Node]:
         """The nodes of a plugin layer's outputs."""
-        if layer.name not in self.known.plugins:
+        if layer.name not in self.contents.plugins:
             raise UnsupportedLayerError(
                 f"network_runner cannot run layer {layer.name!r}: TensorRT's Python API does not give a plugin's "
-                "fields; pass the layer in known.plugins"
+                "fields; pass the layer in contents.plugins"
             )
         attribute = f"plugin_{len(self.attributes)}"
-        self.attributes[attribute] = PluginModule(self.known.plugins[layer.name], self.device, self.in_fp32)
+        self.attributes[attribute] = PluginModule(self.contents.plugins[layer.name], self.device, self.in_fp32)
         inputs = tuple(self.node(name, on_host=False) for name in input_names(layer))
         module = self.graph.call_module(attribute, inputs)
         module.meta["layer"] = repr(layer.name)
@@ -742,9 +743,9 @@ class _Lowering:
 
     def constant(self, layer: Any) -> torch.Tensor:
         """The values of a constant layer, in their own type and shape; with ``in_fp32`` before they were rounded."""
-        if self.in_fp32 and layer.name in self.known.sources:
-            return as_torch(self.known.sources[layer.name]).reshape(as_tuple(layer.shape))
-        values = constant_values(layer, self.known)
+        if self.in_fp32 and layer.name in self.contents.sources:
+            return as_torch(self.contents.sources[layer.name]).reshape(as_tuple(layer.shape))
+        values = constant_values(layer, self.contents)
         if self.in_fp32 and element_type(layer.get_output(0).dtype).is_floating:
             values = values.astype(np.float32)
         return as_torch(values).reshape(as_tuple(layer.shape))
@@ -1001,10 +1002,10 @@ class NetworkRunner:
         device: "cpu" or "cuda".
         outputs: names of the tensors to return; default: the network's outputs.
         inputs: names of the tensors to give; default: the network's inputs. With others, a part can be run alone.
-        known: what the API cannot read back.
+        contents: what the API cannot read back.
         int8_kernels: int8 products with a weight run through real int8 kernels, not in fp32 with the same integers.
         in_fp32: every floating tensor is fp32, whatever type the network says: weights as they were before they
-            were rounded or quantized (``known.sources``), nothing cast or quantized in between, plugins by their
+            were rounded or quantized (``contents.sources``), nothing cast or quantized in between, plugins by their
             references. What is left is the network's structure, without its rounding errors.
         checks_batch: masks and lengths are those of our networks, and ``run`` refuses wrong ones.
 
@@ -1023,7 +1024,7 @@ class NetworkRunner:
         network: trt.INetworkDefinition,
         device: str = "cpu",
         outputs: Sequence[str] | None = None,
-        known: Known | None = None,
+        contents: NetworkContents | None = None,
         int8_kernels: bool = False,
         inputs: Sequence[str] | None = None,
         in_fp32: bool = False,
@@ -1038,7 +1039,7 @@ class NetworkRunner:
             raise UserError(f"the network has no tensor {unknown[0]!r}")
         self._input_types = {name: types[name] for name in self.input_names}
         self.output_names = list(outputs or (network.get_output(index).name for index in range(network.num_outputs)))
-        self.module = _Lowering(network, self.device, known or Known(), int8_kernels, in_fp32).run(
+        self.module = _Lowering(network, self.device, contents or NetworkContents(), int8_kernels, in_fp32).run(
             self.input_names, self.output_names
         )
 

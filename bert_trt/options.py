@@ -578,8 +578,8 @@ def gpu_check_arguments() -> argparse.Namespace:
 
 
 def _row_names(text: str) -> list[str]:
-    known, names = (*FUSIONS, *BATCHINGS, *TOLERANCES), text.split(",")
+    contents, names = (*FUSIONS, *BATCHINGS, *TOLERANCES), text.split(",")
     for name in names:
-        if name not in known:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+        if name not in contents:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(contents)}")
     return names

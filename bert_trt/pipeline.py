@@ -35,6 +35,7 @@ from bert_trt.console import UserError, console, log_console, warn
 from bert_trt.files import check_outputs, make_folder
 from bert_trt.inference import InferHelper, Latency, execution_obstacle, gpu_capability, graph_obstacle
 from bert_trt.model_files import LENGTHS_NAME, MASK_NAME, DemoIO, ModelFolder, ReferenceSequence
+from bert_trt.network import DefinedNetwork, NetworkContents
 from bert_trt.options import (
     CACHE_NAME,
     ONE_SENTENCE,
@@ -46,7 +47,6 @@ from bert_trt.options import (
 )
 from bert_trt.packing import NetworkBatch
 from bert_trt.plan import BuildOptions, build_plan, info_path
-from bert_trt.plugin_layers import Known
 from bert_trt.quantization import BASE_PRECISION, Quantization, QuantizedParts, check_quantized
 from bert_trt.tensorrt_log import TrtLog, raise_failure
 from bert_trt.tensorrt_product import IS_RTX, trt
@@ -329,45 +329,38 @@ def open_log(path: Path | None) -> Iterator[TrtLog]:
 def finish(
     job: Job,
     log: TrtLog,
-    builder: trt.Builder,
-    network: trt.INetworkDefinition,
-    known: Known,
+    defined: DefinedNetwork,
     seconds_network: float,
     weights_read: AbstractContextManager[None] | None = None,
-    quantized_products: int | None = None,
-    hidden_states: Sequence[str] = (),
 ) -> None:
     """Builds the plan, runs the network, compares; fills in ``job``.
 
     Args:
         job: from ``Job.prepare``.
         log: the builder's logger.
-        builder: the network's builder.
-        network: the network, outputs marked.
-        known: for the runner.
+        defined: the network, outputs marked.
         seconds_network: what making the network took.
         weights_read: see ``build_plan``.
-        quantized_products: how many products are to be quantized, where it is not one for each name.
-        hidden_states: tensors that correspond to PyTorch's hidden states, to say where a wrong network goes wrong.
 
     Raises:
         UserError: the build or the execution fails.
     """
+    builder, network, contents = defined.builder, defined.network, defined.contents
     job.seconds_network = seconds_network
     job.num_layers = network.num_layers
     if job.quantized is not None:
         names = len(job.quantized.quantization.products)
-        expected = names if quantized_products is None else quantized_products
+        expected = names if defined.num_quantized is None else defined.num_quantized
         job.parts = check_quantized(network, job.precision, expected)
     info = build_plan(builder, network, log, job.options, job.plan_path, weights_read)
     job.plan_bytes, job.seconds_build = info.num_bytes, info.seconds_build
     job.not_executed_because = execution_obstacle() or foreign_target(job.options.compute_capabilities)
     job.executed_by = "pytorch" if job.not_executed_because else "tensorrt"
-    own = _run_with_pytorch(job, network, known) if job.not_executed_because else _execute_plan(job)
-    _prove_definition(job, network, known, own)
-    job.overflow = _find_overflow(job, network, known)
-    if hidden_states and job.overflow is None and sequence_reasons(job.unrounded, "fp32"):
-        job.where_wrong = _find_wrong_layer(job, network, known, hidden_states)
+    own = _run_with_pytorch(job, network, contents) if job.not_executed_because else _execute_plan(job)
+    _prove_definition(job, network, contents, own)
+    job.overflow = _find_overflow(job, network, contents)
+    if defined.hidden_states and job.overflow is None and sequence_reasons(job.unrounded, "fp32"):
+        job.where_wrong = _find_wrong_layer(job, network, contents, defined.hidden_states)
 
 
 @functools.cache
@@ -409,8 +402,8 @@ def _execute_plan(job: Job) -> list[np.ndarray]:
     return own
 
 
-def _run_with_pytorch(job: Job, network: trt.INetworkDefinition, known: Known) -> list[np.ndarray]:
-    return _run(job, _pytorch_run(job, network, known))
+def _run_with_pytorch(job: Job, network: trt.INetworkDefinition, contents: NetworkContents) -> list[np.ndarray]:
+    return _run(job, _pytorch_run(job, network, contents))
 
 
 def _run(job: Job, run: Run) -> list[np.ndarray]:
@@ -428,7 +421,9 @@ def _run(job: Job, run: Run) -> list[np.ndarray]:
     return [] if job.example is not None or batches else job.own_batch.split(run(job.own_batch.inputs))
 
 
-def _prove_definition(job: Job, network: trt.INetworkDefinition, known: Known, own: Sequence[np.ndarray]) -> None:
+def _prove_definition(
+    job: Job, network: trt.INetworkDefinition, contents: NetworkContents, own: Sequence[np.ndarray]
+) -> None:
     """What the network holds, and what it computes without its roundings. In fp32 that has been compared already,
     unless TensorRT executed the plan.
 
@@ -438,29 +433,29 @@ def _prove_definition(job: Job, network: trt.INetworkDefinition, known: Known, o
     from bert_trt.network_proof import WrongNetworkError, check_definition
 
     try:
-        check_definition(network, known, job.folder.config.layer_norm_eps)
+        check_definition(network, contents, job.folder.config.layer_norm_eps)
     except WrongNetworkError as error:
         job.wrong_definition = str(error)
     if own:
-        run = _pytorch_run(job, network, known, in_fp32=True)
+        run = _pytorch_run(job, network, contents, in_fp32=True)
         job.sequences = compare_with_own(job.own_batch, own, run)
         every = SequenceRange(1, job.folder.config.max_positions, job.folder.config.max_positions)
         batches = reference_batches(job.reference, job.batching, every, replace(job.options.batch, minimum=1))
         job.structure = compare_sequences(run, batches, job.reference)
     elif job.proves_structure and (job.precision != "fp32" or job.executed_by == "tensorrt"):
-        run = _pytorch_run(job, network, known, in_fp32=True)
+        run = _pytorch_run(job, network, contents, in_fp32=True)
         lengths = replace(job.options.seq_len, minimum=1)  # PyTorch takes shorter sequences than the plan
         job.structure = compare_sequences(run, _batches(job, lengths), job.reference)
 
 
-def _find_overflow(job: Job, network: trt.INetworkDefinition, known: Known) -> str | None:
+def _find_overflow(job: Job, network: trt.INetworkDefinition, contents: NetworkContents) -> str | None:
     """Where values stop to be finite, in words; None if all outputs are finite."""
     errors = [one.rel_l2 for one in job.sequences]
     errors += [] if job.comparison is None else [job.comparison.rel_l2]
     if all(map(math.isfinite, errors)):
         return None
     base = BASE_PRECISION if job.precision in QUANTIZED_PRECISIONS else job.precision
-    runner = _pytorch_runner(network, known)
+    runner = _pytorch_runner(network, contents)
     examples = [batch.inputs for batch in (job.example, *_batches(job), job.own_batch) if batch is not None]
     found = next(filter(None, map(runner.first_not_finite, examples)), None)
     where = (
@@ -476,11 +471,13 @@ def _find_overflow(job: Job, network: trt.INetworkDefinition, known: Known) -> s
     return f"overflow {where}: the output has values that are not finite; {remedy}"
 
 
-def _find_wrong_layer(job: Job, network: trt.INetworkDefinition, known: Known, hidden_states: Sequence[str]) -> str:
+def _find_wrong_layer(
+    job: Job, network: trt.INetworkDefinition, contents: NetworkContents, hidden_states: Sequence[str]
+) -> str:
     """Where the network without its roundings is not PyTorch's, in words."""
     from bert_trt.layer_comparison import fp32_errors
 
-    errors = fp32_errors(network, hidden_states, job.demo, known, job.inputs)
+    errors = fp32_errors(network, hidden_states, job.demo, contents, job.inputs)
     wrong = [name for name, error in errors.items() if not error <= TOLERANCES["fp32"]]
     if not wrong:
         return (
@@ -492,18 +489,20 @@ def _find_wrong_layer(job: Job, network: trt.INetworkDefinition, known: Known, h
     return f"the first layer after which it differs from PyTorch's is {wrong[0]!r}"
 
 
-def _pytorch_runner(network: trt.INetworkDefinition, known: Known, in_fp32: bool = False) -> NetworkRunner:
+def _pytorch_runner(
+    network: trt.INetworkDefinition, contents: NetworkContents, in_fp32: bool = False
+) -> NetworkRunner:
     # Imported here: while a plan is built, PyTorch would only take memory.
     import torch
 
     from bert_trt.network_runner import NetworkRunner
 
-    return NetworkRunner(network, "cuda" if torch.cuda.is_available() else "cpu", known=known, in_fp32=in_fp32)
+    return NetworkRunner(network, "cuda" if torch.cuda.is_available() else "cpu", contents=contents, in_fp32=in_fp32)
 
 
-def _pytorch_run(job: Job, network: trt.INetworkDefinition, known: Known, in_fp32: bool = False) -> Run:
+def _pytorch_run(job: Job, network: trt.INetworkDefinition, contents: NetworkContents, in_fp32: bool = False) -> Run:
     """A function that runs the network with PyTorch, on CUDA where there is a GPU."""
-    name, runner = job.folder.config.output_name, _pytorch_runner(network, known, in_fp32)
+    name, runner = job.folder.config.output_name, _pytorch_runner(network, contents, in_fp32)
 
     def run(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         with log_console.status(

@@ -88,13 +88,18 @@ def create_builder(log: TrtLog) -> tuple[trt.Builder, trt.INetworkDefinition]:
     """
     try:
         builder = trt.Builder(LOGGER)
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        network = create_network(builder)
     except (RuntimeError, TypeError) as error:  # pybind's answer to a null pointer is a TypeError
         raise UserError(
             f"{tensorrt_product.describe()} cannot create a builder: {log.take_errors()}. The full tensorrt needs "
             "an NVIDIA GPU; tensorrt_rtx builds without one (pip install -r requirements.txt)"
         ) from error
     return builder, network
+
+
+def create_network(builder: trt.Builder) -> trt.INetworkDefinition:
+    """An empty, strongly typed network."""
+    return builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
 
 
 def parse_onnx(parser: trt.OnnxParser, model: bytes, path: Path, log: TrtLog) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from bert_trt.console import UserError
 from bert_trt.element_types import ELEMENT_TYPES, element_type
-from bert_trt.model_files import BertConfig, WeightFile
+from bert_trt.model_files import WeightFile
 from bert_trt.tensorrt_product import trt
 from bert_trt.tensors import as_tuple
 
@@ -31,7 +31,7 @@ class Product:
 
     Attributes:
         name: the linear layer's name, or the name of one of attention's own two products.
-        group: one of ``GROUPS``.
+        group: one of ``options.GROUPS``.
         activations: the tensors that it multiplies: one, besides its weight, for a linear layer, else two.
         weight_shape: (in, out); None for attention's own products, which have no weight.
     """
@@ -40,28 +40,6 @@ class Product:
     group: str
     activations: tuple[str, ...]
     weight_shape: tuple[int, int] | None = None
-
-
-def encoder_products(config: BertConfig) -> list[Product]:
-    """All products of the encoder, in the order of computation."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    square = (hidden, hidden)
-    products = []
-    before = f"{config.prefix}embeddings.LayerNorm"
-    for index in range(config.num_layers):
-        layer = f"{config.prefix}encoder.layer.{index}"
-        own = f"{layer}.attention.self"
-        attended, active = f"{layer}.attention.output.LayerNorm", f"{layer}.intermediate.intermediate_act_fn"
-        products += [Product(f"{own}.{part}", "qkv", (before,), square) for part in ("query", "key", "value")]
-        products += [
-            Product(f"{own}.scores", "attention", (f"{own}.scaled_query", f"{own}.key.heads")),
-            Product(f"{own}.context", "attention", (f"{own}.probabilities", f"{own}.value.heads")),
-            Product(f"{layer}.attention.output.dense", "attention-output", (own,), square),
-            Product(f"{layer}.intermediate.dense", "intermediate", (attended,), (hidden, inner)),
-            Product(f"{layer}.output.dense", "output", (active,), (inner, hidden)),
-        ]
-        before = f"{layer}.output.LayerNorm"
-    return products
 
 
 def in_groups(products: Iterable[Product], groups: Iterable[str]) -> list[Product]:

@@ -139,7 +139,7 @@ Made = tuple[NetworkRunner, builder.AssembledBert]  # the second owns what the f
 
 def make_runner(folder: Path, precision: str, batching: str, fused: Sequence[str], **options: Any) -> Made:
     bert = builder.assemble(ModelFolder(folder), TrtLog(), precision, batching=batching, fused=fused, **options)
-    return NetworkRunner(bert.network, known=bert.known), bert
+    return NetworkRunner(bert.network, contents=bert.contents), bert
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def layer_kinds(network: trt.INetworkDefinition) -> list[str]:
 
 def linear_layers(bert: builder.AssembledBert) -> dict[str, Any]:
     """The layers of the Linear plugin: activation by name."""
-    return {name: one.fields["activation"] for name, one in bert.known.plugins.items() if one.plugin == "Linear"}
+    return {name: one.fields["activation"] for name, one in bert.contents.plugins.items() if one.plugin == "Linear"}
 
 
 # --- against PyTorch ----------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def test_each_fused_layer_alone(model_dir, hugging_face, layer, batching, precis
     runner, bert = make_runner(model_dir, precision, batching, (layer,))
     found = run_sentences(runner, batching, sentences)
     assert error(found, pytorchs_answer(hugging_face, sentences)) <= TOLERANCES[precision]
-    assert {one.plugin for one in bert.known.plugins.values()} == {layer}
+    assert {one.plugin for one in bert.contents.plugins.values()} == {layer}
 
 
 @EVERY_BATCHING
@@ -237,8 +237,8 @@ def test_the_linear_plugin_alone(model_dir, hugging_face, batching, precision):
     runner, bert = make_runner(model_dir, precision, batching, ("Linear",))
     found = run_sentences(runner, batching, sentences)
     assert error(found, pytorchs_answer(hugging_face, sentences)) <= TOLERANCES[precision]
-    assert len(linear_layers(bert)) == len(bert.known.plugins) == 2 * 6
-    assert {len(one.inputs) for one in bert.known.plugins.values()} == {3}
+    assert len(linear_layers(bert)) == len(bert.contents.plugins) == 2 * 6
+    assert {len(one.inputs) for one in bert.contents.plugins.values()} == {3}
 
 
 @EVERY_BATCHING
@@ -250,7 +250,7 @@ def test_all_products_of_the_encoder_are_the_linear_plugins(model_dir, batching)
     assert linear_layers(bert) == expected | dict.fromkeys(
         (f"{layer}.intermediate.intermediate_act_fn" for layer in layers), "gelu"
     )
-    with_bias = {name for name in linear_layers(bert) if len(bert.known.plugins[name].inputs) == 3}
+    with_bias = {name for name in linear_layers(bert) if len(bert.contents.plugins[name].inputs) == 3}
     assert with_bias == {name for name in linear_layers(bert) if not name.endswith("output.dense")}
     kinds = layer_kinds(bert.network)
     assert kinds.count("PLUGIN_V3") == 1 + 2 * (1 + 2 + 4)
@@ -266,7 +266,7 @@ def test_the_plugins_kernels_in_the_whole_network(model_dir, hugging_face, fusio
     sentences = make_sentences(LENGTHS)
     fused = FUSIONS[fusion]
     bert = builder.assemble(ModelFolder(model_dir), TrtLog(), precision, batching=batching, fused=fused)
-    runner = NetworkRunner(bert.network, "cuda", known=bert.known)
+    runner = NetworkRunner(bert.network, "cuda", contents=bert.contents)
     found = run_sentences(runner, batching, sentences)
     assert error(found, pytorchs_answer(hugging_face, sentences)) <= TOLERANCES[precision]
 
@@ -274,7 +274,7 @@ def test_the_plugins_kernels_in_the_whole_network(model_dir, hugging_face, fusio
 def test_in_fp32_all_is_what_plugins_is(model_dir):
     """The Linear plugin has no fp32."""
     (_, bert), (_, same) = (make_runner(model_dir, "fp32", "packed", FUSIONS[name]) for name in ("all", "plugins"))
-    assert bert.known.plugins == same.known.plugins
+    assert bert.contents.plugins == same.contents.plugins
     assert layer_kinds(bert.network) == layer_kinds(same.network)
     assert fused_layers("all", "fp32") == fused_layers("plugins", "fp16") == FUSED_LAYERS
     for precision in ("fp16", "bf16", "int8"):
@@ -411,7 +411,9 @@ def quantization(model_dir: Path) -> Quantization:
     products = in_groups(encoder_products(ModelFolder(model_dir).config), LINEAR_GROUPS)
     names = sorted({range_name(tensor, {}) for product in products for tensor in product.activations})
     bert = builder.assemble(ModelFolder(model_dir), TrtLog(), batching="packed")
-    values = NetworkRunner(bert.network, outputs=names, known=bert.known).run(packed_inputs(make_sentences(LENGTHS)))
+    values = NetworkRunner(bert.network, outputs=names, contents=bert.contents).run(
+        packed_inputs(make_sentences(LENGTHS))
+    )
     ranges = {name: float(values[name].abs().max()) for name in names}
     return Quantization("int8", frozenset(product.name for product in products), ranges)
 

@@ -44,12 +44,12 @@ from sensitivity import quantization_of
 
 def api_runner(folder, precision="fp32", gelu=None, **options):
     bert = builder.assemble(ModelFolder(folder), TrtLog(), precision, gelu)
-    return NetworkRunner(bert.network, known=bert.known, **options), bert
+    return NetworkRunner(bert.network, contents=bert.contents, **options), bert
 
 
 def parser_runner(folder, precision="fp32"):
     parsed = onnx2trt.parse(ModelFolder(folder), precision, TrtLog())
-    return NetworkRunner(parsed.network, known=parsed.known), parsed
+    return NetworkRunner(parsed.network, contents=parsed.contents), parsed
 
 
 RUNNERS = {"api": api_runner, "parser": parser_runner}
@@ -140,7 +140,9 @@ def test_the_parsers_softmax_computes_in_fp32(model_dir, precision):
         assert layer.get_input(0).dtype == layer.get_output(0).dtype == trt.DataType.FLOAT
     names = [layer.get_output(0).name for layer in softmaxes]
     demo = ModelFolder(model_dir).demo()
-    for probabilities in NetworkRunner(parsed.network, outputs=names, known=parsed.known).run(demo.inputs).values():
+    for probabilities in (
+        NetworkRunner(parsed.network, outputs=names, contents=parsed.contents).run(demo.inputs).values()
+    ):
         sums = probabilities.double().sum(-1)
         assert (sums - 1).abs().max() <= 1e-6
 
@@ -424,7 +426,9 @@ def test_both_ways_quantize_the_same(model_dir, sentence_file, groups, smoothing
         np.testing.assert_array_equal(ours, theirs)
     for part in parts:
         assert part.quantized_weights == sum(array.nbytes for array in weights[0].values())
-    outputs = [NetworkRunner(one.network, known=one.known).run(demo.inputs)["logit"].numpy() for one in (api, parsed)]
+    outputs = [
+        NetworkRunner(one.network, contents=one.contents).run(demo.inputs)["logit"].numpy() for one in (api, parsed)
+    ]
     errors = [relative_l2(output, demo.output) for output in outputs]
     assert max(errors) <= TOLERANCES["int8"]
     assert relative_l2(*outputs) <= max(errors)
@@ -491,7 +495,7 @@ def test_a_padded_batch_quantized_gives_what_single_sentences_give(model_dir, se
     outputs = []
     for batching in ("single", "padded"):
         made = builder.assemble(folder, TrtLog(), kind, batching=batching, quantization=quantization)
-        outputs.append(NetworkRunner(made.network, known=made.known).run(inputs)["logit"][0].numpy())
+        outputs.append(NetworkRunner(made.network, contents=made.contents).run(inputs)["logit"][0].numpy())
         inputs[MASK_NAME] = np.ones_like(inputs["input_ids"])
     assert relative_l2(*outputs) <= 5e-3
 
@@ -510,7 +514,7 @@ def test_the_parser_makes_tensorrts_own_attention(model_dir, sentence_file, tmp_
     kinds = kinds_of(parsed.network)
     assert kinds.count("ATTENTION_INPUT") == kinds.count("ATTENTION_OUTPUT") == folder.config.num_layers
     assert "SOFTMAX" not in kinds
-    output = NetworkRunner(parsed.network, known=parsed.known).run(demo.inputs)["logit"].numpy()
+    output = NetworkRunner(parsed.network, contents=parsed.contents).run(demo.inputs)["logit"].numpy()
     assert relative_l2(output, demo.output) <= TOLERANCES[precision]
     options = BuildOptions(SequenceRange(1, 8, 64))
     assert build_plan(parsed.builder, parsed.network, log, options, tmp_path / "p.plan").num_bytes > 0

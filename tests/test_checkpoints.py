@@ -89,9 +89,11 @@ def run_networks(folder: Path) -> dict[str, np.ndarray]:
     model = ModelFolder(folder)
     demo, answers = model.demo(), {}
     bert = builder.assemble(model, TrtLog())
-    answers["api"] = NetworkRunner(bert.network, known=bert.known).run(demo.inputs)[model.config.output_name].numpy()
+    answers["api"] = (
+        NetworkRunner(bert.network, contents=bert.contents).run(demo.inputs)[model.config.output_name].numpy()
+    )
     parsed = onnx2trt.parse(model, "fp32", TrtLog())
-    runner = NetworkRunner(parsed.network, known=parsed.known)
+    runner = NetworkRunner(parsed.network, contents=parsed.contents)
     answers["parser"] = runner.run(demo.inputs)[model.config.output_name].numpy()
     return answers
 
@@ -405,7 +407,7 @@ def test_a_feed_forward_in_chunks_is_exported_whole(masked, tmp_path):
     model = ModelFolder(folder)
     bert, parsed = builder.assemble(model, TrtLog()), onnx2trt.parse(model, "fp32", TrtLog())
     for network in (bert, parsed):
-        runner = NetworkRunner(network.network, known=network.known)
+        runner = NetworkRunner(network.network, contents=network.contents)
         for one in model.reference():
             ids, types = one.input_ids[None], one.token_type_ids[None]
             inputs = {"input_ids": ids, "token_type_ids": types, "position_ids": np.arange(ids.shape[1])[None]}

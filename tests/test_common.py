@@ -263,7 +263,8 @@ def test_a_warning_is_one_literal_line_on_standard_error():
 def test_a_long_message_is_not_broken_into_lines():
     message = "weight " * 200
     answer = run_code(
-        f"from bert_trt.console import UserError, run_script\ndef main(): raise UserError({message!r})\nrun_script(main)"
+        "from bert_trt.console import UserError, run_script\n"
+        f"def main(): raise UserError({message!r})\nrun_script(main)"
     )
     assert answer.stderr == f"error: {message}\n"
 

@@ -208,7 +208,7 @@ class StandIn:
         batching, fusion, _ = plan.name.split(".")
         folder = ModelFolder(self.folder)
         self.bert = builder.assemble(folder, TrtLog(), batching=batching, fused=FUSIONS[fusion])
-        self.runner = NetworkRunner(self.bert.network, known=self.bert.known)
+        self.runner = NetworkRunner(self.bert.network, contents=self.bert.contents)
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         check_batch(inputs)

@@ -140,7 +140,7 @@ def errors(path: Path, precision: str, batches: Batches, in_fp32: bool = False) 
     """The errors of every output of the parsed and converted network, against onnxruntime."""
     session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     _, network, parser, known = parse_foreign(ForeignModel.load(path, {}), precision, TrtLog())
-    runner = NetworkRunner(network, known=known, in_fp32=in_fp32, checks_batch=False)
+    runner = NetworkRunner(network, contents=known, in_fp32=in_fp32, checks_batch=False)
     found = []
     for batch in batches:
         outputs = [value.float().numpy() for value in runner.run(batch).values()]

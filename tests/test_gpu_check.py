@@ -499,8 +499,8 @@ def test_late_weights_are_a_field_of_the_plugins(model_dir, precision, values):
     found = set()
     for constant in (True, False):
         made = assemble(ModelFolder(model_dir), TrtLog(), precision, fused=fused, constant_weights=constant)
-        check_definition(made.network, made.known, ModelFolder(model_dir).config.layer_norm_eps)
-        fields = [layer.fields for layer in made.known.plugins.values()]
+        check_definition(made.network, made.contents, ModelFolder(model_dir).config.layer_norm_eps)
+        fields = [layer.fields for layer in made.contents.plugins.values()]
         own = {one[key] for one in fields for key in one if key in gpu_check.CONSTANT_FIELDS}
         assert own == {int(constant)}
         found |= own

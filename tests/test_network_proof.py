@@ -56,8 +56,8 @@ def test_a_right_network_passes_and_without_roundings_gives_pytorchs_answers(fol
     """Smoothed and quantized too: a network without its roundings is the model, whatever its types."""
     sequences = folder.reference()
     for made in ways(folder, precision):
-        check_definition(made.network, made.known, EPSILON)
-        runner = NetworkRunner(made.network, known=made.known, in_fp32=True)
+        check_definition(made.network, made.contents, EPSILON)
+        runner = NetworkRunner(made.network, contents=made.contents, in_fp32=True)
         batches = reference_batches(sequences, "single", SequenceRange(1, 16, 64), ONE_SENTENCE)
         errors = compare_sequences(lambda inputs, run=runner.run: run(inputs)["logit"].numpy(), batches, sequences)
         assert len(errors) == len(sequences)
@@ -70,7 +70,7 @@ def test_without_roundings_every_tensor_is_fp32(folder):
     (made, _) = ways(folder, "int8")
     names = [layer.get_output(0).name for layer in map(made.network.get_layer, range(made.network.num_layers))]
     wanted = [name for name in names if "LayerNorm" in name and not name.endswith((".weight", ".bias"))]
-    runner = NetworkRunner(made.network, outputs=wanted, known=made.known, in_fp32=True)
+    runner = NetworkRunner(made.network, outputs=wanted, contents=made.contents, in_fp32=True)
     assert {tensor.dtype for tensor in runner.run(folder.demo().inputs).values()} == {torch.float32}
 
 
@@ -78,7 +78,7 @@ def test_without_roundings_every_tensor_is_fp32(folder):
 def test_another_epsilon_than_the_models(folder, way):
     made = ways(folder, "fp32")[way]
     with pytest.raises(WrongNetworkError, match=r"layer '.*' has epsilon .*, the model 9\.99999997e-07|1e-06"):
-        check_definition(made.network, made.known, 1e-6)
+        check_definition(made.network, made.contents, 1e-6)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
@@ -86,10 +86,10 @@ def test_another_epsilon_than_the_models(folder, way):
 def test_a_constant_that_is_not_its_source(folder, precision, way):
     made = ways(folder, precision)[way]
     held = {made.network.get_layer(index).name for index in range(made.network.num_layers)}
-    name = next(name for name in made.known.sources if "intermediate.dense.weight" in name and name in held)
-    source = made.known.sources[name].copy()
+    name = next(name for name in made.contents.sources if "intermediate.dense.weight" in name and name in held)
+    source = made.contents.sources[name].copy()
     source.flat[5] += 0.25
-    known = replace(made.known, sources={**made.known.sources, name: source})
+    known = replace(made.contents, sources={**made.contents.sources, name: source})
     with pytest.raises(WrongNetworkError, match=f"constant '{name}' does not hold"):
         check_definition(made.network, known, EPSILON)
 
@@ -104,7 +104,7 @@ def test_scales_that_do_not_belong_together(folder, monkeypatch):
     monkeypatch.setattr(TrtNetworkHelper, "addDequantize", other_scale)
     made = ways(folder, "int8", smoothed=False)[0]
     with pytest.raises(WrongNetworkError, match="has other scales than what it dequantizes was quantized with"):
-        check_definition(made.network, made.known, EPSILON)
+        check_definition(made.network, made.contents, EPSILON)
 
 
 FIELDS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -126,11 +126,11 @@ def test_a_plugin_with_other_fields_than_were_asked_for(folder, monkeypatch, cas
 
     fused = ("EmbLayerNorm", "SkipLayerNorm", "QkvToContext")
     made = builder.assemble(folder, TrtLog(), "fp16", fused=fused)
-    check_definition(made.network, made.known, EPSILON)
+    check_definition(made.network, made.contents, EPSILON)
     monkeypatch.setattr(plugin_layers, "plugin_node", plugin_node)
     made = builder.assemble(folder, TrtLog(), "fp16", fused=fused)
     with pytest.raises(WrongNetworkError, match=message):
-        check_definition(made.network, made.known, EPSILON)
+        check_definition(made.network, made.contents, EPSILON)
 
 
 def test_fields_are_read_as_the_plugins_state_them():

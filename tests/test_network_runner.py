@@ -25,9 +25,10 @@ import onnx2trt
 from bert_trt import network_runner
 from bert_trt.console import UserError
 from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
+from bert_trt.network import NetworkContents
 from bert_trt.network_runner import NetworkRunner, UnsupportedLayerError
 from bert_trt.options import BATCHINGS
-from bert_trt.plugin_layers import Known, layer_norm_layer
+from bert_trt.plugin_layers import layer_norm_layer
 from bert_trt.quantization import Quantization, encoder_products
 from bert_trt.tensorrt_log import TrtLog
 from bert_trt.tensorrt_product import trt
@@ -89,7 +90,11 @@ def test_layers_may_stand_in_any_order():
 
 
 def net_output(net, **options) -> np.ndarray:
-    return NetworkRunner(net.network, known=Known(net.helper.weights), **options).run(net.inputs)["y"].numpy()
+    return (
+        NetworkRunner(net.network, contents=NetworkContents(net.helper.weights), **options)
+        .run(net.inputs)["y"]
+        .numpy()
+    )
 
 
 def test_fp16_tensors_are_fp16():
@@ -412,7 +417,7 @@ def test_without_roundings_the_end_of_an_attention_does_not_round():
     net = OneLayer("fp16")
     query, key, value = (net.input(random(1, 2, 5, 8, seed=seed)) for seed in range(3))
     net.helper.markOutput(net.helper.addAttention(query, key, value, "context"), "y")
-    runner = NetworkRunner(net.network, known=Known(net.helper.weights), in_fp32=True)
+    runner = NetworkRunner(net.network, contents=NetworkContents(net.helper.weights), in_fp32=True)
     given = {name: torch.from_numpy(values) for name, values in net.inputs.items()}
     found = runner.module(*given.values())[0]
     expected = network_runner.attention(*given.values(), mask=None)
@@ -450,7 +455,7 @@ def test_the_graph_can_be_compiled_as_a_whole(model_dir, way, fusion):
         if way == "api"
         else onnx2trt.parse(folder, "fp32", TrtLog(), fused=fused)
     )
-    runner = NetworkRunner(made.network, known=made.known)
+    runner = NetworkRunner(made.network, contents=made.contents)
     integers = torch.int32 if way == "api" else torch.int64
     inputs = [torch.as_tensor(folder.demo().inputs[name]).to(integers) for name in runner.input_names]
     with torch.inference_mode():
@@ -480,7 +485,7 @@ def test_cuda_equals_cpu(model_dir, precision):
     bert = builder.assemble(folder, TrtLog(), precision)
     inputs = folder.demo().inputs
     outputs = [
-        NetworkRunner(bert.network, device, known=bert.known).run(inputs)["logit"].cpu().double()
+        NetworkRunner(bert.network, device, contents=bert.contents).run(inputs)["logit"].cpu().double()
         for device in ("cpu", "cuda")
     ]
     tolerance = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2}[precision]
@@ -601,7 +606,7 @@ def functions_of(runner: NetworkRunner) -> list[Any]:
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_all_quantized_products_are_run_as_such(model_dir, kind):
     made = quantized_bert(ModelFolder(model_dir), kind)
-    targets = functions_of(NetworkRunner(made.network, known=made.known))
+    targets = functions_of(NetworkRunner(made.network, contents=made.contents))
     assert targets.count(network_runner.quantized_product) == 2 * 8
     assert targets.count(network_runner.product_with_bias) == 2  # the head
     assert targets.count(network_runner.matrix_multiply) == 0
@@ -632,7 +637,7 @@ def test_int8_kernels_equal_the_simulation(model_dir, batching):
         inputs = {name: values[0] for name, values in inputs.items()}
         inputs[LENGTHS_NAME] = np.array([0, len(inputs["input_ids"])])
     outputs = [
-        NetworkRunner(made.network, known=made.known, int8_kernels=kernels).run(inputs)["logit"]
+        NetworkRunner(made.network, contents=made.contents, int8_kernels=kernels).run(inputs)["logit"]
         for kernels in (False, True)
     ]
     assert torch.equal(*outputs)  # no sum of this small model exceeds 2^24
@@ -654,7 +659,7 @@ def test_quantized_cuda_equals_cpu(model_dir, kind):
     folder = ModelFolder(model_dir)
     made = quantized_bert(folder, kind)
     cpu, simulated, kernels = (
-        NetworkRunner(made.network, device, known=made.known, int8_kernels=real)
+        NetworkRunner(made.network, device, contents=made.contents, int8_kernels=real)
         .run(folder.demo().inputs)["logit"]
         .cpu()
         for device, real in (("cpu", False), ("cuda", False), ("cuda", True))
@@ -686,8 +691,8 @@ def test_a_padded_batch_gives_what_single_sentences_give(model_dir, precision, t
     folder = ModelFolder(model_dir)
     single, padded = (builder.assemble(folder, TrtLog(), precision, batching=way) for way in ("single", "padded"))
     inputs = padded_inputs(max(LENGTHS), 0)
-    together = NetworkRunner(padded.network, known=padded.known).run(inputs)["logit"]
-    alone = NetworkRunner(single.network, known=single.known)
+    together = NetworkRunner(padded.network, contents=padded.contents).run(inputs)["logit"]
+    alone = NetworkRunner(single.network, contents=single.contents)
     for row, length in enumerate(LENGTHS):
         reference = alone.run({name: inputs[name][row : row + 1, :length] for name in INPUT_NAMES})["logit"][0]
         error = (together[row, :length] - reference).norm() / reference.norm()
@@ -701,7 +706,7 @@ def test_what_the_padding_holds_does_not_matter_bit_for_bit(model_dir, precision
         made = quantized_bert(folder, precision, "padded")
     else:
         made = builder.assemble(folder, TrtLog(), precision, batching="padded")
-    runner = NetworkRunner(made.network, known=made.known)
+    runner = NetworkRunner(made.network, contents=made.contents)
     first, second = (runner.run(padded_inputs(64, padding))["logit"] for padding in (0, 1))
     assert not torch.equal(first, second)  # the padding's own rows differ
     for row, length in enumerate(LENGTHS):
@@ -714,16 +719,16 @@ def test_what_the_padding_holds_does_not_matter_bit_for_bit(model_dir, precision
 def test_a_part_gives_what_the_whole_gives(model_dir):
     """From one layer's output to another's: what lies before is neither run nor asked for."""
     bert = builder.assemble(ModelFolder(model_dir), TrtLog(), "fp16")
-    first, middle, last = bert.hidden_state_names
+    first, middle, last = bert.hidden_states
     inputs = ModelFolder(model_dir).demo().inputs
-    whole = NetworkRunner(bert.network, outputs=[first, middle, last], known=bert.known).run(inputs)
-    part = NetworkRunner(bert.network, outputs=[last], known=bert.known, inputs=[middle])
+    whole = NetworkRunner(bert.network, outputs=[first, middle, last], contents=bert.contents).run(inputs)
+    part = NetworkRunner(bert.network, outputs=[last], contents=bert.contents, inputs=[middle])
     assert part.input_names == [middle]
     assert torch.equal(part.run({middle: whole[middle]})[last], whole[last])
     functions = [node.target for node in part.module.graph.nodes if node.op == "call_function"]
     assert functions.count(network_runner.product_with_bias) == 6  # of one encoder layer
     assert functions.count(network_runner.matrix_multiply) == 2
-    both = NetworkRunner(bert.network, outputs=[last, middle], known=bert.known, inputs=[first, middle])
+    both = NetworkRunner(bert.network, outputs=[last, middle], contents=bert.contents, inputs=[first, middle])
     other = torch.zeros_like(whole[middle])
     found = both.run({first: whole[first], middle: other})
     assert torch.equal(found[middle], other)  # given and wanted: passed through
@@ -734,8 +739,8 @@ def test_a_part_gives_what_the_whole_gives(model_dir):
 def test_a_part_takes_any_type_for_the_one_it_has(model_dir, precision):
     """NumPy has no bf16: such a tensor cannot be looked at as an array on its way in."""
     bert = builder.assemble(ModelFolder(model_dir), TrtLog(), precision)
-    first, _, last = bert.hidden_state_names
-    runner = NetworkRunner(bert.network, outputs=[last], known=bert.known, inputs=[first])
+    first, _, last = bert.hidden_states
+    runner = NetworkRunner(bert.network, outputs=[last], contents=bert.contents, inputs=[first])
     x = torch.randn(5, 128).to(runner._input_types[first])
     assert x.dtype == {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     narrow, wide = runner.run({first: x})[last], runner.run({first: x.float().numpy()})[last]
@@ -746,7 +751,7 @@ def test_unknown_names_of_a_part_are_named(model_dir):
     bert = builder.assemble(ModelFolder(model_dir), TrtLog())
     with pytest.raises(UserError, match="the network has no tensor 'hidden'"):
         NetworkRunner(bert.network, inputs=["hidden"])
-    runner = NetworkRunner(bert.network, outputs=["logit"], inputs=[bert.hidden_state_names[1]])
+    runner = NetworkRunner(bert.network, outputs=["logit"], inputs=[bert.hidden_states[1]])
     with pytest.raises(UserError, match=r"inputs given: \['input_ids'\]; the network has \['bert\.encoder"):
         runner.run({"input_ids": np.ones((1, 2), np.int32)})
 
@@ -786,7 +791,9 @@ def test_cumulative(exclusive, reverse, axis, dtype):
     turned = np.flip(values, axis) if reverse else values
     expected = np.cumsum(turned, axis) - (turned if exclusive else 0)
     expected = np.flip(expected, axis) if reverse else expected
-    found = NetworkRunner(net.network, outputs=["sums"], known=Known(net.helper.weights)).run(net.inputs)["sums"]
+    found = NetworkRunner(net.network, outputs=["sums"], contents=NetworkContents(net.helper.weights)).run(
+        net.inputs
+    )["sums"]
     assert found.dtype == network_runner.element_type(dtype).torch
     np.testing.assert_array_equal(found.numpy(), expected)
 
@@ -825,7 +832,7 @@ WRONG_BATCHES = [
 @pytest.mark.parametrize(("batching", "wrong", "told"), WRONG_BATCHES)
 def test_a_wrong_batch_is_refused_before_it_runs(model_dir, batching, wrong, told):
     bert = builder.assemble(ModelFolder(model_dir), TrtLog(), batching=batching)
-    runner = NetworkRunner(bert.network, known=bert.known)
+    runner = NetworkRunner(bert.network, contents=bert.contents)
     right = batch_inputs(batching)
     assert runner.run(right)["logit"].isfinite().all()
     with pytest.raises(UserError, match=told):
@@ -843,7 +850,7 @@ def test_networks_of_batches_and_plugins_can_be_compiled_as_a_whole(model_dir, f
     built_plugins()
     folder = ModelFolder(model_dir)
     made = builder.assemble(folder, TrtLog(), precision, batching=batching, fused=builder.FUSIONS[fusion])
-    runner = NetworkRunner(made.network, known=made.known)
+    runner = NetworkRunner(made.network, contents=made.contents)
     inputs = folder.demo().inputs if batching == "single" else batch_inputs(batching)
     tensors = [torch.as_tensor(inputs[name]).to(torch.int32) for name in runner.input_names]
     with torch.inference_mode():
@@ -902,9 +909,9 @@ def test_a_compiled_fused_encoder_equals_the_uncompiled_one(model_dir, batching,
     built_plugins()
     fused = builder.FUSIONS[fusion]
     made = builder.assemble(ModelFolder(model_dir), TrtLog(), "fp16", batching=batching, fused=fused)
-    first, *_, last = made.hidden_state_names
+    first, *_, last = made.hidden_states
     separator = LENGTHS_NAME if batching == "packed" else MASK_NAME
-    runner = NetworkRunner(made.network, "cuda", [last], made.known, inputs=[first, separator])
+    runner = NetworkRunner(made.network, "cuda", [last], made.contents, inputs=[first, separator])
     inputs = batch_inputs(batching)
     torch.manual_seed(0)
     x = torch.randn(*inputs[INPUT_NAMES[0]].shape, 128, device="cuda", dtype=torch.float16)

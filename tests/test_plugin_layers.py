@@ -18,11 +18,11 @@ from bert_trt.comparison import relative_l2
 from bert_trt.console import UserError
 from bert_trt.element_types import ELEMENT_TYPES
 from bert_trt.model_files import ModelFolder
+from bert_trt.network import NetworkContents
 from bert_trt.network_runner import NetworkRunner, UnsupportedLayerError
 from bert_trt.options import LAYER_NORM_KERNELS, TOLERANCES, SequenceRange
 from bert_trt.plan import BuildOptions, build_plan, create_builder, read_info
 from bert_trt.plugin_layers import (
-    Known,
     PluginLayers,
     check_creators,
     emb_layer_norm_layer,
@@ -61,9 +61,9 @@ def test_every_layer_norm_is_a_plugin_and_the_answer_the_same(model_dir, way, ke
     folder = ModelFolder(model_dir)
     made = assemble(way, folder, precision, kernel)
     assert len(plugin_names(made.network)) == 2 * 2 + 2
-    assert set(plugin_names(made.network)) == set(made.known.plugins)
+    assert set(plugin_names(made.network)) == set(made.contents.plugins)
     demo = folder.demo()
-    output = NetworkRunner(made.network, known=made.known).run(demo.inputs)["logit"].numpy()
+    output = NetworkRunner(made.network, contents=made.contents).run(demo.inputs)["logit"].numpy()
     assert relative_l2(output, demo.output) <= TOLERANCES[precision]
 
 
@@ -74,7 +74,7 @@ def test_the_plugins_kernels_in_the_whole_network(model_dir, kernel, precision):
     folder = ModelFolder(model_dir)
     made = assemble("api", folder, precision, kernel)
     demo = folder.demo()
-    output = NetworkRunner(made.network, "cuda", known=made.known).run(demo.inputs)["logit"].cpu().numpy()
+    output = NetworkRunner(made.network, "cuda", contents=made.contents).run(demo.inputs)["logit"].cpu().numpy()
     assert relative_l2(output, demo.output) <= TOLERANCES[precision]
 
 
@@ -185,7 +185,7 @@ def test_a_layer_that_was_not_planned():
 def test_the_runner_needs_the_fields(model_dir):
     made = assemble("api", ModelFolder(model_dir), "fp32", "fast")
     with pytest.raises(UnsupportedLayerError, match=r"'bert\.embeddings\.LayerNorm'.*known\.plugins"):
-        NetworkRunner(made.network, known=Known(made.known.weights))
+        NetworkRunner(made.network, contents=NetworkContents(made.contents.weights))
 
 
 def test_placeholders_have_the_planned_types():
@@ -211,8 +211,8 @@ def planned_network(planned, dtype=trt.DataType.HALF) -> Any:
     return parts, TrtNetworkHelper(parts[1], log, dtype, PluginLayers(parts[1], log, planned))
 
 
-def known(helper: Any) -> Known:
-    return Known(helper.weights, helper.plugins.planned)
+def known(helper: Any) -> NetworkContents:
+    return NetworkContents(helper.weights, helper.plugins.planned)
 
 
 def build_with_plugins(made, path):
@@ -236,7 +236,7 @@ def test_a_residual_sum_and_norm_in_one_layer(tmp_path, precision, bias):
     (y,) = helper.addSkipLayerNorm(x, skip, gamma, beta, EPSILON, "norm", linear_bias if bias else None)
     helper.markOutput(y, "y")
     tensors = {name: torch.randn(1, 5, H) for name in ("x", "skip")}
-    found = NetworkRunner(parts[1], known=known(helper)).run(tensors)["y"]
+    found = NetworkRunner(parts[1], contents=known(helper)).run(tensors)["y"]
     total = tensors["x"] + tensors["skip"] + (torch.from_numpy(linear_bias) if bias else 0)
     expected = torch.nn.functional.layer_norm(total, (H,), torch.from_numpy(gamma), torch.from_numpy(beta), EPSILON)
     assert relative_l2(found.numpy(), expected.numpy()) <= TOLERANCES[precision]
@@ -260,7 +260,7 @@ def test_a_product_with_bias_and_activation_in_one_layer(tmp_path, precision, bi
     helper.markOutput(y, "y")
     assert {"dense.weight", "dense.bias"} & helper.weights.keys() == {"dense.weight", *(["dense.bias"] * bias)}
     tensor = torch.randn(1, 5, H) if len(shape) == 3 else torch.randn(5, H)
-    found = NetworkRunner(parts[1], known=known(helper)).run({"x": tensor})["y"]
+    found = NetworkRunner(parts[1], contents=known(helper)).run({"x": tensor})["y"]
     expected = tensor @ torch.from_numpy(weight) + (torch.from_numpy(linear_bias) if bias else 0)
     expected = torch.nn.functional.gelu(expected) if activation == "gelu" else expected
     assert relative_l2(found.numpy(), expected.numpy()) <= TOLERANCES[precision]
@@ -309,7 +309,7 @@ def two_outputs() -> Any:
 def test_the_runner_gives_both_outputs():
     parts, helper = two_outputs()
     tensors = {name: torch.randn(1, 5, H).half() for name in ("x", "skip")}
-    runner = NetworkRunner(parts[1], known=known(helper))
+    runner = NetworkRunner(parts[1], contents=known(helper))
     found = runner.run(tensors)
     gamma, beta = (torch.from_numpy(values) for values in weights(2))
     fields = helper.plugins.planned["norm"].fields
@@ -317,7 +317,7 @@ def test_the_runner_gives_both_outputs():
     assert found["norm.1"].dtype == torch.int8
     assert torch.equal(found["norm.1"], quantized)
     assert torch.equal(found["y"], y.float())
-    only = NetworkRunner(parts[1], outputs=["norm.1"], known=known(helper)).run(tensors)
+    only = NetworkRunner(parts[1], outputs=["norm.1"], contents=known(helper)).run(tensors)
     assert torch.equal(only["norm.1"], quantized)
 
 
@@ -325,7 +325,9 @@ def test_the_runner_gives_both_outputs():
 def test_the_runner_gives_both_outputs_of_the_plugins_kernel():
     parts, helper = two_outputs()
     tensors = {name: torch.randn(1, 5, H).half() for name in ("x", "skip")}
-    on_cpu, on_gpu = (NetworkRunner(parts[1], device, known=known(helper)).run(tensors) for device in ("cpu", "cuda"))
+    on_cpu, on_gpu = (
+        NetworkRunner(parts[1], device, contents=known(helper)).run(tensors) for device in ("cpu", "cuda")
+    )
     torch.testing.assert_close(on_gpu["y"].cpu(), on_cpu["y"], rtol=2e-3, atol=2e-3)
     assert (on_gpu["norm.1"].cpu().int() - on_cpu["norm.1"].int()).abs().max() <= 1
 
@@ -379,7 +381,7 @@ def test_embeddings_and_norm_in_one_layer(tmp_path, precision):
     helper.markOutput(helper.addEmbLayerNorm(ids, tables, gamma, beta, EPSILON, "emb"), "y")
     chosen = {name: np.array([[0, 1, 1, 0]], np.int32) for name in names}
     chosen["input_ids"] = np.array([[49, 3, 50, 0]], np.int32)  # 50 is not in the table
-    found = NetworkRunner(parts[1], known=known(helper)).run(chosen)["y"]
+    found = NetworkRunner(parts[1], contents=known(helper)).run(chosen)["y"]
     assert found.shape == (1, 4, H)
     assert found[0, 2].isnan().all()
     rows = [values[0][[49, 3, 0]], values[1][[0, 1, 0]], values[2][[0, 1, 0]]]

@@ -19,6 +19,7 @@ from bert_trt.console import UserError
 from bert_trt.element_types import ELEMENT_TYPES, convert_weight, element_type, quantize_weight
 from bert_trt.inference import Latency, cast_input, check_in_profile
 from bert_trt.model_files import LENGTHS_NAME
+from bert_trt.network import NetworkContents
 from bert_trt.network_runner import NetworkRunner, read_layer
 from bert_trt.options import SequenceRange
 from bert_trt.plan import (
@@ -32,7 +33,6 @@ from bert_trt.plan import (
     read_info,
     set_compute_capabilities,
 )
-from bert_trt.plugin_layers import Known
 from bert_trt.tensorrt_log import TrtLog
 from bert_trt.tensorrt_product import trt
 from bert_trt.tensors import as_tuple
@@ -60,7 +60,7 @@ class OneLayer:
 
     def run(self, output) -> np.ndarray:
         self.helper.markOutput(output, "result")
-        runner = NetworkRunner(self.network, known=Known(self.helper.weights))
+        runner = NetworkRunner(self.network, contents=NetworkContents(self.helper.weights))
         return runner.run(self.inputs)["result"].numpy().astype(np.float64)
 
 

@@ -1,0 +1,84 @@
+"""``--fusion``: which layer set makes a network, and what does not go together with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bert_trt import tensorrt_product
+from bert_trt.console import warn
+from bert_trt.inference import gpu_capability
+from bert_trt.layers.fused import FusedLayers, UnsuitableFusionError
+from bert_trt.layers.native import NativeLayers
+from bert_trt.layers.tensorrt_attention import TensorRTAttentionLayers
+from bert_trt.options import FUSIONS, QUANTIZED_PRECISIONS, TENSORRT_ATTENTION
+from bert_trt.quantization import Quantization
+from bert_trt.tensorrt_product import IS_RTX
+from trt_helper import check_attention
+
+LAYER_SETS: dict[str, type[NativeLayers]] = {
+    "none": NativeLayers,
+    "tensorrt": TensorRTAttentionLayers,
+    "plugins": FusedLayers,
+    "all": FusedLayers,  # with its products by the Linear plugin
+}
+HOPPER = (9, 0)  # the compute capability that the Linear plugin's kernels were written for and measured on
+ATTENTION_STAYS = (
+    "--quantize attention: attention as one layer, the QkvToContext plugin or TensorRT's own, computes its two "
+    "products in fp16; leave attention out, or build with --fusion none"
+)
+
+
+def fused_layers(fusion: str, precision: str) -> tuple[str, ...]:
+    """What stands for several layers in a network with ``--fusion`` and ``--precision``: Linear has no fp32.
+
+    Raises:
+        UserError: the installed TensorRT has no attention of its own.
+    """
+    if TENSORRT_ATTENTION in FUSIONS[fusion]:
+        check_attention()
+    return tuple(name for name in FUSIONS[fusion] if name != "Linear" or precision != "fp32")
+
+
+def plugins_of(fused: Sequence[str]) -> list[str]:
+    """Those of ``fused_layers`` that are plugins."""
+    return [name for name in fused if name != TENSORRT_ATTENTION]
+
+
+def warn_off_hopper() -> None:
+    """Warns that the Linear plugin was measured on compute capability 9.0 alone, unless the plan will run there.
+
+    The full product builds for the GPU of this machine; TensorRT for RTX never executes on 9.0.
+    """
+    capability = gpu_capability()
+    if IS_RTX:
+        target = f"{tensorrt_product.describe()} does not execute there"
+    elif capability is not None and capability != HOPPER:
+        target = f"this GPU is {capability[0]}.{capability[1]}"
+    else:
+        return
+    warn(
+        "--fusion all: the Linear plugin has been measured against TensorRT's own matrix products on compute "
+        f"capability 9.0 (Hopper) only, and {target}; compare with --fusion plugins"
+    )
+
+
+def check_quantized_groups(fusion: str, precision: str, groups: Sequence[str]) -> None:
+    """Refuses ``--quantize attention`` where attention is one layer, before the long work.
+
+    Raises:
+        UnsuitableFusionError: so it is.
+    """
+    whole = LAYER_SETS[fusion].computes_attention_whole
+    if whole and precision in QUANTIZED_PRECISIONS and "attention" in groups:
+        raise UnsuitableFusionError(ATTENTION_STAYS)
+
+
+def refuse_attention_products(quantization: Quantization) -> None:
+    """An attention in one layer computes its own two products, and not in int8.
+
+    Raises:
+        UnsuitableFusionError: one of them is to be quantized.
+    """
+    own = (".attention.self.scores", ".attention.self.context")
+    if any(name.endswith(own) for name in quantization.products):
+        raise UnsuitableFusionError(ATTENTION_STAYS)

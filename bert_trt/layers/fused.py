@@ -1,0 +1,76 @@
+"""BERT's steps by our CUDA plugins (``--fusion plugins``): EmbLayerNorm, QkvToContext, SkipLayerNorm.
+
+Each plugin stands for several elementary layers of native.py and reads and writes the tensors once. The plugin's
+fields stand in trt_helper.py at the method that adds it, its kernels under plugins/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bert_trt.console import UserError
+from bert_trt.layers.native import QKV, NativeLayers
+from bert_trt.tensorrt_product import trt
+
+HEAD_SIZES = (32, 64, 128)  # those that QkvToContext has kernels for
+
+
+class UnsuitableFusionError(UserError):
+    """The model or the quantization does not suit the fusion asked for; the message says why."""
+
+
+class FusedLayers(NativeLayers):
+    """Embeddings, attention and residual sum with layer norm by plugins. Arguments as for ``NativeLayers``.
+
+    Raises:
+        UnsuitableFusionError: no plugin has the model's head size.
+    """
+
+    computes_attention_whole = True
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        if self.config.head_size not in HEAD_SIZES:
+            raise UnsuitableFusionError(
+                f"--fusion plugins and all: the model's heads have {self.config.head_size} elements, and the "
+                f"QkvToContext plugin takes {', '.join(map(str, HEAD_SIZES))}; build with --fusion none"
+            )
+
+    def embeddings(self, ids: Sequence[trt.ITensor], name: str) -> trt.ITensor:
+        """LN(word + position + type): three (S,) -> (S, H)."""
+        config = self.config
+        rows = {
+            "word_embeddings": config.vocab_size,
+            "position_embeddings": config.max_positions,
+            "token_type_embeddings": config.type_vocab_size,
+        }
+        tables = [self.table(f"{name}.{part}", count) for part, count in rows.items()]
+        gamma, beta = self.norm_weights(f"{name}.LayerNorm")
+        return self.helper.addEmbLayerNorm(ids, tables, gamma, beta, config.layer_norm_eps, f"{name}.LayerNorm")
+
+    def self_attention(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """softmax(Q Kᵀ / √D) V for each head: (S, H) -> (S, H). One product with the weights of Q, K and V side by
+        side makes (S, 3 H), which the plugin reads."""
+        hidden = self.config.hidden_size
+        modules = [f"{name}.{part}" for part in QKV]
+        weights, biases = zip(*(self.linear_weights(module, hidden, hidden) for module in modules), strict=True)
+        qkv = self.products.linear(
+            x, np.concatenate(weights, axis=1), np.concatenate(biases), f"{name}.qkv", modules
+        )  # (S, 3 H)
+        layout = self.layout
+        return self.helper.addQkvToContext(qkv, self.config.num_heads, name, layout.name, layout.lengths)
+
+    def linear_add_norm(self, x: trt.ITensor, residual: trt.ITensor, name: str) -> trt.ITensor:
+        """LN(x @ weight + bias + residual): (S, in) and (S, H) -> (S, H). The plugin takes over the bias."""
+        weight, bias = self.linear_weights(f"{name}.dense", x.shape[-1], self.config.hidden_size)
+        x = self.products.linear(x, weight, None, f"{name}.dense")
+        gamma, beta = self.norm_weights(f"{name}.LayerNorm")
+        epsilon = self.config.layer_norm_eps
+        (y,) = self.helper.addSkipLayerNorm(
+            *(x, residual, gamma, beta, epsilon, f"{name}.LayerNorm", bias),
+            constant_weights=self.constant_weights,
+        )
+        return y

@@ -1,0 +1,170 @@
+"""BERT's steps from TensorRT's own elementary layers: the exercise's first network.
+
+A query is scaled, multiplied with the keys, softmax makes probabilities of the scores; a layer norm is one layer of
+TensorRT's, or one of the three kernels of the LayerNorm plugin. Each step is a method that builder.py calls.
+
+Letters in shapes: S sequence length, H hidden size, N heads, D head size; (S, H) stands for (B, S, H) of a padded and
+(T, H) of a packed batch too, see layouts.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from bert_trt.layers.layouts import SingleLayout
+from bert_trt.layers.products import Products
+from bert_trt.model_files import BertConfig, WeightFile
+from bert_trt.tensorrt_product import trt
+from trt_helper import TrtNetworkHelper
+
+QKV = ("query", "key", "value")
+
+
+class NativeLayers:
+    """Every step from elementary layers.
+
+    Args:
+        helper: adds the layers.
+        config: the model's sizes.
+        weights: the checkpoint's parameters by name. A ``Linear`` weight is (in, out), see model2onnx.py.
+        layout: how the sequences of a batch lie in the tensors.
+        products: computes the encoder's matrix products.
+        gelu: which GELU (``options.GELU_KINDS``); None takes the checkpoint's.
+        layer_norm_kernel: ``native``, or a kernel of the LayerNorm plugin.
+        constant_weights: whether plugins may read weights before the layer in front of them has ended.
+
+    Attributes:
+        computes_attention_whole: attention is one layer, whose two products cannot be quantized.
+    """
+
+    computes_attention_whole: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        helper: TrtNetworkHelper,
+        config: BertConfig,
+        weights: WeightFile,
+        layout: SingleLayout,
+        products: Products,
+        gelu: str | None = None,
+        layer_norm_kernel: str = "native",
+        constant_weights: bool = True,
+    ) -> None:
+        self.helper = helper
+        self.config = config
+        self.weights = weights
+        self.layout = layout
+        self.products = products
+        self.activation = config.activation if gelu is None or config.activation == "relu" else gelu
+        self.layer_norm_kernel = layer_norm_kernel
+        self.constant_weights = constant_weights
+        self._tables: dict[str, trt.ITensor] = {}
+
+    # the steps of the model
+
+    def embeddings(self, ids: Sequence[trt.ITensor], name: str) -> trt.ITensor:
+        """LN(word + type + position): three (S,) -> (S, H)."""
+        input_ids, token_type_ids, position_ids = ids
+        word = self.embedding(input_ids, f"{name}.word_embeddings", self.config.vocab_size)
+        kind = self.embedding(token_type_ids, f"{name}.token_type_embeddings", self.config.type_vocab_size)
+        position = self.embedding(position_ids, f"{name}.position_embeddings", self.config.max_positions)
+        total = self.residual_sum(self.residual_sum(word, kind, f"{name}.word_and_type"), position, f"{name}.sum")
+        return self.layer_norm(total, f"{name}.LayerNorm")
+
+    def self_attention(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """softmax(Q Kᵀ / √D) V for each head: (S, H) -> (S, H). (Vaswani et al., arXiv:1706.03762)."""
+        helper, heads, size = self.helper, self.config.num_heads, self.config.head_size
+        query, key, value = (
+            self.layout.split_heads(self.linear(x, f"{name}.{part}"), heads, size, f"{name}.{part}.heads")
+            for part in QKV
+        )  # each (N, S, D)
+        # The query is scaled before the product, not the scores after it: unscaled scores can overflow fp16.
+        query = helper.addScale(query, 1 / math.sqrt(size), f"{name}.scaled_query")
+        scores = self.products.matmul(query, key, f"{name}.scores", transpose_b=True)  # (N, S, S)
+        probabilities = helper.addSoftmax(scores, f"{name}.probabilities", bias=self.additive_mask)  # (N, S, S)
+        context = self.products.matmul(probabilities, value, f"{name}.context")  # (N, S, D)
+        return self.layout.merge_heads(context, self.config.hidden_size, name)
+
+    def linear_activation(self, x: trt.ITensor, name: str, width: int) -> trt.ITensor:
+        """activation(x @ weight + bias): (S, in) -> (S, width)."""
+        weight, bias = self.linear_weights(f"{name}.dense", x.shape[-1], width)
+        activation_name = f"{name}.{name.rpartition('.')[2]}_act_fn"
+        return self.products.linear_activation(x, weight, bias, f"{name}.dense", self.activation, activation_name)
+
+    def linear_add_norm(self, x: trt.ITensor, residual: trt.ITensor, name: str) -> trt.ITensor:
+        """LN(x @ weight + bias + residual): (S, in) and (S, H) -> (S, H)."""
+        x = self.linear(x, f"{name}.dense")
+        return self.layer_norm(self.residual_sum(x, residual, f"{name}.sum"), f"{name}.LayerNorm")
+
+    def head_transform(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """LN(activation(x @ weight + bias)): (S, H) -> (S, H). The head stays in TensorRT's own layers throughout."""
+        weight, bias = self.linear_weights(f"{name}.dense", self.config.hidden_size, self.config.hidden_size)
+        x = self.helper.addLinear(x, weight, bias, f"{name}.dense")
+        x = self.helper.addActivation(x, f"{name}.{name.rpartition('.')[2]}_act_fn", self.activation)
+        return self.layer_norm(x, f"{name}.LayerNorm")
+
+    def decoder(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """A score for every word of the vocabulary V: (S, H) -> (S, V). Its weight may be the word embeddings'."""
+        words = self.config.vocab_size
+        if not self.config.tied_decoder:
+            weight, bias = self.linear_weights(f"{name}.decoder", self.config.hidden_size, words)
+            return self.helper.addLinear(x, weight, bias, f"{name}.decoder")
+        table = self.table(f"{self.config.prefix}embeddings.word_embeddings", words)  # (V, H)
+        return self.helper.addTiedLinear(x, table, self.weights.get(f"{name}.bias", (words,)), name)
+
+    # a module and its parameters
+
+    def linear(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """A ``Linear`` of the encoder that ends in the hidden size: (S, in) -> (S, H)."""
+        weight, bias = self.linear_weights(name, x.shape[-1], self.config.hidden_size)
+        return self.products.linear(x, weight, bias, name)
+
+    def layer_norm(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """A ``LayerNorm``: (S, H) -> (S, H)."""
+        gamma, beta = self.norm_weights(name)
+        return self.helper.addLayerNorm(x, gamma, beta, self.config.layer_norm_eps, name, self.layer_norm_kernel)
+
+    def embedding(self, ids: trt.ITensor, name: str, rows: int) -> trt.ITensor:
+        """An ``Embedding``: (S,) -> (S, H)."""
+        return self.helper.addEmbedding(ids, self.table(name, rows), name)
+
+    def residual_sum(self, a: trt.ITensor, b: trt.ITensor, name: str) -> trt.ITensor:
+        """a + b in fp32. The layer norm that follows computes in fp32 anyway, and the residual sum is where the
+        values of a trained BERT are largest: in fp16 it would be the first to overflow. The LayerNorm plugin reads
+        the network's own type, so before it the sum stays in that type."""
+        if self.layer_norm_kernel != "native":
+            return self.helper.addAdd(a, b, name)
+        fp32 = [
+            self.helper.addCast(x, trt.DataType.FLOAT, f"{name}.{side}") for x, side in ((a, "left"), (b, "right"))
+        ]
+        return self.helper.addAdd(fp32[0], fp32[1], name)
+
+    @functools.cached_property
+    def additive_mask(self) -> trt.ITensor | None:
+        """The layout's, made once for all layers."""
+        return self.layout.additive_mask()
+
+    # parameters
+
+    def linear_weights(self, name: str, width_in: int, width_out: int) -> tuple[np.ndarray, np.ndarray]:
+        """Weight (in, out) and bias (out,) of a ``Linear``."""
+        weight = self.weights.get(f"{name}.weight", (width_in, width_out))
+        return weight, self.weights.get(f"{name}.bias", (width_out,))
+
+    def norm_weights(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Gamma and beta of a ``LayerNorm``, each (H,)."""
+        gamma, beta = (self.weights.get(f"{name}.{part}", (self.config.hidden_size,)) for part in ("weight", "bias"))
+        return gamma, beta
+
+    def table(self, name: str, rows: int) -> trt.ITensor:
+        """The table of an ``Embedding``, (rows, H): one constant however often it is used, since the decoder's is
+        tied to it."""
+        if name not in self._tables:
+            weight = self.weights.get(f"{name}.weight", (rows, self.config.hidden_size))
+            self._tables[name] = self.helper.addConstant(weight, f"{name}.weight")
+        return self._tables[name]

@@ -1,0 +1,104 @@
+"""The encoder's matrix products: by TensorRT's own layers, or by the Linear plugin.
+
+A layer set hands every product of the encoder to one of these classes, or to ``quantized.py``, which is put around
+them. Letters in shapes: S sequence length, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bert_trt.quantization import Product
+from bert_trt.tensorrt_product import trt
+from trt_helper import TrtNetworkHelper
+
+GROUP_OF_SUFFIX = {  # the end of a product's name -> the group that ``--quantize`` knows it by
+    ".attention.self.query": "qkv",
+    ".attention.self.key": "qkv",
+    ".attention.self.value": "qkv",
+    ".attention.self.scores": "attention",
+    ".attention.self.context": "attention",
+    ".attention.output.dense": "attention-output",
+    ".intermediate.dense": "intermediate",
+    ".output.dense": "output",  # after the longer one that ends in it
+}
+
+
+class Products:
+    """Matrix products by TensorRT's own layers.
+
+    Attributes:
+        helper: adds the layers.
+        made: the products so far, in the order of computation, by the names of the model's modules.
+    """
+
+    def __init__(self, helper: TrtNetworkHelper) -> None:
+        self.helper = helper
+        self.made: list[Product] = []
+
+    def linear(
+        self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray | None, name: str, modules: Sequence[str] = ()
+    ) -> trt.ITensor:
+        """x @ weight + bias: (..., in) -> (..., out).
+
+        Args:
+            x: (..., in).
+            weight: (in, out).
+            bias: (out,); None where a fused layer adds it.
+            name: the layer's name.
+            modules: the model's modules whose weights stand side by side; default: the one called ``name``.
+        """
+        self.note(name, (x,), weight.shape)
+        return self.helper.addLinear(x, weight, bias, name)
+
+    def linear_activation(
+        self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray, name: str, activation: str, activation_name: str
+    ) -> trt.ITensor:
+        """activation(x @ weight + bias): (..., in) -> (..., out); ``activation`` as for ``addActivation``."""
+        return self.helper.addActivation(self.linear(x, weight, bias, name), activation_name, activation)
+
+    def matmul(self, a: trt.ITensor, b: trt.ITensor, name: str, transpose_b: bool = False) -> trt.ITensor:
+        """a @ b, or a @ bᵀ, of two activations."""
+        self.note(name, (a, b))
+        return self.helper.addMatMul(a, b, name, transpose_b=transpose_b)
+
+    def note(self, name: str, activations: Sequence[trt.ITensor], weight_shape: Sequence[int] | None = None) -> None:
+        """Adds a product to ``made``."""
+        group = next((group for suffix, group in GROUP_OF_SUFFIX.items() if name.endswith(suffix)), "qkv")
+        names = tuple(tensor.name for tensor in activations)
+        shape = None if weight_shape is None else (weight_shape[0], weight_shape[1])
+        self.made.append(Product(name, group, names, shape))
+
+
+class LinearPluginProducts(Products):
+    """Products with a weight by the Linear plugin: product, bias and GELU in one kernel, in fp16 and bf16.
+
+    Args:
+        helper: adds the layers.
+        constant_weights: whether the kernel may read its weights before the layer in front of it has ended.
+    """
+
+    def __init__(self, helper: TrtNetworkHelper, constant_weights: bool = True) -> None:
+        super().__init__(helper)
+        self._constant_weights = constant_weights
+
+    def linear(
+        self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray | None, name: str, modules: Sequence[str] = ()
+    ) -> trt.ITensor:
+        """As ``Products.linear``."""
+        return self.helper.addFusedLinear(x, weight, bias, name, constant_weight=self._constant_weights)
+
+    def linear_activation(
+        self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray, name: str, activation: str, activation_name: str
+    ) -> trt.ITensor:
+        """As ``Products.linear_activation``; the plugin has GELU by the error function and no other activation."""
+        if activation != "erf":
+            return self.helper.addActivation(self.linear(x, weight, bias, name), activation_name, activation)
+        return self.helper.addFusedLinear(
+            *(x, weight, bias, name),
+            layer_name=activation_name,
+            activation="gelu",
+            constant_weight=self._constant_weights,
+        )

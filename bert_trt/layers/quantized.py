@@ -1,0 +1,77 @@
+"""Quantized matrix products: Q/DQ and SmoothQuant around the products of any layer set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bert_trt.layers.products import Products
+from bert_trt.quantization import Quantization
+from bert_trt.tensorrt_product import trt
+
+
+class QuantizedProducts(Products):
+    """Products in int8 or fp8; those that stay in fp16 are left to the products around which this is put.
+
+    Args:
+        inner: for the products that are not quantized.
+        quantization: which products, their scales, and the smoothed tensors.
+
+    Attributes:
+        num_quantized: products so far whose two factors are quantized.
+    """
+
+    def __init__(self, inner: Products, quantization: Quantization) -> None:
+        super().__init__(inner.helper)
+        self.inner = inner
+        self.quantization = quantization
+        self.num_quantized = 0
+        self._smoothed: dict[str, trt.ITensor] = {}  # by the name of the tensor before
+
+    def linear(
+        self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray | None, name: str, modules: Sequence[str] = ()
+    ) -> trt.ITensor:
+        """As ``Products.linear``. Weights are quantized for each output channel, x with one scale."""
+        x, weight = self.smooth(x, weight)
+        if not self.is_quantized(*(modules or (name,))):
+            return self.inner.linear(x, weight, bias, name)
+        self.num_quantized += 1
+        return self.helper.addLinear(self._quantize(x), weight, bias, name, self.quantization.dtype)
+
+    def linear_activation(
+        self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray, name: str, activation: str, activation_name: str
+    ) -> trt.ITensor:
+        """As ``Products.linear_activation``."""
+        if self.is_quantized(name):
+            return super().linear_activation(x, weight, bias, name, activation, activation_name)
+        x, weight = self.smooth(x, weight)
+        return self.inner.linear_activation(x, weight, bias, name, activation, activation_name)
+
+    def matmul(self, a: trt.ITensor, b: trt.ITensor, name: str, transpose_b: bool = False) -> trt.ITensor:
+        """As ``Products.matmul``."""
+        if not self.is_quantized(name):
+            return self.inner.matmul(a, b, name, transpose_b)
+        self.num_quantized += 1
+        return self.helper.addMatMul(self._quantize(a), self._quantize(b), name, transpose_b=transpose_b)
+
+    def is_quantized(self, *modules: str) -> bool:
+        """Whether all these products run in int8 or fp8."""
+        return self.quantization.products.issuperset(modules)
+
+    def smooth(self, x: trt.ITensor, weight: np.ndarray) -> tuple[trt.ITensor, np.ndarray]:
+        """x / s and s · weight where x is smoothed (SmoothQuant, arXiv:2211.10438), else both as they are.
+
+        Args:
+            x: (..., H); divided once, however many products read it.
+            weight: (H, out).
+        """
+        divisors = self.quantization.smoothing.get(x.name)
+        if divisors is None:
+            return x, weight
+        if x.name not in self._smoothed:
+            self._smoothed[x.name] = self.helper.addChannelScale(x, 1 / divisors, f"{x.name}.smoothed")
+        return self._smoothed[x.name], weight * divisors[:, None]
+
+    def _quantize(self, x: trt.ITensor) -> trt.ITensor:
+        return self.helper.addQuantizedRange(x, self.quantization.ranges[x.name], self.quantization.dtype)
