@@ -27,8 +27,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from bert_trt.command_line import model2onnx_arguments
 from bert_trt.interrupts import begin_script
-from bert_trt.options import model2onnx_arguments
 
 if __name__ == "__main__":
     begin_script(model2onnx_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch is imported

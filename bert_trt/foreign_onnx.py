@@ -10,7 +10,6 @@ an operator), the report says so, and the exit code is 1 as for a plan that does
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,7 +30,7 @@ from bert_trt.network import NetworkContents
 from bert_trt.network_proof import check_constants
 from bert_trt.network_runner import NetworkRunner, UnsupportedLayerError
 from bert_trt.onnx_precision import QUANTIZED, NarrowGraph
-from bert_trt.options import TOLERANCES, SequenceRange
+from bert_trt.options import TOLERANCES, ParserOptions, SequenceRange
 from bert_trt.pipeline import DEFAULT_SEQ_LEN, TIMED_RUNS, foreign_target, open_log, warn_of_missing_bindings
 from bert_trt.plan import BuildOptions, build_plan, create_builder, parse_onnx
 from bert_trt.tensorrt_log import LOGGER, TrtLog
@@ -478,36 +477,36 @@ class ForeignJob:
         }
 
 
-def prepare(args: argparse.Namespace) -> ForeignJob:
+def prepare(path: Path, options: ParserOptions) -> ForeignJob:
     """Checks everything that can be checked before the long work."""
     import_onnxruntime()
-    model = ForeignModel.load(args.onnx, args.inputs)
-    mark = "" if args.precision == "fp32" else f".{args.precision}"
-    plan = args.plan or args.onnx.with_suffix(f"{mark}.plan")
-    for path in filter(None, (plan, args.json)):
-        make_folder(path.parent)
-        if path.exists() and any(path.samefile(one) for one in (args.onnx, *_data_files(args.onnx, model.model))):
-            raise UserError(f"{path} belongs to the ONNX file itself; name another file to write")
-    seq_len, batch = model.sequence_range(args.seq_len), model.batch_range(args.batch)
-    options = BuildOptions(
+    model = ForeignModel.load(path, options.inputs)
+    mark = "" if options.precision == "fp32" else f".{options.precision}"
+    plan = options.plan or path.with_suffix(f"{mark}.plan")
+    for output in filter(None, (plan, options.json)):
+        make_folder(output.parent)
+        if output.exists() and any(output.samefile(one) for one in (path, *_data_files(path, model.model))):
+            raise UserError(f"{output} belongs to the ONNX file itself; name another file to write")
+    seq_len, batch = model.sequence_range(options.seq_len), model.batch_range(options.batch)
+    build = BuildOptions(
         seq_len,
         batch,
-        compute_capabilities=args.compute_capability,
+        compute_capabilities=options.compute_capability,
         timing_cache=plan.with_name("timing.cache"),
         profile=model.profile(seq_len, batch),
     )
     warn_of_missing_bindings()
-    return ForeignJob(model, args.precision, plan, options, model.examples(seq_len, batch))
+    return ForeignJob(model, options.precision, plan, build, model.examples(seq_len, batch))
 
 
-def run(args: argparse.Namespace) -> ForeignJob:
+def run(path: Path, options: ParserOptions) -> ForeignJob:
     """Parses the file, builds the plan, runs it, compares it with onnxruntime.
 
     Raises:
         UserError: the file or an option is wrong, or the parser or the builder refuses the file.
     """
-    job = prepare(args)
-    with open_log(job.plan_path.with_suffix(".log") if args.verbose else None) as log:
+    job = prepare(path, options)
+    with open_log(job.plan_path.with_suffix(".log") if options.verbose else None) as log:
         start = time.perf_counter()
         builder, network, parser, contents = parse_foreign(job.model, job.precision, log)
         job.seconds_network, job.num_layers = time.perf_counter() - start, network.num_layers
@@ -515,7 +514,7 @@ def run(args: argparse.Namespace) -> ForeignJob:
         job.plan_bytes, job.seconds_build = info.num_bytes, info.seconds_build
         job.not_executed_because = execution_obstacle() or foreign_target(job.options.compute_capabilities)
         try:
-            _compare(job, network, contents, not args.no_structure_check)
+            _compare(job, network, contents, not options.no_structure_check)
         except (NotComparedError, UnsupportedLayerError) as error:
             job.not_compared_because = str(error)
         del parser  # the network's weights were its own

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import InProcess, Script, make_checkpoint
+from conftest import InProcess, Script, encoder_products, make_checkpoint
 from plugin_build_for_tests import built_plugins
 from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM
@@ -20,26 +20,33 @@ import demo
 import model2onnx
 import onnx2trt
 from bert_trt import pipeline, plan, tensorrt_product
+from bert_trt.calibration import CalibrationContext, calibrate, quantization_of
+from bert_trt.calibration_data import read_data
 from bert_trt.comparison import relative_l2
 from bert_trt.console import UserError
 from bert_trt.element_types import ELEMENT_TYPES
 from bert_trt.model_files import INPUT_NAMES, MASK_NAME, ModelFolder, load_onnx
 from bert_trt.network_runner import NetworkRunner, read_layer
-from bert_trt.options import DEFAULT_DATA, DEFAULT_TEXT, GROUPS, LINEAR_GROUPS, TOLERANCES, SequenceRange, Settings
+from bert_trt.options import (
+    DEFAULT_DATA,
+    DEFAULT_TEXT,
+    GROUPS,
+    LINEAR_GROUPS,
+    TOLERANCES,
+    CalibrationSettings,
+    SequenceRange,
+)
 from bert_trt.plan import BuildOptions, build_plan, check_plan
 from bert_trt.quantization import (
     MEASURABLE_BYTES,
     Quantization,
     check_quantized,
-    encoder_products,
     in_groups,
     inspect,
 )
 from bert_trt.sentences import load_tokenizer
 from bert_trt.tensorrt_log import TrtLog
 from bert_trt.tensorrt_product import trt
-from calibrator import Subject, calibrate, read_data
-from sensitivity import quantization_of
 
 
 def api_runner(folder, precision="fp32", gelu=None, **options):
@@ -388,9 +395,11 @@ def test_input_names(model_dir):
 
 def quantization_for(folder, sentences, kind, groups=LINEAR_GROUPS, smoothing=None) -> Quantization:
     data = read_data(folder, sentences, 12, 0)
-    subject = Subject(folder, data.calibration, data.path, builder.assemble, TrtLog(), "cpu")
-    made = calibrate(subject, Settings(kind, sentences=12, groups=groups, smoothing=smoothing))
-    return quantization_of(made, in_groups(encoder_products(folder.config), groups))
+    subject = CalibrationContext(
+        folder, encoder_products(folder), data.calibration, data.path, builder.assemble, TrtLog(), "cpu"
+    )
+    made = calibrate(subject, CalibrationSettings(kind, sentences=12, groups=groups, smoothing=smoothing))
+    return quantization_of(made, in_groups(encoder_products(folder), groups))
 
 
 def constants_of(network, dtype) -> dict[str, np.ndarray]:
@@ -415,9 +424,7 @@ def test_both_ways_quantize_the_same(model_dir, sentence_file, groups, smoothing
     parsed = onnx2trt.parse(folder, "int8", TrtLog(), quantization=quantization)
     parts = [check_quantized(made.network, "int8", len(quantization.products)) for made in (api, parsed)]
     weights = [constants_of(made.network, trt.DataType.INT8) for made in (api, parsed)]
-    linear = [
-        one for one in encoder_products(folder.config) if one.name in quantization.products and one.weight_shape
-    ]
+    linear = [one for one in encoder_products(folder) if one.name in quantization.products and one.weight_shape]
     assert len(weights[0]) == len(linear)
     for product in linear:
         ours = weights[0][f"{product.name}.weight"].reshape(product.weight_shape)
@@ -509,8 +516,9 @@ def test_the_parser_makes_tensorrts_own_attention(model_dir, sentence_file, tmp_
     folder, log = ModelFolder(model_dir), TrtLog()
     demo = folder.demo()
     quantization = quantization_for(folder, sentence_file, "int8", LINEAR_GROUPS) if precision == "int8" else None
-    fused = builder.FUSIONS["tensorrt"]
-    parsed = onnx2trt.parse(folder, precision, log, quantization=quantization, fused=fused)
+    parsed = onnx2trt.parse(
+        folder, precision, log, quantization=quantization, fusion="tensorrt", products=encoder_products(folder)
+    )
     kinds = kinds_of(parsed.network)
     assert kinds.count("ATTENTION_INPUT") == kinds.count("ATTENTION_OUTPUT") == folder.config.num_layers
     assert "SOFTMAX" not in kinds
@@ -565,7 +573,7 @@ def mid_size(tmp_path_factory) -> ModelFolder:
 
 @pytest.mark.parametrize("way", ["api", "parser"])
 def test_a_plan_is_smaller_by_a_byte_for_each_quantized_weight(mid_size, tmp_path, way):
-    products = in_groups(encoder_products(mid_size.config), LINEAR_GROUPS)
+    products = in_groups(encoder_products(mid_size), LINEAR_GROUPS)
     ranges = {tensor: 6.0 for product in products for tensor in product.activations}
     names = frozenset(product.name for product in products)
     count = sum(math.prod(product.weight_shape or ()) for product in products)
