@@ -59,7 +59,7 @@ from rich.table import Table
 from bert_trt import tensorrt_product
 from bert_trt.calibration import CalibrationContext, calibrate, quantization_of
 from bert_trt.calibration_data import read_data
-from bert_trt.comparison import Run, SequenceError, compare_sequences, reference_batches, together
+from bert_trt.comparison import Run, SequenceError, combined_rel_l2, compare_sequences, reference_batches
 from bert_trt.console import UserError, console, log_console, run_script
 from bert_trt.files import make_folder, write_json
 from bert_trt.fusion import fused_layers
@@ -270,7 +270,7 @@ def judge(check: Check, errors: Mapping[str, SequenceError], precision: str, aga
     for name, error in errors.items():
         told = f"{name}: relative L2 error {error.rel_l2:.2e} against {against}, at most {limit:.1e}"
         check.demand(error.rel_l2 <= limit, told)
-    overall = together(list(errors.values()))
+    overall = combined_rel_l2(list(errors.values()))
     told = f"all together: relative L2 error {overall:.2e} against {against}, at most {tolerance:.1e}"
     check.demand(overall <= tolerance, told)
     shown = overall if is_narrow else float(np.max([error.rel_l2 for error in errors.values()]))  # NaN if one is
