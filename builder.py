@@ -50,10 +50,10 @@ from trt_helper import TrtNetworkHelper
 
 @dataclass
 class Bert:
-    """BERT: each step is one call of a layer set, which says what the step is made of (bert_trt/layers).
+    """BERT: each step is one call of a layer set, which adds the step's layers to the network (bert_trt/layers).
 
-    Shapes are those of one sequence: S sequence length, H hidden size. A padded batch has (B, S, H) for (S, H), a
-    packed one (T, H), with the tokens of all sequences one after another.
+    Shapes are those of one sequence: S sequence length, H hidden size. Where they say (S, H), a padded batch has
+    (B, S, H), and a packed batch (T, H), with the tokens of all sequences one after another.
 
     Attributes:
         config: the model's sizes.
@@ -66,7 +66,7 @@ class Bert:
     hidden_states: list[str] = field(default_factory=list)
 
     def forward(self, ids: Sequence[trt.ITensor]) -> trt.ITensor:
-        """Ids of words, token types and positions to scores: three (S,) -> (S, vocabulary), or (S, H) headless."""
+        """Token ids, token types and positions, three (S,), to logits (S, vocabulary); without a head to (S, H)."""
         x = self.embeddings(ids)  # (S, H)
         self.hidden_states.append(x.name)
         for index in range(self.config.num_layers):
@@ -79,14 +79,14 @@ class Bert:
         return self.layers.embeddings(ids, f"{self.config.prefix}embeddings")
 
     def encoder_layer(self, x: trt.ITensor, name: str) -> trt.ITensor:
-        """Attention and feed-forward, each followed by the residual sum and a layer norm: (S, H) -> (S, H)."""
+        """Attention and feed-forward network, each followed by residual sum and layer norm: (S, H) -> (S, H)."""
         context = self.layers.self_attention(x, f"{name}.attention.self")  # (S, H)
         x = self.layers.linear_add_norm(context, x, f"{name}.attention.output")  # (S, H)
         inner = self.layers.linear_activation(x, f"{name}.intermediate", self.config.intermediate_size)  # (S, 4 H)
         return self.layers.linear_add_norm(inner, x, f"{name}.output")
 
     def head(self, x: trt.ITensor) -> trt.ITensor:
-        """From hidden states to a score for every word: (S, H) -> (S, vocabulary)."""
+        """Hidden states to the logits of the masked language model: (S, H) -> (S, vocabulary)."""
         x = self.layers.head_transform(x, "cls.predictions.transform")  # (S, H)
         return self.layers.decoder(x, "cls.predictions")
 
@@ -107,16 +107,17 @@ def assemble(
     """Defines the network of the model in ``folder``.
 
     Args:
-        folder: written by model2onnx.py.
+        folder: the model, written by model2onnx.py.
         log: for TensorRT's messages.
-        precision: type of weights and tensors, or of the quantized products: fp32, fp16, bf16, int8 or fp8.
-        gelu: which GELU; default: the checkpoint's.
+        precision: the type of weights and tensors: fp32, fp16 or bf16; int8 or fp8 is the type of the quantized
+            products, beside fp16.
+        gelu: one of ``options.GELU_KINDS``; None for the checkpoint's.
         layer_norm: ``native``, or a kernel of the LayerNorm plugin.
         batching: single, padded or packed.
-        quantization: which products are quantized and how; or, with another precision, what is smoothed.
-        fusion: none, tensorrt, plugins or all; in fp32, which the Linear plugin has not, all is plugins.
-        constant_weights: whether plugins may read weights before the layer in front of them has ended.
-        layer_set: instead of that of ``fusion``, which then decides on the Linear plugin alone.
+        quantization: the products to quantize and their ranges; with another precision only its smoothing is used.
+        fusion: none, tensorrt, plugins or all; since the Linear plugin has no fp32, all is plugins in fp32.
+        constant_weights: whether plugins may read weights before the previous layer has finished.
+        layer_set: replaces the layer set of ``fusion``, which then only decides whether Linear layers are plugins.
 
     Raises:
         UserError: a weight is missing, has another shape, or does not fit the precision; the plugins are not built.
@@ -124,13 +125,13 @@ def assemble(
     weights, config = folder.weights(), folder.config
     dtype = ELEMENT_TYPES[BASE_PRECISION if precision in QUANTIZED_PRECISIONS else precision].trt
     layer_set = layer_set or LAYER_SETS[fusion]
-    if quantization is not None and layer_set.computes_attention_whole:
+    if quantization is not None and layer_set.has_fused_attention:
         refuse_attention_products(quantization)
 
     def define(helper: TrtNetworkHelper) -> Bert:
         layout = LAYOUTS[batching](helper)
-        by_plugin = fusion == "all" and precision != "fp32"
-        products = LinearPluginProducts(helper, constant_weights) if by_plugin else Products(helper)
+        uses_linear_plugin = fusion == "all" and precision != "fp32"
+        products = LinearPluginProducts(helper, constant_weights) if uses_linear_plugin else Products(helper)
         if quantization is not None:
             products = QuantizedProducts(products, quantization)
         layers = layer_set(helper, config, weights, layout, products, gelu, layer_norm, constant_weights)
@@ -147,19 +148,19 @@ def assemble(
         NetworkContents(helper.weights, helper.plugin_layers, helper.sources),
         weights,
         bert.hidden_states,
-        products.made,
+        products.added,
         products.num_quantized if isinstance(products, QuantizedProducts) else 0,
         helper.gelu_parts,
     )
 
 
 def run(options: PlanOptions) -> Result:
-    """Builds the network and the plan, runs it, compares it with PyTorch."""
+    """Builds the network and the plan, runs it, and compares it with PyTorch."""
     folder = ModelFolder(options.model_dir)
     check_options(options, folder)
     task = Task.prepare("builder.py", folder, options)
     text = None
-    if options.sentences is not None:  # read before the long work
+    if options.sentences is not None:  # read first, so that a bad file is an error before the build
         text = read_source(folder, options.sentences, task.build.seq_len, task.build.batch)
     if "Linear" in task.fused:
         warn_off_hopper()
@@ -175,7 +176,7 @@ def run(options: PlanOptions) -> Result:
         seconds = time.perf_counter() - start
         result = build_and_check(task, log, bert, seconds, quantized, bert.owner.pages_released())
         if options.compare_layers:
-            from bert_trt.layer_comparison import print_layer_comparison  # brings PyTorch, which a build needs not
+            from bert_trt.layer_comparison import print_layer_comparison  # imports PyTorch, which a build needs not
 
             result.layers_agree = print_layer_comparison(bert, task.demo, task.tolerance, task.inputs)
         if text is not None:
@@ -188,10 +189,10 @@ def run(options: PlanOptions) -> Result:
 
 
 def check_options(options: PlanOptions, folder: ModelFolder) -> None:
-    """Refuses what does not suit the model or has no effect.
+    """Checks the options against the model and against each other.
 
     Raises:
-        UserError: so it is.
+        UserError: an option does not suit the model or has no effect.
     """
     if options.batching == "single" and options.batch not in (None, ONE_SEQUENCE):
         raise UserError("--batch: one sentence has no batch; add --batching padded or --batching packed")
@@ -202,7 +203,7 @@ def check_options(options: PlanOptions, folder: ModelFolder) -> None:
 
 
 def main() -> int:
-    """The script."""
+    """Runs the script; returns its exit code."""
     options = builder_arguments()
     result = run(options)
     print_report(result)

@@ -4,15 +4,15 @@
     python calibrator.py                              ranges for int8, a table of them, out/calibration.json
     python calibrator.py --calibration entropy --plot ranges.png
 
-``builder.py --precision int8`` does the same by itself. The fp32 network runs over the sentences (with
-bert_trt/network_runner.py, on CUDA where there is a GPU), each with its true length: no padding, no stale tokens. A
-histogram of absolute values is kept for each tensor that will be quantized, and a method (bert_trt/histograms.py)
-chooses from it the value that becomes 127:
+``builder.py --precision int8`` does the same by itself. bert_trt/network_runner.py runs the fp32 network over the
+sentences, on CUDA where there is a GPU, each sentence with its own length: no padding reaches the statistics. Each
+tensor that will be quantized has a histogram of absolute values. A method (bert_trt/histograms.py) chooses its range
+from the histogram, the absolute value that becomes 127. amax is the largest absolute value:
 
-    max         the largest value: nothing is clipped, but one outlier makes all steps coarse
-    percentile  the value below which 99.99 % lie (--percentile)
-    entropy     the one whose int8 distribution diverges least from the true one (TensorRT's old calibrator)
-    mse         the one with the least mean squared error of rounding and clipping
+    max         amax itself: nothing is clipped, but one outlier makes the steps of all values coarse
+    percentile  the value below which 99.99 % of the values lie (--percentile)
+    entropy     the value whose int8 distribution diverges least from the true one (TensorRT's retired calibrator)
+    mse         the value with the least mean squared error of rounding and clipping
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ from builder import assemble
 
 
 def print_ranges(calibration: Calibration) -> None:
-    """One row for each tensor."""
+    """Prints a table with a row for each tensor."""
     table = Table(title=f"Ranges by {calibration.settings.method}", title_justify="left")
     table.add_column("tensor", overflow="fold")
     for heading in ("largest value", "range", "cut off at", "step"):
         table.add_column(heading, justify="right")
     top = ELEMENT_TYPES[calibration.settings.kind].largest
     for name, chosen in calibration.ranges.items():
-        largest = calibration.maxima[name]
+        amax = calibration.amax[name]
         step = f"{chosen / top:.2e}" if calibration.settings.kind == "int8" else "of fp8"
-        table.add_row(name, f"{largest:.4g}", f"{chosen:.4g}", f"{chosen / largest:.1%}", step)
+        table.add_row(name, f"{amax:.4g}", f"{chosen:.4g}", f"{chosen / amax:.1%}", step)
     console.print(table)
 
 
 def plot_histograms(calibration: Calibration, path: Path) -> None:
-    """Histograms of the six tensors whose largest value is furthest beyond most others, as a picture."""
+    """Plots the histograms of the six tensors with the furthest outliers, by amax over the 99th percentile."""
     pyplot = load_pyplot()
     worst = sorted(calibration.histograms, key=lambda name: -_outlyingness(calibration.histograms[name]))[:6]
     figure, axes = pyplot.subplots(2, 3, figsize=(13, 6.5), layout="constrained")
@@ -68,9 +68,9 @@ def plot_histograms(calibration: Calibration, path: Path) -> None:
         axis.axis("off")
     for axis, name in zip(axes.flat, worst, strict=False):
         histogram = calibration.histograms[name]
-        used = math.floor(histogram.largest / histogram.limit * BINS) + 1
+        used = math.floor(histogram.amax / histogram.limit * BINS) + 1
         counts = np.add.reduceat(histogram.on_cpu()[:used], np.arange(0, used, max(1, used // 128)))
-        edges = np.linspace(0, histogram.largest, len(counts) + 1)
+        edges = np.linspace(0, histogram.amax, len(counts) + 1)
         axis.stairs(counts, edges, fill=True)
         axis.axvline(calibration.ranges[name], color="tab:red", label=f"range {calibration.ranges[name]:.3g}")
         axis.set(
@@ -85,11 +85,11 @@ def plot_histograms(calibration: Calibration, path: Path) -> None:
 
 
 def _outlyingness(histogram: Histogram) -> float:
-    return histogram.largest / percentile_range(histogram.on_cpu(), histogram.limit, 99)
+    return histogram.amax / percentile_range(histogram.on_cpu(), histogram.limit, 99)
 
 
 def main() -> int:
-    """The script."""
+    """Runs the script; returns its exit code."""
     options = calibrator_arguments()
     folder, settings = ModelFolder(options.model_dir), options.quantization.settings
     cache = options.cache or folder.path / CACHE_NAME
@@ -116,7 +116,7 @@ def main() -> int:
         "settings": asdict(settings),
         "seconds": calibration.seconds,
         "ranges": calibration.ranges,
-        "largest": calibration.maxima,
+        "largest": calibration.amax,
     }
     write_json(options.json, results)
     return 0

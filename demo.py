@@ -1,8 +1,8 @@
-"""The whole job on the bundled checkpoint: export, three plans, their networks run, one table.
+"""Runs all scripts on the bundled checkpoint: the export, three plans, their networks, and one table of the results.
 
     make demo                      or: python demo.py [--precision fp16] [--model-dir out]
 
-Exits with 0 only if all networks agree with PyTorch.
+The exit code is 0 only if all networks agree with PyTorch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from plugins.build import BuildError
 
 
 def run_with_plugins(options: PlanOptions) -> Result | None:
-    """builder.py --fusion plugins; None, after a warning, where the plugins cannot be built or do not suit."""
+    """Runs builder.py --fusion plugins; returns None, after a warning, if the plugins cannot be built or do not suit
+    the model."""
     try:
         return builder.run(replace(options, fusion="plugins"))
     except (BuildError, UnsuitableFusionError) as error:
@@ -39,13 +40,13 @@ def run_with_plugins(options: PlanOptions) -> Result | None:
 
 
 def parser_options(options: PlanOptions) -> PlanOptions:
-    """For onnx2trt.py, which has no batches and no plugins but LayerNorm."""
+    """The options for onnx2trt.py, which has no batches and no plugins but LayerNorm."""
     fusion = options.fusion if options.fusion == "tensorrt" else "none"
     return replace(options, fusion=fusion, batching="single", batch=None, sentences=None, fillings=None)
 
 
 def check_files(options: PlanOptions) -> None:
-    """Refuses --json and --fillings that a later step would only find to be another step's file."""
+    """Checks, before the first step, that --json and --fillings name no file of a later step."""
     names = [plan_name("builder.py", options), plan_name("onnx2trt.py", parser_options(options))]
     names += [plan_name("builder.py", replace(options, fusion="plugins"))] if options.fusion == "none" else []
     plans = [options.model_dir / name for name in names]
@@ -57,7 +58,7 @@ def check_files(options: PlanOptions) -> None:
 
 
 def main() -> int:
-    """The script."""
+    """Runs the script; returns its exit code."""
     export, options = demo_arguments()
     check_files(options)
     model2onnx.quiet_libraries()

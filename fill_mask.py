@@ -1,10 +1,10 @@
-"""Fills every [MASK] of a text file, one sentence a line, and writes the ten best words as JSON lines.
+"""Fills every [MASK] of a text file, one sentence a line, and writes the top-10 predictions as JSON lines.
 
     python builder.py --batching packed --fusion plugins --sentences FILE      builds a plan and fills
-    python fill_mask.py out/builder.fp16.packed.fused.plan FILE                with a plan that is there already
+    python fill_mask.py out/builder.fp16.packed.fused.plan FILE                uses a plan that was built before
 
-The sentences are put into batches as the network takes them (bert_trt/packing.py); the answers come in the file's
-order. Bad lines are reported with their numbers and skipped.
+bert_trt/packing.py puts the sentences into batches for the network; the predictions are in the order of the file. Bad
+lines are reported with their numbers and skipped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bert_trt.plan import info_path, read_info
 
 
 def main() -> int:
-    """The script."""
+    """Runs the script; returns its exit code."""
     options = fill_mask_arguments()
     folder = ModelFolder(options.model_dir)
     info = read_info(options.plan)

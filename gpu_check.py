@@ -1,21 +1,21 @@
-"""Checks on this machine's GPU all that TensorRT executes: one table, and one JSON file to send us.
+"""Checks everything that TensorRT executes on this machine's GPU. The result is a table, and a JSON file to send us.
 
     make gpu-check                              or: python gpu_check.py --json gpu_check.json
     python gpu_check.py --all                   every fusion with every batching and every precision
     python gpu_check.py --only packed,fp16,int8     names of one kind are alternatives
-    python gpu_check.py --jobs 4                rows at a time; times mean nothing then
+    python gpu_check.py --jobs 4                checks 4 rows at a time; times mean nothing then
 
-A row of the table is one network: a fusion, a batching, a precision. Without --all there are so many rows that every
-two of these meet in one. Each step of a row is a process of its own, since what is looked for may end one:
+A row of the table is one network: a fusion, a batching and a precision. Without --all, every two options meet in at
+least one row. Each step of a row runs in its own process, since an error may end the process:
 
-1. The network is assembled and read back, plans are built, and network_runner.py runs the network, on CUDA where
-   there is a GPU, in the row's precision and in fp32.
-2. Where TensorRT executes plans, each plan is loaded in a new process and run at the least, the typical and the
-   greatest size of its profile, and at the least again.
+1. The script assembles the network and reads it back, builds plans, and runs the network with network_runner.py, on
+   CUDA where there is a GPU, in the row's precision and in fp32.
+2. Where TensorRT executes plans, a new process loads each plan and runs it at the least, the typical and the greatest
+   size of its profile, and again at the least.
 
-Where TensorRT executes nothing, the columns of the second step stay empty.
+Where TensorRT executes no plans, the columns of the second step stay empty.
 
-Exit status: 0 nothing that could be checked is wrong, 1 something is, 2 wrong usage.
+Exit status: 0 if no check found an error, 1 if a check did, 2 for wrong usage.
 """
 
 from __future__ import annotations
@@ -55,11 +55,12 @@ if __name__ == "__main__":
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from bert_trt import tensorrt_product
 from bert_trt.calibration import CalibrationContext, calibrate, quantization_of
 from bert_trt.calibration_data import read_data
-from bert_trt.comparison import Run, SequenceError, compare_sequences, reference_batches, together
+from bert_trt.comparison import Run, SequenceError, combined_rel_l2, compare_sequences, reference_batches
 from bert_trt.console import UserError, console, log_console, run_script
 from bert_trt.files import make_folder, write_json
 from bert_trt.fusion import fused_layers
@@ -77,9 +78,9 @@ from builder import assemble
 from plugins import build
 
 ROOT = Path(__file__).resolve().parent
-CONSTANT_FIELDS = ("constant_weight", "constant_weights")  # by their leave a kernel reads its weights early
-COLUMNS = {  # of the table: what the JSON file calls them, what the table does, and what is checked
-    "build": ("build", "the network holds what it was asked to hold, and TensorRT builds its plan"),
+CONSTANT_FIELDS = ("constant_weight", "constant_weights")  # these fields allow a kernel to read its weights early
+COLUMNS = {  # the key in the JSON file: the heading in the table, and what is checked
+    "build": ("build", "the network has the values that it was defined with, and TensorRT builds its plan"),
     "runner": ("runner", "network_runner.py: the reference sequences and three sizes, against PyTorch in fp32"),
     "early_weights_runner": ("0 = 1, runner", "constant_weight(s) 0 and 1 give the same bits in network_runner.py"),
     "second_build": ("2nd build", "with the timing cache of the first, and without the plugin library in it"),
@@ -104,9 +105,9 @@ SEQ_LEN, BATCH = SequenceRange(1, 32, 128), SequenceRange(1, 4, 8)
 SIZES = ("least", "typical", "greatest")
 STEP_SECONDS = 1800
 IN_FP32 = "network_runner.py in fp32"
-LOG_LINES = 100  # of TensorRT's verbose log that are kept of a step that failed
+LOG_LINES = 100  # the number of lines of TensorRT's verbose log that are kept for a step that failed
 CALIBRATION_SENTENCES = 64
-FEW_TOKENS = 5  # in 8 bits one sequence may be off by so many times what all together may be, see comparison.py
+FEW_TOKENS = 5  # in 8 bits, one sequence may have this many times the error of all together, see comparison.py
 OLDEST_GPU = {"bf16": (8, 0), "fp8": (8, 9)}
 
 
@@ -115,24 +116,24 @@ OLDEST_GPU = {"bf16": (8, 0), "fp8": (8, 9)}
 
 @dataclass(frozen=True)
 class Combination:
-    """One network."""
+    """The options of one network, a row of the table."""
 
     fusion: str
     batching: str
     precision: str
 
     def __str__(self) -> str:
-        """As the table and messages name it."""
+        """The name of the row in the table and in messages."""
         return f"{self.fusion} {self.batching} {self.precision}"
 
 
 def every_combination() -> list[Combination]:
-    """The whole matrix."""
+    """All combinations."""
     return [Combination(f, b, p) for f in FUSIONS for b in BATCHINGS for p in TOLERANCES]
 
 
 def every_pair() -> list[Combination]:
-    """So many that each fusion meets each precision, and each batching meets both."""
+    """Combinations in which each fusion meets each precision, and each batching meets both."""
     return [
         Combination(fusion, BATCHINGS[(i + j) % len(BATCHINGS)], precision)
         for i, fusion in enumerate(FUSIONS)
@@ -140,13 +141,13 @@ def every_pair() -> list[Combination]:
     ]
 
 
-def chosen(names: Sequence[str]) -> list[Combination]:
-    """Those of the whole matrix that --only names; names of one kind are alternatives."""
+def select_combinations(names: Sequence[str]) -> list[Combination]:
+    """The combinations that --only names; names of one kind are alternatives."""
     kinds = [[name for name in names if name in kind] for kind in (FUSIONS, BATCHINGS, TOLERANCES)]
     return [
-        one
-        for one in every_combination()
-        if all(not kind or part in kind for kind, part in zip(kinds, asdict(one).values(), strict=True))
+        combination
+        for combination in every_combination()
+        if all(not kind or part in kind for kind, part in zip(kinds, asdict(combination).values(), strict=True))
     ]
 
 
@@ -156,8 +157,8 @@ class Check:
 
     Attributes:
         status: ok, wrong, or skipped.
-        cell: what the table shows; the status without one.
-        reason: what is wrong, or why it was skipped.
+        cell: the text in the table; empty for the status.
+        reason: the error, or why the check was skipped.
         values: figures for the JSON file.
     """
 
@@ -167,46 +168,46 @@ class Check:
     values: dict[str, Any] = field(default_factory=dict)
 
     def demand(self, condition: bool, reason: str) -> None:
-        """Makes the check wrong unless ``condition`` holds; the first reason is kept."""
+        """Sets the status to wrong unless ``condition`` holds; keeps the first reason."""
         if not condition and self.status != "wrong":
             self.status, self.reason = "wrong", reason
 
     def skip(self, reason: str) -> None:
-        """There is nothing to check here."""
+        """Sets the status to skipped."""
         self.status, self.reason = "skipped", reason
 
 
 class Checks:
-    """The checks of one step, in a file that is up to date whenever the process ends."""
+    """The checks of one step. They are written to a file at once, since an error may end the process."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.found: dict[str, Check] = {}
+        self.results: dict[str, Check] = {}
 
     @contextmanager
     def check(self, column: str) -> Iterator[Check]:
-        """What goes wrong inside makes this check wrong, and the next ones are made all the same."""
-        one = Check()
+        """Yields a check. An exception in the context sets its status to wrong; the next checks run all the same."""
+        check = Check()
         self._write(column)
         try:
-            yield one
-        except Exception as error:  # whatever it is: this is what is looked for
+            yield check
+        except Exception as error:  # any exception is a result of the check
             traceback.print_exc()
-            told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            one.status, one.reason = "wrong", told
-        self.found[column] = one
+            message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            check.status, check.reason = "wrong", message
+        self.results[column] = check
         self._write(None)
 
     def _write(self, running: str | None) -> None:
-        found = {column: asdict(one) for column, one in self.found.items()}
-        self._path.write_text(json.dumps({"running": running, "found": found}))
+        results = {column: asdict(check) for column, check in self.results.items()}
+        self._path.write_text(json.dumps({"running": running, "checks": results}))
 
 
-# --- what networks are run on -------------------------------------------------------------------------------
+# --- the inputs of networks ---------------------------------------------------------------------------------
 
 
 def profile(config: BertConfig, batching: str) -> tuple[SequenceRange, SequenceRange]:
-    """Sequence lengths and sequences in a batch."""
+    """The ranges of sequence lengths and of sequences in a batch."""
     longest = max(1, config.max_positions // 2)
     lengths = SequenceRange(*(min(length, longest) for length in SEQ_LEN.as_tuple()))
     return lengths, ONE_SEQUENCE if batching == "single" else BATCH
@@ -215,13 +216,13 @@ def profile(config: BertConfig, batching: str) -> tuple[SequenceRange, SequenceR
 def ragged_lengths(batching: str, count: int, length: int) -> list[int]:
     """Lengths of ``count`` sequences, the longest first, that fill a batch of ``count`` by ``length``.
 
-    A padded batch is full where its longest sequence is; a packed one where the sum is, so that its longest sequences
-    are longer than ``length``.
+    The longest sequence of a padded batch has ``length`` tokens. A packed batch has ``count`` · ``length`` tokens
+    altogether, so that its longest sequences are longer than ``length``.
     """
     if batching != "packed":
-        return [max(1, round(length * (count - place) / count)) for place in range(count)]
+        return [max(1, round(length * (count - index) / count)) for index in range(count)]
     total = count * length
-    lengths = [max(1, 2 * total * (count - place) // (count * (count + 1))) for place in range(count)]
+    lengths = [max(1, 2 * total * (count - index) // (count * (count + 1))) for index in range(count)]
     lengths[0] += total - sum(lengths)
     return lengths
 
@@ -230,56 +231,59 @@ def size_batches(folder: ModelFolder, batching: str) -> dict[str, NetworkBatch]:
     """A ragged batch for each of ``SIZES``, cut out of the longest reference sequence."""
     source = folder.reference()[-1]
     seq_len, batch = profile(folder.config, batching)
-    made = {}
+    batches = {}
     for name, count, length in zip(SIZES, batch.as_tuple(), seq_len.as_tuple(), strict=True):
         lengths = ragged_lengths(batching, count, length)
-        starts = [place % (len(source.input_ids) - size + 1) for place, size in enumerate(lengths)]
+        starts = [index % (len(source.input_ids) - size + 1) for index, size in enumerate(lengths)]
         parts = [slice(start, start + size) for start, size in zip(starts, lengths, strict=True)]
         ids, types = ([values[part] for part in parts] for values in (source.input_ids, source.token_type_ids))
         limits = Limits(count * length, count, max(lengths))
         if batching == "single":
-            made[name] = single_batch(ids[0], types[0], 0)
+            batches[name] = single_batch(ids[0], types[0], 0)
         elif batching == "packed":
-            (made[name],) = map(packed_batch, pack(ids, limits, types))
+            (batches[name],) = map(packed_batch, pack(ids, limits, types))
         else:
-            (made[name],) = map(padded_batch, pad(ids, limits, types, buckets=[length]))
-    return made
+            (batches[name],) = map(padded_batch, pad(ids, limits, types, buckets=[length]))
+    return batches
 
 
 def tokens_only(batch: NetworkBatch, output: np.ndarray) -> np.ndarray:
-    """The output without that of padding, which means nothing: (tokens, vocabulary or H)."""
+    """The output without the rows of padding: (tokens, vocabulary or H)."""
     return np.concatenate(batch.split(output))
 
 
 def error_of(output: np.ndarray, reference: np.ndarray) -> SequenceError:
-    """How far the output for a size is from another's."""
+    """The error of an output, (tokens, vocabulary or H), against another one."""
     return SequenceError.of(len(output), output, reference)
 
 
 def judge(check: Check, errors: Mapping[str, SequenceError], precision: str, against: str) -> None:
-    """Demands that errors are within the precision's tolerance: each, or in 8 bits all together, each within more.
+    """Demands that each error is within the precision's tolerance.
+
+    In int8 and fp8 the tolerance holds for all sequences together, and a larger one for each of them.
 
     Args:
-        check: gets the errors as values, and the largest in its cell.
-        errors: by what they are of.
-        precision: of the network.
-        against: what the outputs were compared with.
+        check: the check; the errors are added to its values, and the largest is shown in its cell.
+        errors: the errors by the name of what was compared.
+        precision: the network's precision.
+        against: a name for what the outputs were compared with.
     """
-    tolerance, is_narrow = TOLERANCES[precision], precision in QUANTIZED_PRECISIONS
-    limit = FEW_TOKENS * tolerance if is_narrow else tolerance
+    tolerance, is_quantized = TOLERANCES[precision], precision in QUANTIZED_PRECISIONS
+    limit = FEW_TOKENS * tolerance if is_quantized else tolerance
     for name, error in errors.items():
-        told = f"{name}: relative L2 error {error.rel_l2:.2e} against {against}, at most {limit:.1e}"
-        check.demand(error.rel_l2 <= limit, told)
-    overall = together(list(errors.values()))
-    told = f"all together: relative L2 error {overall:.2e} against {against}, at most {tolerance:.1e}"
-    check.demand(overall <= tolerance, told)
-    shown = overall if is_narrow else float(np.max([error.rel_l2 for error in errors.values()]))  # NaN if one is
-    check.cell = f"{shown:.0e}"
+        message = f"{name}: relative L2 error {error.rel_l2:.2e} against {against}, at most {limit:.1e}"
+        check.demand(error.rel_l2 <= limit, message)
+    overall = combined_rel_l2(list(errors.values()))
+    message = f"all together: relative L2 error {overall:.2e} against {against}, at most {tolerance:.1e}"
+    check.demand(overall <= tolerance, message)
+    # np.max returns NaN if an error is NaN.
+    decisive = overall if is_quantized else float(np.max([error.rel_l2 for error in errors.values()]))
+    check.cell = f"{decisive:.0e}"
     check.values |= {f"{name}, against {against}": error.rel_l2 for name, error in errors.items()}
 
 
 def differing(a: np.ndarray, b: np.ndarray) -> int:
-    """In how many values two outputs differ, bit for bit."""
+    """The number of values in which the bits of two outputs differ."""
     return int(np.count_nonzero(a.view(np.uint32) != b.view(np.uint32)))
 
 
@@ -288,12 +292,12 @@ def differing(a: np.ndarray, b: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class Step:
-    """What a process of this script is to do.
+    """The work of one process of this script.
 
     Attributes:
         kind: calibrate, build, execute, apart or early.
-        folder: where this row's files are.
-        model: written by model2onnx.py.
+        folder: the folder of this row's files.
+        model: the folder written by model2onnx.py.
         executes: whether TensorRT executes plans here.
         combination: the row.
     """
@@ -305,48 +309,48 @@ class Step:
     combination: Combination = Combination("none", "single", "int8")
 
     def plan(self, name: str) -> Path:
-        """One of the row's plans: first, second, third or late."""
+        """The path of one of the row's plans: first, second, third or late."""
         return self.folder / f"{name}.plan"
 
     def answers(self, name: str) -> Path:
-        """Outputs by size, float32: of the runner, or of a plan."""
+        """The path of the outputs of the runner or of a plan, float32 arrays by size."""
         return self.folder / f"{name}.npz"
 
     def write(self, path: Path) -> None:
-        """For ``read``."""
+        """Writes the step for ``read``."""
         path.write_text(json.dumps(asdict(self), default=str))
 
     @classmethod
     def read(cls, path: Path) -> Step:
-        """What the parent process wrote."""
+        """Reads the step that the parent process wrote."""
         values = json.loads(path.read_text())
         combination = Combination(**values.pop("combination"))
         return cls(values["kind"], Path(values["folder"]), Path(values["model"]), values["executes"], combination)
 
 
 def calibration_path(model: Path, precision: str) -> Path:
-    """Where the ranges of int8 or fp8 lie."""
+    """The path of the ranges for int8 or fp8."""
     return model / f"gpu_check.{precision}.json"
 
 
 def calibrate_step(step: Step, checks: Checks, log: TrtLog) -> None:
-    """Finds ranges for one 8-bit precision, for all rows that have it."""
+    """Calibrates for one 8-bit precision, for all rows with that precision."""
     with checks.check("calibrate"):
         folder, precision = ModelFolder(step.model), step.combination.precision
         settings = CalibrationSettings(precision, sentences=CALIBRATION_SENTENCES, smoothing=None)
         data = read_data(folder, DEFAULT_DATA, settings.sentences, 0)
         encoder = assemble(folder, log, batching="padded").products
-        subject = CalibrationContext(folder, encoder, data.calibration, data.path, assemble, log)
-        made = quantization_of(calibrate(subject, settings), subject.products(settings))
-        values = {"products": sorted(made.products), "ranges": dict(made.ranges)}
+        context = CalibrationContext(folder, encoder, data.calibration, data.path, assemble, log)
+        quantization = quantization_of(calibrate(context, settings), context.products(settings))
+        values = {"products": sorted(quantization.products), "ranges": dict(quantization.ranges)}
         calibration_path(step.model, precision).write_text(json.dumps(values))
 
 
 def read_quantization(model: Path, precision: str) -> Quantization | None:
-    """What ``calibrate_step`` found; None where nothing is quantized.
+    """The quantization by ``calibrate_step``; None for a precision without quantization.
 
     Raises:
-        UserError: it found nothing.
+        UserError: the calibration failed.
     """
     if precision not in QUANTIZED_PRECISIONS:
         return None
@@ -359,19 +363,19 @@ def read_quantization(model: Path, precision: str) -> Quantization | None:
 
 def build_step(step: Step, checks: Checks, log: TrtLog) -> None:
     """Assembles and builds the network, and runs it with PyTorch."""
-    one, folder = step.combination, ModelFolder(step.model)
-    seq_len, batch = profile(folder.config, one.batching)
-    made = None
+    combination, folder = step.combination, ModelFolder(step.model)
+    seq_len, batch = profile(folder.config, combination.batching)
+    network = None
 
     def assembled(constant_weights: bool = True) -> Any:
-        quantization = read_quantization(step.model, one.precision)
+        quantization = read_quantization(step.model, combination.precision)
         return assemble(
             folder,
             log,
-            one.precision,
-            batching=one.batching,
+            combination.precision,
+            batching=combination.batching,
             quantization=quantization,
-            fusion=one.fusion,
+            fusion=combination.fusion,
             constant_weights=constant_weights,
         )
 
@@ -384,46 +388,46 @@ def build_step(step: Step, checks: Checks, log: TrtLog) -> None:
 
     with checks.check("build") as check:
         try:
-            fused_layers(one.fusion, one.precision)
-        except UserError as error:  # this TensorRT has no such layer
+            fused_layers(combination.fusion, combination.precision)
+        except UserError as error:  # the installed TensorRT does not have this layer
             check.skip(str(error))
             return
         try:
-            made = assembled()
-        except UnsuitableFusionError as error:  # the plugins do not take this model
+            network = assembled()
+        except UnsuitableFusionError as error:  # the plugins do not suit this model
             check.skip(str(error))
             return
-        check_definition(made.network, made.contents, folder.config.layer_norm_eps)
-        check.values = build_one(made, "first", embed=True)
+        check_definition(network.network, network.contents, folder.config.layer_norm_eps)
+        check.values = build_one(network, "first", embed=True)
         check.cell = f"{check.values['seconds']:.1f} s"
-    if checks.found["build"].status == "wrong":
+    if checks.results["build"].status == "wrong":
         return
     with checks.check("second_build") as check:
-        check.values = build_one(made, "second", embed=False)
+        check.values = build_one(network, "second", embed=False)
         check.cell = f"{check.values['seconds']:.1f} s"
     with checks.check("third_build") as check:
         if IS_RTX:
             check.skip("tensorrt_rtx has no timing cache")
         else:
-            check.values = build_with_damaged_cache(step, check, lambda: build_one(made, "third", embed=True))
+            check.values = build_with_damaged_cache(step, check, lambda: build_one(network, "third", embed=True))
     with checks.check("runner") as check:
-        answers = run_with_pytorch(folder, one, made, check)
+        answers = run_with_pytorch(folder, combination, network, check)
         np.savez(step.answers("runner"), **answers)  # pyright: ignore[reportArgumentType]
     has_early_weights = any(
-        key in CONSTANT_FIELDS for layer in made.contents.plugins.values() for key in layer.fields
+        key in CONSTANT_FIELDS for layer in network.contents.plugins.values() for key in layer.fields
     )
     with checks.check("early_weights_runner") as check:
         late = assembled(constant_weights=False) if has_early_weights else None
-        compare_late_weights(folder, one, made, late, check)
+        compare_late_weights(folder, combination, network, late, check)
         if late is not None and step.executes:
             build_one(late, "late", embed=True)
 
 
 def build_with_damaged_cache(step: Step, check: Check, build_again: Any) -> dict[str, Any]:
-    """Builds with half a timing cache whose bytes are wrong, after which there must be a good one."""
+    """Builds with a truncated timing cache with inverted bytes, which the build must replace."""
     cache = step.folder / "timing.cache"
-    whole = cache.read_bytes()
-    damaged = bytes(255 - byte for byte in whole[: len(whole) // 2])
+    content = cache.read_bytes()
+    damaged = bytes(255 - byte for byte in content[: len(content) // 2])
     cache.write_bytes(damaged)
     values = build_again()
     check.demand(cache.read_bytes() != damaged, "the damaged timing cache is still there after the build")
@@ -432,31 +436,38 @@ def build_with_damaged_cache(step: Step, check: Check, build_again: Any) -> dict
 
 
 def pytorch_device() -> str:
-    """Where the runner runs."""
+    """The device of the runner."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def runner_of(folder: ModelFolder, made: Any, in_fp32: bool = False) -> Run:
+def runner_of(folder: ModelFolder, network: Any, in_fp32: bool = False) -> Run:
     """A function that runs the network with PyTorch."""
-    runner = NetworkRunner(made.network, pytorch_device(), contents=made.contents, in_fp32=in_fp32)
+    runner = NetworkRunner(network.network, pytorch_device(), contents=network.contents, in_fp32=in_fp32)
     return lambda inputs: runner.run(inputs)[folder.config.output_name].cpu().numpy()
 
 
-def run_with_pytorch(folder: ModelFolder, one: Combination, made: Any, check: Check) -> dict[str, np.ndarray]:
-    """Compares the runner with PyTorch's own answers. Returns its own by size, in this precision and in fp32."""
-    run, run_in_fp32 = runner_of(folder, made), runner_of(folder, made, in_fp32=True)
+def run_with_pytorch(
+    folder: ModelFolder, combination: Combination, network: Any, check: Check
+) -> dict[str, np.ndarray]:
+    """Compares the runner's outputs with PyTorch's. Returns the runner's by size, in this precision and in fp32."""
+    run, run_in_fp32 = runner_of(folder, network), runner_of(folder, network, in_fp32=True)
     reference = folder.reference()
-    batches = reference_batches(reference, one.batching, *profile(folder.config, one.batching))
+    batches = reference_batches(reference, combination.batching, *profile(folder.config, combination.batching))
     answers = {}
-    for name, batch in size_batches(folder, one.batching).items():
+    for name, batch in size_batches(folder, combination.batching).items():
         answers[name] = tokens_only(batch, run(batch.inputs))
         answers[f"{name}.fp32"] = tokens_only(batch, run_in_fp32(batch.inputs))
     check.values["device"] = pytorch_device()
     judge(check, reference_errors(run_in_fp32, batches, reference), "fp32", "PyTorch, without roundings")
-    judge(check, {name: error_of(answers[name], answers[f"{name}.fp32"]) for name in SIZES}, one.precision, IN_FP32)
-    judge(check, reference_errors(run, batches, reference), one.precision, "PyTorch")
+    judge(
+        check,
+        {name: error_of(answers[name], answers[f"{name}.fp32"]) for name in SIZES},
+        combination.precision,
+        IN_FP32,
+    )
+    judge(check, reference_errors(run, batches, reference), combination.precision, "PyTorch")
     return answers
 
 
@@ -464,19 +475,21 @@ def reference_errors(
     run: Run, batches: Sequence[NetworkBatch], reference: Sequence[ReferenceSequence]
 ) -> dict[str, SequenceError]:
     """Errors of the reference sequences by their length."""
-    return {f"{one.tokens} tokens": one for one in compare_sequences(run, batches, reference)}
+    return {f"{error.tokens} tokens": error for error in compare_sequences(run, batches, reference)}
 
 
-def compare_late_weights(folder: ModelFolder, one: Combination, made: Any, late: Any, check: Check) -> None:
-    """Runs the plugins' own kernels with the leave to read weights early and without: the bits are the same."""
+def compare_late_weights(
+    folder: ModelFolder, combination: Combination, network: Any, late: Any, check: Check
+) -> None:
+    """Checks that the plugins' kernels compute the same bits whether or not they may read weights early."""
     if late is None:
         check.skip("no plugin of this network has the field")
         return
     if pytorch_device() == "cpu":
         check.skip("network_runner.py runs the plugins' kernels on a GPU only")
         return
-    early_run, late_run = runner_of(folder, made), runner_of(folder, late)
-    for name, batch in size_batches(folder, one.batching).items():
+    early_run, late_run = runner_of(folder, network), runner_of(folder, late)
+    for name, batch in size_batches(folder, combination.batching).items():
         early, slow = (tokens_only(batch, run(batch.inputs)) for run in (early_run, late_run))
         count = differing(early, slow)
         check.demand(count == 0, f"{count} of {early.size} values differ at the {name} size")
@@ -486,11 +499,11 @@ def compare_late_weights(folder: ModelFolder, one: Combination, made: Any, late:
 
 
 def execute_step(step: Step, checks: Checks, log: TrtLog) -> None:
-    """Loads the first plan in this new process and does with it all that is done with plans."""
-    one, folder = step.combination, ModelFolder(step.model)
-    batches, output_name = size_batches(folder, one.batching), folder.config.output_name
+    """Loads the first plan in this new process and checks its execution."""
+    combination, folder = step.combination, ModelFolder(step.model)
+    batches, output_name = size_batches(folder, combination.batching), folder.config.output_name
     runner = dict(np.load(step.answers("runner")))
-    found: dict[str, np.ndarray] = {}
+    answers: dict[str, np.ndarray] = {}
     with ExitStack() as stack:
         helper: Any = None
         with checks.check("load"):
@@ -503,19 +516,21 @@ def execute_step(step: Step, checks: Checks, log: TrtLog) -> None:
 
         with checks.check("sizes") as check:
             errors = {}
-            for turn, name in enumerate((*SIZES, SIZES[0])):
+            for run_number, name in enumerate((*SIZES, SIZES[0])):
                 answer = tokens_only(batches[name], run(batches[name].inputs))
-                label = f"{name} size again" if turn == len(SIZES) else f"{name} size"
+                label = f"{name} size again" if run_number == len(SIZES) else f"{name} size"
                 errors[label] = error_of(answer, runner[name])
-                found.setdefault(name, answer)
-            judge(check, errors, one.precision, "network_runner.py")
-            np.savez(step.answers("first"), **found)  # pyright: ignore[reportArgumentType]
+                answers.setdefault(name, answer)
+            judge(check, errors, combination.precision, "network_runner.py")
+            np.savez(step.answers("first"), **answers)  # pyright: ignore[reportArgumentType]
         with checks.check("pytorch") as check:
             reference = folder.reference()
-            sequences = reference_batches(reference, one.batching, *profile(folder.config, one.batching))
-            sizes = {f"{name} size": error_of(found[name], runner[f"{name}.fp32"]) for name in SIZES}
-            judge(check, sizes, one.precision, IN_FP32)
-            judge(check, reference_errors(run, sequences, reference), one.precision, "PyTorch")
+            sequences = reference_batches(
+                reference, combination.batching, *profile(folder.config, combination.batching)
+            )
+            sizes = {f"{name} size": error_of(answers[name], runner[f"{name}.fp32"]) for name in SIZES}
+            judge(check, sizes, combination.precision, IN_FP32)
+            judge(check, reference_errors(run, sequences, reference), combination.precision, "PyTorch")
         with checks.check("graph") as check:
             for name in (*SIZES, SIZES[0]):
                 batch = batches[name]
@@ -525,8 +540,10 @@ def execute_step(step: Step, checks: Checks, log: TrtLog) -> None:
                 check.demand(count == 0, f"{count} of {enqueued.size} values differ at the {name} size")
         with checks.check("times") as check:
             inputs = batches["typical"].inputs
-            latency = {way: helper.benchmark(inputs, cuda_graph=way == "graph") for way in ("enqueue", "graph")}
-            check.values = {way: asdict(times) for way, times in latency.items()}
+            latency = {
+                launch: helper.benchmark(inputs, cuda_graph=launch == "graph") for launch in ("enqueue", "graph")
+            }
+            check.values = {launch: asdict(times) for launch, times in latency.items()}
             check.cell = ", ".join(f"{times.median:.2f}" for times in latency.values())
             check.demand(all(times.median > 0 for times in latency.values()), "a time is not positive")
         with checks.check("inspector") as check:
@@ -537,26 +554,26 @@ def execute_step(step: Step, checks: Checks, log: TrtLog) -> None:
 
 
 def apart_step(step: Step, checks: Checks, log: TrtLog) -> None:
-    """Loads the plan of the second build, which needs the plugin library beside it."""
-    one, folder = step.combination, ModelFolder(step.model)
+    """Loads the plan of the second build, which does not contain the plugin library."""
+    combination, folder = step.combination, ModelFolder(step.model)
     runner = dict(np.load(step.answers("runner")))
     with checks.check("library_apart") as check, InferHelper(step.plan("second"), log) as helper:
-        answers = infer_sizes(helper, folder, one)
+        answers = infer_sizes(helper, folder, combination)
         np.savez(step.answers("second"), **answers)  # pyright: ignore[reportArgumentType]
         errors = {f"{name} size": error_of(answer, runner[name]) for name, answer in answers.items()}
-        judge(check, errors, one.precision, "network_runner.py")
+        judge(check, errors, combination.precision, "network_runner.py")
 
 
 def early_step(step: Step, checks: Checks, log: TrtLog) -> None:
     """Compares the plan with constant_weight(s) 0 with the first, bit for bit."""
-    one, folder = step.combination, ModelFolder(step.model)
+    combination, folder = step.combination, ModelFolder(step.model)
     with checks.check("early_weights") as check:
         if not step.plan("late").is_file():
             check.skip("no plugin of this network has the field, or the plan without it could not be built")
             return
         first = dict(np.load(step.answers("first")))
         with InferHelper(step.plan("late"), log) as helper:
-            answers = infer_sizes(helper, folder, one)
+            answers = infer_sizes(helper, folder, combination)
         check.values = {name: differing(answers[name], first[name]) for name in SIZES}
         if any(check.values.values()) and step.answers("second").is_file():
             second = dict(np.load(step.answers("second")))
@@ -568,10 +585,10 @@ def early_step(step: Step, checks: Checks, log: TrtLog) -> None:
             check.demand(check.values[name] == 0, f"{check.values[name]} values differ at the {name} size")
 
 
-def infer_sizes(helper: InferHelper, folder: ModelFolder, one: Combination) -> dict[str, np.ndarray]:
-    """A plan's answers by size."""
+def infer_sizes(helper: InferHelper, folder: ModelFolder, combination: Combination) -> dict[str, np.ndarray]:
+    """A plan's outputs by size."""
     name = folder.config.output_name
-    batches = size_batches(folder, one.batching)
+    batches = size_batches(folder, combination.batching)
     return {size: tokens_only(batch, helper.infer(batch.inputs)[name]) for size, batch in batches.items()}
 
 
@@ -585,30 +602,30 @@ STEPS = {
 
 
 def do_step(path: Path) -> None:
-    """What a process of this script does: reads a step, writes its checks beside it."""
+    """Runs a step in this process: reads it from ``path`` and writes its checks to a file beside it."""
     step = Step.read(path)
     with path.with_suffix(".trt.log").open("wb") as file:
-        STEPS[step.kind](step, Checks(path.with_suffix(".found.json")), TrtLog(file))
+        STEPS[step.kind](step, Checks(path.with_suffix(".checks.json")), TrtLog(file))
 
 
 # --- the parent: steps as processes -------------------------------------------------------------------------
 
 
 class Log:
-    """The file that everything goes to, beside the JSON file."""
+    """The log file beside the JSON file, with the output of all processes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.write_text("")
 
     def add(self, title: str, *texts: str) -> None:
-        """One part of it."""
+        """Appends a section."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write("\n".join([f"==== {title}", *texts, ""]))
 
 
 def run_process(command: Sequence[str], environment: Mapping[str, str] | None = None) -> tuple[int | None, str]:
-    """Runs a command. Returns its exit code, None where it did not end in time, and all that it wrote."""
+    """Runs a command. Returns its exit code, None if it did not end in time, and its output."""
     try:
         done = subprocess.run(
             command,
@@ -624,48 +641,48 @@ def run_process(command: Sequence[str], environment: Mapping[str, str] | None = 
 
 
 def run_step(step: Step, log: Log) -> dict[str, Check]:
-    """Does a step in a process of its own. Returns its checks, of which the one that ended the process is wrong."""
+    """Runs a step in a new process. Returns its checks; a check that ended the process is wrong."""
     path = step.folder / f"{step.kind}.{step.combination.precision}.json"
     step.write(path)
     environment = {}
-    if step.kind in ("execute", "early"):  # the library is in the plan, and nowhere else
+    if step.kind in ("execute", "early"):  # hides the library's file, so that the plan must contain it
         environment[build.BUILD_DIR_VARIABLE] = str(step.folder / "no plugins here")
     start = time.monotonic()
     code, output = run_process([sys.executable, str(Path(__file__).resolve()), "--step", str(path)], environment)
-    checks = path.with_suffix(".found.json")
-    state = json.loads(checks.read_text()) if checks.is_file() else {"running": None, "found": {}}
-    found = {column: Check(**values) for column, values in state["found"].items()}
+    checks_path = path.with_suffix(".checks.json")
+    state = json.loads(checks_path.read_text()) if checks_path.is_file() else {"running": None, "checks": {}}
+    checks = {column: Check(**values) for column, values in state["checks"].items()}
     if code != 0:
-        told = f"no end after {STEP_SECONDS} s" if code is None else f"the process ended with status {code}"
+        message = f"no end after {STEP_SECONDS} s" if code is None else f"the process ended with status {code}"
         last = next((line for line in reversed(output.splitlines()) if line.strip()), "it wrote nothing")
-        found[state["running"] or f"{step.kind} step"] = Check("wrong", reason=f"{told}: {last.strip()}")
-    told = [output.rstrip()]
+        checks[state["running"] or f"{step.kind} step"] = Check("wrong", reason=f"{message}: {last.strip()}")
+    texts = [output.rstrip()]
     verbose = path.with_suffix(".trt.log")
-    if verbose.is_file() and any(one.status == "wrong" for one in found.values()):
-        told += ["---- TensorRT, the last lines", *verbose.read_text(errors="replace").splitlines()[-LOG_LINES:]]
-    log.add(f"{step.combination}: {step.kind}, {time.monotonic() - start:.1f} s", *told)
-    return found
+    if verbose.is_file() and any(check.status == "wrong" for check in checks.values()):
+        texts += ["---- TensorRT, the last lines", *verbose.read_text(errors="replace").splitlines()[-LOG_LINES:]]
+    log.add(f"{step.combination}: {step.kind}, {time.monotonic() - start:.1f} s", *texts)
+    return checks
 
 
-def run_row(one: Combination, model: Path, out: Path, executes: bool, log: Log) -> dict[str, Check]:
+def run_row(combination: Combination, model: Path, out: Path, executes: bool, log: Log) -> dict[str, Check]:
     """All checks of one row, by column."""
-    found: dict[str, Check] = {}
+    checks: dict[str, Check] = {}
     with TemporaryDirectory(prefix="row-", dir=out) as name:
         for kind in ("build", "execute", "apart", "early") if executes else ("build",):
             if kind != "build" and not (Path(name) / "runner.npz").is_file():
                 break
-            log_console.print(f"{one}: {kind}", soft_wrap=True)
-            found |= run_step(Step(kind, Path(name), model, executes, one), log)
-    return found
+            log_console.print(f"{combination}: {kind}", soft_wrap=True)
+            checks |= run_step(Step(kind, Path(name), model, executes, combination), log)
+    return checks
 
 
-def unfit(one: Combination, capability: tuple[int, int] | None) -> str | None:
-    """Why this GPU has no kernels for a precision."""
-    oldest = OLDEST_GPU.get(one.precision)
+def unsupported_precision(combination: Combination, capability: tuple[int, int] | None) -> str | None:
+    """The reason why this GPU does not support a precision; None if it does."""
+    oldest = OLDEST_GPU.get(combination.precision)
     if oldest is None or capability is None or capability >= oldest:
         return None
-    wanted, here = (".".join(map(str, pair)) for pair in (oldest, capability))
-    return f"{one.precision} needs compute capability {wanted}; this GPU has {here}"
+    needed, actual = (".".join(map(str, pair)) for pair in (oldest, capability))
+    return f"{combination.precision} needs compute capability {needed}; this GPU has {actual}"
 
 
 def build_plugins() -> Check:
@@ -677,7 +694,7 @@ def build_plugins() -> Check:
 
 
 def layer_norm_test(log: Log) -> Check:
-    """The plugin's own test, without its times."""
+    """Runs the LayerNorm plugin's test without its benchmark."""
     code, output = run_process([sys.executable, str(ROOT / "plugins/testLayerNormPlugin.py"), "--no-benchmark"])
     log.add("plugins/testLayerNormPlugin.py", output.rstrip())
     lines = [line for line in output.splitlines() if line.strip()]
@@ -687,10 +704,10 @@ def layer_norm_test(log: Log) -> Check:
 
 
 def export_model(name: str, folder: Path, log: Log) -> None:
-    """Writes the model's folder.
+    """Writes the model's folder with model2onnx.py.
 
     Raises:
-        UserError: that failed, and without it nothing can be checked.
+        UserError: the export failed, so that nothing can be checked.
     """
     code, output = run_process(
         [sys.executable, str(ROOT / "model2onnx.py"), "--model", name, "--out-dir", str(folder)]
@@ -723,15 +740,15 @@ def query_gpus() -> list[dict[str, str]]:
 
 
 def built_architectures() -> str:
-    """What CMake was told when it built the plugin library."""
+    """The GPU architectures for which CMake built the plugin library."""
     cache = build.build_dir() / "CMakeCache.txt"
     text = cache.read_text(errors="replace") if cache.is_file() else ""
-    found = re.search(r"^BERT_ARCHITECTURES:\w+=(.*)$", text, re.MULTILINE)
-    return found[1] if found else "unknown"
+    match = re.search(r"^BERT_ARCHITECTURES:\w+=(.*)$", text, re.MULTILINE)
+    return match[1] if match else "unknown"
 
 
 def environment() -> dict[str, Any]:
-    """What results depend on."""
+    """Versions and hardware on which the results depend."""
     import torch
 
     code, commit = run_process(["git", "-C", str(ROOT), "rev-parse", "HEAD"])
@@ -753,32 +770,38 @@ def environment() -> dict[str, Any]:
 
 
 def print_results(report: Mapping[str, Any], rows: Mapping[Combination, Mapping[str, Check]]) -> None:
-    """The machine, the table, and what its columns are."""
+    """Prints the machine, the table of checks, and the meaning of its columns."""
+    machine = Table(title="This machine", title_justify="left", show_header=False)
     for name, value in report["environment"].items():
-        console.print(f"{name}: {value}", markup=False, soft_wrap=True)
-    used = [column for column in COLUMNS if any(column in found for found in rows.values())]
+        machine.add_row(name, Text(str(value)))
+    console.print(machine)
+    used = [column for column in COLUMNS if any(column in checks for checks in rows.values())]
     table = Table(title="Every network, every check", title_justify="left", padding=(0, 0))
     table.add_column("fusion, batching, precision", no_wrap=True)
     for column in used:
         table.add_column(COLUMNS[column][0], justify="right", overflow="fold")
-    for one, found in rows.items():
-        table.add_row(str(one), *(cell(found.get(column)) for column in used))
+    for combination, checks in rows.items():
+        table.add_row(str(combination), *(cell(checks.get(column)) for column in used))
     console.print(table)
+    legend = Table(title="What the columns check", title_justify="left", show_header=False)
     for column in used:
-        console.print(f"{COLUMNS[column][0]}: {COLUMNS[column][1]}", markup=False, soft_wrap=True)
+        legend.add_row(*map(Text, COLUMNS[column]))
+    console.print(legend)
 
 
 def cell(check: Check | None) -> str:
-    """What the table shows."""
+    """The text of a check in the table."""
     if check is None:
         return ""
     return {"ok": check.cell or "ok", "skipped": "-", "wrong": "[bold red]WRONG[/]"}[check.status]
 
 
 def problems(rows: Mapping[Combination, Mapping[str, Check]], others: Mapping[str, Check]) -> list[str]:
-    """All that is wrong, a line each."""
+    """The errors of all checks, one line each."""
     named = [
-        (f"{one}, {COLUMNS.get(key, (key,))[0]}", check) for one, row in rows.items() for key, check in row.items()
+        (f"{combination}, {COLUMNS.get(key, (key,))[0]}", check)
+        for combination, row in rows.items()
+        for key, check in row.items()
     ]
     return [f"{name}: {check.reason}" for name, check in [*named, *others.items()] if check.status == "wrong"]
 
@@ -787,9 +810,9 @@ def problems(rows: Mapping[Combination, Mapping[str, Check]], others: Mapping[st
 
 
 def check_all(args: Any, log: Log) -> tuple[dict[str, Any], list[str]]:
-    """Runs every step. Returns the report, and what is wrong."""
+    """Runs every step. Returns the report and the list of errors."""
     start = time.monotonic()
-    combinations = chosen(args.only) if args.only else every_combination() if args.all else every_pair()
+    combinations = select_combinations(args.only) if args.only else every_combination() if args.all else every_pair()
     about, obstacle = environment(), execution_obstacle()
     if obstacle is not None:
         console.print(
@@ -799,16 +822,16 @@ def check_all(args: Any, log: Log) -> tuple[dict[str, Any], list[str]]:
     log_console.print("model2onnx.py")
     export_model(args.model, model, log)
     for precision in QUANTIZED_PRECISIONS:
-        if any(one.precision == precision for one in combinations):
+        if any(combination.precision == precision for combination in combinations):
             log_console.print(f"ranges for {precision}")
             step = Step("calibrate", model, model, obstacle is None, Combination("none", "single", precision))
             others |= {f"{name} {precision}": check for name, check in run_step(step, log).items()}
 
-    def row(one: Combination) -> dict[str, Check]:
-        reason = unfit(one, gpu_capability()) if obstacle is None else None
+    def row(combination: Combination) -> dict[str, Check]:
+        reason = unsupported_precision(combination, gpu_capability()) if obstacle is None else None
         if reason is not None:
             return {column: Check("skipped", reason=reason) for column in COLUMNS}
-        return run_row(one, model, args.out_dir, obstacle is None, log)
+        return run_row(combination, model, args.out_dir, obstacle is None, log)
 
     with ThreadPoolExecutor(args.jobs) as pool:
         rows = dict(zip(combinations, pool.map(row, combinations), strict=True))
@@ -821,7 +844,10 @@ def check_all(args: Any, log: Log) -> tuple[dict[str, Any], list[str]]:
         "not_executed_because": obstacle,
         "seconds": round(time.monotonic() - start, 1),
         "wrong": wrong,
-        "rows": [asdict(one) | {"checks": {k: asdict(v) for k, v in row.items()}} for one, row in rows.items()],
+        "rows": [
+            asdict(combination) | {"checks": {k: asdict(v) for k, v in row.items()}}
+            for combination, row in rows.items()
+        ],
         "others": {name: asdict(check) for name, check in others.items()},
     }
     print_results(report, rows)
@@ -831,7 +857,7 @@ def check_all(args: Any, log: Log) -> tuple[dict[str, Any], list[str]]:
 
 
 def main() -> int:
-    """The script."""
+    """Runs the script; returns its exit code."""
     args = gpu_check_arguments()
     if args.step is not None:
         do_step(args.step)

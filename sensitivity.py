@@ -1,11 +1,12 @@
-"""How much quantization changes the answers: altogether, and product by product.
+"""Measures the error of quantization: of all products together, and of each product of the encoder alone.
 
     python model2onnx.py        writes out/
-    python sensitivity.py       int8: every product of the encoder alone, ranked by the error that it brings
+    python sensitivity.py       int8: quantizes each product alone and ranks the products by their error
     python sensitivity.py --precision fp8 --plot sensitivity.png --json sensitivity.json
 
-``builder.py --precision int8 --max-error X`` uses the ranking: it returns the worst products to fp16, one by one,
-until the error is at most X. Errors are measured with network_runner.py on sentences that were not calibrated on.
+``builder.py --precision int8 --max-error X`` uses the ranking: it returns the most sensitive products to fp16, one by
+one, until the error is at most X. Errors are measured with bert_trt/network_runner.py, on sentences that were not
+used for calibration.
 """
 
 from __future__ import annotations
@@ -35,20 +36,20 @@ from builder import assemble
 
 
 def print_ranking(ranking: Sequence[Sensitivity], kind: str, plain_error: float) -> None:
-    """One row for each product."""
+    """Prints a table with a row for each product."""
     title = f"Relative L2 error with one product in {kind} (with none: {plain_error:.2e})"
     table = Table(title=title, title_justify="left")
     for heading in ("product", "group", "relative L2 error"):
         table.add_column(heading, overflow="fold")
-    for one in ranking:
-        table.add_row(one.name, one.group, f"{one.rel_l2:.2e}")
+    for sensitivity in ranking:
+        table.add_row(sensitivity.name, sensitivity.group, f"{sensitivity.rel_l2:.2e}")
     console.print(table)
 
 
 def plot_ranking(ranking: Sequence[Sensitivity], kind: str, products: Sequence[Product], path: Path) -> None:
-    """Error by layer, a line for each group (the worst product of the group), as a picture."""
+    """Plots the error over the encoder layers, a line for each group: the most sensitive product of the group."""
     pyplot = load_pyplot()
-    errors = {one.name: one.rel_l2 for one in ranking}
+    errors = {sensitivity.name: sensitivity.rel_l2 for sensitivity in ranking}
     figure, axis = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
     for group in dict.fromkeys(product.group for product in products):
         by_layer: dict[int, float] = {}
@@ -65,7 +66,7 @@ def plot_ranking(ranking: Sequence[Sensitivity], kind: str, products: Sequence[P
 
 
 def main() -> int:
-    """The script."""
+    """Runs the script; returns its exit code."""
     options = sensitivity_arguments()
     folder, log = ModelFolder(options.model_dir), TrtLog()
     outputs = {"the calibration cache": folder.path / CACHE_NAME, "--json": options.json, "--plot": options.plot}
@@ -87,7 +88,7 @@ def main() -> int:
     model.print_change()
     if options.plot is not None:
         plot_ranking(ranking, options.quantization.settings.kind, products, options.plot)
-    write_json(options.json, {**model.as_dict(), "ranking": [asdict(one) for one in ranking]})
+    write_json(options.json, {**model.as_dict(), "ranking": [asdict(sensitivity) for sensitivity in ranking]})
     return 0
 
 

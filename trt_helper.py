@@ -1,10 +1,10 @@
-"""TensorRT, one small step above the Python API: ``TrtNetworkHelper`` assembles a network.
+"""A thin layer over TensorRT's Python API: ``TrtNetworkHelper`` adds layers to a network.
 
-``addLinear``, ``addSoftmax``, ``addGELU``, ``addLayerNorm`` ... Every layer carries the name of the module it stands
-for, and TensorRT's answer is checked at once. What comes before and after stands in the package, and can be imported
+``addLinear``, ``addSoftmax``, ``addGELU``, ``addLayerNorm`` ... Each method gives its layer the name of the model's
+module and checks at once that TensorRT accepts it. The steps before and after are in the package and can be imported
 from here too: ``create_builder`` and ``build_plan`` (bert_trt/plan.py), ``InferHelper`` (bert_trt/inference.py).
 
-Networks are strongly typed: fp16 means fp16 weights and tensors, and nothing is cast behind one's back.
+Networks are strongly typed: in fp16, weights and tensors are fp16, and TensorRT casts nothing implicitly.
 Letters in shapes: B batch, S sequence length, H hidden size, N heads, D head size.
 """
 
@@ -50,16 +50,16 @@ class TrtNetworkHelper:
     Every method names its layer ``name`` and returns its output tensor, which carries the same name.
 
     Args:
-        network: the network to add to.
-        log: the logger that the network's builder uses.
+        network: the network to add layers to.
+        log: the log of the network's builder.
         dtype: type of weights and tensors (fp32, fp16 or bf16); layer norm and softmax compute in fp32 regardless.
-        plugins: makes plugin layers; None for a network without any. See bert_trt/recording.py.
+        plugins: adds plugin layers; None for a network without any. See bert_trt/recording.py.
 
     Attributes:
         weights: the values of constants by layer name. TensorRT reads them when it builds: they must live until then.
-        sources: the fp32 values that constants were rounded or quantized from, see bert_trt/network_proof.py.
+        sources: the fp32 values from which constants were rounded or quantized, see bert_trt/network_proof.py.
         plugin_layers: the plugin layers by name.
-        gelu_parts: names of the layers that ``addGELU(kind="decomposed")`` made.
+        gelu_parts: names of the layers that ``addGELU(kind="decomposed")`` added.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class TrtNetworkHelper:
         self.weights: dict[str, np.ndarray] = {}
         self.sources: dict[str, np.ndarray] = {}
         self.plugin_layers: dict[str, PluginLayer] = {}
-        self._converted: dict[Any, tuple[np.ndarray, np.ndarray]] = {}  # so that tied weights are stored once
-        self._ranged: dict[tuple[str, trt.DataType], trt.ITensor] = {}  # quantized and dequantized tensors
+        self._converted: dict[Any, tuple[np.ndarray, np.ndarray]] = {}  # stores tied weights only once
+        self._dequantized: dict[tuple[str, trt.DataType], trt.ITensor] = {}  # results of ``addQuantizedRange``
 
     # inputs and outputs
 
@@ -109,21 +109,24 @@ class TrtNetworkHelper:
         """A constant of the helper's type, or of ``dtype``.
 
         Args:
-            values: any shape; a float that does not fit the type is an error.
+            values: any shape.
             name: the parameter's name.
-            dtype: type to store; default: the helper's.
-            shape: shape to give it, as many elements as ``values``; default: its own.
+            dtype: the constant's type; default: the helper's.
+            shape: the constant's shape, with as many elements as ``values``; default: the shape of ``values``.
+
+        Raises:
+            UserError: a value does not fit the type.
         """
         dtype = dtype or self.dtype
         source = (values.ctypes.data, values.shape, values.strides, dtype)
         if source not in self._converted:
             converted = np.ascontiguousarray(convert_weight(values, dtype, name))
-            self._converted[source] = (values, converted)  # values too: its address must not be used again
+            self._converted[source] = (values, converted)  # keeps values alive, so that its address is not reused
         stored = self.weights[name] = self._converted[source][1]
         self.sources[name] = values
         weights = trt.Weights(dtype, stored.ctypes.data, stored.size)
         layer = self.network.add_constant(trt.Dims(list(stored.shape if shape is None else shape)), weights)
-        return self._finish(layer, name, [])
+        return self._check_layer(layer, name, [])
 
     # matrix products
 
@@ -133,7 +136,7 @@ class TrtNetworkHelper:
         """a @ b over the last two axes: (..., M, K) and (..., K, N) -> (..., M, N); leading axes broadcast."""
         op = {False: trt.MatrixOperation.NONE, True: trt.MatrixOperation.TRANSPOSE}
         layer = self.network.add_matrix_multiply(a, op[transpose_a], b, op[transpose_b])
-        return self._finish(layer, name, [a, b])
+        return self._check_layer(layer, name, [a, b])
 
     def addLinear(
         self,
@@ -146,12 +149,12 @@ class TrtNetworkHelper:
         """x @ weight + bias.
 
         Args:
-            x: (..., in); for a quantized product what ``addQuantizedRange`` returned.
-            weight: (in, out), as ONNX's MatMul has it: the transpose of PyTorch's ``Linear.weight``.
+            x: (..., in); for a quantized product, what ``addQuantizedRange`` returned.
+            weight: (in, out), as in ONNX's MatMul: the transpose of PyTorch's ``Linear.weight``.
             bias: (out,); None where a fused layer adds it.
             name: the module's name.
-            quantized: the type of a quantized product (INT8 or FP8): the weight is stored in it, one byte an
-                element, with a scale for each output channel.
+            quantized: the type of a quantized product, INT8 or FP8: the weight is stored in this type with a scale
+                for each output channel.
 
         Returns:
             (..., out).
@@ -166,7 +169,7 @@ class TrtNetworkHelper:
         return self.addBias(product, bias, name)
 
     def addTiedLinear(self, x: trt.ITensor, table: trt.ITensor, bias: np.ndarray, name: str) -> trt.ITensor:
-        """x @ tableᵀ + bias, for a decoder whose weight is the table of an embedding.
+        """x @ tableᵀ + bias, for a decoder that shares its weight with an embedding.
 
         Args:
             x: (..., H).
@@ -178,7 +181,7 @@ class TrtNetworkHelper:
             (..., V).
         """
         shape = _as_rank(as_tuple(table.shape), x)
-        if len(shape) > len(as_tuple(table.shape)):  # a product takes as many axes on both sides
+        if len(shape) > len(as_tuple(table.shape)):  # the operands of a product must have the same rank
             table = self.addReshape(table, shape, f"{name}.decoder.weight")
         return self.addBias(self.addMatMul(x, table, f"{name}.decoder", transpose_b=True), bias, name)
 
@@ -188,7 +191,7 @@ class TrtNetworkHelper:
         self.sources[name] = weight
         return self.addDequantize(stored, scales, f"{name}.dequantized", axis=len(x.shape) - 1)
 
-    # quantization: explicit, symmetric
+    # explicit, symmetric quantization (Q/DQ)
 
     def addQuantize(
         self, x: trt.ITensor, scale: float | np.ndarray, name: str, dtype: trt.DataType, axis: int | None = None
@@ -200,13 +203,13 @@ class TrtNetworkHelper:
             scale: one number, or with ``axis`` one for each slice along it.
             name: the layer's name.
             dtype: INT8 or FP8.
-            axis: see ``scale``.
+            axis: the axis of several scales; None for one scale.
         """
         scales = self._scales(scale, f"{name}.scale")
         layer = self.network.add_quantize(x, scales, dtype)
         if layer is not None and axis is not None:
             layer.axis = axis
-        return self._finish(layer, name, [x, scales])
+        return self._check_layer(layer, name, [x, scales])
 
     def addDequantize(
         self, q: trt.ITensor, scale: float | np.ndarray, name: str, axis: int | None = None
@@ -216,20 +219,30 @@ class TrtNetworkHelper:
         layer = self.network.add_dequantize(q, scales, self.dtype)
         if layer is not None and axis is not None:
             layer.axis = axis
-        return self._finish(layer, name, [q, scales])
+        return self._check_layer(layer, name, [q, scales])
 
-    def addQuantizedRange(self, x: trt.ITensor, largest: float, dtype: trt.DataType) -> trt.ITensor:
-        """x quantized, ``largest`` becoming the type's largest value, and dequantized: TensorRT runs a product of two
-        such tensors in ``dtype``. Made once for each tensor, however many products read it."""
+    def addQuantizedRange(self, x: trt.ITensor, amax: float, dtype: trt.DataType) -> trt.ITensor:
+        """Quantizes and dequantizes x (Q/DQ): TensorRT runs a product of two such tensors in ``dtype``.
+
+        The layers are added once for each x, however many products read it.
+
+        Args:
+            x: any shape.
+            amax: the absolute value that is mapped to the type's largest value; values beyond it are clipped.
+            dtype: INT8 or FP8.
+
+        Returns:
+            x, rounded to multiples of the scale, in the helper's type.
+        """
         key = (x.name, dtype)
-        if key not in self._ranged:
-            scale = largest / element_type(dtype).largest
+        if key not in self._dequantized:
+            scale = amax / element_type(dtype).largest
             q = self.addQuantize(x, scale, f"{x.name}.quantized", dtype)
-            self._ranged[key] = self.addDequantize(q, scale, f"{x.name}.dequantized")
-        return self._ranged[key]
+            self._dequantized[key] = self.addDequantize(q, scale, f"{x.name}.dequantized")
+        return self._dequantized[key]
 
     def _scales(self, scale: float | np.ndarray, name: str) -> trt.ITensor:
-        """Scales are fp32 whatever the network's type: those of small weights would lose digits in fp16."""
+        """Scales are fp32 in any network: the scales of small weights would lose digits in fp16."""
         values = np.asarray(scale, np.float32)
         return self.addConstant(values, name, trt.DataType.FLOAT, values.shape)
 
@@ -241,7 +254,7 @@ class TrtNetworkHelper:
 
     def addEmbedding(self, indices: trt.ITensor, table: trt.ITensor, name: str) -> trt.ITensor:
         """Rows of a table: indices (...) and table (rows, H) -> (..., H)."""
-        return self._finish(self.network.add_gather(table, indices, 0), name, [table, indices])
+        return self._check_layer(self.network.add_gather(table, indices, 0), name, [table, indices])
 
     # activations
 
@@ -255,18 +268,18 @@ class TrtNetworkHelper:
         Args:
             x: any shape.
             name: the module's name.
-            kind: ``erf``: Φ by the error function, what BERT uses; ``tanh``: the paper's approximation, which
-                GPT-2 uses; ``decomposed``: the same as ``erf``, from elementary layers.
+            kind: ``erf``: Φ by the error function, as in BERT; ``tanh``: the paper's approximation, as in GPT-2;
+                ``decomposed``: the same as ``erf``, from elementary layers.
         """
         if kind == "decomposed":
             return self._addDecomposedGELU(x, name)
         kinds = {"erf": trt.ActivationType.GELU_ERF, "tanh": trt.ActivationType.GELU_TANH}
         if kind not in kinds:
             raise ValueError(f"GELU kind {kind!r}; expected one of {', '.join(GELU_KINDS)}")
-        return self._finish(self.network.add_activation(x, kinds[kind]), name, [x])
+        return self._check_layer(self.network.add_activation(x, kinds[kind]), name, [x])
 
     def _addDecomposedGELU(self, x: trt.ITensor, name: str) -> trt.ITensor:
-        """x/2 · (1 + erf(x / √2)), each operation a layer of its own."""
+        """x/2 · (1 + erf(x / √2)), with a layer for each operation."""
         scaled = self.addScale(x, 1 / math.sqrt(2), f"{name}.gelu_scale")
         erf = self._unary(scaled, trt.UnaryOperation.ERF, f"{name}.gelu_erf")
         shifted = self.addShift(erf, 1.0, f"{name}.gelu_add")
@@ -277,11 +290,11 @@ class TrtNetworkHelper:
 
     def addReLU(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """max(x, 0)."""
-        return self._finish(self.network.add_activation(x, trt.ActivationType.RELU), name, [x])
+        return self._check_layer(self.network.add_activation(x, trt.ActivationType.RELU), name, [x])
 
     def addTanh(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """Hyperbolic tangent."""
-        return self._finish(self.network.add_activation(x, trt.ActivationType.TANH), name, [x])
+        return self._check_layer(self.network.add_activation(x, trt.ActivationType.TANH), name, [x])
 
     def addLog(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """Natural logarithm."""
@@ -295,18 +308,18 @@ class TrtNetworkHelper:
         Args:
             x: any shape.
             name: the module's name.
-            axis: where the results sum to 1.
-            bias: fp32, added to x before; broadcasts. An attention mask: 0, or very negative where nothing may be
-                looked at.
+            axis: the axis along which the results sum to 1.
+            bias: fp32, added to x before the softmax; it broadcasts. An attention mask is 0, or a large negative
+                number for masked tokens.
         """
-        wide = self.addCast(x, trt.DataType.FLOAT, f"{name}.wide")
+        scores = self.addCast(x, trt.DataType.FLOAT, f"{name}.input_fp32")
         if bias is not None:
-            wide = self.addAdd(wide, bias, f"{name}.masked")
-        layer = self.network.add_softmax(wide)
+            scores = self.addAdd(scores, bias, f"{name}.masked")
+        layer = self.network.add_softmax(scores)
         if layer is not None:
             layer.axes = 1 << (axis % len(x.shape))
-        narrow = x.dtype != trt.DataType.FLOAT
-        probabilities = self._finish(layer, f"{name}.fp32" if narrow else name, [wide])
+        needs_cast = x.dtype != trt.DataType.FLOAT
+        probabilities = self._check_layer(layer, f"{name}.fp32" if needs_cast else name, [scores])
         return self.addCast(probabilities, x.dtype, name)
 
     def addAttention(
@@ -318,21 +331,21 @@ class TrtNetworkHelper:
         mask: trt.ITensor | None = None,
         cu_seqlens: trt.ITensor | None = None,
     ) -> trt.ITensor:
-        """softmax(query · keyᵀ) · value for each head, by TensorRT's own attention: one kernel where it has one.
+        """softmax(query · keyᵀ) · value for each head, by TensorRT's own attention layer.
 
-        TensorRT does not scale the scores: the query comes divided by √D.
+        TensorRT does not scale the scores: the caller divides the query by √D.
 
         Args:
-            query: padded (B, N, S, D), or packed (T, N, D): all sequences one after another.
-            key: likewise.
-            value: likewise.
+            query: padded (B, N, S, D), or packed (T, N, D), all sequences one after another.
+            key: as the query.
+            value: as the query.
             name: the module's name.
-            mask: of a padded batch: bool (B, N, S, S), B and N may be 1; true where the query may look at the key.
-            cu_seqlens: of a packed batch: int32 (B + 1,), where each sequence begins, and T. See
+            mask: for a padded batch, bool (B, N, S, S), B and N may be 1: true where the query may attend to the key.
+            cu_seqlens: for a packed batch, int32 (B + 1,), the running sum of the lengths, from 0 to T. See
                 ``has_packed_attention``.
 
         Returns:
-            As the query.
+            The context, in the shape of the query.
 
         Raises:
             UserError: the installed TensorRT has no attention, or none in packed form.
@@ -340,16 +353,16 @@ class TrtNetworkHelper:
         """
         check_attention()
         network: Any = self.network
-        newer: Any = trt  # TensorRT 10.13, whose types are checked, has none of this
+        newer: Any = trt  # types are checked against TensorRT 10.13, which has no attention
         inputs, softmax = [query, key, value], newer.AttentionNormalizationOp.SOFTMAX
         if hasattr(network, "add_attention_v2"):
             attention = network.add_attention_v2(*inputs, softmax, newer.CausalMaskKind.NONE)
         else:  # TensorRT 10.14 to 10.16
             attention = network.add_attention(*inputs, softmax, causal=False)
         if attention is None:
-            return self._finish(None, name, inputs)
-        # TensorRT takes a fused kernel if it has one for the type, the head size and the GPU; the plan is then the
-        # same byte for byte. Without this permission it refuses the rest, fp32 for one.
+            return self._check_layer(None, name, inputs)
+        # Allows TensorRT to decompose the layer where it has no fused kernel for the type, the head size and the GPU;
+        # without this it refuses such layers, for example in fp32. Where it has a kernel, the plan is the same.
         attention.decomposable = True
         if mask is not None:
             attention.mask = mask
@@ -357,10 +370,10 @@ class TrtNetworkHelper:
         if cu_seqlens is not None:
             self._pack_attention(attention, cu_seqlens, name)
             inputs.append(cu_seqlens)
-        return self._finish(attention, name, inputs)
+        return self._check_layer(attention, name, inputs)
 
     def _pack_attention(self, attention: Any, cu_seqlens: trt.ITensor, name: str) -> None:
-        """Says that an attention's inputs are (T, N, D)."""
+        """Sets an attention layer to packed inputs, (T, N, D)."""
         if not hasattr(attention, "query_form"):
             raise UserError(
                 f"{tensorrt_product.describe()} has no attention in packed form; TensorRT has it from 11.0 on"
@@ -370,8 +383,8 @@ class TrtNetworkHelper:
         try:
             attention.query_lengths = attention.key_value_lengths = cu_seqlens
         except RuntimeError as error:
-            told = self.log.take_errors()
-            raise LayerError(f"layer {name!r} refuses {describe_tensor(cu_seqlens)}. TensorRT: {told}") from error
+            message = self.log.take_errors()
+            raise LayerError(f"layer {name!r} refuses {describe_tensor(cu_seqlens)}. TensorRT: {message}") from error
 
     # normalisation
 
@@ -386,42 +399,42 @@ class TrtNetworkHelper:
     ) -> trt.ITensor:
         """(x − mean) / √(variance + epsilon) · gamma + beta over the last axis (Ba et al., arXiv:1607.06450).
 
-        Statistics are computed in fp32 whatever the type: squares of fp16 values overflow from 256 on.
+        Mean and variance are computed in fp32 for every type: squares of fp16 values overflow from 256 on.
 
         Args:
             x: (..., H), the helper's type or fp32.
             gamma: (H,).
             beta: (H,).
-            epsilon: BERT: 1e-12.
+            epsilon: added to the variance; 1e-12 in BERT.
             name: the module's name.
-            kernel: ``native``: TensorRT's own layer; ``basic``, ``fused`` or ``fast``: that kernel of the LayerNorm
-                plugin.
+            kernel: ``native`` for TensorRT's own layer; ``basic``, ``fused`` or ``fast`` for this kernel of the
+                LayerNorm plugin.
 
         Returns:
             (..., H) in the helper's type.
         """
         if kernel != "native":
             return self._addLayerNormPlugin(x, gamma, beta, epsilon, name, kernel)
-        wide = self.addCast(x, trt.DataType.FLOAT, f"{name}.wide")
+        x_fp32 = self.addCast(x, trt.DataType.FLOAT, f"{name}.input_fp32")
         scale = self.addConstant(gamma, f"{name}.weight", trt.DataType.FLOAT, _as_rank(gamma.shape, x))
         shift = self.addConstant(beta, f"{name}.bias", trt.DataType.FLOAT, _as_rank(beta.shape, x))
         network: Any = self.network
-        # The first is deprecated since TensorRT 10.15 in favour of v2, which 10.13 does not have. For a layer norm
-        # they are the same; only the shapes of group norm differ.
+        # add_normalization is deprecated since TensorRT 10.15 in favour of v2, which 10.13 does not have. For a layer
+        # norm both are the same; they differ only in the shapes of group norm.
         has_v2 = hasattr(network, "add_normalization_v2")
         add_normalization = network.add_normalization_v2 if has_v2 else network.add_normalization
-        layer = add_normalization(wide, scale, shift, 1 << (len(x.shape) - 1))
+        layer = add_normalization(x_fp32, scale, shift, 1 << (len(x.shape) - 1))
         if layer is not None:
             layer.epsilon = epsilon
-        narrow = self.dtype != trt.DataType.FLOAT
-        y = self._finish(layer, f"{name}.fp32" if narrow else name, [wide, scale, shift])
+        needs_cast = self.dtype != trt.DataType.FLOAT
+        y = self._check_layer(layer, f"{name}.fp32" if needs_cast else name, [x_fp32, scale, shift])
         return self.addCast(y, self.dtype, name)
 
     def _addLayerNormPlugin(
         self, x: trt.ITensor, gamma: np.ndarray, beta: np.ndarray, epsilon: float, name: str, kernel: str
     ) -> trt.ITensor:
         """The plugin reads and writes the helper's type; gamma and beta stay fp32."""
-        x = self.addCast(x, self.dtype, f"{name}.narrow")
+        x = self.addCast(x, self.dtype, f"{name}.input")
         scale = self.addConstant(gamma, f"{name}.weight", trt.DataType.FLOAT)
         shift = self.addConstant(beta, f"{name}.bias", trt.DataType.FLOAT)
         layer = PluginLayer(
@@ -449,21 +462,21 @@ class TrtNetworkHelper:
     ) -> tuple[trt.ITensor, ...]:
         """LN(x + skip + bias) by the SkipLayerNorm plugin.
 
-        The sum is fp32 inside the kernel: in fp16 it would be the first to overflow in a trained BERT.
+        The kernel computes the sum in fp32: in a trained BERT it would be the first value to overflow fp16.
 
         Args:
             x: (..., H), the helper's type, or int8 with ``x_scale``.
-            skip: (..., H), likewise.
+            skip: (..., H), the helper's type, or int8 with ``skip_scale``.
             gamma: (H,).
             beta: (H,).
-            epsilon: BERT: 1e-12.
+            epsilon: added to the variance; 1e-12 in BERT.
             name: the module's name.
-            bias: (H,), of the linear layer that made x, or None.
-            x_scale: x is int8, real value = int8 · scale; 0: x is floating.
-            skip_scale: likewise.
-            output_scale: scale of an int8 output; 0: there is none.
-            outputs: ``y``: one output, int8 if there is a scale for it; ``both``: y in the helper's type, then int8.
-            constant_weights: the kernel may read gamma, beta and bias before the layer in front of it has ended.
+            bias: (H,), the bias of the linear layer that computed x, or None.
+            x_scale: the scale of an int8 x, value = int8 · scale; 0 for a floating-point x.
+            skip_scale: the scale of an int8 skip; 0 for a floating-point skip.
+            output_scale: the scale of an int8 output; 0 for no int8 output.
+            outputs: ``y`` for one output, int8 if it has a scale; ``both`` for y in the helper's type, then int8.
+            constant_weights: the kernel may read gamma, beta and bias before the previous layer has finished.
 
         Returns:
             The outputs, each (..., H).
@@ -471,7 +484,7 @@ class TrtNetworkHelper:
         scales = {"x_scale": x_scale, "skip_scale": skip_scale, "output_scale": output_scale}
         given = {key: scale for key, scale in scales.items() if scale}
         fields = {"epsilon": epsilon, **given, "outputs": outputs, "constant_weights": int(constant_weights)}
-        if x_scale and skip_scale:  # else the type of the floating input says it
+        if x_scale and skip_scale:  # otherwise the output has the type of the floating-point input
             fields["output_type"] = element_type(self.dtype).name
         inputs = [
             tensor if scale else self.addCast(tensor, self.dtype, f"{name}.{side}")
@@ -485,8 +498,8 @@ class TrtNetworkHelper:
         ]
         floating = (self.dtype,) if outputs == "both" or not output_scale else ()
         dtypes = (*floating, trt.DataType.INT8) if output_scale else floating
-        made = tuple((dtype, as_tuple(x.shape)) for dtype in dtypes)
-        return self.addPlugin(PluginLayer(name, "SkipLayerNorm", fields, made), inputs)
+        output_types = tuple((dtype, as_tuple(x.shape)) for dtype in dtypes)
+        return self.addPlugin(PluginLayer(name, "SkipLayerNorm", fields, output_types), inputs)
 
     def addEmbLayerNorm(
         self,
@@ -500,11 +513,11 @@ class TrtNetworkHelper:
         """LN(word + position + type) by the EmbLayerNorm plugin.
 
         Args:
-            ids: input_ids, token_type_ids and position_ids, int32 (...). An id outside its table makes its row NaN.
-            tables: of words (V, H), positions (P, H) and token types (Y, H), in the helper's type.
+            ids: input_ids, token_type_ids and position_ids, int32 (...). The row of an id outside its table is NaN.
+            tables: the tables of words (V, H), positions (P, H) and token types (Y, H), in the helper's type.
             gamma: (H,).
             beta: (H,).
-            epsilon: BERT: 1e-12.
+            epsilon: added to the variance; 1e-12 in BERT.
             name: the module's name.
 
         Returns:
@@ -512,8 +525,8 @@ class TrtNetworkHelper:
         """
         scale = self.addConstant(gamma, f"{name}.weight", trt.DataType.FLOAT)
         shift = self.addConstant(beta, f"{name}.bias", trt.DataType.FLOAT)
-        made = ((self.dtype, (*as_tuple(ids[0].shape), len(gamma))),)
-        layer = PluginLayer(name, "EmbLayerNorm", {"epsilon": epsilon}, made)
+        output_types = ((self.dtype, (*as_tuple(ids[0].shape), len(gamma))),)
+        layer = PluginLayer(name, "EmbLayerNorm", {"epsilon": epsilon}, output_types)
         (y,) = self.addPlugin(layer, [*ids, *tables, scale, shift])
         return y
 
@@ -531,17 +544,17 @@ class TrtNetworkHelper:
         """softmax(Q Kᵀ / √D) V for each head by the QkvToContext plugin.
 
         Args:
-            qkv: Q, K and V side by side: single (S, 3 H), padded (B, S, 3 H), packed (T, 3 H).
+            qkv: Q, K and V concatenated: single (S, 3 H), padded (B, S, 3 H), packed (T, 3 H).
             num_heads: N; D = H / N is 32, 64 or 128.
             name: the module's name.
             layout: single, padded or packed.
             lengths: padded: the attention mask, int32 (B, S); packed: cu_seqlens, int32 (B + 1,).
-            qkv_scale: scale of an int8 ``qkv``; 0: it is floating.
-            output_scale: scale of an int8 output; 0: it is floating.
-            output: the output's type where qkv is int8 and the output is not.
+            qkv_scale: the scale of an int8 ``qkv``; 0 for a floating-point one.
+            output_scale: the scale of an int8 output; 0 for a floating-point one.
+            output: the type of a floating-point output where qkv is int8.
 
         Returns:
-            As ``qkv``, with H for 3 H.
+            The context: the shape of ``qkv`` with H in place of 3 H.
         """
         fields: dict[str, float | int | str] = {"num_heads": num_heads, "layout": layout}
         fields |= {"qkv_scale": qkv_scale} if qkv_scale else {}
@@ -569,38 +582,38 @@ class TrtNetworkHelper:
             x: (..., in) in the helper's type, fp16 or bf16.
             weight: (in, out).
             bias: (out,), or None.
-            name: the module's name, for its parameters.
-            layer_name: the layer's name, such as that of the activation; default: ``name``.
-            activation: ``none`` or ``gelu``, by the error function.
-            constant_weight: the kernel may read the weight before the layer in front of it has ended.
+            name: the module's name, which begins the names of its parameters.
+            layer_name: the layer's name, for example the activation's; default: ``name``.
+            activation: ``none``, or ``gelu`` by the error function.
+            constant_weight: the kernel may read the weight before the previous layer has finished.
 
         Returns:
             (..., out).
         """
-        inputs = [x, self.addConstant(weight.T, f"{name}.weight")]  # (out, in), as the plugin reads it
+        inputs = [x, self.addConstant(weight.T, f"{name}.weight")]  # (out, in), the plugin's order
         if bias is not None:
             inputs.append(self.addConstant(bias, f"{name}.bias"))
         fields = {"activation": activation, "constant_weight": int(constant_weight)}
-        made = ((self.dtype, (*as_tuple(x.shape)[:-1], weight.shape[1])),)
-        (y,) = self.addPlugin(PluginLayer(layer_name or name, "Linear", fields, made), inputs)
+        output_types = ((self.dtype, (*as_tuple(x.shape)[:-1], weight.shape[1])),)
+        (y,) = self.addPlugin(PluginLayer(layer_name or name, "Linear", fields, output_types), inputs)
         return y
 
     def addPlugin(self, layer: PluginLayer, inputs: Sequence[trt.ITensor]) -> tuple[trt.ITensor, ...]:
-        """A plugin layer: its outputs, called by the layer's name, ``name.1`` and so on.
+        """Adds a plugin layer. Its outputs have the layer's name, ``name.1`` and so on.
 
         Raises:
-            LayerError: TensorRT refuses it.
-            ValueError: the helper makes no plugins, or this layer was not recorded, see bert_trt/recording.py.
+            LayerError: TensorRT refuses the layer.
+            ValueError: the helper has no ``plugins``, or this layer was not recorded, see bert_trt/recording.py.
         """
         if self.plugins is None:
             raise ValueError(f"no plugin library for layer {layer.name!r}: define the network by define_network")
         self.plugin_layers[layer.name] = layer
         added = self.plugins.add(layer, inputs)
-        outputs = [self._finish(added, layer.name, inputs)]
-        assert added is not None  # _finish has raised
-        for place in range(1, added.num_outputs):
-            outputs.append(added.get_output(place))
-            outputs[place].name = f"{layer.name}.{place}"
+        outputs = [self._check_layer(added, layer.name, inputs)]
+        assert added is not None  # otherwise _check_layer has raised
+        for index in range(1, added.num_outputs):
+            outputs.append(added.get_output(index))
+            outputs[index].name = f"{layer.name}.{index}"
         return tuple(outputs)
 
     # arithmetic
@@ -624,23 +637,23 @@ class TrtNetworkHelper:
         return self.addAdd(x, self._scalar(summand, x, f"{name}.summand"), name)
 
     def addLess(self, a: trt.ITensor, b: trt.ITensor, name: str) -> trt.ITensor:
-        """Whether a < b, as booleans; axes of length 1 broadcast."""
+        """a < b as booleans; axes of length 1 broadcast."""
         return self._elementwise(a, b, trt.ElementWiseOperation.LESS, name)
 
     def addEqual(self, a: trt.ITensor, b: trt.ITensor, name: str) -> trt.ITensor:
-        """Whether a = b, as booleans; axes of length 1 broadcast."""
+        """a = b as booleans; axes of length 1 broadcast."""
         return self._elementwise(a, b, trt.ElementWiseOperation.EQUAL, name)
 
     def addSum(self, x: trt.ITensor, axis: int, name: str) -> trt.ITensor:
-        """The sum along one axis, which goes away."""
+        """The sum along one axis, without that axis."""
         layer = self.network.add_reduce(x, trt.ReduceOperation.SUM, 1 << axis, keep_dims=False)
-        return self._finish(layer, name, [x])
+        return self._check_layer(layer, name, [x])
 
     def addRunningSum(self, x: trt.ITensor, name: str) -> trt.ITensor:
-        """The sum of all elements up to each one, itself included, along the first axis."""
+        """The inclusive cumulative sum along the first axis."""
         axis = self.addConstant(np.zeros((), np.int32), f"{name}.axis", trt.DataType.INT32, ())
         layer = self.network.add_cumulative(x, axis, trt.CumulativeOperation.SUM, exclusive=False, reverse=False)
-        return self._finish(layer, name, [x])
+        return self._check_layer(layer, name, [x])
 
     # types and shapes
 
@@ -648,10 +661,10 @@ class TrtNetworkHelper:
         """x in another type; x itself if it has that type already."""
         if x.dtype == dtype:
             return x
-        return self._finish(self.network.add_cast(x, dtype), name, [x])
+        return self._check_layer(self.network.add_cast(x, dtype), name, [x])
 
     def addReshape(self, x: trt.ITensor, shape: Sequence[int], name: str) -> trt.ITensor:
-        """x in another shape; 0 keeps the axis of x in that place, one -1 is worked out."""
+        """x in another shape; 0 keeps the length of x's axis at that index, and TensorRT infers one -1."""
         return self.addShuffle(x, name, shape=shape)
 
     def addShuffle(
@@ -662,7 +675,7 @@ class TrtNetworkHelper:
         shape: Sequence[int] | None = None,
         second_transpose: Sequence[int] | None = None,
     ) -> trt.ITensor:
-        """Transpose, reshape and transpose again, each optional, in one layer."""
+        """Transposes, reshapes and transposes again in one layer; each of the three is optional."""
         layer = self.network.add_shuffle(x)
         if layer is not None:
             if first_transpose is not None:
@@ -671,34 +684,34 @@ class TrtNetworkHelper:
                 layer.reshape_dims = trt.Dims(list(shape))
             if second_transpose is not None:
                 layer.second_transpose = trt.Permutation(list(second_transpose))
-        return self._finish(layer, name, [x])
+        return self._check_layer(layer, name, [x])
 
-    # what every method above goes through
+    # helpers of the methods above
 
     def _elementwise(
         self, a: trt.ITensor, b: trt.ITensor, operation: trt.ElementWiseOperation, name: str
     ) -> trt.ITensor:
-        return self._finish(self.network.add_elementwise(a, b, operation), name, [a, b])
+        return self._check_layer(self.network.add_elementwise(a, b, operation), name, [a, b])
 
     def _unary(self, x: trt.ITensor, operation: trt.UnaryOperation, name: str) -> trt.ITensor:
-        return self._finish(self.network.add_unary(x, operation), name, [x])
+        return self._check_layer(self.network.add_unary(x, operation), name, [x])
 
     def _scalar(self, value: float, like: trt.ITensor, name: str) -> trt.ITensor:
         """A constant of x's type that broadcasts over x."""
         return self.addConstant(np.full((1,) * len(like.shape), value, np.float32), name, like.dtype)
 
-    def _finish(self, layer: trt.ILayer | None, name: str, inputs: Sequence[trt.ITensor]) -> trt.ITensor:
-        """Names the layer and its output and checks that TensorRT accepts it.
+    def _check_layer(self, layer: trt.ILayer | None, name: str, inputs: Sequence[trt.ITensor]) -> trt.ITensor:
+        """Names the layer and its output, and checks that TensorRT accepts the layer.
 
         Raises:
-            LayerError: it does not.
+            LayerError: TensorRT refuses the layer.
         """
         given = "; ".join(describe_tensor(tensor) for tensor in inputs) or "none"
         if layer is None:
             raise LayerError(f"layer {name!r} refused. Inputs: {given}. TensorRT: {self.log.take_errors()}")
         layer.name = name
         output = layer.get_output(0)
-        if shape_of(output) is None:  # this is where TensorRT checks shapes and types
+        if shape_of(output) is None:  # reading the shape makes TensorRT check shapes and types
             raise LayerError(f"layer {name!r} is wrong. Inputs: {given}. TensorRT: {self.log.take_errors()}")
         output.name = name
         return output
@@ -720,12 +733,12 @@ def check_attention() -> None:
 def has_packed_attention(dtype: trt.DataType) -> bool:
     """Whether TensorRT can run its attention on a packed batch: in fp16 and bf16, the full product from 11.0 on.
 
-    There is no decomposition of it, so that a fused kernel must exist. RTX 1.7.1 takes such a layer and then finds no
-    kernel for any of its GPUs and types.
+    TensorRT cannot decompose a packed attention and needs a fused kernel for it. RTX 1.7.1 accepts such a layer and
+    then finds no kernel for any GPU and type.
     """
     return not IS_RTX and dtype != trt.DataType.FLOAT and hasattr(getattr(trt, "IAttention", None), "query_form")
 
 
 def _as_rank(shape: Sequence[int], like: trt.ITensor) -> tuple[int, ...]:
-    """``shape`` with axes of length 1 in front, as many axes as ``like`` has: TensorRT broadcasts no other way."""
+    """``shape`` with leading axes of length 1, up to the rank of ``like``: TensorRT only broadcasts equal ranks."""
     return (1,) * (len(like.shape) - len(shape)) + tuple(shape)

@@ -91,7 +91,7 @@ def run(runner: NetworkRunner, name: str, sentences: Sequence[Sentence], batchin
     answers: dict[int, np.ndarray] = {}
     for made in make_batches(sentences, batching, SequenceRange(1, longest, longest), batch):
         output = runner.run(made.inputs)[name].cpu().numpy()
-        answers |= dict(zip(made.sentences, made.split(output), strict=True))
+        answers |= dict(zip(made.sequences, made.split(output), strict=True))
     return [answers[place] for place in range(len(sentences))]
 
 

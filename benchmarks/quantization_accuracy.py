@@ -52,7 +52,7 @@ from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
 
 COUNTS = (8, 32, 128, 512)
-STRENGTHS = (None, 0.7)
+ALPHAS = (None, 0.7)
 EVALUATED = 200
 CAPITAL_QUESTIONS = 400
 
@@ -69,13 +69,11 @@ def methods_and_counts(folder: ModelFolder, device: str) -> list[dict[str, Any]]
         subject = CalibrationContext(folder, products, sentences, data.path, assemble, log, device)
         settings = CalibrationSettings(sentences=count, smoothing=None)
         plain = subject.observe(settings, {})
-        for strength in STRENGTHS:
-            smoothing = subject.smoothing(settings, plain, strength) if strength else {}
-            with log_console.status(f"{folder.path}: {count} sentences, smoothing {strength}"):
+        for alpha in ALPHAS:
+            smoothing = subject.smoothing(settings, plain, alpha) if alpha else {}
+            with log_console.status(f"{folder.path}: {count} sentences, smoothing {alpha}"):
                 results += [
-                    measure_method(
-                        subject, evaluation, replace(settings, method=method, smoothing=strength), smoothing
-                    )
+                    measure_method(subject, evaluation, replace(settings, method=method, smoothing=alpha), smoothing)
                     for method in METHODS
                 ]
     return results

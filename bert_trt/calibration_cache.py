@@ -1,4 +1,6 @@
-"""The calibration cache: ranges of an earlier run, valid only for the same model, sentences and settings."""
+"""The calibration cache: a JSON file with the ranges of an earlier run, valid only for the same model, sentences and
+settings, which its fingerprint identifies.
+"""
 
 from __future__ import annotations
 
@@ -23,34 +25,40 @@ CACHE_REMEDY = "it is made again by itself"
 
 
 def fingerprint(folder: ModelFolder, sentences: Sequence[Sentence], settings: CalibrationSettings) -> dict[str, Any]:
-    """Everything that a calibration depends on: if all of it is the same, so are the ranges."""
-    words = hashlib.sha256()
+    """Everything that the ranges depend on: hashes of the model and of the sentences, and the settings."""
+    tokens = hashlib.sha256()
     for sentence in sentences:
-        words.update(np.int32(len(sentence.ids)).tobytes() + sentence.ids.astype("<i4").tobytes())
+        tokens.update(np.int32(len(sentence.ids)).tobytes() + sentence.ids.astype("<i4").tobytes())
         if sentence.types.any():
-            words.update(sentence.types.astype("<i4").tobytes())
+            tokens.update(sentence.types.astype("<i4").tobytes())
     return {
         "format": CACHE_FORMAT,
         "weights": _file_hash(folder.path / DATA_NAME),
         "configuration": _file_hash(folder.path / CONFIG_NAME),
-        "calibration sentences": words.hexdigest(),
+        "calibration sentences": tokens.hexdigest(),
         **{f"setting {key}": value for key, value in json.loads(json.dumps(settings.used())).items()},
     }
 
 
 def _file_hash(path: Path) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
             while block := file.read(2**20):
-                found.update(block)
+                digest.update(block)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; write it again with model2onnx.py") from error
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
 def read_cache(path: Path, wanted: Mapping[str, Any], settings: CalibrationSettings) -> Calibration | None:
-    """The calibration in the cache if it is exactly the wanted one. Says why if it is not."""
+    """The calibration in the cache if its fingerprint is ``wanted``; else None, after a message that says why.
+
+    Args:
+        path: the cache file.
+        wanted: the fingerprint that the calibration must have.
+        settings: the settings of the calibration.
+    """
     if not path.exists():
         return None
     try:
@@ -59,51 +67,51 @@ def read_cache(path: Path, wanted: Mapping[str, Any], settings: CalibrationSetti
             return None
         if not isinstance(entry, dict):
             raise ValueError(f"its {settings.kind} part is {entry!r}")
-        found, ranges, maxima = entry["fingerprint"], entry["ranges"], entry["largest values"]
+        cached, ranges, amax = entry["fingerprint"], entry["ranges"], entry["largest values"]
         smoothing = {name: np.array(values, np.float32) for name, values in entry["smoothing"].items()}
-        if not isinstance(found, dict):
-            raise ValueError(f"its fingerprint is {found!r}")
-        _check_values(ranges, maxima, smoothing)
+        if not isinstance(cached, dict):
+            raise ValueError(f"its fingerprint is {cached!r}")
+        _check_values(ranges, amax, smoothing)
     except (UserError, AttributeError, LookupError, TypeError, ValueError) as error:
         warn(f"{path} is damaged ({error}); calibrating again")
         return None
-    changed = [key for key in wanted if key not in found or found[key] != wanted[key]]  # others are not read
+    changed = [key for key in wanted if key not in cached or cached[key] != wanted[key]]  # other keys do not matter
     if changed:
-        told = ", ".join(_tell_change(key, found.get(key), wanted.get(key)) for key in changed)
-        log_console.print(f"{path} does not fit any more, calibrating again. Changed: {told}", soft_wrap=True)
+        changes = ", ".join(_describe_change(key, cached.get(key), wanted.get(key)) for key in changed)
+        log_console.print(f"{path} does not fit any more, calibrating again. Changed: {changes}", soft_wrap=True)
         return None
-    return Calibration(settings, ranges, maxima, smoothing)
+    return Calibration(settings, ranges, amax, smoothing)
 
 
-def _check_values(ranges: Any, maxima: Any, smoothing: Mapping[str, np.ndarray]) -> None:
-    """Raises ValueError where values cannot be those of a calibration."""
-    for title, values in (("ranges", ranges), ("largest values", maxima)):
+def _check_values(ranges: Any, amax: Any, smoothing: Mapping[str, np.ndarray]) -> None:
+    """Checks the values of a cached calibration; raises ValueError if they are invalid."""
+    for title, values in (("ranges", ranges), ("largest values", amax)):
         if not isinstance(values, dict):
             raise ValueError(f"its {title} are {values!r}")
         for name, value in values.items():
             if not isinstance(value, float) or not 0 < value < math.inf:
                 raise ValueError(f"its {title} hold {value!r} for {name!r}, expected a number greater than 0")
-    if set(ranges) != set(maxima):
+    if set(ranges) != set(amax):
         raise ValueError("its ranges and its largest values are of different tensors")
-    for name, divisors in smoothing.items():
-        if f"{name}.smoothed" not in ranges or divisors.ndim != 1 or not (divisors > 0).all():
+    for name, factors in smoothing.items():
+        if f"{name}.smoothed" not in ranges or factors.ndim != 1 or not (factors > 0).all():
             raise ValueError(f"its smoothing of {name!r} is not that of a tensor with a range")
 
 
-def _tell_change(key: str, before: Any, now: Any) -> str:
+def _describe_change(key: str, before: Any, now: Any) -> str:
     return f"{key} ({before} -> {now})" if key.startswith("setting ") else key
 
 
 def write_cache(path: Path, calibration: Calibration, belongs_to: Mapping[str, Any]) -> None:
-    """Puts the calibration into the cache, beside that of the other kind."""
+    """Writes the calibration and its fingerprint ``belongs_to`` to the cache, beside the entry of the other kind."""
     try:
         entries = {key: value for key, value in read_json(path, CACHE_REMEDY).items() if key in QUANTIZED_PRECISIONS}
     except UserError:
-        entries = {}  # missing, or damaged, which read_cache has said
+        entries = {}  # the file is missing, or damaged, of which read_cache has warned
     entry = {
         "fingerprint": dict(belongs_to),
         "ranges": calibration.ranges,
-        "largest values": calibration.maxima,
+        "largest values": calibration.amax,
         "smoothing": {name: values.tolist() for name, values in calibration.smoothing.items()},
     }
     entries[calibration.settings.kind] = entry
@@ -118,12 +126,12 @@ def calibrate_cached(
     cache: Path,
     make: Callable[[], Calibration],
 ) -> Calibration:
-    """The calibration from the cache if everything matches, else what ``make`` returns, which is then cached."""
+    """Returns the calibration in the cache if its fingerprint matches; else calls ``make`` and caches its result."""
     belongs_to = fingerprint(folder, sentences, settings)
-    found = read_cache(cache, belongs_to, settings)
-    if found is not None:
+    cached = read_cache(cache, belongs_to, settings)
+    if cached is not None:
         log_console.print(f"ranges from {cache}: model, sentences and settings are the same", soft_wrap=True)
-        return found
-    made = make()
-    write_cache(cache, made, belongs_to)
-    return made
+        return cached
+    calibration = make()
+    write_cache(cache, calibration, belongs_to)
+    return calibration

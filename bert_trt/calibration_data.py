@@ -1,4 +1,6 @@
-"""The sentences to calibrate and to measure on: a text file, parted, in batches without padding."""
+"""The calibration data: reads a text file, divides it into sentences for calibration and for measuring the error, and
+puts sentences of one length into batches without padding.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,18 @@ from bert_trt.console import UserError, warn
 from bert_trt.model_files import INPUT_NAMES, MASK_NAME, ModelFolder
 from bert_trt.sentences import Sentence, load_tokenizer, read_sentences
 
-UNKNOWN_SHARE = 0.05  # of the tokens; a tokenizer that was made for the text has less than 1 %
-BATCH_TOKENS = 4096  # sentences of one length are run together, up to so many tokens
+UNKNOWN_SHARE = 0.05  # a larger share of [UNK] tokens is warned of; a tokenizer that suits the text has less than 1 %
+BATCH_TOKENS = 4096  # the most tokens in a batch
 
 
 @dataclass(frozen=True)
 class Data:
-    """The sentences of a file, parted.
+    """The sentences of a file, in two parts.
 
     Attributes:
         path: the file.
-        calibration: those to calibrate on.
-        evaluation: others, to measure the error on.
+        calibration: the sentences to calibrate on.
+        evaluation: other sentences, to measure the error on.
         mask_id: the id of [MASK]; None if the tokenizer has none.
     """
 
@@ -35,13 +37,13 @@ class Data:
 
 
 def read_data(folder: ModelFolder, path: Path, wanted: int, evaluation: int) -> Data:
-    """Reads the calibration file and parts it; both parts are spread evenly over it.
+    """Reads the calibration file and divides it into two parts, both spread evenly over it.
 
     Args:
         folder: the model, for its tokenizer.
         path: the file.
-        wanted: sentences to calibrate on.
-        evaluation: at most so many others; fewer if the file has no more.
+        wanted: number of sentences to calibrate on.
+        evaluation: number of sentences to measure on; fewer if the file has no more.
 
     Raises:
         UserError: the file cannot be read, a line is bad, or there are too few.
@@ -55,20 +57,20 @@ def read_data(folder: ModelFolder, path: Path, wanted: int, evaluation: int) -> 
             "with --calibration-sentences"
         )
     chosen = set(spread(len(sentences), wanted))
-    rest = [sentence for place, sentence in enumerate(sentences) if place not in chosen]
-    kept = [rest[place] for place in spread(len(rest), min(evaluation, len(rest)))]
+    rest = [sentence for index, sentence in enumerate(sentences) if index not in chosen]
+    kept = [rest[index] for index in spread(len(rest), min(evaluation, len(rest)))]
     mask_id = load_tokenizer(folder).mask_token_id if folder.config.has_head else None
-    calibration = [sentences[place] for place in sorted(chosen)]
+    calibration = [sentences[index] for index in sorted(chosen)]
     _warn_of_unknown_words([*calibration, *kept], load_tokenizer(folder), path)
     return Data(path, calibration, kept, mask_id)
 
 
 def _warn_of_unknown_words(sentences: Sequence[Sentence], tokenizer: Any, path: Path) -> None:
-    """Warns where too many tokens are [UNK]: ranges of a text without words are not those of real text."""
-    unknown = tokenizer.unk_token_id
+    """Warns if too many tokens are [UNK]: the ranges of such a text are not those of real text."""
+    unknown = tokenizer.unk_token_id  # None for a tokenizer without [UNK], so that no token equals it
     ids = np.concatenate([sentence.ids for sentence in sentences])
-    others = [number for number in tokenizer.all_special_ids if number != unknown]
-    words = ids[~np.isin(ids, others)]  # a tokenizer without [UNK] has none of them unknown
+    other_special_ids = [number for number in tokenizer.all_special_ids if number != unknown]
+    words = ids[~np.isin(ids, other_special_ids)]
     share = float((words == unknown).mean()) if len(words) else 0.0
     if share > UNKNOWN_SHARE:
         warn(
@@ -79,24 +81,24 @@ def _warn_of_unknown_words(sentences: Sequence[Sentence], tokenizer: Any, path: 
 
 
 def spread(total: int, wanted: int) -> list[int]:
-    """``wanted`` of ``total`` places, evenly spread, in order."""
-    return [place * total // wanted for place in range(wanted)]
+    """``wanted`` of the indices 0 to ``total`` - 1, evenly spread, ascending."""
+    return [number * total // wanted for number in range(wanted)]
 
 
 def batches(sentences: Sequence[Sentence]) -> list[list[Sentence]]:
-    """Sentences of one length together, up to BATCH_TOKENS tokens: batches without padding."""
+    """Groups sentences of one length into batches without padding, of up to BATCH_TOKENS tokens each."""
     by_length: dict[int, list[Sentence]] = {}
     for sentence in sentences:
         by_length.setdefault(len(sentence.ids), []).append(sentence)
-    made = []
-    for length, group in sorted(by_length.items()):
+    grouped = []
+    for length, members in sorted(by_length.items()):
         size = max(1, BATCH_TOKENS // length)
-        made += [group[start : start + size] for start in range(0, len(group), size)]
-    return made
+        grouped += [members[start : start + size] for start in range(0, len(members), size)]
+    return grouped
 
 
 def batch_inputs(batch: Sequence[Sentence]) -> dict[str, np.ndarray]:
-    """Inputs of a network for padded batches, each int32 (B, S); there is no padding in it."""
+    """The inputs of a network for padded batches, each int32 (B, S), for sentences of one length S."""
     ids = np.stack([sentence.ids for sentence in batch])
     positions = np.tile(np.arange(ids.shape[1], dtype=np.int32), (len(ids), 1))
     values = (ids, np.stack([sentence.types for sentence in batch]), positions)

@@ -1,7 +1,7 @@
-"""The command line of each script, read into its dataclass of options.py.
+"""The command line of each script: ``..._arguments`` reads it into the script's dataclass of options.py.
 
-Each ``..._arguments`` function ends the process after --help (exit code 0) and wrong usage (2). Nothing here imports
-more than the standard library and ``console``, so that both are answered before TensorRT is imported.
+Each of these functions ends the process after --help (exit code 0) and after wrong usage (2). This module imports
+only the standard library and ``console``, so that a script can answer both before it imports TensorRT.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ Options = TypeVar("Options")
 
 
 def _as(options: type[Options], args: argparse.Namespace, **given: Any) -> Options:
-    """The dataclass with what the namespace holds of its fields; ``given`` comes first."""
-    names = [one.name for one in fields(options)]  # pyright: ignore[reportArgumentType]
+    """The dataclass ``options`` with the values of the namespace; ``given`` overrides them."""
+    names = [option.name for option in fields(options)]  # pyright: ignore[reportArgumentType]
     return options(**{name: getattr(args, name) for name in names if name in args} | given)
 
 
 def _quantization(args: argparse.Namespace) -> QuantizationOptions:
-    """Those of ``add_quantization_arguments``; the settings are read only where something is quantized."""
+    """The options of ``add_quantization_arguments``; the defaults where nothing is quantized."""
     if args.precision not in QUANTIZED_PRECISIONS:
         return QuantizationOptions()
     settings = CalibrationSettings(
@@ -60,11 +60,11 @@ def _quantization(args: argparse.Namespace) -> QuantizationOptions:
     return QuantizationOptions(settings, args.calibration_data, getattr(args, "max_error", None))
 
 
-# --- options that several scripts have ---------------------------------------------------------------------
+# --- options of several scripts ----------------------------------------------------------------------------
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that both ways to a plan understand."""
+    """Adds the options that builder.py and onnx2trt.py have in common."""
     parser.add_argument(
         "--model-dir", type=Path, default=Path("out"), help="folder written by model2onnx.py (default: %(default)s)"
     )
@@ -97,30 +97,29 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-embed-plugins",
         action="store_true",
-        help="leave the plugin library out of the plan; whoever loads the plan then needs the library",
+        help="leave the plugin library out of the plan; the program that loads the plan then needs the library",
     )
     parser.add_argument("--verbose", action="store_true", help="write TensorRT's verbose log beside the plan")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
     parser.add_argument(
         "--no-structure-check",
         action="store_true",
-        help="do not run the network without its roundings, in fp32, where a lost bias or a wrong GELU would show; "
+        help="do not run the network without its roundings, in fp32, which would show a lost bias or a wrong GELU; "
         "it is run all the same if the plan takes no sequence that PyTorch has answered",
     )
     add_quantization_arguments(parser)
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the network that the parser's way does not have."""
+    """Adds the options that only builder.py's network has."""
     group = parser.add_argument_group("the network of builder.py")
     group.add_argument(
         "--fusion",
         choices=list(FUSIONS),
         default="none",
         help="none: elementary layers; tensorrt: TensorRT's own attention layer, without any plugin; "
-        "plugins: EmbLayerNorm, SkipLayerNorm and QkvToContext; all: Linear too, for "
-        "the encoder's matrix products in fp16 and bf16; in fp32, or quantized, they are TensorRT's own all the same "
-        "(default: %(default)s)",
+        "plugins: EmbLayerNorm, SkipLayerNorm and QkvToContext; all: also Linear, for the encoder's matrix products "
+        "in fp16 and bf16, while TensorRT's own layers compute those in fp32, int8 and fp8 (default: %(default)s)",
     )
     group.add_argument(
         "--batching",
@@ -132,7 +131,7 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch",
         type=sequence_range,
         metavar="MIN,OPT,MAX",
-        help="sentences in a batch that the plan accepts and is tuned for (default: 1,8,32)",
+        help="sequences in a batch that the plan accepts and is tuned for (default: 1,8,32)",
     )
     group.add_argument(
         "--sentences", type=Path, metavar="FILE", help="text with [MASK], one sentence a line: fill every [MASK]"
@@ -141,12 +140,12 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         "--fillings",
         type=Path,
         metavar="FILE",
-        help="where the ten best fillings of --sentences go, as JSON lines (default: beside the plan)",
+        help="file for the top-10 predictions for --sentences, as JSON lines (default: beside the plan)",
     )
 
 
 def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of everything that calibrates."""
+    """Adds the options of the scripts that calibrate."""
     defaults = CalibrationSettings()
     group = parser.add_argument_group("calibration, for int8 and fp8")
     group.add_argument(
@@ -191,16 +190,16 @@ def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--smooth",
         action=_Given,
-        type=_strength,
+        type=_alpha,
         default=defaults.smoothing,
-        metavar="S",
-        help="SmoothQuant: move outliers of activations into the weights: off, a strength from 0 to 1, or auto, "
+        metavar="ALPHA",
+        help="SmoothQuant: move outliers of activations into the weights: off, an alpha from 0 to 1, or auto, "
         "which measures several and takes the best (default: %(default)s)",
     )
 
 
 def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of everything that quantizes."""
+    """Adds the options of the scripts that quantize."""
     add_calibration_arguments(parser)
     parser.add_argument(
         "--max-error",
@@ -215,7 +214,7 @@ def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class _Given(argparse.Action):
-    """Stores the value, and in ``given`` that the option stood on the command line."""
+    """Stores the value, and adds the option to ``given``, the list of options on the command line."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
@@ -225,7 +224,7 @@ class _Given(argparse.Action):
 
 
 def _refuse_idle_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Ends the process with exit code 2 if an option was given that nothing reads; the message says what it needs."""
+    """Ends the process with exit code 2 if an option has no effect; the message says which option it needs."""
     given = getattr(args, "given", [])
     if given and args.precision not in QUANTIZED_PRECISIONS:
         needed = " or ".join(QUANTIZED_PRECISIONS)
@@ -244,7 +243,7 @@ def _refuse_idle_options(parser: argparse.ArgumentParser, args: argparse.Namespa
 
 
 def _refuse_idle_plugin_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """The same for --no-embed-plugins in a network without plugins."""
+    """Ends the process with exit code 2 if --no-embed-plugins is given for a network without plugins."""
     if args.no_embed_plugins and args.layer_norm == "native" and not set(FUSIONS[args.fusion]) - {TENSORRT_ATTENTION}:
         parser.error("--no-embed-plugins has no effect without plugins; it needs --layer-norm or --fusion with some")
 
@@ -255,12 +254,12 @@ def _refuse_idle_plugin_options(parser: argparse.ArgumentParser, args: argparse.
 def sequence_range(text: str) -> SequenceRange:
     """Reads ``MIN,OPT,MAX``."""
     try:
-        low, best, high = (int(part) for part in text.split(","))
+        minimum, optimum, maximum = (int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not three whole numbers MIN,OPT,MAX") from None
-    if not 1 <= low <= best <= high:
+    if not 1 <= minimum <= optimum <= maximum:
         raise argparse.ArgumentTypeError(f"{text!r}: expected 1 <= MIN <= OPT <= MAX")
-    return SequenceRange(low, best, high)
+    return SequenceRange(minimum, optimum, maximum)
 
 
 def capability_list(text: str) -> list[str]:
@@ -274,7 +273,7 @@ def capability_list(text: str) -> list[str]:
 
 
 def picture_path(text: str) -> Path:
-    """A path for --plot; its ending says which kind of picture."""
+    """Reads a path for --plot, whose suffix names the picture's format."""
     path = Path(text)
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a name that ends in .png, .svg or .pdf")
@@ -315,7 +314,7 @@ def _input_names(text: str) -> dict[str, str]:
     return names
 
 
-def _strength(text: str) -> float | str | None:
+def _alpha(text: str) -> float | str | None:
     if text in ("off", "auto"):
         return None if text == "off" else text
     try:
@@ -354,7 +353,7 @@ def model2onnx_arguments() -> ExportOptions:
 
 
 def _add_example_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is exported: the example, and what of the checkpoint may be left out."""
+    """Adds the options of the export: the example, and whether parts of the checkpoint may be left out."""
     parser.add_argument(
         "--text", default=DEFAULT_TEXT, help="the sentence to run, with [MASK] (default: %(default)s)"
     )
@@ -362,8 +361,8 @@ def _add_example_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ignore-extra-weights",
         action="store_true",
-        help="go on without what cannot be exported of the checkpoint: other heads, layers that config.json does not "
-        "count, pooling, an adapter",
+        help="leave out the parts of the checkpoint that cannot be exported: other heads, layers that config.json "
+        "does not count, pooling, an adapter",
     )
 
 
@@ -392,8 +391,8 @@ def onnx2trt_arguments() -> ParserOptions:
         "--fusion",
         choices=("none", "tensorrt"),
         default="none",
-        help="none: attention as exported; tensorrt: as one Attention node, of which the parser makes TensorRT's own "
-        "attention layer (default: %(default)s)",
+        help="none: attention as exported; tensorrt: attention as one Attention node, which the parser turns into "
+        "TensorRT's own attention layer (default: %(default)s)",
     )
     group = parser.add_argument_group(
         "a BERT that somebody else exported",
@@ -405,7 +404,7 @@ def onnx2trt_arguments() -> ParserOptions:
         type=_input_names,
         default={},
         metavar="ROLE=NAME,...",
-        help=f"which input is which, where the names do not say it; roles: {', '.join(INPUT_ROLES)}",
+        help=f"the roles of inputs, where their names do not say it; roles: {', '.join(INPUT_ROLES)}",
     )
     group.add_argument(
         "--batch",
@@ -432,7 +431,7 @@ def onnx2trt_arguments() -> ParserOptions:
 
 
 def demo_arguments() -> tuple[ExportOptions, PlanOptions]:
-    """The command line of demo.py: what is exported, and how the plans are built."""
+    """The command line of demo.py: the options of the export, and those of the plans."""
     parser = argparse.ArgumentParser(description="Export the bundled checkpoint, build its plans, run and compare.")
     parser.add_argument("--model", default=str(BUNDLED_MODEL), help="checkpoint folder or hub name")
     _add_example_arguments(parser)
@@ -442,7 +441,7 @@ def demo_arguments() -> tuple[ExportOptions, PlanOptions]:
     if args.plan is not None:
         parser.error("--plan names one file, and here are several plans; use builder.py or onnx2trt.py")
     _refuse_idle_options(parser, args)
-    if args.fusion != "none":  # else the third network has plugins
+    if args.fusion != "none":  # with none, demo.py builds a third network, which has plugins
         _refuse_idle_plugin_options(parser, args)
     if args.fillings is not None and args.fusion == "none":
         parser.error("--fillings names one file, and here two plans fill; use builder.py, or leave it out")
@@ -467,7 +466,9 @@ def calibrator_arguments() -> CalibratorOptions:
     parser.add_argument("--precision", choices=QUANTIZED_PRECISIONS, default="int8")
     parser.add_argument("--cache", type=Path, metavar="FILE", help=f"default: {CACHE_NAME} in the model folder")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the ranges as JSON")
-    parser.add_argument("--plot", type=picture_path, metavar="FILE", help="picture of the worst tensors' histograms")
+    parser.add_argument(
+        "--plot", type=picture_path, metavar="FILE", help="picture of the tensors with the furthest outliers"
+    )
     add_calibration_arguments(parser)
     args = parser.parse_args()
     _refuse_idle_options(parser, args)
@@ -476,7 +477,7 @@ def calibrator_arguments() -> CalibratorOptions:
 
 def sensitivity_arguments() -> CalibratorOptions:
     """The command line of sensitivity.py."""
-    parser = argparse.ArgumentParser(description="Rank the encoder's products by the error that each alone brings.")
+    parser = argparse.ArgumentParser(description="Rank the encoder's products by the error that each causes alone.")
     parser.add_argument("--model-dir", type=Path, default=DEFAULT_OUT_DIR, help="folder written by model2onnx.py")
     parser.add_argument("--precision", choices=QUANTIZED_PRECISIONS, default="int8")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the ranking as JSON")
@@ -494,23 +495,23 @@ def gpu_check_arguments() -> GpuCheckOptions:
     rows.add_argument(
         "--all",
         action="store_true",
-        help="every fusion with every batching and every precision (default: so many that every two meet)",
+        help="every fusion with every batching and every precision (default: rows in which every two options meet)",
     )
     names = ",".join((*FUSIONS, *BATCHINGS, *TOLERANCES))
-    rows.add_argument("--only", type=_row_names, metavar="NAMES", help=f"of all rows those with these names: {names}")
+    rows.add_argument("--only", type=_row_names, metavar="NAMES", help=f"only the rows with these names: {names}")
     parser.add_argument("--model", default=str(BUNDLED_MODEL), help="checkpoint folder or hub name")
     parser.add_argument("--out-dir", type=Path, default=DEFAULT_OUT_DIR / "gpu_check", help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="default: gpu_check.json in the --out-dir")
     parser.add_argument(
         "--jobs", type=_count, default=1, metavar="N", help="rows at a time (default: 1); times mean nothing then"
     )
-    parser.add_argument("--step", type=Path, help=argparse.SUPPRESS)  # what a process of the script itself is to do
+    parser.add_argument("--step", type=Path, help=argparse.SUPPRESS)  # the work of a process that the script started
     return _as(GpuCheckOptions, parser.parse_args())
 
 
 def _row_names(text: str) -> list[str]:
-    contents, names = (*FUSIONS, *BATCHINGS, *TOLERANCES), text.split(",")
+    choices, names = (*FUSIONS, *BATCHINGS, *TOLERANCES), text.split(",")
     for name in names:
-        if name not in contents:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(contents)}")
+        if name not in choices:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(choices)}")
     return names

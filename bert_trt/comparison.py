@@ -1,4 +1,6 @@
-"""Compares outputs of a network with PyTorch's: one example with its best words, and sequences of several lengths."""
+"""Compares the outputs of a network with PyTorch's: ``Comparison`` for one example with its top-k predictions, and
+``SequenceError`` for sequences of several lengths, in the batches that ``reference_batches`` makes.
+"""
 
 from __future__ import annotations
 
@@ -14,28 +16,28 @@ from bert_trt.options import QUANTIZED_PRECISIONS, TOLERANCES, SequenceRange
 from bert_trt.packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch, single_batch
 
 PYTORCH = "PyTorch"
-OWN_NETWORK = "the network without its roundings"  # which was compared with PyTorch at other lengths
+OWN_NETWORK = "the network without its roundings"  # itself compared with PyTorch at other lengths
 
-Run = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # a network's inputs to its output
+Run = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # runs a network: its inputs by name to its output
 
 
 def relative_l2(values: np.ndarray, reference: np.ndarray) -> float:
     """‖values − reference‖ / ‖reference‖, computed in fp64; NaN if any value is NaN."""
-    wide, wide_reference = values.astype(np.float64), reference.astype(np.float64)
-    return float(np.linalg.norm(wide - wide_reference) / np.linalg.norm(wide_reference))
+    values_fp64, reference_fp64 = values.astype(np.float64), reference.astype(np.float64)
+    return float(np.linalg.norm(values_fp64 - reference_fp64) / np.linalg.norm(reference_fp64))
 
 
 @dataclass(frozen=True)
-class WordSwap:
-    """Another word than PyTorch's, at one place among the ten best for a [MASK].
+class WordDifference:
+    """The network and PyTorch have different words at one place of their ten best predictions for a [MASK].
 
     Attributes:
-        position: of [MASK] in the sequence, from 0.
-        place: among the ten best, from 1.
-        word: the network's.
-        expected: PyTorch's.
-        probability: of ``expected``, by PyTorch.
-        margin: by how much the probabilities of both differ, by PyTorch.
+        position: position of [MASK] in the sequence, from 0.
+        place: place among the ten best predictions, from 1.
+        word: the network's word.
+        expected: PyTorch's word.
+        probability: PyTorch's probability of ``expected``.
+        margin: the difference between PyTorch's probabilities of the two words.
     """
 
     position: int
@@ -46,12 +48,15 @@ class WordSwap:
     margin: float
 
     def is_near_tie(self, precision: str) -> bool:
-        """Whether either word may stand here: their probabilities differ by no more than the accepted error, and are
-        of one size. The second matters where all are small: 0.04 and 0.001 are no tie, whatever error is accepted."""
+        """Whether the two words are too close to call.
+
+        Their probabilities differ by no more than the accepted error, and by less than half. The second condition
+        matters where all probabilities are small: 0.04 and 0.001 are no tie, whatever error is accepted.
+        """
         return self.margin <= TOLERANCES[precision] and self.margin < self.probability / 2
 
     def describe(self) -> str:
-        """Where, and by how much."""
+        """The place, both words and the margin in one phrase."""
         return (
             f"place {self.place} for [MASK], token {self.position}: {self.word!r} instead of {self.expected!r} "
             f"({self.probability:.4f}), by PyTorch their probabilities differ by {self.margin:.1e}"
@@ -60,16 +65,16 @@ class WordSwap:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far an output is from PyTorch's.
+    """The difference between an output and PyTorch's. The names of the attributes are keys of --json.
 
     Attributes:
         rel_l2: relative L2 error over the whole output.
         max_abs: largest absolute difference.
-        top1_same: the best word is the same at every [MASK]; None without a head.
-        top10_same: the ten best words are the same, in the same order; None without a head.
-        top10: the ten best words at the first [MASK], ``{"word", "id", "probability"}``; empty without a head, or
-            where a score is not finite.
-        swaps: where another word stands than PyTorch's, near-ties included; none where a score is not finite.
+        top1_same: whether the top-1 prediction is the same at every [MASK]; None without a head.
+        top10_same: whether the top-10 predictions are the same, in the same order; None without a head.
+        top10: the top-10 predictions at the first [MASK], ``{"word", "id", "probability"}``; empty without a head,
+            or where a logit is not finite.
+        swaps: the places where the words differ, near-ties included; empty where a logit is not finite.
     """
 
     rel_l2: float
@@ -77,20 +82,20 @@ class Comparison:
     top1_same: bool | None
     top10_same: bool | None
     top10: list[dict[str, Any]]
-    swaps: list[WordSwap]
+    swaps: list[WordDifference]
 
     @classmethod
     def of(cls, output: np.ndarray, demo: DemoIO, tokens: Sequence[str]) -> Comparison:
-        """Compares an output (1, S, vocabulary or H) with the demo's."""
+        """Compares ``output``, (1, S, vocabulary or H), with the demo's."""
         ours = [top_k(output[0, position]) for position in demo.mask_positions]
         theirs = [top_k(demo.output[0, position]) for position in demo.mask_positions]
         pairs = list(zip(ours, theirs, strict=True))
         has_masks = bool(pairs)
         finite = [bool(np.isfinite(output[0, position]).all()) for position in demo.mask_positions]
-        swaps: list[WordSwap] = []
+        swaps: list[WordDifference] = []
         for position, is_finite, (a, b) in zip(demo.mask_positions, finite, pairs, strict=True):
             if is_finite and a != b:
-                swaps += find_swaps(demo.output[0, position], position, a, b, tokens)
+                swaps += find_word_differences(demo.output[0, position], position, a, b, tokens)
         return cls(
             rel_l2=relative_l2(output, demo.output),
             max_abs=float(np.abs(output.astype(np.float64) - demo.output).max()),
@@ -100,71 +105,71 @@ class Comparison:
             swaps=swaps,
         )
 
-    def changed_words(self, precision: str) -> list[WordSwap]:
-        """Words in other places than PyTorch's, near-ties aside: of all ten for fp32, of the first otherwise."""
+    def changed_words(self, precision: str) -> list[WordDifference]:
+        """Differences that are no near-ties, among all ten predictions for fp32, else among the first ones."""
         return [swap for swap in self._counted(precision) if not swap.is_near_tie(precision)]
 
-    def near_ties(self, precision: str) -> list[WordSwap]:
-        """Words in other places than PyTorch's that count as the same."""
+    def near_ties(self, precision: str) -> list[WordDifference]:
+        """Differences that are near-ties, which count as the same."""
         return [swap for swap in self._counted(precision) if swap.is_near_tie(precision)]
 
-    def _counted(self, precision: str) -> list[WordSwap]:
+    def _counted(self, precision: str) -> list[WordDifference]:
         return [swap for swap in self.swaps if precision == "fp32" or swap.place == 1]
 
     def agrees(self, precision: str) -> bool:
-        """Within tolerance, and the answer the same: all ten words for fp32, the first otherwise."""
+        """Whether the error is within tolerance and the predictions are the same: ten for fp32, else the first."""
         return not self.reasons(precision)
 
     def reasons(self, precision: str) -> list[str]:
-        """Why it does not agree; empty if it does."""
+        """Why the output does not agree with PyTorch's; empty if it does."""
         accepted = TOLERANCES[precision]
-        told = []
+        reasons = []
         if not self.rel_l2 <= accepted:  # a NaN is never <=
-            told.append(f"relative L2 error {self.rel_l2:.2e} for the sentence, accepted is {accepted:.0e}")
+            reasons.append(f"relative L2 error {self.rel_l2:.2e} for the sentence, accepted is {accepted:.0e}")
         changed = self.changed_words(precision)
         if changed:
             more = f"; {len(changed) - 1} other places differ too" if len(changed) > 1 else ""
             limit = f"a near-tie is at most {accepted:.0e}, and half the probability"
-            told.append(f"{changed[0].describe()}: no near-tie ({limit}){more}")
-        return told
+            reasons.append(f"{changed[0].describe()}: no near-tie ({limit}){more}")
+        return reasons
 
 
-def find_swaps(
+def find_word_differences(
     reference: np.ndarray, position: int, ours: Sequence[int], theirs: Sequence[int], tokens: Sequence[str]
-) -> list[WordSwap]:
-    """The places at which two lists of best words differ.
+) -> list[WordDifference]:
+    """The places at which two lists of top-k predictions differ.
 
     Args:
-        reference: PyTorch's scores, (vocabulary,).
-        position: of [MASK] in the sequence.
-        ours: ids of the network's best words.
-        theirs: ids of PyTorch's.
-        tokens: the word pieces, by id.
+        reference: PyTorch's logits, (vocabulary,).
+        position: position of [MASK] in the sequence.
+        ours: ids of the network's predictions, the best first.
+        theirs: ids of PyTorch's predictions.
+        tokens: the vocabulary, by id.
     """
     a, b = (describe_words(reference, ids, tokens) for ids in (ours, theirs))
     return [
-        WordSwap(
+        WordDifference(
             position,
             place,
-            found["word"],
+            word["word"],
             expected["word"],
             expected["probability"],
-            abs(expected["probability"] - found["probability"]),
+            abs(expected["probability"] - word["probability"]),
         )
-        for place, (found, expected) in enumerate(zip(a, b, strict=True), start=1)
-        if found["id"] != expected["id"]
+        for place, (word, expected) in enumerate(zip(a, b, strict=True), start=1)
+        if word["id"] != expected["id"]
     ]
 
 
 def top_k(scores: np.ndarray) -> list[int]:
-    """Ids of the ten highest scores, best first; equal scores in the order of ids."""
+    """Ids of the ten highest logits, the highest first; equal logits in the order of ids."""
     return [int(number) for number in np.argsort(-scores, kind="stable")[:10]]
 
 
 def describe_words(scores: np.ndarray, ids: Sequence[int], tokens: Sequence[str]) -> list[dict[str, Any]]:
-    """Word, id and probability of the given ids; ``scores`` is (vocabulary,)."""
-    wide = scores.astype(np.float64)
-    exponentials = np.exp(wide - wide.max())
+    """Word, id and probability of each of ``ids``, by the softmax of ``scores``, (vocabulary,), in fp64."""
+    logits = scores.astype(np.float64)
+    exponentials = np.exp(logits - logits.max())
     probabilities = exponentials / exponentials.sum()
     return [{"word": tokens[number], "id": number, "probability": float(probabilities[number])} for number in ids]
 
@@ -174,13 +179,13 @@ def describe_words(scores: np.ndarray, ids: Sequence[int], tokens: Sequence[str]
 
 @dataclass(frozen=True)
 class SequenceError:
-    """How far the output for one sequence is from PyTorch's.
+    """The error of the output for one sequence. The names of the attributes are keys of --json.
 
     Attributes:
-        tokens: S, its length.
+        tokens: S, the length of the sequence.
         rel_l2: relative L2 error over the tokens that are compared.
-        norm: L2 norm of the expected output for them.
-        expected_from: who computed the expected output, ``PYTORCH`` or ``OWN_NETWORK``.
+        norm: L2 norm of the expected output for these tokens.
+        expected_from: what computed the expected output, ``PYTORCH`` or ``OWN_NETWORK``.
     """
 
     tokens: int
@@ -196,103 +201,108 @@ class SequenceError:
 
 
 def sequence_reasons(errors: Sequence[SequenceError], precision: str) -> list[str]:
-    """Why the outputs for sequences are not the expected ones; empty if they are, within tolerance: each of them, or
-    in 8 bits all together.
+    """Why the outputs for the sequences are out of tolerance; empty if they are within it.
 
-    Ranges in 8 bits are chosen for usual sentences. One of three tokens has been seen to be off by 7 % where all
-    tokens together are off by 3 %.
+    The tolerance holds for each sequence; in int8 and fp8 it holds for all sequences together. Scales of 8 bits are
+    chosen for usual text: a sequence of three tokens has been seen with an error of 7 % where all tokens together had
+    3 %.
     """
     accepted = TOLERANCES[precision]
     if precision in QUANTIZED_PRECISIONS:
-        error = together(errors)
-        told = f"{error:.2e} over {_told_lengths(errors)} together"
-        return [] if error <= accepted else [f"relative L2 error {told}, accepted is {accepted:.0e}"]
-    wrong = [one for one in errors if not one.rel_l2 <= accepted]  # a NaN is never <=
-    if not wrong:
+        error = combined_rel_l2(errors)
+        described = f"{error:.2e} over {_describe_lengths(errors)} together"
+        return [] if error <= accepted else [f"relative L2 error {described}, accepted is {accepted:.0e}"]
+    exceeding = [error for error in errors if not error.rel_l2 <= accepted]  # a NaN is never <=
+    if not exceeding:
         return []
-    worst = worst_of(wrong)
-    told = f"{worst.rel_l2:.2e} at {worst.tokens} tokens, the worst of {_told_lengths(wrong)}"
-    return [f"relative L2 error {told if len(wrong) > 1 else _told_one(worst)}, accepted is {accepted:.0e}"]
+    worst = worst_of(exceeding)
+    if len(exceeding) > 1:
+        described = f"{worst.rel_l2:.2e} at {worst.tokens} tokens, the worst of {_describe_lengths(exceeding)}"
+    else:
+        described = f"{worst.rel_l2:.2e} for a sequence of {worst.tokens} tokens"
+    return [f"relative L2 error {described}, accepted is {accepted:.0e}"]
 
 
 def worst_of(errors: Sequence[SequenceError]) -> SequenceError:
-    """The sequence with the largest error; one that is not finite is larger than any."""
-    return max(errors, key=lambda one: (not math.isfinite(one.rel_l2), one.rel_l2))
+    """The largest error; an error that is not finite counts as larger than any other."""
+    return max(errors, key=lambda error: (not math.isfinite(error.rel_l2), error.rel_l2))
 
 
-def _told_one(error: SequenceError) -> str:
-    return f"{error.rel_l2:.2e} for a sequence of {error.tokens} tokens"
+def _describe_lengths(errors: Sequence[SequenceError]) -> str:
+    return f"sequences of {enumerate_in_text([str(error.tokens) for error in errors])} tokens"
 
 
-def _told_lengths(errors: Sequence[SequenceError]) -> str:
-    return f"sequences of {in_words([str(one.tokens) for one in errors])} tokens"
-
-
-def in_words(parts: Sequence[str]) -> str:
-    """``3, 9 and 33``."""
+def enumerate_in_text(parts: Sequence[str]) -> str:
+    """The parts as an enumeration, such as ``3, 9 and 33``."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-def together(errors: Sequence[SequenceError]) -> float:
-    """The relative L2 error over all sequences; 0 without any."""
-    difference = sum((one.rel_l2 * one.norm) ** 2 for one in errors)
-    return math.sqrt(difference / sum(one.norm**2 for one in errors)) if errors else 0.0
+def combined_rel_l2(errors: Sequence[SequenceError]) -> float:
+    """The relative L2 error over all sequences together; 0 without any sequence."""
+    difference = sum((error.rel_l2 * error.norm) ** 2 for error in errors)
+    return math.sqrt(difference / sum(error.norm**2 for error in errors)) if errors else 0.0
 
 
 def reference_batches(
     sequences: Sequence[ReferenceSequence], batching: str, seq_len: SequenceRange, batch: SequenceRange
 ) -> list[NetworkBatch]:
-    """The sequences that a plan takes, as its network takes them.
+    """Puts those sequences that a plan accepts into batches that it accepts.
 
     Args:
-        sequences: of any length.
+        sequences: sequences of any length, with PyTorch's outputs.
         batching: single, padded or packed.
-        seq_len: lengths that the plan takes; in a batch a shorter sequence is padded, or packed beside others.
-        batch: sequences in a batch. If it must be more than there are, they are repeated.
+        seq_len: the lengths that the plan accepts. In a padded batch a shorter sequence is padded; in a packed one
+            other sequences make up for the missing tokens.
+        batch: the number of sequences in a batch. Sequences are repeated where there are fewer than its minimum.
 
     Returns:
-        The batches; none if no sequence fits. ``NetworkBatch.sentences`` counts in ``sequences``.
+        The batches; none if no sequence fits. ``NetworkBatch.sequences`` holds indices into ``sequences``.
     """
     shortest = seq_len.minimum if batching == "single" else 1
-    places = [i for i, one in enumerate(sequences) if shortest <= len(one.input_ids) <= seq_len.maximum]
+    indices = [
+        index for index, sequence in enumerate(sequences) if shortest <= len(sequence.input_ids) <= seq_len.maximum
+    ]
     if batching == "single":
-        return [single_batch(sequences[place].input_ids, sequences[place].token_type_ids, place) for place in places]
-    fewest = batch.minimum * seq_len.minimum if batching == "packed" else 0  # tokens in a batch
+        return [single_batch(sequences[index].input_ids, sequences[index].token_type_ids, index) for index in indices]
+    min_tokens = batch.minimum * seq_len.minimum if batching == "packed" else 0
     batches = []
-    for start in range(0, len(places), batch.maximum):
-        chunk = places[start : start + batch.maximum]
+    for start in range(0, len(indices), batch.maximum):
+        chunk = indices[start : start + batch.maximum]
         members = list(chunk)
-        while len(members) < batch.minimum or (len(members) < batch.maximum and _tokens(sequences, members) < fewest):
-            members.append(places[len(members) % len(places)])
-        if _tokens(sequences, members) >= fewest:
-            batches.append(_batch([sequences[place] for place in members], members, batching, seq_len))
+        while len(members) < batch.minimum or (
+            len(members) < batch.maximum and _num_tokens(sequences, members) < min_tokens
+        ):
+            members.append(indices[len(members) % len(indices)])
+        if _num_tokens(sequences, members) >= min_tokens:
+            batches.append(_batch([sequences[index] for index in members], members, batching, seq_len))
             continue
-        for place in chunk:
-            others = _longer_ones(sequences, fewest - len(sequences[place].input_ids), seq_len, batch)
-            if others:
-                batches.append(_batch([sequences[place], *others], [place], batching, seq_len))
+        for index in chunk:
+            fillers = _filler_sequences(sequences, min_tokens - len(sequences[index].input_ids), seq_len, batch)
+            if fillers:
+                batches.append(_batch([sequences[index], *fillers], [index], batching, seq_len))
     return batches
 
 
-def _tokens(sequences: Sequence[ReferenceSequence], places: Sequence[int]) -> int:
-    return sum(len(sequences[place].input_ids) for place in places)
+def _num_tokens(sequences: Sequence[ReferenceSequence], indices: Sequence[int]) -> int:
+    return sum(len(sequences[index].input_ids) for index in indices)
 
 
-def _longer_ones(
+def _filler_sequences(
     sequences: Sequence[ReferenceSequence], missing: int, seq_len: SequenceRange, batch: SequenceRange
 ) -> list[ReferenceSequence]:
-    """Made-up sequences that give a packed batch the tokens that it lacks beside one short sequence; none where even
-    the longest would be too few. The missing tokens are more than the sequences, see ``reference_batches``."""
+    """Made-up sequences with the ``missing`` tokens of a packed batch that holds one short sequence so far; none
+    where even sequences of the maximum length would be too few. ``missing`` is at least the number of sequences, see
+    ``reference_batches``."""
     count = max(batch.minimum - 1, -(-missing // seq_len.maximum))
     if count > batch.maximum - 1:
         return []
-    lengths = [missing // count + (place < missing % count) for place in range(count)]
-    return [_made_up(sequences, length, place) for place, length in enumerate(lengths)]
+    lengths = [missing // count + (number < missing % count) for number in range(count)]
+    return [_made_up(sequences, length, number) for number, length in enumerate(lengths)]
 
 
 def _made_up(sequences: Sequence[ReferenceSequence], length: int, number: int) -> ReferenceSequence:
-    """``length`` tokens of the longest sequence, others for every ``number``; the expected output is not contents."""
-    longest = max(sequences, key=lambda one: len(one.input_ids))
+    """``length`` tokens of the longest sequence, rotated by ``number`` tokens; without an expected output."""
+    longest = max(sequences, key=lambda sequence: len(sequence.input_ids))
     ids, types = (
         np.roll(np.resize(values, length), number) for values in (longest.input_ids, longest.token_type_ids)
     )
@@ -302,42 +312,42 @@ def _made_up(sequences: Sequence[ReferenceSequence], length: int, number: int) -
 def profile_batch(
     sequences: Sequence[ReferenceSequence], batching: str, seq_len: SequenceRange, batch: SequenceRange
 ) -> NetworkBatch:
-    """Made-up sequences of the size that a plan is tuned for: tokens of ``sequences``, without a known output."""
-    made = [_made_up(sequences, seq_len.optimum, number) for number in range(batch.optimum)]
+    """A batch of the optimum size of a plan's profile: tokens of ``sequences``, without an expected output."""
+    members = [_made_up(sequences, seq_len.optimum, number) for number in range(batch.optimum)]
     if batching == "single":
-        return single_batch(made[0].input_ids, made[0].token_type_ids, 0)
-    return _batch(made, range(len(made)), batching, seq_len)
+        return single_batch(members[0].input_ids, members[0].token_type_ids, 0)
+    return _batch(members, range(len(members)), batching, seq_len)
 
 
 def _batch(
-    members: Sequence[ReferenceSequence], places: Sequence[int], batching: str, seq_len: SequenceRange
+    members: Sequence[ReferenceSequence], indices: Sequence[int], batching: str, seq_len: SequenceRange
 ) -> NetworkBatch:
-    """All members in one batch. ``places`` are those of the first ones; others only fill the batch."""
-    lengths = [len(one.input_ids) for one in members]
+    """All members in one batch. ``indices`` belong to the first members; the others only fill the batch."""
+    lengths = [len(sequence.input_ids) for sequence in members]
     padded_length = max(*lengths, seq_len.minimum)
     limits = Limits(padded_length * len(members), len(members), padded_length)
-    ids, types = [one.input_ids for one in members], [one.token_type_ids for one in members]
+    ids, types = [sequence.input_ids for sequence in members], [sequence.token_type_ids for sequence in members]
     if batching == "packed":
         (batch,) = map(packed_batch, pack(ids, limits, types))
     else:
         (batch,) = map(padded_batch, pad(ids, limits, types, buckets=[padded_length]))
-    rows = [row for row, member in enumerate(batch.sentences) if member < len(places)]
-    named = [places[batch.sentences[row]] for row in rows]
+    rows = [row for row, member in enumerate(batch.sequences) if member < len(indices)]
+    compared = [indices[batch.sequences[row]] for row in rows]
 
     def split(output: np.ndarray) -> list[np.ndarray]:
         outputs = batch.split(output)
         return [outputs[row] for row in rows]
 
-    return NetworkBatch(batch.inputs, named, split)
+    return NetworkBatch(batch.inputs, compared, split)
 
 
 def compare_with_own(batch: NetworkBatch, outputs: Sequence[np.ndarray], run: Run) -> list[SequenceError]:
-    """Compares outputs for made-up sequences with those of another run.
+    """Compares the outputs for made-up sequences with those of the same network without its roundings.
 
     Args:
-        batch: from ``profile_batch``.
-        outputs: the network's, one for each sequence, (S, vocabulary or H).
-        run: of the same network without its roundings.
+        batch: what ``profile_batch`` returned.
+        outputs: the network's outputs, (S, vocabulary or H) for each sequence.
+        run: runs the network without its roundings.
     """
     return [
         SequenceError.of(len(ours), ours, theirs, OWN_NETWORK)
@@ -351,19 +361,19 @@ def compare_sequences(
     """Runs the batches and compares every sequence's output with PyTorch's.
 
     Returns:
-        One error for each sequence that is in a batch, the worst where it is there more than once.
+        One error for each sequence that is in a batch; the largest for a sequence that is in several.
     """
     worst: dict[int, float] = {}
     for batch in batches:
-        for place, output in zip(batch.sentences, batch.split(run(batch.inputs)), strict=True):
-            sequence = sequences[place]
+        for index, output in zip(batch.sequences, batch.split(run(batch.inputs)), strict=True):
+            sequence = sequences[index]
             error = relative_l2(output[sequence.checked], sequence.output)
-            worst[place] = float(np.maximum(error, worst.get(place, 0.0)))  # NaN stays NaN
+            worst[index] = float(np.maximum(error, worst.get(index, 0.0)))  # NaN stays NaN
     return [
         SequenceError(
-            len(sequences[place].input_ids),
-            worst[place],
-            float(np.linalg.norm(sequences[place].output.astype(np.float64))),
+            len(sequences[index].input_ids),
+            worst[index],
+            float(np.linalg.norm(sequences[index].output.astype(np.float64))),
         )
-        for place in sorted(worst)
+        for index in sorted(worst)
     ]

@@ -1,4 +1,4 @@
-"""The console, errors that a user can act on, and how a script ends."""
+"""The console, ``UserError`` for errors that a user can act on, and ``run_script``, which ends a script."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from rich.text import Text
 
 from bert_trt import interrupts
 
-_to_terminal = sys.stdout is not None and sys.stdout.isatty()  # None: closed by who started the process
-# A table that is read from a file or a pipe need not fit a narrow terminal.
+_to_terminal = sys.stdout is not None and sys.stdout.isatty()  # None if the parent process closed it
+# Without a terminal, tables need not fit a terminal's width.
 console = Console(highlight=False, emoji=False, width=None if _to_terminal else 140)  # results
 log_console = Console(stderr=True, highlight=False, emoji=False)  # progress, warnings, errors
 
 
 class UserError(Exception):
-    """A failure the user can act on: names the thing, says what was expected and how to fix it."""
+    """An error that the user can act on: it names the thing, says what was expected and how to fix it."""
 
 
 def _show_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Shows an error that nobody caught: a UserError as ``run_script`` does, which is not there yet while a script
-    imports TensorRT."""
+    """Shows an uncaught error. A UserError is shown as ``run_script`` shows it, since it can occur before
+    ``run_script``, while a script imports TensorRT."""
     if isinstance(error, UserError):
         _print_literally("error:", "bold red", str(error))
     else:
@@ -39,22 +39,24 @@ sys.excepthook = _show_uncaught
 
 
 def run_script(main: Callable[[], int]) -> None:
-    """Runs ``main`` and ends the process with its exit code: 1 after a UserError, 130 after Ctrl-C, both without a
-    traceback. Whatever error an interrupted library makes of Ctrl-C, it is 130.
+    """Runs ``main`` and ends the process with the exit code that it returns.
 
-    The work does not depend on the output. Where standard output or standard error is closed, or its reader has
-    ended, ``main`` goes on and the exit code is that of the result. Where it cannot be written for another reason
-    (a full disk), ``main`` goes on as well, and then the exit code is 1, with an error that names standard output.
-    A character that the encoding lacks is written as an escape.
+    The exit code is 1 after a UserError and 130 after Ctrl-C, both without a traceback. It is 130 also where a
+    library turns Ctrl-C into another error.
+
+    ``main`` does not fail because its output cannot be written. If standard output or standard error is closed, or
+    its reader has ended, the exit code is that of the result. If writing fails for another reason, such as a full
+    disk, the exit code is 1, and an error names standard output. A character that the encoding lacks is written as an
+    escape.
     """
     outputs = _replace_standard_streams()
     code: Any
     with interrupts.raising():
         try:
             code, failure = main(), None
-        except SystemExit as ended:  # argparse: --help, or wrong usage
-            code, failure = ended.code, None
-        except BaseException as error:  # raised again below, unless it is the user's
+        except SystemExit as end:  # raised by argparse for --help and wrong usage
+            code, failure = end.code, None
+        except BaseException as error:  # raised again below, unless it is a UserError or Ctrl-C
             code, failure = 1, error
     if isinstance(failure, KeyboardInterrupt) or interrupts.happened():
         log_console.print("interrupted")
@@ -73,7 +75,7 @@ def run_script(main: Callable[[], int]) -> None:
 
 
 class _Output(io.FileIO):
-    """Standard output or standard error; drops what it cannot write, and remembers why."""
+    """Standard output or standard error. It drops data that it cannot write, and remembers the first error."""
 
     def __init__(self, descriptor: int, title: str) -> None:
         super().__init__(descriptor, "w", closefd=False)
@@ -88,12 +90,12 @@ class _Output(io.FileIO):
             return memoryview(data).nbytes
 
     def open_text(self, before: Any) -> io.TextIOWrapper:
-        """A text stream that never raises, otherwise like ``before``, which is None where the stream was closed."""
+        """A text stream like ``before`` that never raises; ``before`` is None if the stream was closed."""
         encoding, errors, by_line = "utf-8", "strict", True
         if before is not None:
             encoding, errors = before.encoding, before.errors
             by_line = before.line_buffering or before.write_through
-        if errors in ("strict", "surrogateescape"):  # those that refuse characters
+        if errors in ("strict", "surrogateescape"):  # these raise an error for characters that the encoding lacks
             errors = "backslashreplace"
         self._text = io.TextIOWrapper(
             io.BufferedWriter(self), encoding=encoding, errors=errors, line_buffering=by_line
@@ -101,22 +103,22 @@ class _Output(io.FileIO):
         return self._text
 
     def end(self) -> OSError | None:
-        """Writes what still waits. Returns the first failure, unless it is that the reader has ended."""
+        """Flushes the stream. Returns the first error, unless it is that the reader has ended."""
         self._text.flush()
         return None if isinstance(self._failure, BrokenPipeError) else self._failure
 
 
 def _replace_standard_streams() -> list[_Output]:
-    """Makes standard output and standard error streams that never raise; leaves those that a test has put there.
+    """Replaces standard output and standard error by streams that never raise, unless a test has replaced them.
 
-    A closed one becomes the null device. Otherwise the next file that is opened would get its number, and with it
-    what a library in C writes to standard output.
+    A closed stream becomes the null device. Otherwise the next file that is opened would get its descriptor, and
+    would receive what a C library writes to standard output.
     """
     outputs = []
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         before = getattr(sys, name)
         if before is None:
-            descriptor = os.open(os.devnull, os.O_RDWR)  # noqa: PLW2901  the lowest free number: that of the closed one
+            descriptor = os.open(os.devnull, os.O_RDWR)  # noqa: PLW2901  the lowest free descriptor: the closed one
             os.set_inheritable(descriptor, True)
         if name != "stdin" and before is getattr(sys, f"__{name}__"):
             output = _Output(descriptor, {"stdout": "standard output", "stderr": "standard error"}[name])
@@ -129,7 +131,7 @@ def _replace_standard_streams() -> list[_Output]:
 
 
 def note(message: str) -> None:
-    """Prints to standard error what a user may want to know, and need not act on."""
+    """Prints information that needs no action to standard error."""
     _print_literally("note:", "bold", message)
 
 
@@ -139,5 +141,5 @@ def warn(message: str) -> None:
 
 
 def _print_literally(label: str, style: str, message: str) -> None:
-    """Prints to standard error; brackets in the message, as in ``[unused1]``, are not read as markup."""
+    """Prints to standard error without interpreting brackets in the message, as in ``[unused1]``, as markup."""
     log_console.print(Text.assemble((label, style), " ", message), soft_wrap=True)

@@ -1,4 +1,6 @@
-"""The element types of tensors: one table for TensorRT, NumPy, ONNX and PyTorch, and weights converted to a type."""
+"""The element types of tensors: ``ELEMENT_TYPES`` has their names in TensorRT, NumPy, ONNX and PyTorch.
+``convert_weight`` and ``quantize_weight`` convert weights to a type.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ElementType:
-    """One element type under its names in four libraries.
+    """One element type with its names in four libraries.
 
     Attributes:
-        name: what ``--precision`` calls it.
-        trt: TensorRT's.
-        numpy: NumPy's.
+        name: the name in ``--precision`` and in messages.
+        trt: TensorRT's type.
+        numpy: NumPy's type.
         onnx: the number in ``onnx.TensorProto.DataType`` (https://onnx.ai/onnx/api/serialization.html).
-        torch_name: its attribute of the module ``torch``.
+        torch_name: the name of the type in the module ``torch``.
         largest: the largest finite value.
-        overflow: absolute values from here on round to infinity, or are saturated by a quantization.
+        overflow: the smallest absolute value that rounds to infinity; infinite for types that saturate.
     """
 
     name: str
@@ -40,19 +42,19 @@ class ElementType:
 
     @property
     def torch(self) -> torch.dtype:
-        """PyTorch's; imports PyTorch, which a build does not need."""
+        """PyTorch's type; the first access imports PyTorch, which a build does not need."""
         import torch
 
         return getattr(torch, self.torch_name)
 
     @property
     def is_floating(self) -> bool:
-        """Whether it is a floating-point type, fp8 included."""
+        """Whether this is a floating-point type, fp8 included."""
         return self in (FP32, FP16, BF16, FP8)
 
     @property
     def is_quantized(self) -> bool:
-        """Whether its values need a scale: int8 and fp8."""
+        """Whether values of this type need a scale: int8 and fp8."""
         return self in (INT8, FP8)
 
 
@@ -74,46 +76,51 @@ INT32 = _integer("int32", trt.DataType.INT32, np.int32, 6, "int32")
 INT64 = _integer("int64", trt.DataType.INT64, np.int64, 7, "int64")
 BOOL = ElementType("bool", trt.DataType.BOOL, np.dtype(np.bool_), 9, "bool", 1.0)
 
-ELEMENT_TYPES = {one.name: one for one in (FP32, FP16, BF16, FP8, INT8, UINT8, INT32, INT64, BOOL)}
-_BY_TENSORRT = {one.trt: one for one in ELEMENT_TYPES.values()}
+ELEMENT_TYPES = {entry.name: entry for entry in (FP32, FP16, BF16, FP8, INT8, UINT8, INT32, INT64, BOOL)}
+_BY_TENSORRT = {entry.trt: entry for entry in ELEMENT_TYPES.values()}
 
 
 def has_element_type(dtype: trt.DataType) -> bool:
-    """Whether the table has TensorRT's ``dtype``; it lacks those of 4 bits."""
+    """Whether the table has an entry for TensorRT's ``dtype``; it has none for types of 4 bits."""
     return dtype in _BY_TENSORRT
 
 
 def element_type(dtype: trt.DataType) -> ElementType:
-    """The entry of TensorRT's ``dtype``."""
+    """The table's entry for TensorRT's ``dtype``."""
     return _BY_TENSORRT[dtype]
 
 
 def convert_weight(values: np.ndarray, dtype: trt.DataType, name: str) -> np.ndarray:
-    """``values`` in the NumPy type that belongs to ``dtype``; the same array if it has it already.
+    """``values`` in the NumPy type of ``dtype``; the same array if it has that type already.
+
+    Args:
+        values: any shape.
+        dtype: the type to convert to.
+        name: the weight's name, for the error.
 
     Raises:
-        UserError: a finite value becomes infinite, as 70000 does in fp16, or is not finite to begin with.
+        UserError: a value is not finite, or becomes infinite in the type, as 70000 does in fp16.
     """
     target = element_type(dtype)
     if np.issubdtype(values.dtype, np.floating):
-        largest = float(max(-values.min(initial=0), values.max(initial=0)))  # NaN if there is one
-        if not math.isfinite(largest):
+        amax = float(max(-values.min(initial=0), values.max(initial=0)))  # NaN if a value is NaN
+        if not math.isfinite(amax):
             raise UserError(f"weight {name!r} has values that are not finite; the checkpoint is damaged")
-        if not target.is_quantized and largest >= target.overflow:
+        if not target.is_quantized and amax >= target.overflow:
             raise UserError(
-                f"weight {name!r} has the value {largest:.6g}, beyond the largest of {dtype.name} "
+                f"weight {name!r} has the value {amax:.6g}, beyond the largest of {dtype.name} "
                 f"({target.largest:.6g}); build with --precision bf16 or fp32"
             )
     return values.astype(target.numpy, copy=False)
 
 
 def quantize_weight(values: np.ndarray, dtype: trt.DataType, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A weight in one byte an element, symmetric, each output channel with its own scale.
+    """Quantizes a weight symmetrically, with a scale for each output channel.
 
     Args:
         values: (in, out).
         dtype: INT8 or FP8.
-        name: for the error.
+        name: the weight's name, for the error.
 
     Returns:
         The quantized weight (in, out), and the scales, float32 (out,): values ≈ weight · scales.
@@ -124,6 +131,6 @@ def quantize_weight(values: np.ndarray, dtype: trt.DataType, name: str) -> tuple
     target, source = element_type(dtype), convert_weight(values, trt.DataType.FLOAT, name)
     amax = np.abs(source).max(axis=0)  # (out,)
     scales = (amax / np.float32(target.largest)).astype(np.float32)
-    scales[scales < np.finfo(np.float32).tiny] = 1  # a channel of zeros, or of values that no fp32 scale can hold
+    scales[scales < np.finfo(np.float32).tiny] = 1  # zeros, or values too small for an fp32 scale
     scaled = source / scales
     return (np.rint(scaled) if target is INT8 else scaled).astype(target.numpy), scales

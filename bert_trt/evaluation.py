@@ -1,4 +1,4 @@
-"""How far the answers of a network are from those of the fp32 network, on sentences."""
+"""``Evaluation`` measures the error of a network: its outputs for sentences against those of the fp32 network."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from bert_trt.quantization import Quantization
 from bert_trt.sentences import Sentence
 from bert_trt.tensorrt_log import TrtLog
 
-SPREADING_PRIME = 7919  # beyond any length, so that no length divides it
+SPREADING_PRIME = 7919  # larger than any sequence length, so that no length divides it
 
-Assemble = Callable[..., DefinedNetwork]  # of the signature of builder.assemble, which no library imports
+Assemble = Callable[..., DefinedNetwork]  # builder.assemble, which is passed in, since no library imports a script
 
 
 def best_device() -> str:
@@ -30,14 +30,14 @@ def best_device() -> str:
 
 @dataclass(frozen=True)
 class OutputChange:
-    """How far answers are from those of the fp32 network.
+    """The difference between outputs and those of the fp32 network. The names of the attributes are keys of --json.
 
     Attributes:
-        sentences: how many were compared.
+        sentences: number of sentences that were compared.
         rel_l2: relative L2 error over all outputs together; infinite if one of them is not finite.
         cosine: mean cosine similarity of a token's output to fp32's.
-        first_word_same: share of sentences whose best word for [MASK] is the same; None without a head.
-        ten_best_same: how many of the ten best words are the same, mean; None without a head.
+        first_word_same: share of sentences with the same top-1 prediction for [MASK]; None without a head.
+        ten_best_same: mean number of common words in the top-10 predictions; None without a head.
     """
 
     sentences: int
@@ -48,11 +48,11 @@ class OutputChange:
 
 
 class Evaluation:
-    """Compares networks with the fp32 one on sentences. One word of each is [MASK], if the model has a head.
+    """Compares networks with the fp32 network. If the model has a head, one token of each sentence becomes [MASK].
 
     Args:
         folder: the model.
-        sentences: what to compare on.
+        sentences: the sentences to compare on.
         mask_id: the id of [MASK]; None leaves the sentences as they are.
         assemble: ``builder.assemble``.
         log: for TensorRT's messages.
@@ -77,18 +77,18 @@ class Evaluation:
         self._reference = self.run("fp32", None)
 
     def run(self, precision: str, quantization: Quantization | None) -> list[torch.Tensor]:
-        """The outputs of one network, for each batch fp32 (B, S, vocabulary or H)."""
-        made = self._assemble(self.folder, self._log, precision, batching="padded", quantization=quantization)
-        runner = NetworkRunner(made.network, self.device, contents=made.contents)
+        """Runs a network; returns its output for each batch, fp32 (B, S, vocabulary or H)."""
+        network = self._assemble(self.folder, self._log, precision, batching="padded", quantization=quantization)
+        runner = NetworkRunner(network.network, self.device, contents=network.contents)
         name = self.folder.config.output_name
         return [runner.run(batch_inputs(batch))[name] for batch in self._batches]
 
     def measure(self, precision: str, quantization: Quantization | None) -> OutputChange:
-        """How far a network's answers are from those in fp32."""
+        """Runs a network and compares its outputs with those of the fp32 network."""
         return self.compare(self.run(precision, quantization))
 
     def compare(self, outputs: Sequence[torch.Tensor]) -> OutputChange:
-        """How far these outputs are from those in fp32."""
+        """Compares outputs, (B, S, vocabulary or H) for each batch, with those of the fp32 network."""
         difference = square = cosine = 0.0
         tokens = 0
         first, ten = [], []
@@ -115,7 +115,8 @@ class Evaluation:
 
 
 def hide_word(sentence: Sentence, mask_id: int | None) -> Sentence:
-    """The sentence with [MASK] in place of one token, a different place in each line; as it is if it has one."""
+    """The sentence with [MASK] in place of one token, at a position that depends on the line number. A sentence that
+    has a [MASK] already, or no token besides [CLS] and [SEP], is returned unchanged."""
     if mask_id is None or mask_id in sentence.ids or len(sentence.ids) < 3:
         return sentence
     ids = sentence.ids.copy()

@@ -1,4 +1,4 @@
-"""Files: they appear whole or not at all, and no output overwrites an input."""
+"""Writing files atomically, checking that no output overwrites an input, and JSON files."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from bert_trt.console import UserError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Opens ``path`` for binary writing so that it appears whole or not at all.
+    """Opens ``path`` for binary writing, atomically: the file appears complete or not at all.
 
-    The data goes to a file beside it, which is renamed at the end; after a failure the old file, if there
-    was one, is untouched. A link stays a link: the file that it points to is replaced. A device or a pipe
-    (``/dev/stdout``) is written to as it is, since a rename would put a file in its place.
+    The data is written to a temporary file in the same folder, which is renamed at the end. After a failure, an
+    existing file is unchanged. For a symbolic link, the file that it points to is replaced. A device or a pipe
+    (``/dev/stdout``) is written directly, since a rename would replace it by a file.
 
     Raises:
         UserError: the file cannot be written (full disk, no such folder, no permission).
     """
     target = Path(os.path.realpath(path))
-    beside: Path | None = None
+    temporary: Path | None = None
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if path.is_file() or not path.exists():
-            beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        with (beside or path).open("wb") as file:
+            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        with (temporary or path).open("wb") as file:
             yield file
-        if beside is not None:
-            beside.replace(target)
+        if temporary is not None:
+            temporary.replace(target)
     except OSError as error:
-        if error.filename not in (None, str(path), str(target), str(beside)):
-            raise  # the caller's own, about another file
+        if error.filename not in (None, str(path), str(target), str(temporary)):
+            raise  # an error of the caller about another file
         raise UserError(_explain_write_error(path, error)) from error
     finally:
-        if beside is not None:
-            with suppress(OSError):  # the same reason for which it was never made, and that was told above
-                beside.unlink(missing_ok=True)
+        if temporary is not None:
+            with suppress(OSError):  # it was never created, for the reason that was raised above
+                temporary.unlink(missing_ok=True)
 
 
 def _explain_write_error(path: Path, error: OSError) -> str:
@@ -62,14 +62,14 @@ def _explain_write_error(path: Path, error: OSError) -> str:
 
 
 def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
-    """Refuses, before the work, an output that is an input or another output, however the two are spelled.
+    """Checks that no output is also an input or another output, under the same or another path.
 
     Args:
-        outputs: by what the user calls them, such as ``--json``. A device or a pipe may be there twice.
-        inputs: likewise.
+        outputs: paths by the user's name for them, such as ``--json``. A device or a pipe may occur twice.
+        inputs: paths by the user's name for them.
 
     Raises:
-        UserError: the message names both.
+        UserError: two of them are the same file; the message names both.
     """
     taken = [(name, path) for name, path in inputs.items() if path is not None]
     for name, path in outputs.items():
@@ -82,7 +82,7 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path 
 
 
 def _is_same_file(path: Path, other: Path) -> bool:
-    if os.path.realpath(path) == os.path.realpath(other):  # of files that are not there yet, too
+    if os.path.realpath(path) == os.path.realpath(other):  # works for files that do not exist yet
         return True
     with suppress(OSError):
         return path.samefile(other)
@@ -93,7 +93,7 @@ def make_folder(path: Path) -> None:
     """Creates the folder and its parents.
 
     Raises:
-        UserError: it cannot be created.
+        UserError: the folder cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -103,10 +103,10 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder whose files go to ``folder`` at the end: all of them, or none after a failure.
+    """Yields an empty folder whose files are moved to ``folder`` at the end: all of them, or none after a failure.
 
     Raises:
-        UserError: ``folder`` cannot be made or written to.
+        UserError: ``folder`` cannot be created or written to.
     """
     make_folder(folder)
     try:
@@ -120,7 +120,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path | None, results: dict[str, Any] | list[dict[str, Any]]) -> None:
-    """Writes what --json asks for; nothing without a path. Called last, when all that decides has been compared.
+    """Writes results as JSON; nothing if ``path`` is None. Numbers that are not finite become null.
 
     Raises:
         UserError: the file cannot be written.
@@ -131,19 +131,19 @@ def write_json(path: Path | None, results: dict[str, Any] | list[dict[str, Any]]
 
 
 def _without_nan(value: Any) -> Any:
-    """The same with null for numbers that are not finite, which JSON has no words for."""
+    """The value with null for numbers that are not finite, which JSON cannot represent."""
     if isinstance(value, dict):
-        return {key: _without_nan(one) for key, one in value.items()}
+        return {key: _without_nan(member) for key, member in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
+        return [_without_nan(member) for member in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path, remedy: str = "write it again with model2onnx.py") -> dict[str, Any]:
-    """Reads a JSON object; ``remedy`` ends the message where it is damaged.
+    """Reads a JSON object; ``remedy`` is the end of the message about a damaged file.
 
     Raises:
-        UserError: the file is missing or is no JSON object.
+        UserError: the file is missing, or holds no JSON object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

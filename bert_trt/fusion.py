@@ -1,4 +1,4 @@
-"""``--fusion``: which layer set makes a network, and what does not go together with it."""
+"""``--fusion``: the layer set and the fused layers of each choice, and checks of options that do not go with it."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ LAYER_SETS: dict[str, type[NativeLayers]] = {
     "none": NativeLayers,
     "tensorrt": TensorRTAttentionLayers,
     "plugins": FusedLayers,
-    "all": FusedLayers,  # with its products by the Linear plugin
+    "all": FusedLayers,  # together with LinearPluginProducts
 }
 HOPPER = (9, 0)  # the compute capability that the Linear plugin's kernels were written for and measured on
-ATTENTION_STAYS = (
+ATTENTION_NOT_QUANTIZED = (
     "--quantize attention: attention as one layer, the QkvToContext plugin or TensorRT's own, computes its two "
     "products in fp16; leave attention out, or build with --fusion none"
 )
 
 
 def fused_layers(fusion: str, precision: str) -> tuple[str, ...]:
-    """What stands for several layers in a network with ``--fusion`` and ``--precision``: Linear has no fp32.
+    """The fused layers of a network with this ``--fusion`` and ``--precision``: Linear has no fp32.
 
     Raises:
-        UserError: the installed TensorRT has no attention of its own.
+        UserError: the fusion needs TensorRT's own attention, which the installed TensorRT does not have.
     """
     if TENSORRT_ATTENTION in FUSIONS[fusion]:
         check_attention()
@@ -40,14 +40,14 @@ def fused_layers(fusion: str, precision: str) -> tuple[str, ...]:
 
 
 def plugins_of(fused: Sequence[str]) -> list[str]:
-    """Those of ``fused_layers`` that are plugins."""
+    """The plugins among the fused layers that ``fused_layers`` returned."""
     return [name for name in fused if name != TENSORRT_ATTENTION]
 
 
 def warn_off_hopper() -> None:
-    """Warns that the Linear plugin was measured on compute capability 9.0 alone, unless the plan will run there.
+    """Warns that the Linear plugin was only measured on compute capability 9.0, unless the plan will run there.
 
-    The full product builds for the GPU of this machine; TensorRT for RTX never executes on 9.0.
+    The full product builds for the GPU of this machine. TensorRT for RTX does not execute on 9.0.
     """
     capability = gpu_capability()
     if IS_RTX:
@@ -63,22 +63,22 @@ def warn_off_hopper() -> None:
 
 
 def check_quantized_groups(fusion: str, precision: str, groups: Sequence[str]) -> None:
-    """Refuses ``--quantize attention`` where attention is one layer, before the long work.
+    """Checks, before the network is defined, that attention is not quantized where it is a single layer.
 
     Raises:
-        UnsuitableFusionError: so it is.
+        UnsuitableFusionError: it is to be quantized.
     """
-    whole = LAYER_SETS[fusion].computes_attention_whole
-    if whole and precision in QUANTIZED_PRECISIONS and "attention" in groups:
-        raise UnsuitableFusionError(ATTENTION_STAYS)
+    is_fused = LAYER_SETS[fusion].has_fused_attention
+    if is_fused and precision in QUANTIZED_PRECISIONS and "attention" in groups:
+        raise UnsuitableFusionError(ATTENTION_NOT_QUANTIZED)
 
 
 def refuse_attention_products(quantization: Quantization) -> None:
-    """An attention in one layer computes its own two products, and not in int8.
+    """Checks that no product of attention is to be quantized: an attention layer computes them itself, not in int8.
 
     Raises:
         UnsuitableFusionError: one of them is to be quantized.
     """
-    own = (".attention.self.scores", ".attention.self.context")
-    if any(name.endswith(own) for name in quantization.products):
-        raise UnsuitableFusionError(ATTENTION_STAYS)
+    suffixes = (".attention.self.scores", ".attention.self.context")
+    if any(name.endswith(suffixes) for name in quantization.products):
+        raise UnsuitableFusionError(ATTENTION_NOT_QUANTIZED)

@@ -1,4 +1,4 @@
-"""Reads TensorRT's verbose log: what became of the layers that went in?"""
+"""Reads from TensorRT's verbose log how the optimiser fused the layers of a network."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ FUSION_LINE = re.compile(r"\b(?P<rule>[A-Z]\w*(?:Fusion|Fuse\w*))\b.*? (?:on|wit
 
 @dataclass(frozen=True)
 class FusionReport:
-    """What the log says.
+    """The fate of some layers, the parts, in TensorRT's optimiser.
 
     Attributes:
-        parts: the layers that were watched.
-        stages: (stage of the optimiser, layers left after it), where the number changed.
-        fusions: lines of the log that name a fusion rule and a watched layer.
-        engine_layers: name of an engine layer -> watched layers inside it, by name.
-        unnamed: watched layers that no engine layer names: inside a ForeignNode, which names only its
-            first and last layer, or optimised away.
+        parts: names of these layers.
+        stages: (stage of the optimiser, number of layers after it), where the number changed.
+        fusions: lines of the log that name a fusion rule and a part.
+        engine_layers: the parts that the name of each engine layer contains, by that name.
+        unnamed: parts that no engine layer names: they were optimised away, or are inside a ForeignNode, which names
+            only its first and last layer.
     """
 
     parts: list[str]
@@ -47,7 +47,7 @@ def read_fusions(lines: Iterable[str], parts: Sequence[str]) -> FusionReport:
     """Searches a verbose log for the layers ``parts``.
 
     Raises:
-        UserError: the log has no list of engine layers; it is no verbose log, or the build failed.
+        UserError: the log has no list of engine layers, since it is no verbose log or the build failed.
     """
     stages: list[tuple[str, int]] = []
     fusions: list[str] = []
@@ -73,12 +73,12 @@ def read_fusions(lines: Iterable[str], parts: Sequence[str]) -> FusionReport:
 
 
 def _names_layer(engine_layer: str, part: str) -> bool:
-    """Whether an engine layer's name contains exactly this layer's name, not just one that begins like it."""
+    """Whether an engine layer's name contains this layer's name, and not just a longer name that begins with it."""
     return re.search(rf"(?<![\w.]){re.escape(part)}(?![\w.]*\w)", engine_layer) is not None
 
 
 def print_fusions(log: Path, parts: Sequence[str], plan: Path) -> None:
-    """Prints what became of the layers ``parts``, from the log, and from the engine where it can be loaded."""
+    """Prints a table of how the layers ``parts`` were fused, from the log, and from the engine if that loads."""
     with log.open(encoding="utf-8", errors="replace") as lines:
         report = read_fusions(lines, parts)
     table = Table(
@@ -89,8 +89,8 @@ def print_fusions(log: Path, parts: Sequence[str], plan: Path) -> None:
     table.add_row("fusions that name them", "\n".join(report.fusions) or "none in the log")
     for name, inside in report.engine_layers.items():
         if inside or name.startswith("{ForeignNode"):
-            holds = f"names {len(inside)} of them" if inside else "compiled as a whole; names only its ends"
-            table.add_row(Text(f"engine layer {_shorten(name)}"), holds)
+            content = f"names {len(inside)} of them" if inside else "compiled as a whole; names only its ends"
+            table.add_row(Text(f"engine layer {_shorten(name)}"), content)
     table.add_row("engine layers in all", str(len(report.engine_layers)))
     table.add_row("named by no engine layer", _explain_unnamed(report))
     inspected = inspect_engine(plan)
@@ -112,7 +112,7 @@ def _shorten(name: str) -> str:
 
 
 def inspect_engine(plan: Path) -> list[str] | str:
-    """The engine's layers by the engine inspector, or why the engine cannot be loaded here."""
+    """The engine's layers by TensorRT's engine inspector, or the reason why the engine cannot be loaded here."""
     obstacle = execution_obstacle()
     if obstacle is not None:
         return f"not asked: {obstacle}"

@@ -1,11 +1,12 @@
-"""Histograms of absolute values, and the ranges that methods of calibration choose from them.
+"""Histograms of absolute values, and the calibration methods that choose a range from them.
 
-A range is the absolute value that becomes the quantized type's largest one (amax, clipped):
+amax is the largest absolute value of a tensor. Its range is the absolute value that is mapped to the largest value of
+the quantized type: amax, or less, which clips the values beyond. The methods:
 
-    max         the largest value: nothing is clipped, but one outlier makes all steps coarse
-    percentile  the value below which 99.99 % lie (--percentile)
-    entropy     the one whose int8 distribution diverges least from the true one (TensorRT's old calibrator)
-    mse         the one with the least mean squared error of rounding and clipping
+    max         amax itself: nothing is clipped, but one outlier makes the steps of all values coarse
+    percentile  the value below which 99.99 % of the values lie (--percentile)
+    entropy     the value whose int8 distribution diverges least from the true one (TensorRT's retired calibrator)
+    mse         the value with the least mean squared error of rounding and clipping
 """
 
 from __future__ import annotations
@@ -20,37 +21,37 @@ from bert_trt.element_types import ELEMENT_TYPES
 
 BINS = 8192
 ENTROPY_BINS, ENTROPY_LEVELS = 2048, 128
-COUNTED_AT_ONCE = 2**24  # torch.histc counts in fp32, exact up to here
-LARGEST_COUNTED = 2.0**114  # torch.histc multiplies by the number of bins, in fp32
+COUNTED_AT_ONCE = 2**24  # torch.histc counts in fp32, which is exact up to this number
+LARGEST_COUNTED = 2.0**114  # torch.histc multiplies values by the number of bins in fp32, which must not overflow
 
 
 class Histogram:
     """Counts of absolute values in equal bins from 0 to ``limit``.
 
-    ``limit`` is a power of two and doubles, pairs of bins becoming one, when a value reaches it: nothing has to be
-    known beforehand, and the result does not depend on the order of the data.
+    ``limit`` is a power of two. It doubles when a value reaches it, and each pair of bins is merged into one. So amax
+    need not be known beforehand, and the result does not depend on the order of the data.
 
     Attributes:
-        counts: int64 (BINS,), on the device of the data. A value at the edge of two bins is in the upper one.
-        limit: upper end of the last bin, greater than every value.
-        largest: the largest absolute value, exactly.
+        counts: int64 (BINS,), on the device of the data. A value at the edge of two bins counts in the upper one.
+        limit: the upper end of the last bin, greater than every value.
+        amax: the largest absolute value, exactly.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.counts = torch.zeros(BINS, dtype=torch.int64, device=device)
         self.limit = 2.0**-60
-        self.largest = 0.0
+        self.amax = 0.0
         self.is_empty = True
 
-    def add(self, magnitudes: torch.Tensor, largest: float) -> None:
+    def add(self, magnitudes: torch.Tensor, amax: float) -> None:
         """Counts more values.
 
         Args:
             magnitudes: absolute values, any shape, less than LARGEST_COUNTED.
-            largest: the largest of them.
+            amax: the largest of them.
         """
-        self.largest = max(self.largest, largest)
-        while self.limit <= largest:
+        self.amax = max(self.amax, amax)
+        while self.limit <= amax:
             if not self.is_empty:
                 merged = self.counts.view(-1, 2).sum(1)
                 self.counts = torch.cat([merged, torch.zeros_like(merged)])
@@ -64,68 +65,69 @@ class Histogram:
         return self.counts.cpu().numpy()
 
 
-def find_range(counts: np.ndarray, limit: float, largest: float, method: str, kind: str, percentile: float) -> float:
-    """The absolute value that becomes the quantized type's largest one.
+def find_range(counts: np.ndarray, limit: float, amax: float, method: str, kind: str, percentile: float) -> float:
+    """The range by one of the methods: the absolute value that is mapped to the largest value of the quantized type.
 
     Args:
-        counts: of absolute values in equal bins, int64 (bins,).
-        limit: upper end of the last bin.
-        largest: the largest value, greater than 0.
+        counts: counts of absolute values in equal bins, int64 (bins,).
+        limit: the upper end of the last bin.
+        amax: the largest absolute value, greater than 0.
         method: one of ``METHODS``.
         kind: ``int8`` or ``fp8``.
         percentile: for the method of that name, in percent.
     """
     if method == "max":
-        return largest
+        return amax
     if method == "percentile":
-        return float(min(percentile_range(counts, limit, percentile), largest))
+        return float(min(percentile_range(counts, limit, percentile), amax))
     if method == "entropy":
-        return min(entropy_range(counts, limit, largest), largest)
-    return mse_range(counts, limit, largest, kind)
+        return min(entropy_range(counts, limit, amax), amax)
+    return mse_range(counts, limit, amax, kind)
 
 
 def percentile_range(counts: np.ndarray, limit: float, percentile: float) -> float:
-    """The value below which ``percentile`` percent lie, linear inside a bin."""
-    reached = np.cumsum(counts)
-    wanted = percentile / 100 * reached[-1]
-    bin_index = int(np.searchsorted(reached, wanted))
-    below = reached[bin_index - 1] if bin_index else 0
-    inside = (wanted - below) / counts[bin_index]
+    """The value below which ``percentile`` percent of the values lie, interpolated linearly inside its bin."""
+    cumulative = np.cumsum(counts)
+    target = percentile / 100 * cumulative[-1]
+    bin_index = int(np.searchsorted(cumulative, target))
+    below = cumulative[bin_index - 1] if bin_index else 0
+    inside = (target - below) / counts[bin_index]
     return (bin_index + inside) * limit / len(counts)
 
 
-def entropy_range(counts: np.ndarray, limit: float, largest: float) -> float:
+def entropy_range(counts: np.ndarray, limit: float, amax: float) -> float:
     """The range with the least Kullback-Leibler divergence between the values and their int8 form.
 
-    For each candidate, what lies beyond it is added to its last bin (as saturation does), and the bins are averaged
-    in 128 groups, the positive half of int8. (Migacz, "8-bit inference with TensorRT", GTC 2017.)
+    For each candidate range, the counts beyond it are added to its last bin, as saturation does, and the bins are
+    averaged in 128 groups, the levels of the positive half of int8 (Migacz, "8-bit inference with TensorRT", GTC
+    2017).
     """
-    used = math.floor(largest / limit * len(counts)) + 1  # up to the bin of the largest value
+    used = math.floor(amax / limit * len(counts)) + 1  # the bins up to that of amax
     edges = np.linspace(0, used, ENTROPY_BINS + 1)
-    reached = np.concatenate([[0], np.cumsum(counts)]).astype(np.float64)
-    fine = np.diff(np.interp(edges, np.arange(len(reached)), reached))  # (ENTROPY_BINS,)
+    cumulative = np.concatenate([[0], np.cumsum(counts)]).astype(np.float64)
+    fine = np.diff(np.interp(edges, np.arange(len(cumulative)), cumulative))  # (ENTROPY_BINS,)
     ends = range(ENTROPY_LEVELS, ENTROPY_BINS + 1)
     best = min(ends, key=lambda end: _divergence(fine, end))
     return best / ENTROPY_BINS * used / len(counts) * limit
 
 
 def _divergence(fine: np.ndarray, end: int) -> float:
-    """KL divergence between the histogram saturated at bin ``end`` and its form in ENTROPY_LEVELS levels."""
+    """KL divergence between the histogram saturated at bin ``end`` and its quantization to ENTROPY_LEVELS levels."""
     inside = fine[:end]
     saturated = inside.copy()
     saturated[-1] += fine[end:].sum()
     starts = np.arange(ENTROPY_LEVELS) * end // ENTROPY_LEVELS
     filled = inside > 0
-    totals, places = np.add.reduceat(inside, starts), np.add.reduceat(filled.astype(np.float64), starts)
-    level = np.repeat(totals / np.maximum(places, 1), np.diff(np.append(starts, end)))
+    totals, num_filled = np.add.reduceat(inside, starts), np.add.reduceat(filled.astype(np.float64), starts)
+    level = np.repeat(totals / np.maximum(num_filled, 1), np.diff(np.append(starts, end)))
     quantized = np.where(filled, level, 0)
     p, q = saturated / saturated.sum(), quantized / max(quantized.sum(), 1e-300)
-    known = p > 0
-    return float(np.sum(p[known] * np.log(p[known] / np.maximum(q[known], 1e-12))))
+    positive = p > 0
+    return float(np.sum(p[positive] * np.log(p[positive] / np.maximum(q[positive], 1e-12))))
 
 
-def mse_range(counts: np.ndarray, limit: float, largest: float, kind: str) -> float:
-    """The range, from largest/16 to largest, with the least mean squared error of rounding and cutting off."""
+def mse_range(counts: np.ndarray, limit: float, amax: float, kind: str) -> float:
+    """The range from amax / 16 to amax with the least mean squared error of rounding and clipping."""
     filled = np.flatnonzero(counts)
     values = (filled + 0.5) * limit / len(counts)
     weights = counts[filled].astype(np.float64)
@@ -134,13 +136,13 @@ def mse_range(counts: np.ndarray, limit: float, largest: float, kind: str) -> fl
         rounded = _round_trip(values, candidate, kind)
         return float(np.sum(weights * (rounded - values) ** 2))
 
-    candidates = largest * np.geomspace(1, 1 / 16, 161)
+    candidates = amax * np.geomspace(1, 1 / 16, 161)
     return float(min(candidates, key=error))
 
 
-def _round_trip(values: np.ndarray, largest: float, kind: str) -> np.ndarray:
-    """Values quantized and dequantized."""
+def _round_trip(values: np.ndarray, amax: float, kind: str) -> np.ndarray:
+    """Absolute values quantized with the range ``amax`` and dequantized."""
     top = ELEMENT_TYPES[kind].largest
-    scaled = np.minimum(values * (top / largest), top)
+    scaled = np.minimum(values * (top / amax), top)
     rounded = np.rint(scaled) if kind == "int8" else scaled.astype(ml_dtypes.float8_e4m3fn).astype(np.float64)
-    return rounded * (largest / top)
+    return rounded * (amax / top)

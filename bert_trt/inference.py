@@ -1,4 +1,6 @@
-"""Executes a plan: what stands in the way on this machine, buffers, CUDA graphs, times."""
+"""``InferHelper`` executes plans: device buffers, CUDA graphs and times. ``execution_obstacle`` says why a machine
+cannot execute plans.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +36,13 @@ class Latency:
 
     @classmethod
     def of(cls, milliseconds: Sequence[float]) -> Latency:
-        """Summary of single times (at least two)."""
+        """The summary of at least two single times."""
         cuts = statistics.quantiles(milliseconds, n=100, method="inclusive")
         return cls(len(milliseconds), statistics.median(milliseconds), cuts[94], cuts[98])
 
 
 def execution_obstacle() -> str | None:
-    """Why plans cannot be executed on this machine; None if they can."""
+    """The reason why plans cannot be executed on this machine; None if they can."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -66,7 +68,7 @@ def execution_obstacle() -> str | None:
 
 
 def graph_obstacle() -> str | None:
-    """Why CUDA graphs cannot be captured here; None if they can."""
+    """The reason why CUDA graphs cannot be captured here; None if they can."""
     try:
         from cuda.bindings import runtime  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -77,7 +79,7 @@ def graph_obstacle() -> str | None:
 def gpu_capability() -> tuple[int, int] | None:
     """Compute capability of the first GPU; None without one.
 
-    The driver itself is asked: it answers where the packages that execute plans are missing.
+    It comes from the driver itself, so that it is known even where the packages that execute plans are missing.
     """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -97,22 +99,22 @@ def check_in_profile(name: str, shape: Sequence[int], profile: Sequence[Sequence
     """Checks one input's shape against [minimum, optimum, maximum].
 
     Raises:
-        UserError: it lies outside; the message names input, shape and range.
+        UserError: the shape is outside the profile; the message names input, shape and range.
     """
-    low, _, high = profile
-    inside = len(shape) == len(low) and all(a <= s <= b for a, s, b in zip(low, shape, high, strict=True))
+    minimum, _, maximum = profile
+    inside = len(shape) == len(minimum) and all(a <= s <= b for a, s, b in zip(minimum, shape, maximum, strict=True))
     if not inside:
         raise UserError(
-            f"input {name!r} is {list(shape)}, outside the plan's profile {list(low)} to {list(high)}; "
+            f"input {name!r} is {list(shape)}, outside the plan's profile {list(minimum)} to {list(maximum)}; "
             "build the plan with a wider --seq-len MIN,OPT,MAX or --batch MIN,OPT,MAX"
         )
 
 
 def cast_input(name: str, values: np.ndarray, dtype: Any) -> np.ndarray:
-    """``values`` in the dtype that the engine states, contiguous.
+    """Casts ``values`` to the engine's dtype, contiguous.
 
     Raises:
-        UserError: values change by the cast, e.g. an id that does not fit int32.
+        UserError: the cast changes integers, e.g. an id that does not fit int32.
     """
     cast = np.ascontiguousarray(values, dtype=dtype)
     if values.dtype.kind in "iu" and not np.array_equal(cast, values):
@@ -122,11 +124,11 @@ def cast_input(name: str, values: np.ndarray, dtype: Any) -> np.ndarray:
 
 @interrupts.uninterrupted()
 def load_engine(path: Path, plan: bytes, log: TrtLog) -> tuple[trt.Runtime, trt.ICudaEngine]:
-    """Deserializes a plan, with the plugins that it uses.
+    """Deserializes a plan, and loads the plugins that it uses.
 
     Args:
-        path: the plan's file; ``PLAN.json`` beside it says which plugins it uses.
-        plan: from ``check_plan``.
+        path: the plan file; ``PLAN.json`` beside it names the plugin library.
+        plan: what ``check_plan`` returned.
         log: collects TensorRT's messages.
 
     Returns:
@@ -137,28 +139,28 @@ def load_engine(path: Path, plan: bytes, log: TrtLog) -> tuple[trt.Runtime, trt.
         UserError: the plan's plugin library is not built.
     """
 
-    log.take_errors()  # earlier ones are about something else
+    log.take_errors()  # discards errors of earlier work
     info = read_info(path)
     embedded = info is not None and info.plugins_embedded
     if info is not None and info.plugin_library and not embedded:
         plugin_layers.load_library()
     runtime = trt.Runtime(LOGGER)
     if embedded:
-        runtime.engine_host_code_allowed = True  # the library is in the plan; a plan without one needs no such leave
+        runtime.engine_host_code_allowed = True  # only set for a plan that contains a library: it allows host code
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        told = log.take_errors()
-        if "plugin" in told.lower() or "creator" in told.lower():
+        message = log.take_errors()
+        if "plugin" in message.lower() or "creator" in message.lower():
             try:
                 plugin_layers.load_library()
             except UserError as error:
-                told += f" (the built plugin library is of no help: {error})"
+                message += f" (the built plugin library does not help: {error})"
             else:
                 engine = runtime.deserialize_cuda_engine(plan)
-                told = told if engine is not None else log.take_errors()
+                message = message if engine is not None else log.take_errors()
         if engine is None:
             raise PlanError(
-                f"TensorRT cannot load the plan {path}: {told}. It is corrupt, for another GPU or from another "
+                f"TensorRT cannot load the plan {path}: {message}. It is corrupt, for another GPU or from another "
                 "TensorRT version; build it on this machine"
             )
     return runtime, engine
@@ -167,13 +169,13 @@ def load_engine(path: Path, plan: bytes, log: TrtLog) -> tuple[trt.Runtime, trt.
 class InferHelper:
     """Executes a plan.
 
-    Device buffers for the largest shapes of the profile and one stream are allocated once. Use as a context
+    It allocates one stream and the device buffers, for the largest shapes of the profile, once. Use it as a context
     manager, or call ``close``.
 
     Args:
-        plan_path: the plan file; ``PLAN.json`` beside it, if there, is checked too.
-        log: collects TensorRT's messages; default: the log that is listening.
-        checks_batch: masks and lengths are those of our networks, and ``infer`` refuses wrong ones.
+        plan_path: the plan file; if ``PLAN.json`` is beside it, the plan is checked against it.
+        log: collects TensorRT's messages; default: ``TrtLog.current()``.
+        checks_batch: ``infer`` checks masks and cu_seqlens; False for networks whose inputs of these names differ.
 
     Raises:
         PlanError: the plan is missing, corrupt, from another TensorRT version, or for another GPU.
@@ -206,11 +208,11 @@ class InferHelper:
     def _create_context(self, path: Path) -> trt.IExecutionContext:
         """The engine's execution context.
 
-        TensorRT for RTX compiles kernels for new shapes in the background and runs stand-ins meanwhile, which would
-        then be timed, or captured in a CUDA graph: it is told to compile them at once.
+        By default, TensorRT for RTX compiles kernels for new shapes in the background and runs slower kernels
+        meanwhile, which would be timed, or captured in a CUDA graph. The eager strategy compiles kernels at once.
         """
         if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
-            engine: Any = self.engine  # the full product's types have none of this
+            engine: Any = self.engine  # these names are not in the full product's types
             strategies: Any = getattr(trt, "DynamicShapesKernelSpecializationStrategy")  # noqa: B009
             self._runtime_config = engine.create_runtime_config()
             self._runtime_config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
@@ -222,7 +224,7 @@ class InferHelper:
         return context
 
     def _allocate(self) -> None:
-        """Device and page-locked host buffers for the largest shapes."""
+        """Allocates device and page-locked host buffers for the largest shapes."""
         cuda, engine = self._cuda, self.engine
         self._stream = cuda.Stream()
         self.inputs: list[str] = []
@@ -249,10 +251,10 @@ class InferHelper:
         """Runs once, asynchronously on the helper's stream, and waits for the result.
 
         Args:
-            inputs: an array per input, any integer or float type; cast to the engine's type.
+            inputs: an array for each input, of any integer or float type; it is cast to the engine's type.
 
         Returns:
-            An array per output, in the engine's type.
+            An array for each output, in the engine's type.
 
         Raises:
             UserError: an input is missing, unknown, or outside the profile.
@@ -262,11 +264,11 @@ class InferHelper:
         return self._download()
 
     def infer_by_graph(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The same as ``infer`` by the replay of a CUDA graph, which is captured for these shapes."""
+        """As ``infer``, by the replay of a CUDA graph that is captured for these shapes."""
         self._upload(inputs)
         self._enqueue()  # TensorRT finishes its own preparations for these shapes before a capture
         with captured_graph(self._stream.handle, self._enqueue) as replay:
-            for name in self.outputs:  # a replay that does nothing leaves no answer of the run before
+            for name in self.outputs:  # poisons the outputs, so that a replay that does nothing is noticed
                 self._cuda.memset_d8_async(self._device[name], 0xFF, self._host[name].nbytes, self._stream)
             replay()
             return self._download()
@@ -274,12 +276,12 @@ class InferHelper:
     def benchmark(
         self, inputs: Mapping[str, np.ndarray], runs: int = 200, warm_up: int = 20, cuda_graph: bool = False
     ) -> Latency:
-        """Times the network alone (no copies) with CUDA events.
+        """Times the network, without copies, with CUDA events.
 
         Args:
-            inputs: as for ``infer``; uploaded once.
-            runs: timed runs, at least 2.
-            warm_up: runs before the first timed one.
+            inputs: as for ``infer``; they are uploaded once.
+            runs: number of timed runs, at least 2.
+            warm_up: number of runs before the timed ones.
             cuda_graph: replay a captured CUDA graph instead of enqueueing layer by layer.
         """
         self._upload(inputs)
@@ -337,7 +339,7 @@ class InferHelper:
 
 
 def time_on_stream(cuda: Any, stream: Any, launch: Callable[[], None], runs: int, warm_up: int) -> list[float]:
-    """Milliseconds of each of ``runs`` launches on a pycuda stream, by CUDA events."""
+    """The milliseconds of each of ``runs`` launches on a pycuda stream, by CUDA events."""
     for _ in range(warm_up):
         launch()
     events = [(cuda.Event(), cuda.Event()) for _ in range(runs)]
@@ -351,12 +353,12 @@ def time_on_stream(cuda: Any, stream: Any, launch: Callable[[], None], runs: int
 
 @contextmanager
 def captured_graph(stream_handle: int, enqueue: Callable[[], None]) -> Iterator[Callable[[], None]]:
-    """Records what ``enqueue`` does on a stream; yields a function that replays it there.
+    """Captures the work of ``enqueue`` on a stream in a CUDA graph; yields a function that replays it there.
 
-    pycuda has no graphs, hence NVIDIA's own bindings.
+    It uses NVIDIA's own bindings, since pycuda has no graphs.
 
     Raises:
-        UserError: those are not installed, or CUDA refuses.
+        UserError: the bindings are not installed, or CUDA reports an error.
     """
     obstacle = graph_obstacle()
     if obstacle is not None:

@@ -1,14 +1,14 @@
-"""Ctrl-C: a script stops, says so, and exits with 130, in whatever phase it is and without half a file.
+"""Ctrl-C: at any time, a script stops, prints ``interrupted``, exits with 130, and leaves no incomplete file.
 
-* ``begin_script``: while a script still imports its libraries, Ctrl-C ends the process on the spot. A
-  KeyboardInterrupt would come as a traceback, or as an ImportError of the library in the midst of which it struck.
-* ``raising``, around a script's work: Ctrl-C raises KeyboardInterrupt, and who writes a file takes it away. Where a
-  library swallows the exception, it is raised again.
-* ``uninterrupted``: what is inside is done to its end, and then the exception is raised. For files that belong
-  together, and for calls of TensorRT: the exception would be raised in the logger that it calls back, or on the way
-  there, and TensorRT's bindings print it and go on.
+* ``begin_script``: while a script imports its libraries, Ctrl-C ends the process at once. A KeyboardInterrupt would
+  appear as a traceback, or as an ImportError of the library that was being imported.
+* ``raising``, around a script's work: Ctrl-C raises KeyboardInterrupt, so that code that writes a file can remove it.
+  If a library swallows the exception, it is raised again.
+* ``uninterrupted``: Ctrl-C waits for the end of the block, and then raises the exception. It is for files that belong
+  together, and for calls of TensorRT, which may call a Python logger: there the exception would be raised inside the
+  logger, where TensorRT's bindings print it and continue.
 
-Needs the standard library alone, so that it is there before anything else.
+This module only needs the standard library, so that a script can import it first.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-EXIT_CODE = 130  # what shells make of SIGINT: 128 + 2
-RETRY_SECONDS = 1.0  # by then an exception that nobody swallowed has ended the work
+EXIT_CODE = 130  # the shell's exit code for SIGINT: 128 + 2
+RETRY_SECONDS = 1.0  # by then an exception that was not swallowed has ended the work
 
 
 class _State:
-    """Of this process; Python runs signal handlers in the main thread alone."""
+    """The state of this process. It needs no lock, since Python runs signal handlers only in the main thread."""
 
     def __init__(self) -> None:
         self.happened = False
-        self.waiting = False  # for the end of ``uninterrupted``
-        self.held = 0
+        self.waiting = False  # Ctrl-C waits for the end of ``uninterrupted``
+        self.held = 0  # depth of nested ``uninterrupted`` blocks
         self.retry: threading.Timer | None = None
 
 
@@ -40,12 +40,12 @@ _state = _State()
 
 
 def begin_script(read_command_line: Callable[[], object]) -> None:
-    """Answers --help, wrong usage and Ctrl-C before a script imports anything that takes long.
+    """Handles --help, wrong usage and Ctrl-C before a script imports libraries that take long.
 
     Args:
-        read_command_line: ends the process after --help and wrong usage.
+        read_command_line: reads the command line, and ends the process after --help and wrong usage.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # otherwise ignored, as for a background job
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job ignores SIGINT
         signal.signal(signal.SIGINT, _end_at_once)
     read_command_line()
 
@@ -57,16 +57,16 @@ def happened() -> bool:
 
 @contextmanager
 def raising() -> Iterator[None]:
-    """Inside, Ctrl-C raises KeyboardInterrupt, and nothing swallows it."""
-    global _state  # noqa: PLW0603  one for the process, as there is one handler
+    """Within the context, Ctrl-C raises KeyboardInterrupt, again and again if a library swallows it."""
+    global _state  # noqa: PLW0603  the process has one state, as it has one handler
     _state = _State()
     before, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
     if before not in (signal.default_int_handler, _end_at_once):
-        yield  # ignored, or somebody else's
+        yield  # SIGINT is ignored, or another program has set the handler
         return
 
     def show(lost: Any) -> None:
-        """An exception in a destructor, for example, is only printed; this one is raised again."""
+        """Hides a KeyboardInterrupt that Python would only print, as in a destructor: it is raised again."""
         if not issubclass(lost.exc_type, KeyboardInterrupt):
             hook(lost)
 
@@ -83,7 +83,7 @@ def raising() -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Inside, Ctrl-C waits; also a decorator. For what takes no more than seconds, or has been told to stop."""
+    """Delays Ctrl-C to the end of the context; also a decorator. For work that takes seconds or is about to stop."""
     _state.held += 1
     try:
         yield
@@ -95,7 +95,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:
-    if not _state.happened:  # otherwise it has been said
+    if not _state.happened:  # otherwise the message was printed before
         with suppress(OSError):
             os.write(2, b"interrupted\n")
     os._exit(EXIT_CODE)

@@ -19,23 +19,30 @@ from bert_trt.options import SequenceRange
 from bert_trt.packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch, single_batch
 from bert_trt.sentences import Problem, Sentence, load_tokenizer, read_sentences
 
-TOKENS_AT_ONCE = 4096  # the output of a batch has so many rows, each as wide as the vocabulary
+TOKENS_PER_BATCH = 4096  # bounds the output, which has a row of the size of the vocabulary for each token
 BUCKET = 16  # padded lengths are multiples of it
 
 
 def make_batches(
     sentences: Sequence[Sentence], batching: str, seq_len: SequenceRange, batch: SequenceRange
 ) -> list[NetworkBatch]:
-    """Puts sentences, whose lengths ``seq_len`` allows, into batches that a plan with these ranges accepts."""
+    """Puts sentences into batches that a plan with these ranges accepts.
+
+    Args:
+        sentences: sentences whose lengths are within ``seq_len``.
+        batching: single, padded or packed.
+        seq_len: the plan's sequence lengths.
+        batch: the plan's numbers of sequences in a batch.
+    """
     if batching == "single":
-        return [single_batch(one.ids, one.types, place) for place, one in enumerate(sentences)]
-    budget = min(max(TOKENS_AT_ONCE, seq_len.maximum), batch.maximum * seq_len.maximum)
+        return [single_batch(sentence.ids, sentence.types, index) for index, sentence in enumerate(sentences)]
+    budget = min(max(TOKENS_PER_BATCH, seq_len.maximum), batch.maximum * seq_len.maximum)
     limits = Limits(budget, batch.maximum, seq_len.maximum)
     ids, types = [sentence.ids for sentence in sentences], [sentence.types for sentence in sentences]
     lines = [sentence.line for sentence in sentences]
     if batching == "packed":
-        return [packed_batch(made) for made in pack(ids, limits, types, lines)]
-    return [padded_batch(made) for made in pad(ids, limits, types, lines, buckets=BUCKET)]
+        return [packed_batch(packed) for packed in pack(ids, limits, types, lines)]
+    return [padded_batch(padded) for padded in pad(ids, limits, types, lines, buckets=BUCKET)]
 
 
 def predict(
@@ -43,27 +50,34 @@ def predict(
 ) -> dict[int, list[list[dict[str, Any]]] | None]:
     """Runs the batches.
 
+    Args:
+        sentences: the sentences from which ``batches`` were made.
+        batches: what ``make_batches`` returned.
+        run: runs the network.
+        mask_id: the id of [MASK].
+        tokens: the vocabulary, by id.
+
     Returns:
-        By line, for each [MASK] in it, the ten best words: ``{"word", "id", "probability"}``; None if a score of the
-        line is not finite.
+        By line number, for each [MASK] of the line, the top-10 predictions: ``{"word", "id", "probability"}``; None
+        for a line with a logit that is not finite.
     """
-    found: dict[int, list[list[dict[str, Any]]] | None] = {}
+    predictions: dict[int, list[list[dict[str, Any]]] | None] = {}
     for batch in batches:
-        for place, all_scores in zip(batch.sentences, batch.split(run(batch.inputs)), strict=True):
-            scores = all_scores[sentences[place].ids == mask_id]  # (number of [MASK], vocabulary)
-            usable = np.isfinite(scores).all()
-            words = [describe_words(row, top_k(row), tokens) for row in scores] if usable else None
-            found[sentences[place].line] = words
-    return found
+        for index, logits in zip(batch.sequences, batch.split(run(batch.inputs)), strict=True):
+            masked = logits[sentences[index].ids == mask_id]  # (number of [MASK], vocabulary)
+            finite = np.isfinite(masked).all()
+            words = [describe_words(row, top_k(row), tokens) for row in masked] if finite else None
+            predictions[sentences[index].line] = words
+    return predictions
 
 
 @dataclass(frozen=True)
 class Source:
-    """A text file as a plan takes it.
+    """The content of a text file.
 
     Attributes:
         path: the file.
-        sentences: those with [MASK], at least one.
+        sentences: the sentences that a plan accepts and that have a [MASK]; at least one.
         problems: the lines that cannot be used.
     """
 
@@ -73,10 +87,10 @@ class Source:
 
 
 def check_source(folder: ModelFolder, path: Path, batch: SequenceRange) -> None:
-    """Checks what can be checked before the tokenizer is loaded.
+    """Checks model, file and batch sizes before the tokenizer is loaded.
 
     Raises:
-        UserError: the model has no head, the file is missing, or the smallest batch has several sentences.
+        UserError: the model has no head, the file is missing, or the plan's smallest batch has several sentences.
     """
     if not folder.config.has_head:
         raise UserError(f"{folder.path} has no masked-language-model head; expected a BertForMaskedLM checkpoint")
@@ -90,21 +104,24 @@ def check_source(folder: ModelFolder, path: Path, batch: SequenceRange) -> None:
 
 
 def read_source(folder: ModelFolder, path: Path, seq_len: SequenceRange, batch: SequenceRange) -> Source:
-    """Reads the file, before a plan is built for it; a line that ``seq_len`` does not allow cannot be used.
+    """Reads a text file. A line whose length is outside ``seq_len`` becomes a problem.
 
     Raises:
         UserError: see ``check_source``; or no line can be used.
     """
     check_source(folder, path, batch)
-    found, problems = read_sentences(path, load_tokenizer(folder), folder.config, need_mask=True)
+    candidates, problems = read_sentences(path, load_tokenizer(folder), folder.config, need_mask=True)
     sentences = []
-    for one in found:
-        length = len(one.ids)
+    for sentence in candidates:
+        length = len(sentence.ids)
         if seq_len.minimum <= length <= seq_len.maximum:
-            sentences.append(one)
+            sentences.append(sentence)
             continue
-        told = f"the plan takes {seq_len.minimum} to {seq_len.maximum}; build with a wider --seq-len"
-        problems.append(Problem(one.line, f"{path}, line {one.line}: {length} tokens, but {told}"))
+        message = (
+            f"{path}, line {sentence.line}: {length} tokens, but the plan takes {seq_len.minimum} to "
+            f"{seq_len.maximum}; build with a wider --seq-len"
+        )
+        problems.append(Problem(sentence.line, message))
     problems.sort(key=lambda problem: problem.line)
     if not sentences:
         raise UserError(f"{path}: no line can be used; the first: {problems[0].message}")
@@ -120,22 +137,32 @@ def fill_text_file(
     batch: SequenceRange,
     run: Run,
 ) -> None:
-    """Fills every [MASK] of ``source`` and writes ``target``: a JSON object for each line that is not blank.
+    """Fills every [MASK] of ``source`` and writes a JSON object for each line that is not blank.
+
+    Args:
+        folder: the model.
+        source: what ``read_source`` returned.
+        target: the file to write.
+        batching: single, padded or packed.
+        seq_len: the plan's sequence lengths.
+        batch: the plan's numbers of sequences in a batch.
+        run: runs the network.
 
     Raises:
         UserError: ``target`` cannot be written.
     """
     sentences, problems = source.sentences, list(source.problems)
     batches = make_batches(sentences, batching, seq_len, batch)
-    shown = {"console": log_console, "transient": True, "disable": not log_console.is_terminal}
-    progress: Iterator[NetworkBatch] = iter(track(batches, "filling", **shown))
+    bar = {"console": log_console, "transient": True, "disable": not log_console.is_terminal}
+    progress: Iterator[NetworkBatch] = iter(track(batches, "filling", **bar))
     mask_id = load_tokenizer(folder).mask_token_id
     predictions = predict(sentences, progress, run, mask_id, folder.tokens())
-    told = "the network's scores are not finite; build with --precision bf16 or fp32"
-    overflown = [one.line for one in sentences if predictions[one.line] is None]
-    problems += [Problem(line, f"{source.path}, line {line}: {told}") for line in overflown]
+    reason = "the network's scores are not finite; build with --precision bf16 or fp32"
+    overflowed = [sentence.line for sentence in sentences if predictions[sentence.line] is None]
+    problems += [Problem(line, f"{source.path}, line {line}: {reason}") for line in overflowed]
     records: dict[int, dict[str, Any]] = {
-        one.line: {"line": one.line, "text": one.text, "fillings": predictions[one.line]} for one in sentences
+        sentence.line: {"line": sentence.line, "text": sentence.text, "fillings": predictions[sentence.line]}
+        for sentence in sentences
     }
     for problem in problems:
         warn(problem.message)
@@ -143,23 +170,26 @@ def fill_text_file(
     with atomic_write(target) as file:
         for line in sorted(records):
             file.write((json.dumps(records[line], ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
-    filled = len(sentences) - len(overflown)
+    filled = len(sentences) - len(overflowed)
     console.print(
         f"{filled} sentences in {len(batches)} batches, {len(problems)} bad lines -> {target}", soft_wrap=True
     )
 
 
 def ranges_of_plan(profile: Mapping[str, Sequence[Sequence[int]]]) -> tuple[str, SequenceRange, SequenceRange]:
-    """(batching, sequence lengths, sentences in a batch) of a plan, from the profile of its inputs.
+    """Batching, sequence lengths and sequences in a batch of a plan, from the profile of its inputs.
+
+    Args:
+        profile: by input, its [minimum, optimum, maximum] shape.
 
     Raises:
-        UserError: it is no plan of BERT.
+        UserError: the inputs are not those of BERT.
     """
     if not profile.keys() >= set(INPUT_NAMES):
         raise UserError(f"the plan's inputs are {', '.join(profile)}; expected a plan of builder.py")
     ids = np.array(profile[INPUT_NAMES[0]])  # (3, rank): minimum, optimum, maximum
     if LENGTHS_NAME in profile:
-        sentences = np.array(profile[LENGTHS_NAME])[:, 0] - 1
-        return "packed", SequenceRange(*(ids[:, 0] // sentences).tolist()), SequenceRange(*sentences.tolist())
+        batch = np.array(profile[LENGTHS_NAME])[:, 0] - 1  # cu_seqlens is (B + 1,)
+        return "packed", SequenceRange(*(ids[:, 0] // batch).tolist()), SequenceRange(*batch.tolist())
     lengths = SequenceRange(*ids[:, 1].tolist())
     return ("padded" if MASK_NAME in profile else "single"), lengths, SequenceRange(*ids[:, 0].tolist())

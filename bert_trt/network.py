@@ -1,4 +1,4 @@
-"""A network that is defined and not yet built, with what TensorRT's Python API cannot read back from it."""
+"""``DefinedNetwork``: a network that is defined but not yet built."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from bert_trt.tensorrt_product import trt
 
 @dataclass(frozen=True)
 class NetworkContents:
-    """What TensorRT's Python API cannot read back from a network, by layer name; network_runner.py needs it.
+    """Values in a network that TensorRT's Python API does not expose, by layer name; network_runner.py needs them.
 
     Attributes:
-        weights: values of constants, bf16 ones above all.
-        plugins: plugin layers with their fields.
-        sources: fp32 values from which constants were rounded or quantized.
+        weights: the values of constants; the API does not expose those of bf16.
+        plugins: the plugin layers with their fields.
+        sources: the fp32 values from which constants were rounded or quantized.
     """
 
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -30,17 +30,17 @@ class NetworkContents:
 
 @dataclass(frozen=True)
 class DefinedNetwork:
-    """A network ready to be built, and what must live until then.
+    """A network ready to be built, with the objects that must live until then.
 
     Attributes:
         builder: the network's builder.
         network: the network, its outputs marked.
-        contents: what was put into it.
+        contents: its constants and plugin layers.
         owner: owns the weights that TensorRT reads when it builds: the weight file, or the parser.
         hidden_states: names of the tensors that are PyTorch's hidden states; empty if they are not known.
-        products: the encoder's matrix products, in the order of computation; empty if they are not contents.
-        num_quantized: how many products have two quantized factors; None: as many as the quantization names.
-        gelu_parts: names of the layers of a GELU that was decomposed.
+        products: the encoder's matrix products, in the order of computation; empty if they are not known.
+        num_quantized: number of products with two quantized operands; None: as many as the quantization names.
+        gelu_parts: names of the elementary layers of decomposed GELUs.
     """
 
     builder: trt.Builder

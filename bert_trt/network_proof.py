@@ -1,13 +1,12 @@
-"""What is proved of a network besides one example that agrees within its precision.
+"""``check_definition`` proves that a network has the values that it was defined with.
 
-fp16, bf16 and 8-bit tolerances are wide enough to hide a lost bias or the wrong GELU, one sequence alone hides a mask
-that is ignored, and an example hides an epsilon. So three more things are looked at in every run of builder.py and
-onnx2trt.py:
+An example that agrees with PyTorch within its precision proves little: the tolerances of fp16, bf16 and 8 bits can
+hide a lost bias or the wrong GELU, a single sequence hides a mask that is ignored, and any example hides an epsilon.
+So every run of builder.py and onnx2trt.py checks three more things:
 
-* ``check_definition``: the network holds the plugin fields, epsilons, weights and scales that it was asked to hold.
-* ``comparison.compare_sequences``: sequences of several lengths, in batches, against PyTorch.
-* The same sequences with ``NetworkRunner(in_fp32=True)``: the same network without its roundings, within fp32's
-  tolerance.
+* ``check_definition`` compares the plugin fields, epsilons, weights and scales in the network with their sources.
+* ``comparison.compare_sequences`` compares sequences of several lengths, in batches, with PyTorch.
+* ``NetworkRunner(in_fp32=True)`` runs the same sequences without the network's roundings, within fp32's tolerance.
 """
 
 from __future__ import annotations
@@ -26,22 +25,19 @@ from bert_trt.tensorrt_product import trt
 
 
 class WrongNetworkError(UserError):
-    """The network does not hold what it was asked to hold; the message names the layer and both values."""
-
-
-# --- what the network holds -----------------------------------------------------------------------------------
+    """A value in the network differs from its definition; the message names the layer and both values."""
 
 
 def check_definition(network: trt.INetworkDefinition, contents: NetworkContents, epsilon: float) -> None:
-    """Reads the network back and compares it with what it was made from.
+    """Reads the network back and compares it with its definition.
 
     Args:
         network: ours, or a parsed one.
-        contents: its plugin layers, and the values that its constants were made from.
-        epsilon: of the model's layer norms.
+        contents: its plugin layers, and the fp32 values of its constants.
+        epsilon: the epsilon of the model's layer norms.
 
     Raises:
-        WrongNetworkError: a plugin field, an epsilon, a constant or a scale is another one.
+        WrongNetworkError: a plugin field, an epsilon, a constant or a scale has another value.
     """
     layers = [read_layer(network, index) for index in range(network.num_layers)]
     producers = {name: (kind, layer) for kind, layer in layers for name in output_names(layer)}
@@ -62,10 +58,10 @@ def check_definition(network: trt.INetworkDefinition, contents: NetworkContents,
 
 
 def check_constants(network: trt.INetworkDefinition, contents: NetworkContents) -> None:
-    """Looks at the constants alone, of a network whose layers nobody asked for by name.
+    """Compares only the constants of a network with their sources; for networks from a foreign ONNX file.
 
     Raises:
-        WrongNetworkError: a constant does not hold what it was converted from.
+        WrongNetworkError: a constant has other values than its source.
     """
     for index in range(network.num_layers):
         kind, layer = read_layer(network, index)
@@ -73,30 +69,30 @@ def check_constants(network: trt.INetworkDefinition, contents: NetworkContents) 
             _check_constant(layer, contents)
 
 
-def _check_epsilon(name: str, found: float, expected: float) -> None:
-    if np.float32(found) != np.float32(expected):
-        raise WrongNetworkError(f"layer {name!r} has epsilon {found:.9g}, the model {expected:.9g}")
+def _check_epsilon(name: str, actual: float, expected: float) -> None:
+    if np.float32(actual) != np.float32(expected):
+        raise WrongNetworkError(f"layer {name!r} has epsilon {actual:.9g}, the model {expected:.9g}")
 
 
 def _check_plugin(layer: Any, expected: PluginLayer) -> None:
-    """The plugin's name and fields as the plugin itself states them."""
+    """Compares the plugin's name and fields, which the plugin states in its metadata, with the expected ones."""
     layer.__class__ = trt.IPluginV3Layer
     core = layer.plugin.get_capability_interface(trt.PluginCapabilityType.CORE)
     build = layer.plugin.get_capability_interface(trt.PluginCapabilityType.BUILD)
     if core.plugin_name != expected.plugin:
         raise WrongNetworkError(f"layer {layer.name!r} is a {core.plugin_name} plugin, expected {expected.plugin}")
-    found = read_fields(build.metadata_string)
+    fields = read_fields(build.metadata_string)
     for name, value in expected.fields.items():
-        if name not in found:
+        if name not in fields:
             raise WrongNetworkError(f"layer {layer.name!r}: the plugin does not state its field {name}")
-        if not _same(found[name], value):
-            raise WrongNetworkError(f"layer {layer.name!r} has {name} {found[name]}, expected {value}")
-    for name in found.keys() - expected.fields.keys():
-        if found[name] not in FIELD_DEFAULTS.get(name, ("", "0")):
-            raise WrongNetworkError(f"layer {layer.name!r} has {name} {found[name]}, which nobody asked for")
+        if not _same(fields[name], value):
+            raise WrongNetworkError(f"layer {layer.name!r} has {name} {fields[name]}, expected {value}")
+    for name in fields.keys() - expected.fields.keys():
+        if fields[name] not in FIELD_DEFAULTS.get(name, ("", "0")):
+            raise WrongNetworkError(f"layer {layer.name!r} has {name} {fields[name]}, expected the default")
 
 
-FIELD_DEFAULTS = {"outputs": ("y",), "activation": ("none",), "layout": ("single",)}  # others: nothing, or 0
+FIELD_DEFAULTS = {"outputs": ("y",), "activation": ("none",), "layout": ("single",)}  # other fields: empty, or 0
 
 
 def read_fields(metadata: str) -> dict[str, str]:
@@ -109,15 +105,15 @@ def _same(text: str, value: float | int | str) -> bool:
 
 
 def _check_constant(layer: Any, contents: NetworkContents) -> None:
-    """What is stored is the source in the constant's type, bit for bit."""
+    """Checks that the constant equals its source, converted to the constant's type, bit for bit."""
     stored = constant_values(layer, contents).reshape(-1)
     expected = convert_weight(contents.sources[layer.name], layer.get_output(0).dtype, layer.name).reshape(-1)
     if stored.shape != expected.shape or stored.tobytes() != expected.tobytes():
-        raise WrongNetworkError(f"constant {layer.name!r} does not hold the values that it was made from")
+        raise WrongNetworkError(f"constant {layer.name!r} does not hold the values of its source")
 
 
 def _check_scales(layer: Any, producers: Mapping[str, tuple[str, Any]], contents: NetworkContents) -> None:
-    """A weight's bytes and scales are those of its source; of a tensor both scales are the same number."""
+    """Checks a weight's bytes and scales against its source, and that an activation's two scales are equal."""
     value_name, scale_name = input_names(layer)[:2]
     kind, producer = producers[value_name]
     scales = constant_values(producers[scale_name][1], contents).reshape(-1)

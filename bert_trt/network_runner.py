@@ -1,12 +1,14 @@
 """Runs a TensorRT network definition with PyTorch, on CPU or CUDA: no TensorRT engine, no GPU needed.
 
-The network, ours or one that the ONNX parser made, is read back layer by layer and lowered once to a
-``torch.fx`` graph, which can be printed, run, captured in a CUDA graph or compiled. Any tensor can be asked
-for by name, and that is how the layer that goes wrong is found.
+``NetworkRunner`` reads a network, ours or one that the ONNX parser defined, layer by layer and lowers it once to a
+``torch.fx`` graph, which can be printed, run, captured in a CUDA graph or compiled. It returns any tensor by name, so
+that the first incorrect layer can be found.
 
-Types are honoured: an fp16 tensor is fp16, products accumulate in fp32, normalisation computes in fp32.
-Results therefore equal those of an engine up to the order of summation and up to roundings that the
-optimiser saves when it fuses layers. It is not TensorRT that executes here.
+The runner keeps the network's types: an fp16 tensor is fp16, products accumulate in fp32, normalisation computes in
+fp32. Its results therefore equal those of an engine up to the order of summation, and up to the roundings that
+TensorRT saves when it fuses layers. TensorRT itself executes nothing here.
+
+To read: ``NetworkRunner`` at the end, then ``_Lowering``, then the functions of the layers.
 """
 
 from __future__ import annotations
@@ -36,24 +38,24 @@ from bert_trt.tensorrt_product import trt
 from bert_trt.tensors import as_tuple
 from plugins import reference
 
-NARROW_FLOATS = (torch.float16, torch.bfloat16)
+HALF_TYPES = (torch.float16, torch.bfloat16)
 QUANTIZED_LIMITS = {torch.int8: (-128.0, 127.0), torch.float8_e4m3fn: (-448.0, 448.0)}
 
 
 class UnsupportedLayerError(UserError):
-    """The network has a layer that this runner does not know; the message names it."""
+    """The runner does not support a layer of the network; the message names it."""
 
 
-# --- what the layers compute ------------------------------------------------------------------------------
-# Each is a plain function, so that the printed graph reads as the computation.
+# --- the functions of the layers --------------------------------------------------------------------------
+# Each layer type has a plain function, so that the printed graph reads as the computation.
 
 
 def matrix_multiply(a: torch.Tensor, b: torch.Tensor, transpose_a: bool, transpose_b: bool) -> torch.Tensor:
     """a @ b over the last two axes, accumulated in fp32: (..., M, K), (..., K, N) -> (..., M, N)."""
     a = a.transpose(-1, -2) if transpose_a else a
     b = b.transpose(-1, -2) if transpose_b else b
-    b = b.reshape(b.shape[-2:]) if is_one_matrix(b) else b  # one product of all rows, not one for each of a batch
-    if a.dtype in NARROW_FLOATS and not a.is_cuda:
+    b = b.reshape(b.shape[-2:]) if is_one_matrix(b) else b  # one product of all rows, not one for each batch member
+    if a.dtype in HALF_TYPES and not a.is_cuda:
         return torch.matmul(a.float(), b.float()).to(a.dtype)
     return torch.matmul(a, b)
 
@@ -68,7 +70,7 @@ def product_with_bias(
 ) -> torch.Tensor:
     """a @ b + bias: (..., M, K), (..., K, N) and (1 ..., N) -> (..., M, N).
 
-    On CUDA in one kernel, as TensorRT fuses them: the bias is added before the one rounding of the result.
+    On CUDA, one kernel computes both, as TensorRT fuses them: the result is rounded once, after the bias is added.
     """
     if not a.is_cuda or transpose_a or not is_one_matrix(b) or bias.numel() != bias.shape[-1]:
         return matrix_multiply(a, b, transpose_a, transpose_b) + bias
@@ -85,7 +87,7 @@ def quantize(x: torch.Tensor, scale: torch.Tensor, axis: int | None, dtype: torc
     """
     scaled = x.float() / along_axis(scale.float(), axis, x.dim())
     low, high = QUANTIZED_LIMITS[dtype]
-    rounded = scaled.round() if dtype == torch.int8 else scaled  # the cast to fp8 rounds by itself, half to even
+    rounded = scaled.round() if dtype == torch.int8 else scaled  # the cast to fp8 itself rounds half to even
     return rounded.clamp(low, high).to(dtype)
 
 
@@ -95,10 +97,10 @@ def dequantize(q: torch.Tensor, scale: torch.Tensor, axis: int | None, dtype: to
 
 
 def along_axis(scale: torch.Tensor, axis: int | None, rank: int) -> torch.Tensor:
-    """One scale as it is; one for each slice in the shape that broadcasts along ``axis``."""
+    """Reshapes scales for broadcasting: one scale to (), scales along ``axis`` to ``rank`` axes."""
     if scale.numel() == 1 or axis is None:
         return scale.reshape(())
-    return scale.reshape([-1 if place == axis % rank else 1 for place in range(rank)])
+    return scale.reshape([-1 if index == axis % rank else 1 for index in range(rank)])
 
 
 def quantized_product(
@@ -111,8 +113,9 @@ def quantized_product(
     dtype: torch.dtype,
     int8_kernel: bool,
 ) -> torch.Tensor:
-    """A product of two dequantized tensors, as an int8 engine computes it: the integers are multiplied and summed,
-    the scales follow, and only then is the result rounded to ``dtype``.
+    """The product of two dequantized tensors, as an int8 engine computes it.
+
+    It multiplies and sums the integers, applies the scales, and only then rounds to ``dtype``.
 
     Args:
         a: (..., M, K) before ``transpose_a``, int8 or fp8.
@@ -120,15 +123,15 @@ def quantized_product(
         b: (..., K, N) before ``transpose_b``.
         scale_b: one number, or (N,).
         transpose_a: as in ``matrix_multiply``.
-        transpose_b: likewise.
-        dtype: of the result.
-        int8_kernel: through PyTorch's int8 product, which sums in int32; for one weight matrix, not for batches. Else
-            in fp32, which holds the products of int8 and of fp8 exactly and rounds sums beyond 2^24.
+        transpose_b: as in ``matrix_multiply``.
+        dtype: the type of the result.
+        int8_kernel: use PyTorch's int8 product, which sums in int32, where b is one matrix. Otherwise the product
+            is computed in fp32, which is exact for products of int8 and of fp8 and rounds sums beyond 2^24.
     """
     a = a.transpose(-1, -2) if transpose_a else a
     b = b.transpose(-1, -2) if transpose_b else b
     is_one_weight = a.dtype == torch.int8 and is_one_matrix(b)
-    is_one_weight &= b.shape[-1] % 8 == 0 and b.shape[-2] % 8 == 0  # what cuBLAS wants
+    is_one_weight &= b.shape[-1] % 8 == 0 and b.shape[-2] % 8 == 0  # cuBLAS needs multiples of 8
     product = int8_product(a, b) if int8_kernel and is_one_weight else torch.matmul(a.float(), b.float())
     return (product * (scale_a.float().reshape(()) * scale_b.float().reshape(-1))).to(dtype)
 
@@ -136,7 +139,7 @@ def quantized_product(
 def int8_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a @ b by an int8 kernel, summed in int32: (..., M, K) and (1 ..., K, N) -> fp32 (..., M, N)."""
     rows = a.reshape(-1, a.shape[-1])
-    missing = max(0, 17 - rows.shape[0])  # cuBLAS wants more than 16 rows
+    missing = max(0, 17 - rows.shape[0])  # cuBLAS needs more than 16 rows
     padded = torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
     int8_mm = torch._int_mm  # pyright: ignore[reportPrivateImportUsage]
     product = int8_mm(padded, b.reshape(b.shape[-2:]))[: rows.shape[0]]
@@ -151,36 +154,36 @@ def shuffle(
     second: Sequence[int] | None,
     zero_is_placeholder: bool,
 ) -> torch.Tensor:
-    """Transpose, reshape, transpose. ``target`` is a shape computed at run time, ``shape`` a fixed one."""
+    """Transposes, reshapes and transposes x. ``target`` is a shape computed at run time, ``shape`` a constant one."""
     if first is not None:
         x = x.permute(tuple(first))
-    wanted = target.tolist() if target is not None else shape
-    if wanted is not None:
+    new_shape = target.tolist() if target is not None else shape
+    if new_shape is not None:
         if zero_is_placeholder:
-            wanted = [x.shape[axis] if length == 0 else length for axis, length in enumerate(wanted)]
-        x = x.reshape(tuple(wanted))
+            new_shape = [x.shape[axis] if length == 0 else length for axis, length in enumerate(new_shape)]
+        x = x.reshape(tuple(new_shape))
     return x.permute(tuple(second)) if second is not None else x
 
 
 def gather(table: torch.Tensor, indices: torch.Tensor, axis: int) -> torch.Tensor:
-    """Slices of ``table`` along ``axis``; the axes of ``indices`` take that axis's place."""
+    """Slices of ``table`` along ``axis``, which the axes of ``indices`` replace."""
     flat = torch.index_select(table, axis, indices.reshape(-1))
     return flat.reshape((*table.shape[:axis], *indices.shape, *table.shape[axis + 1 :]))
 
 
 def gather_elements(table: torch.Tensor, indices: torch.Tensor, axis: int) -> torch.Tensor:
-    """Along ``axis`` the element of each index, the other axes being those of the index: the shape of ``indices``."""
+    """Elements of ``table``, in the shape of ``indices``: each index counts along ``axis``, at its own other axes."""
     return torch.gather(table, axis, indices.long())
 
 
 def gather_nd(table: torch.Tensor, indices: torch.Tensor, batch_axes: int) -> torch.Tensor:
-    """Slices of ``table`` at places of K coordinates: indices (..., K) -> (..., what is left of the table's axes).
+    """Slices of ``table`` at K coordinates each: indices (..., K) -> (..., the remaining axes of the table).
 
-    The first ``batch_axes`` axes belong to both, and count through the table by themselves.
+    The first ``batch_axes`` axes are batch axes of both tensors and are not among the K coordinates.
     """
-    places = indices.shape[:-1]
+    leading = indices.shape[:-1]
     batch = [
-        torch.arange(places[axis], device=table.device).reshape([-1] + [1] * (len(places) - axis - 1))
+        torch.arange(leading[axis], device=table.device).reshape([-1] + [1] * (len(leading) - axis - 1))
         for axis in range(batch_axes)
     ]
     return table[(*batch, *indices.long().unbind(-1))]
@@ -191,7 +194,7 @@ def select(condition: torch.Tensor, chosen: torch.Tensor, otherwise: torch.Tenso
     return torch.where(condition, chosen, otherwise)
 
 
-Numbers = Sequence[int] | torch.Tensor  # fixed ones, or ones computed at run time
+Numbers = Sequence[int] | torch.Tensor  # constants, or numbers computed at run time
 
 
 def strided_slice(
@@ -203,10 +206,10 @@ def strided_slice(
     mode: str,
     fill: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Along each of ``axes`` (default: all) the ``size`` elements at start + i · stride; a stride of 0 repeats one.
+    """Takes ``size`` elements at start + i · stride along each of ``axes`` (default: all); a stride of 0 repeats one.
 
-    What lies beyond the end is nothing (STRICT_BOUNDS), the last element (CLAMP), the beginning again (WRAP) or the
-    value ``fill``, by default 0 (FILL).
+    Beyond the end of an axis, CLAMP takes the last element, WRAP begins again, FILL takes ``fill`` (default: 0), and
+    STRICT_BOUNDS has no element.
     """
     chosen = range(x.dim()) if axes is None else [axis % x.dim() for axis in as_numbers(axes)]
     outside: torch.Tensor | None = None
@@ -215,36 +218,34 @@ def strided_slice(
         if mode == "STRICT_BOUNDS" and step == 0:
             x = x.narrow(axis, first, min(count, 1)).expand(*x.shape[:axis], count, *x.shape[axis + 1 :])
             continue
-        places = first + step * torch.arange(count, device=x.device)
+        indices = first + step * torch.arange(count, device=x.device)
         if mode == "FILL":
-            shape = [-1 if place == axis else 1 for place in range(x.dim())]
-            beyond = ((places < 0) | (places >= length)).reshape(shape)
+            shape = [-1 if index == axis else 1 for index in range(x.dim())]
+            beyond = ((indices < 0) | (indices >= length)).reshape(shape)
             outside = beyond if outside is None else outside | beyond
         if mode in ("FILL", "CLAMP"):
-            places = places.clamp(0, max(length - 1, 0))
-        x = x.index_select(axis, places % length if mode == "WRAP" else places)
+            indices = indices.clamp(0, max(length - 1, 0))
+        x = x.index_select(axis, indices % length if mode == "WRAP" else indices)
     if outside is not None:
         x = torch.where(outside, torch.zeros((), dtype=x.dtype, device=x.device) if fill is None else fill, x)
     return x
 
 
 def as_numbers(numbers: Numbers) -> list[int]:
-    """Numbers as a list; those of a tensor are fetched from its device."""
+    """Numbers as a list; a tensor's numbers are copied from its device."""
     return numbers.tolist() if isinstance(numbers, torch.Tensor) else list(numbers)
 
 
 def linear_fill(
     shape: Numbers, start: torch.Tensor | float, step: torch.Tensor | float, dtype: torch.dtype
 ) -> torch.Tensor:
-    """start + Σ step[axis] · index[axis], of the given shape: a range, or with steps of 0 one value everywhere.
-
-    It is computed on the CPU, like shapes.
-    """
+    """A tensor of the given shape with the elements start + Σ step[axis] · index[axis]: a range, or with steps of 0 a
+    constant. It is computed on the CPU, like shapes."""
     sizes = as_numbers(shape)
     steps = torch.as_tensor(step, device="cpu").reshape(-1)
     total = torch.as_tensor(start, device="cpu").to(dtype).reshape(()).expand(sizes)
     for axis, size in enumerate(sizes):
-        index = torch.arange(size).reshape([-1 if place == axis else 1 for place in range(len(sizes))])
+        index = torch.arange(size).reshape([-1 if other == axis else 1 for other in range(len(sizes))])
         total = total + (steps[axis] * index).to(dtype)
     return total
 
@@ -253,9 +254,9 @@ def normalization(
     x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, axes: Sequence[int], epsilon: float
 ) -> torch.Tensor:
     """(x − mean) / √(variance + epsilon) · scale + bias over ``axes``, in fp32, returned in x's type."""
-    wide = x.float()
-    variance, mean = torch.var_mean(wide, dim=list(axes), correction=0, keepdim=True)
-    normal = (wide - mean) * torch.rsqrt(variance + epsilon)
+    x_fp32 = x.float()
+    variance, mean = torch.var_mean(x_fp32, dim=list(axes), correction=0, keepdim=True)
+    normal = (x_fp32 - mean) * torch.rsqrt(variance + epsilon)
     return (normal * scale.float() + bias.float()).to(x.dtype)
 
 
@@ -267,8 +268,8 @@ def softmax(x: torch.Tensor, axis: int) -> torch.Tensor:
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """softmax(query · keyᵀ) · value for each head, in fp32, rounded once at the end: three (B, N, S, D) -> the same.
 
-    ``mask`` broadcasts over the scores (B, N, S, S): a boolean one is true where the query may look at the key, any
-    other is added to the scores.
+    ``mask`` broadcasts over the scores (B, N, S, S). A boolean mask is true where the query may attend to the key;
+    another mask is added to the scores.
     """
     scores = torch.matmul(query.float(), key.float().transpose(-1, -2))
     if mask is not None and mask.dtype == torch.bool:
@@ -281,9 +282,9 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask:
 def packed_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seqlens: torch.Tensor
 ) -> torch.Tensor:
-    """The same within each sequence of a packed batch: three (T, N, D) and int32 (B + 1,) -> (T, N, D)."""
+    """``attention`` within each sequence of a packed batch: three (T, N, D) and int32 (B + 1,) -> (T, N, D)."""
     token = torch.arange(query.shape[0], dtype=cu_seqlens.dtype, device=query.device)
-    sequence = torch.bucketize(token, cu_seqlens, right=True)  # (T,): how many beginnings the token has passed
+    sequence = torch.bucketize(token, cu_seqlens, right=True)  # (T,): the number of the token's sequence, from 1
     query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))  # each (N, T, D)
     return attention(query, key, value, sequence[:, None] == sequence).transpose(0, 1)
 
@@ -294,19 +295,19 @@ def cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def shape_tensor(x: torch.Tensor) -> torch.Tensor:
-    """The shape of x: int64 (rank,), on the CPU, where shapes are computed."""
+    """The shape of x, int64 (rank,), on the CPU, where shapes are computed."""
     return torch.tensor(x.shape, dtype=torch.int64)
 
 
 def unsqueeze(x: torch.Tensor, axes: torch.Tensor) -> torch.Tensor:
-    """x with axes of length 1 put in; ``axes`` count in the result."""
+    """Inserts axes of length 1; ``axes`` are axes of the result."""
     for axis in sorted(axis % (x.dim() + axes.numel()) for axis in axes.tolist()):
         x = x.unsqueeze(axis)
     return x
 
 
 def squeeze(x: torch.Tensor, axes: torch.Tensor | None) -> torch.Tensor:
-    """x without the given axes of length 1; without all of them if none are given."""
+    """Removes the given axes of length 1; None removes all of them."""
     return x.squeeze() if axes is None else x.squeeze([axis % x.dim() for axis in axes.tolist()])
 
 
@@ -321,10 +322,10 @@ def reduce(x: torch.Tensor, operation: str, axes: Sequence[int], keep_dims: bool
 
 
 def cumulative(x: torch.Tensor, axis: int, exclusive: bool, reverse: bool) -> torch.Tensor:
-    """Sums of all elements up to each one along ``axis``; exclusive: itself not; reverse: from the end."""
-    turned = x.flip(axis) if reverse else x
-    total = turned.cumsum(axis, dtype=x.dtype)
-    total = total - turned if exclusive else total
+    """Cumulative sum along ``axis``; exclusive: without the element itself; reverse: from the end."""
+    flipped = x.flip(axis) if reverse else x
+    total = flipped.cumsum(axis, dtype=x.dtype)
+    total = total - flipped if exclusive else total
     return total.flip(axis) if reverse else total
 
 
@@ -334,7 +335,7 @@ def clip(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
 
 
 def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor computed among the shapes, on the CPU, where the network uses it as data."""
+    """Copies a tensor that was computed with the shapes, on the CPU, for a layer that uses it as data."""
     return x.to(device)
 
 
@@ -353,7 +354,7 @@ def _product(x: torch.Tensor, dim: Sequence[int], keepdim: bool) -> torch.Tensor
 
 
 def _divide(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a / b; of whole numbers the whole part, cut towards 0."""
+    """a / b; for integers the quotient is truncated towards 0."""
     return torch.div(a, b) if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
 
 
@@ -408,12 +409,12 @@ ELEMENTWISE: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 
 
 class PluginModule(torch.nn.Module):
-    """Runs one plugin layer: on CUDA the plugin's own kernels, through the plugin host; on a CPU its reference.
+    """Runs one plugin layer: on CUDA with the plugin's kernels, through the plugin host; on a CPU with its reference.
 
     Args:
         layer: the layer.
-        device: where its inputs are.
-        use_reference: the reference on CUDA too.
+        device: the device of its inputs.
+        use_reference: use the reference on CUDA too.
     """
 
     def __init__(self, layer: PluginLayer, device: torch.device, use_reference: bool = False) -> None:
@@ -423,36 +424,36 @@ class PluginModule(torch.nn.Module):
         if device.type == "cuda" and not use_reference:
             version, namespace = plugin_layers.VERSION, plugin_layers.NAMESPACE
             self._plugin = _plugin_host().create(layer.plugin, version, namespace, layer.fields)
-            self._number = next(_NUMBERS)
-            _PLUGINS[self._number] = self._plugin
+            self._handle = next(_HANDLES)
+            _PLUGINS[self._handle] = self._plugin
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """The layer's inputs to its output, or to its outputs where there are several."""
+        """Returns the layer's output, or a tuple of its outputs where there are several."""
         if self._plugin is None:
             return reference.REFERENCES[self.layer.plugin](*inputs, **self.layer.fields)
-        outputs = run_plugin(self._number, list(inputs))
+        outputs = run_plugin(self._handle, list(inputs))
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def extra_repr(self) -> str:
-        """For printing the module."""
+        """The text for ``print(module)``."""
         return f"{self.layer.plugin}, {dict(self.layer.fields)}"
 
 
-_NUMBERS = itertools.count()  # never one twice: a compiled graph holds the number of its plugin
-_PLUGINS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # those that are alive, by number
+_HANDLES = itertools.count()  # a handle is never reused: a compiled graph holds the handle of its plugin
+_PLUGINS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # the living plugins by handle
 
 
 @torch.library.custom_op("bert_plugins::run", mutates_args=())
-def run_plugin(number: int, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Runs plugin ``number``. An operation of PyTorch, so that a graph with plugins in it can be compiled."""
-    return _PLUGINS[number].run_torch([tensor.contiguous() for tensor in inputs])
+def run_plugin(handle: int, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Runs a plugin. It is an operator of PyTorch, so that a graph with plugins in it can be compiled."""
+    return _PLUGINS[handle].run_torch([tensor.contiguous() for tensor in inputs])
 
 
 @run_plugin.register_fake
-def _(number: int, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+def _(handle: int, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
     from plugins.plugin_host import TensorSpec
 
-    specs = _PLUGINS[number].output_specs([TensorSpec.of_torch(tensor) for tensor in inputs])
+    specs = _PLUGINS[handle].output_specs([TensorSpec.of_torch(tensor) for tensor in inputs])
     return [inputs[0].new_empty(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in specs]
 
 
@@ -488,21 +489,21 @@ LAYER_CLASSES = {
 
 
 def read_layer(network: trt.INetworkDefinition, index: int) -> tuple[str, Any]:
-    """Layer ``index``: its type's name, and the layer with that type's attributes (the API gives a plain ILayer)."""
+    """The name of the layer's type, and the layer as that type: the API returns an ILayer without its attributes."""
     layer = network.get_layer(index)
-    kind = layer.type.name  # before the class changes: IActivationLayer.type is something else
+    kind = layer.type.name  # read before the class changes: IActivationLayer.type is the activation's type
     if kind in LAYER_CLASSES:
         layer.__class__ = getattr(trt, LAYER_CLASSES[kind])
     return kind, layer
 
 
 def in_order_of_computation(network: trt.INetworkDefinition) -> list[tuple[str, Any]]:
-    """All layers, each after those whose outputs it reads; a network lists them in the order they were added."""
+    """All layers, each after the layers whose outputs it reads; a network lists them in the order of addition."""
     layers = [read_layer(network, index) for index in range(network.num_layers)]
     producer = {
-        layer.get_output(place).name: index
+        layer.get_output(output).name: index
         for index, (_, layer) in enumerate(layers)
-        for place in range(layer.num_outputs)
+        for output in range(layer.num_outputs)
     }
     sorter: TopologicalSorter[int] = TopologicalSorter()
     for index, (_, layer) in enumerate(layers):
@@ -523,7 +524,7 @@ def tensor_types(network: trt.INetworkDefinition) -> dict[str, torch.dtype]:
         UnsupportedLayerError: PyTorch has no such type.
     """
     layers = (network.get_layer(index) for index in range(network.num_layers))
-    outputs = (layer.get_output(place) for layer in layers for place in range(layer.num_outputs))
+    outputs = (layer.get_output(output) for layer in layers for output in range(layer.num_outputs))
     inputs = (network.get_input(index) for index in range(network.num_inputs))
     types = {tensor.name: tensor.dtype for tensor in itertools.chain(inputs, outputs)}
     for name, dtype in types.items():
@@ -533,32 +534,32 @@ def tensor_types(network: trt.INetworkDefinition) -> dict[str, torch.dtype]:
 
 
 def output_names(layer: Any) -> list[str]:
-    """Names of the tensors that a layer makes."""
-    return [layer.get_output(place).name for place in range(layer.num_outputs)]
+    """Names of a layer's outputs."""
+    return [layer.get_output(output).name for output in range(layer.num_outputs)]
 
 
-def needed_tensors(layers: Sequence[Any], given: Sequence[str], wanted: Sequence[str]) -> set[str]:
-    """Tensors from which the wanted ones are computed, themselves included, as far as they are not given.
+def needed_tensors(layers: Sequence[Any], inputs: Sequence[str], outputs: Sequence[str]) -> set[str]:
+    """The tensors from which ``outputs`` are computed, ``outputs`` included, without ``inputs``.
 
-    ``layers`` stand in order of computation.
+    ``layers`` are in the order of computation.
     """
-    needed = set(wanted) - set(given)
+    needed = set(outputs) - set(inputs)
     for layer in reversed(layers):
         if needed.intersection(output_names(layer)):
-            needed.update(name for name in input_names(layer) if name not in given)
+            needed.update(name for name in input_names(layer) if name not in inputs)
     return needed
 
 
 def constant_values(layer: Any, contents: NetworkContents) -> np.ndarray:
-    """The values of a constant layer as the network holds them.
+    """The values of a constant layer, in the network's type.
 
     Raises:
-        UnsupportedLayerError: they are bf16 and not among ``contents.weights``.
+        UnsupportedLayerError: they are bf16 and not in ``contents.weights``.
     """
     values = layer.weights
     if isinstance(values, np.ndarray):
         return values
-    if layer.name not in contents.weights:  # NumPy has no bf16, and the API gives no way to the bytes
+    if layer.name not in contents.weights:  # NumPy has no bf16, and the API does not expose the bytes
         raise UnsupportedLayerError(
             f"network_runner cannot read the {values.dtype.name} constant {layer.name!r}: TensorRT's Python API does "
             "not give its values; pass them in contents.weights"
@@ -567,12 +568,12 @@ def constant_values(layer: Any, contents: NetworkContents) -> np.ndarray:
 
 
 def axes_of_mask(mask: int) -> list[int]:
-    """TensorRT's bit mask of axes as a list."""
+    """The axes of TensorRT's bit mask as a list."""
     return [axis for axis in range(mask.bit_length()) if mask >> axis & 1]
 
 
 def as_torch(array: np.ndarray) -> torch.Tensor:
-    """The array as a tensor, bf16 and fp8 included, in the same memory where PyTorch allows it."""
+    """The array as a tensor, bf16 and fp8 included; it shares the memory where PyTorch allows it."""
     if array.dtype == ml_dtypes.bfloat16:
         return as_torch(array.view(np.int16)).view(torch.bfloat16)
     if array.dtype == ml_dtypes.float8_e4m3fn:
@@ -582,11 +583,11 @@ def as_torch(array: np.ndarray) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Input:
-    """Stands for an input tensor of a layer among the arguments of its function."""
+    """A placeholder for an input tensor of a layer among the arguments of its function."""
 
     name: str
-    on_host: bool = False  # needed as numbers on the CPU, whatever else the layer works on
-    as_number: bool = False  # a constant that TensorRT wants to know when it builds: so does a compiled graph
+    on_host: bool = False  # the function reads it on the CPU, wherever the other inputs are
+    as_number: bool = False  # a constant that TensorRT needs at build time becomes a number in the graph too
 
     @classmethod
     def all_of(cls, layer: Any) -> list[_Input]:
@@ -595,14 +596,14 @@ class _Input:
 
 @dataclass(frozen=True)
 class _Value:
-    """A tensor while the graph is made: the node that computes it, and whether it lives on the CPU."""
+    """A tensor of the graph: the node that computes it, and whether it is on the CPU."""
 
     node: torch.fx.Node
     on_host: bool
 
 
 class _Lowering:
-    """Turns a network into a torch.fx graph, one TensorRT layer after another."""
+    """Lowers a network to a torch.fx graph, one TensorRT layer after another."""
 
     def __init__(
         self,
@@ -620,28 +621,28 @@ class _Lowering:
         self.graph = torch.fx.Graph()
         self.attributes: dict[str, torch.Tensor | torch.nn.Module] = {}
         self.values: dict[str, _Value] = {}
-        self.constants: dict[str, Any] = {}  # constant layers
-        self.origins: dict[str, list[str]] = {}  # names of the constants that a tensor is made of, if of nothing else
-        self.dequantized: dict[str, Any] = {}  # dequantize layers, by output
-        self.products: dict[str, tuple[Any, ...]] = {}  # matrix products, by output: function, arguments
-        self.placed: dict[tuple[str, bool], torch.fx.Node] = {}  # constants and moved tensors, by (name, on_host)
+        self.constants: dict[str, Any] = {}  # constant layers by output
+        self.origins: dict[str, list[str]] = {}  # the constants that a tensor is computed from, if from nothing else
+        self.dequantized: dict[str, Any] = {}  # dequantize layers by output
+        self.products: dict[str, tuple[Any, ...]] = {}  # arguments of matrix products by output
+        self.placed: dict[tuple[str, bool], torch.fx.Node] = {}  # constants and copied tensors by (name, on_host)
 
-    def run(self, given: Sequence[str], wanted: Sequence[str]) -> torch.fx.GraphModule:
-        """Lowers every layer and returns a module that maps the given tensors to the wanted ones."""
-        for name in given:
+    def run(self, inputs: Sequence[str], outputs: Sequence[str]) -> torch.fx.GraphModule:
+        """Lowers the layers. The returned module computes the tensors ``outputs`` from the tensors ``inputs``."""
+        for name in inputs:
             argument = re.sub(r"\W", "_", name if name[:1].isalpha() else f"input_{name}")
             self.values[name] = _Value(self.graph.placeholder(argument), on_host=False)
         layers = in_order_of_computation(self.network)
-        needed = needed_tensors([layer for _, layer in layers], given, wanted)
+        needed = needed_tensors([layer for _, layer in layers], inputs, outputs)
         for kind, layer in layers:
             if needed.intersection(output_names(layer)):
                 self.lower(kind, layer)
-        unknown = [name for name in wanted if name not in self.values and name not in self.constants]
+        unknown = [name for name in outputs if name not in self.values and name not in self.constants]
         if unknown:
             raise UserError(f"the network has no tensor {unknown[0]!r}")
-        self.graph.output(tuple(self.node(name, on_host=False) for name in wanted))
+        self.graph.output(tuple(self.node(name, on_host=False) for name in outputs))
         module = torch.fx.GraphModule(self.attributes, self.graph, "TensorRTNetwork")
-        module.graph.eliminate_dead_code()  # layers that no wanted tensor needs
+        module.graph.eliminate_dead_code()  # layers that no output needs
         module.recompile()
         return module
 
@@ -649,17 +650,17 @@ class _Lowering:
         """Adds one layer."""
         name = layer.get_output(0).name
         if kind == "CONSTANT":
-            self.constants[name] = layer  # read when it is needed: plugin placement leaves some that nobody reads
+            self.constants[name] = layer  # read on demand: placeholders of plugin layers remain that no layer reads
             self.origins[name] = [layer.name]
             return
         if kind == "PLUGIN_V3":
-            for place, node in enumerate(self.plugin(layer)):
-                self.values[layer.get_output(place).name] = _Value(node, on_host=False)
+            for output, node in enumerate(self.plugin(layer)):
+                self.values[layer.get_output(output).name] = _Value(node, on_host=False)
             return
         if kind == "DEQUANTIZE":
             self.dequantized[name] = layer
         rule = (
-            self.widened_rule(kind, layer)
+            self.fp32_rule(kind, layer)
             or self.quantized_rule(kind, layer)
             or self.bias_rule(kind, layer)
             or RULES.get(kind)
@@ -668,10 +669,9 @@ class _Lowering:
             raise UnsupportedLayerError(
                 f"network_runner cannot run layer {layer.name!r}: type {kind}; it knows {', '.join(sorted(RULES))}"
             )
-        computed = [self.values[key].on_host for key in input_names(layer) if key in self.values]
-        on_host = kind in ("SHAPE", "FILL") or (
-            bool(computed) and all(computed)
-        )  # arithmetic on shapes stays on the CPU
+        inputs_on_host = [self.values[key].on_host for key in input_names(layer) if key in self.values]
+        # Arithmetic on shapes stays on the CPU.
+        on_host = kind in ("SHAPE", "FILL") or (bool(inputs_on_host) and all(inputs_on_host))
         function, *arguments = rule(layer)
         if function is matrix_multiply:
             self.products[name] = tuple(arguments)
@@ -681,33 +681,33 @@ class _Lowering:
         self.values[name] = _Value(node, on_host)
 
     def describe(self, layer: Any) -> str:
-        """The layer's name and the constants that it reads: in a parsed network those have the telling names."""
+        """The layer's name and the constants that it reads: in a parsed network only these have meaningful names."""
         inputs = [self.origins.get(name) for name in input_names(layer)]
-        read = [name for origin in inputs for name in origin or ()]
-        if inputs and None not in inputs:  # nothing but constants, cast or reshaped
-            self.origins[layer.get_output(0).name] = read
-        named = [repr(name) for name in read if not name.startswith(layer.name)]
+        constants = [name for origin in inputs for name in origin or ()]
+        if inputs and None not in inputs:  # all inputs are constants, perhaps cast or reshaped
+            self.origins[layer.get_output(0).name] = constants
+        named = [repr(name) for name in constants if not name.startswith(layer.name)]
         return repr(layer.name) + (f" (of {', '.join(named)})" if named else "")
 
     def argument(self, argument: Any, on_host: bool) -> Any:
-        """What a rule's argument is in the graph."""
+        """The argument of a graph node for the argument of a rule."""
         if not isinstance(argument, _Input):
             return argument
         if argument.as_number:
             return int(self.constant(self.constants[argument.name]))
         return self.node(argument.name, argument.on_host or on_host)
 
-    def widened_rule(self, kind: str, layer: Any) -> Callable[[Any], Call] | None:
-        """With ``in_fp32`` the rule for a layer that would round, narrow or quantize: it hands on its input."""
-        narrows = (
+    def fp32_rule(self, kind: str, layer: Any) -> Callable[[Any], Call] | None:
+        """With ``in_fp32``, the rule for a layer that casts or quantizes: it returns its input in fp32."""
+        casts_to_float = (
             kind in ("ATTENTION_OUTPUT", "CAST", "IDENTITY") and element_type(layer.get_output(0).dtype).is_floating
         )
-        if self.in_fp32 and (narrows or kind in ("QUANTIZE", "DEQUANTIZE")):
+        if self.in_fp32 and (casts_to_float or kind in ("QUANTIZE", "DEQUANTIZE")):
             return lambda layer: (cast, _Input(layer.get_input(0).name), torch.float32)
         return None
 
     def quantized_rule(self, kind: str, layer: Any) -> Callable[[Any], Call] | None:
-        """The rule for a product of two dequantized tensors whose scales can follow the product; else None."""
+        """The rule for a product of two dequantized tensors whose scales can be applied to the product; else None."""
         if kind != "MATRIX_MULTIPLY" or self.in_fp32:
             return None
         a, b = (self.dequantized.get(name) for name in input_names(layer))
@@ -739,10 +739,10 @@ class _Lowering:
         module.meta["layer"] = repr(layer.name)
         if layer.num_outputs == 1:
             return [module]
-        return [self.graph.call_function(operator.getitem, (module, place)) for place in range(layer.num_outputs)]
+        return [self.graph.call_function(operator.getitem, (module, output)) for output in range(layer.num_outputs)]
 
     def constant(self, layer: Any) -> torch.Tensor:
-        """The values of a constant layer, in their own type and shape; with ``in_fp32`` before they were rounded."""
+        """The values of a constant layer in its type and shape; with ``in_fp32`` the values before rounding."""
         if self.in_fp32 and layer.name in self.contents.sources:
             return as_torch(self.contents.sources[layer.name]).reshape(as_tuple(layer.shape))
         values = constant_values(layer, self.contents)
@@ -768,13 +768,13 @@ class _Lowering:
         return value.node
 
 
-# --- one rule a layer type: (function, arguments); _Input stands for an input tensor ----------------------
+# --- one rule for each layer type: it returns the function and its arguments, _Input for an input tensor --
 
 Call = tuple[Any, ...]
 
 
 def _choose(table: Mapping[str, Any], layer: Any, kind: Any) -> Any:
-    """The function for an operation, e.g. ERF."""
+    """The function of an operation such as ERF."""
     if kind.name not in table:
         raise UnsupportedLayerError(
             f"network_runner cannot run layer {layer.name!r}: {kind} is not one of {', '.join(sorted(table))}"
@@ -793,28 +793,28 @@ def _activation(layer: Any) -> Call:
 
 
 def _attention(layer: Any) -> Call:
-    """TensorRT's own attention is two layers, where it begins and where it ends; what lies between them is no tensor
-    that one could ask for. Here the first computes all of it, and the second hands it on."""
-    whole = layer.attention
-    query, key, value = (whole.get_input(place) for place in range(3))
-    forms = {getattr(whole, form).name for form in ("query_form", "key_value_form") if hasattr(whole, form)}
-    lengths: list[Any] = [getattr(whole, part, None) for part in ("query_lengths", "key_value_lengths")]
-    named = {None if tensor is None else tensor.name for tensor in lengths}
-    heads = -2 if forms == {"PACKED_NHD"} else -3
-    if whole.norm_op.name != "SOFTMAX":
-        _refuse(layer, f"attention with {whole.norm_op}")
-    if whole.causal:
+    """TensorRT represents an attention by two layers, an input and an output layer. Here the input layer computes the
+    attention, and the output layer returns it."""
+    operation = layer.attention
+    query, key, value = (operation.get_input(index) for index in range(3))
+    forms = {getattr(operation, form).name for form in ("query_form", "key_value_form") if hasattr(operation, form)}
+    lengths: list[Any] = [getattr(operation, part, None) for part in ("query_lengths", "key_value_lengths")]
+    length_names = {None if tensor is None else tensor.name for tensor in lengths}
+    head_axis = -2 if forms == {"PACKED_NHD"} else -3
+    if operation.norm_op.name != "SOFTMAX":
+        _refuse(layer, f"attention with {operation.norm_op}")
+    if operation.causal:
         _refuse(layer, "causal attention")
-    if whole.normalization_quantize_scale is not None:
+    if operation.normalization_quantize_scale is not None:
         _refuse(layer, "attention with quantized probabilities")
-    if as_tuple(query.shape)[heads] != as_tuple(key.shape)[heads]:
+    if as_tuple(query.shape)[head_axis] != as_tuple(key.shape)[head_axis]:
         _refuse(layer, "attention with fewer heads of keys than of queries")
-    if len(forms) > 1 or len(named) > 1:
+    if len(forms) > 1 or len(length_names) > 1:
         _refuse(layer, "attention with queries and keys in different forms or of different lengths")
     parts = [_Input(tensor.name) for tensor in (query, key, value)]
-    if heads == -2:
+    if head_axis == -2:
         return packed_attention, *parts, _Input(lengths[0].name)
-    return attention, *parts, None if whole.mask is None else _Input(whole.mask.name)
+    return attention, *parts, None if operation.mask is None else _Input(operation.mask.name)
 
 
 def _cast(layer: Any) -> Call:
@@ -833,7 +833,7 @@ def _cumulative(layer: Any) -> Call:
 
 
 def _value_and_scale(layer: Any) -> list[_Input]:
-    """Inputs of a quantize or dequantize layer; a parsed one has a zero point too, which TensorRT wants to be 0."""
+    """Value and scale of a quantize or dequantize layer; a parsed layer also has a zero point, which must be 0."""
     return _Input.all_of(layer)[:2]
 
 
@@ -846,7 +846,7 @@ def _dequantize(layer: Any) -> Call:
 
 
 def _axis(layer: Any) -> int | None:
-    """The axis of a quantize or dequantize layer with a scale for each slice."""
+    """The axis along which a quantize or dequantize layer has scales; None for one scale."""
     return None if _is_one_scale(layer) else layer.axis
 
 
@@ -855,7 +855,7 @@ def _is_one_scale(layer: Any) -> bool:
 
 
 def _is_scale_of_columns(layer: Any, product: Any) -> bool:
-    """Whether the second factor of a product has a scale for each column, (K, N) -> (N,)."""
+    """Whether the second operand of a product, (K, N), has a scale for each column, (N,)."""
     rank = len(as_tuple(layer.get_input(0).shape))
     return layer.axis % rank == rank - (2 if product.op1 == trt.MatrixOperation.TRANSPOSE else 1)
 
@@ -871,15 +871,15 @@ def _elementwise(layer: Any) -> Call:
 
 
 def _optional(layer: Any, index: int, on_host: bool = False) -> _Input | None:
-    """Input ``index`` of a layer that need not have it."""
+    """An optional input of a layer; None if the layer does not have it."""
     tensor = layer.get_input(index) if index < layer.num_inputs else None
     return None if tensor is None else _Input(tensor.name, on_host)
 
 
 def _numbers(layer: Any, index: int, fixed: Any) -> Any:
-    """Numbers that a layer reads from input ``index``, or else those that it holds; None where it has neither."""
-    computed = _optional(layer, index, on_host=True)
-    return computed or (None if fixed is None else as_tuple(fixed))
+    """The numbers that a layer reads from input ``index``; without that input, the constants ``fixed``, or None."""
+    at_run_time = _optional(layer, index, on_host=True)
+    return at_run_time or (None if fixed is None else as_tuple(fixed))
 
 
 def _fill(layer: Any) -> Call:
@@ -1001,22 +1001,23 @@ class NetworkRunner:
         network: a strongly typed network, ours or a parsed one; must live as long as the runner.
         device: "cpu" or "cuda".
         outputs: names of the tensors to return; default: the network's outputs.
-        inputs: names of the tensors to give; default: the network's inputs. With others, a part can be run alone.
-        contents: what the API cannot read back.
-        int8_kernels: int8 products with a weight run through real int8 kernels, not in fp32 with the same integers.
-        in_fp32: every floating tensor is fp32, whatever type the network says: weights as they were before they
-            were rounded or quantized (``contents.sources``), nothing cast or quantized in between, plugins by their
-            references. What is left is the network's structure, without its rounding errors.
-        checks_batch: masks and lengths are those of our networks, and ``run`` refuses wrong ones.
+        contents: the values that TensorRT's API does not expose.
+        int8_kernels: run int8 products with a weight with int8 kernels, not in fp32 with the same integers.
+        inputs: names of the tensors that ``run`` takes; default: the network's inputs. With other tensors, a part of
+            the network runs alone.
+        in_fp32: compute in fp32 throughout: weights have their values before rounding and quantization
+            (``contents.sources``), nothing is cast or quantized, and plugins run by their references. The network
+            then shows its structure without its rounding errors.
+        checks_batch: ``run`` checks masks and cu_seqlens; False for networks whose inputs of these names differ.
 
     Attributes:
         module: the lowered graph (``print(runner.module.code)``), callable with the inputs in order.
-        input_names: the network's inputs in order.
-        output_names: the tensors that a call returns, in order.
+        input_names: names of the inputs in order.
+        output_names: names of the tensors that a call returns, in order.
 
     Raises:
-        UnsupportedLayerError: a layer that the runner does not know.
-        UserError: the network has no tensor of a wanted name.
+        UnsupportedLayerError: the runner does not support a layer.
+        UserError: the network has no tensor of a name in ``inputs`` or ``outputs``.
     """
 
     def __init__(
@@ -1047,61 +1048,63 @@ class NetworkRunner:
         """Runs once.
 
         Args:
-            inputs: one array or tensor per network input; cast to the network's type.
+            inputs: an array or tensor for each input; it is cast to the network's type.
 
         Returns:
-            One tensor per wanted name, in the type that it has in the network, on the runner's device.
+            A tensor for each of ``output_names``, in the network's type, on the runner's device.
 
         Raises:
-            UserError: an input is missing or unknown, or what keeps the sentences of a batch apart is wrong.
+            UserError: an input is missing or unknown, or a mask or cu_seqlens is invalid.
         """
         if set(inputs) != set(self.input_names):
             raise UserError(f"inputs given: {sorted(inputs)}; the network has {sorted(self.input_names)}")
         cast = {name: torch.as_tensor(inputs[name]).to(self._input_types[name]) for name in self.input_names}
-        if self._checks_batch and not any(
-            tensor.is_cuda for tensor in cast.values()
-        ):  # to look at what is on a GPU would be to wait for it
+        # Inputs on a GPU are not checked, since reading them would wait for the GPU.
+        if self._checks_batch and not any(tensor.is_cuda for tensor in cast.values()):
             check_batch({name: cast[name].numpy() for name in CHECKED if name in cast})
         arguments = [tensor.to(self.device) for tensor in cast.values()]
         with torch.inference_mode(), _accurate_products():
             return dict(zip(self.output_names, self.module(*arguments), strict=True))
 
     def first_not_finite(self, inputs: Mapping[str, np.ndarray | torch.Tensor]) -> str | None:
-        """The layer where values stop to be finite, with the constants that it reads; None if all are finite.
+        """Finds the first layer, in the order of computation, whose result is not finite.
 
-        It is the first, in order of computation, that makes NaN, or infinity of finite values: a mask of −inf is
-        none.
+        A layer counts if its result has a NaN, or has an infinity although its inputs are finite: a mask of −inf does
+        not count.
 
         Args:
             inputs: as for ``run``.
+
+        Returns:
+            The layer's name and the constants that it reads; None if all values are finite.
         """
-        watch = _FiniteWatch(self.module)
+        interpreter = _FiniteCheck(self.module)
         arguments = [torch.as_tensor(inputs[name]).to(self._input_types[name]) for name in self.input_names]
         with torch.inference_mode(), _accurate_products():
-            watch.run(*(tensor.to(self.device) for tensor in arguments))
-        return watch.found
+            interpreter.run(*(tensor.to(self.device) for tensor in arguments))
+        return interpreter.first_layer
 
 
-class _FiniteWatch(torch.fx.Interpreter):
+class _FiniteCheck(torch.fx.Interpreter):
     """Runs a lowered network node by node and remembers the first layer whose result is not finite."""
 
-    found: str | None = None
+    first_layer: str | None = None
 
     def run_node(self, n: torch.fx.Node) -> Any:
-        """The node's result."""
+        """Runs a node and checks its result."""
         result = super().run_node(n)
-        if self.found is None and "layer" in n.meta and _floats(result):
-            given = itertools.chain(*(_floats(self.env[source]) for source in n.all_input_nodes))
+        if self.first_layer is None and "layer" in n.meta and _floats(result):
+            inputs = itertools.chain(*(_floats(self.env[source]) for source in n.all_input_nodes))
             has_nan = any(tensor.isnan().any() for tensor in _floats(result))
-            if has_nan or (not _are_finite(_floats(result)) and _are_finite(given)):
-                self.found = n.meta["layer"]
+            if has_nan or (not _are_finite(_floats(result)) and _are_finite(inputs)):
+                self.first_layer = n.meta["layer"]
         return result
 
 
 def _floats(value: Any) -> list[torch.Tensor]:
-    """The floating tensors of a node's result."""
+    """The floating-point tensors of a node's result."""
     values = value if isinstance(value, tuple | list) else [value]
-    return [one for one in values if isinstance(one, torch.Tensor) and one.is_floating_point()]
+    return [tensor for tensor in values if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()]
 
 
 def _are_finite(tensors: Iterable[torch.Tensor]) -> bool:
@@ -1110,7 +1113,7 @@ def _are_finite(tensors: Iterable[torch.Tensor]) -> bool:
 
 @contextmanager
 def _accurate_products() -> Iterator[None]:
-    """Inside, CUDA products of fp16 accumulate in fp32 throughout, and fp32 products do not use TF32."""
+    """Within the context, CUDA products of fp16 accumulate in fp32, and fp32 products do not use TF32."""
     backend = torch.backends.cuda.matmul
     names = ("allow_tf32", "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
     before = {name: getattr(backend, name) for name in names}

@@ -1,6 +1,6 @@
-"""What the scripts can be asked for: the values to choose from, and the options of each script as a dataclass.
+"""The options of each script as a dataclass, and the values that the options can have.
 
-command_line.py reads them from a command line. Nothing here imports more than the standard library and ``console``: a
+command_line.py reads them from a command line. This module imports only the standard library and ``console``: a
 script reads its command line before it imports TensorRT or PyTorch, which take seconds.
 """
 
@@ -21,8 +21,8 @@ TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2, "int8": 5e-2, "fp8": 5e-
 QUANTIZED_PRECISIONS = ("int8", "fp8")
 BATCHINGS = ("single", "padded", "packed")
 FUSED_LAYERS = ("EmbLayerNorm", "SkipLayerNorm", "QkvToContext")
-TENSORRT_ATTENTION = "Attention"  # among the layers that stand for several: TensorRT's own, without a plugin
-FUSIONS = {  # what stands in a network for several elementary layers
+TENSORRT_ATTENTION = "Attention"  # TensorRT's own fused layer, without a plugin
+FUSIONS = {  # --fusion -> the fused layers, each of which replaces several elementary layers
     "none": (),
     "tensorrt": (TENSORRT_ATTENTION,),
     "plugins": FUSED_LAYERS,
@@ -30,17 +30,17 @@ FUSIONS = {  # what stands in a network for several elementary layers
 }
 LAYER_NORM_KERNELS = ("basic", "fused", "fast")
 GELU_KINDS = ("erf", "tanh", "decomposed")
-LINEAR_GROUPS = ("qkv", "attention-output", "intermediate", "output")  # the default: the encoder's linear layers
+LINEAR_GROUPS = ("qkv", "attention-output", "intermediate", "output")  # groups of linear layers: --quantize's default
 GROUPS = (*LINEAR_GROUPS, "attention")
-METHODS = ("max", "percentile", "entropy", "mse")  # see calibrator.py
+METHODS = ("max", "percentile", "entropy", "mse")  # see histograms.py
 DEFAULT_DATA = HERE / "calibrator_data.txt"
 CACHE_NAME = "calibration.json"
-INPUT_ROLES = ("ids", "mask", "types", "positions")  # what the inputs of an ONNX file can mean
+INPUT_ROLES = ("ids", "mask", "types", "positions")  # the roles of an ONNX file's inputs
 
 
 @dataclass(frozen=True)
 class SequenceRange:
-    """Sequence lengths, or numbers of sentences, that a plan accepts, and the one that it is tuned for."""
+    """The sequence lengths, or numbers of sequences in a batch, that a plan accepts, and the optimum among them."""
 
     minimum: int
     optimum: int
@@ -51,10 +51,10 @@ class SequenceRange:
         return self.minimum, self.optimum, self.maximum
 
     def check(self, max_positions: int) -> SequenceRange:
-        """Itself, after a check against the model's position table.
+        """Checks lengths against the model's position table, and returns them.
 
         Raises:
-            UserError: the table is too short.
+            UserError: the maximum is more than ``max_positions``.
         """
         if self.maximum > max_positions:
             raise UserError(
@@ -69,7 +69,7 @@ DEFAULT_BATCH = SequenceRange(1, 8, 32)
 
 
 def has_linear(groups: Iterable[str]) -> bool:
-    """Whether there are linear layers among the groups: only their inputs can be smoothed."""
+    """Whether a group of linear layers is among the groups: only inputs of linear layers can be smoothed."""
     return any(group in LINEAR_GROUPS for group in groups)
 
 
@@ -78,18 +78,18 @@ def has_linear(groups: Iterable[str]) -> bool:
 
 @dataclass(frozen=True)
 class CalibrationSettings:
-    """What a calibration depends on besides model and data.
+    """The settings of a calibration.
 
     Attributes:
         kind: ``int8`` or ``fp8``.
         method: one of ``METHODS``.
-        percentile: used by the method of that name only.
-        sentences: how many of the file's lines, evenly spread over it.
-        groups: groups of products whose tensors are looked at.
+        percentile: in percent, for the method of that name.
+        sentences: number of sentences to calibrate on, spread evenly over the file.
+        groups: groups of products whose activations are calibrated.
         smoothing: SmoothQuant's alpha; None for no smoothing, "auto" for the best of several.
 
     Raises:
-        UserError: a combination that has no meaning.
+        UserError: the method does not go with the kind.
     """
 
     kind: str = "int8"
@@ -107,7 +107,7 @@ class CalibrationSettings:
             )
 
     def used(self) -> dict[str, object]:
-        """The settings on which the ranges depend: not those that the method, or the groups, do not read."""
+        """The settings on which the ranges depend, without those that method and groups do not use."""
         values: dict[str, object] = asdict(self)
         if self.method != "percentile":
             del values["percentile"]
@@ -121,9 +121,9 @@ class QuantizationOptions:
     """How a network is quantized.
 
     Attributes:
-        settings: of the calibration.
+        settings: the settings of the calibration.
         data: the text to calibrate on, one sentence a line.
-        max_error: products go back to fp16 until the relative L2 error is at most this; None: none goes back.
+        max_error: products are returned to fp16 until the relative L2 error is at most this; None returns none.
     """
 
     settings: CalibrationSettings = field(default_factory=CalibrationSettings)
@@ -136,27 +136,27 @@ class QuantizationOptions:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What builder.py and onnx2trt.py are asked for; onnx2trt.py reads only the first part.
+    """The options of builder.py and onnx2trt.py; onnx2trt.py uses only those up to ``quantization``.
 
     Attributes:
-        model_dir: written by model2onnx.py.
+        model_dir: the folder written by model2onnx.py.
         precision: fp32, fp16, bf16, int8 or fp8.
         fusion: one of ``FUSIONS``.
         layer_norm: ``native``, or a kernel of the LayerNorm plugin.
-        seq_len: sequence lengths; None: those of ``pipeline.DEFAULT_SEQ_LEN``.
-        plan: the plan file; None: in the model folder.
-        compute_capability: GPUs to build for; empty: those that the product chooses.
-        no_embed_plugins: the plugin library stays out of the plan.
-        verbose: TensorRT's verbose log is written beside the plan.
-        json: where the results go.
-        no_structure_check: the network is not run without its roundings.
-        quantization: for int8 and fp8.
+        seq_len: sequence lengths; None for ``pipeline.DEFAULT_SEQ_LEN``.
+        plan: the plan file; None for the default name in the model folder.
+        compute_capability: GPUs to build for; empty for those that TensorRT chooses.
+        no_embed_plugins: leave the plugin library out of the plan.
+        verbose: write TensorRT's verbose log beside the plan.
+        json: the file for the results; None writes none.
+        no_structure_check: do not run the network without its roundings.
+        quantization: the quantization for int8 and fp8.
         batching: single, padded or packed.
-        batch: sequences in a batch; None: 1, or ``DEFAULT_BATCH``.
-        sentences: a text file whose every [MASK] is filled.
-        fillings: where the predictions for it go; None: beside the plan.
-        gelu: one of ``GELU_KINDS``; None: the checkpoint's.
-        compare_layers: the difference to PyTorch is printed after every encoder layer.
+        batch: sequences in a batch; None for 1, or ``DEFAULT_BATCH`` with padded and packed batches.
+        sentences: a text file whose [MASK] tokens are to be predicted.
+        fillings: the file for these predictions; None for the default name beside the plan.
+        gelu: one of ``GELU_KINDS``; None for the checkpoint's.
+        compare_layers: print the difference to PyTorch after every encoder layer.
     """
 
     model_dir: Path = DEFAULT_OUT_DIR
@@ -186,11 +186,11 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class ParserOptions(PlanOptions):
-    """What onnx2trt.py is asked for.
+    """The options of onnx2trt.py.
 
     Attributes:
         onnx: a file that somebody else exported, instead of ``model_dir``.
-        inputs: role of an input (``INPUT_ROLES``) -> its name in that file.
+        inputs: names of the file's inputs, by role (``INPUT_ROLES``).
     """
 
     onnx: Path | None = None
@@ -199,14 +199,14 @@ class ParserOptions(PlanOptions):
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What model2onnx.py is asked for.
+    """The options of model2onnx.py.
 
     Attributes:
         model: checkpoint folder or hub name.
-        text: the sentence to run.
-        text_pair: a second sentence.
-        ignore_extra_weights: what cannot be exported of the checkpoint is left out.
-        out_dir: where to write.
+        text: the sentence of the example.
+        text_pair: a second sentence, or None.
+        ignore_extra_weights: leave out the parts of the checkpoint that cannot be exported.
+        out_dir: the folder to write.
     """
 
     model: str = str(BUNDLED_MODEL)
@@ -218,13 +218,13 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class FillOptions:
-    """What fill_mask.py is asked for.
+    """The options of fill_mask.py.
 
     Attributes:
-        plan: written by builder.py.
+        plan: the plan, written by builder.py.
         sentences: the text file.
-        model_dir: written by model2onnx.py.
-        fillings: where the predictions go; None: beside the plan.
+        model_dir: the folder written by model2onnx.py.
+        fillings: the file for the predictions; None for the default name beside the plan.
     """
 
     plan: Path
@@ -235,14 +235,14 @@ class FillOptions:
 
 @dataclass(frozen=True)
 class CalibratorOptions:
-    """What calibrator.py and sensitivity.py are asked for.
+    """The options of calibrator.py and sensitivity.py.
 
     Attributes:
-        model_dir: written by model2onnx.py.
-        cache: where the ranges go; None: in the model folder.
-        json: where the results go.
-        plot: where a picture goes.
-        quantization: what is calibrated, and how.
+        model_dir: the folder written by model2onnx.py.
+        cache: the file for the ranges; None for the default name in the model folder.
+        json: the file for the results; None writes none.
+        plot: the file for a picture; None draws none.
+        quantization: the calibration's settings and data.
     """
 
     model_dir: Path = DEFAULT_OUT_DIR
@@ -254,16 +254,16 @@ class CalibratorOptions:
 
 @dataclass(frozen=True)
 class GpuCheckOptions:
-    """What gpu_check.py is asked for.
+    """The options of gpu_check.py.
 
     Attributes:
-        all: every combination, instead of so many that every two values meet.
-        only: names that a row must have; None: no such choice.
+        all: check every combination, not just rows in which every two options meet.
+        only: names that a row must have; None for no selection.
         model: checkpoint folder or hub name.
-        out_dir: where the work is done.
-        json: where the results go; None: in ``out_dir``.
-        jobs: rows at a time.
-        step: what a process of the script itself is to do.
+        out_dir: the folder to work in.
+        json: the file for the results; None for the default name in ``out_dir``.
+        jobs: number of rows to check at a time.
+        step: a file with the step of a process that the script started itself.
     """
 
     all: bool = False
@@ -276,5 +276,5 @@ class GpuCheckOptions:
 
 
 def predictions_path(named: Path | None, plan: Path) -> Path:
-    """Where the predictions for a text file go: what --fillings names, else beside the plan."""
+    """The file for the predictions: the one that --fillings names, else the default name beside the plan."""
     return named or plan.with_suffix(".fillings.jsonl")

@@ -1,10 +1,10 @@
-"""Puts sentences into batches, with and without padding, and results back into the caller's order.
+"""Puts sequences into batches, with and without padding, and results back into the caller's order.
 
-Padding costs a batch as many tokens as its longest sentence has, times its sentences: lengths 10 and 100 cost 200.
-Packed, the tokens of all sentences stand one after another, and 110 are computed. See ``pack`` and ``pad``.
+A padded batch computes B · S tokens, with S the length of its longest sequence: lengths 10 and 100 cost 200 tokens.
+A packed batch holds the tokens of all sequences one after another: the same two cost 110. See ``pad`` and ``pack``.
 
-Letters in shapes: B sentences of a batch, S its padded length, S_i the length of sentence i, T tokens of all
-sentences of a batch together.
+Letters in shapes: B sequences in a batch, S their padded length, S_i the length of sequence i, T the number of tokens
+of a packed batch, n the number of sequences of the caller.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import numpy as np
 from bert_trt.console import UserError
 from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME
 
-Ids = Sequence[int] | np.ndarray  # of one sentence
-CHECKED = (INPUT_NAMES[0], MASK_NAME, LENGTHS_NAME)  # what ``check_batch`` looks at
+Ids = Sequence[int] | np.ndarray  # one number for each token of a sequence
+CHECKED = (INPUT_NAMES[0], MASK_NAME, LENGTHS_NAME)  # the inputs that ``check_batch`` reads
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a batch and a sentence may be.
+    """How large batches and sequences may be.
 
     Attributes:
-        max_tokens: of a batch, padding included: the token budget.
-        max_sequences: sentences of a batch.
-        max_positions: rows of the position table, so tokens of a sentence.
-        vocab_size: rows of the word table; None: word ids are only checked to be int32 and not negative.
-        type_vocab_size: rows of the token type table; None likewise.
+        max_tokens: the token budget: the most tokens in a batch, padding included.
+        max_sequences: the most sequences in a batch.
+        max_positions: rows of the position table, and so the most tokens in a sequence.
+        vocab_size: rows of the word table; None only checks that word ids are not negative and fit int32.
+        type_vocab_size: rows of the token type table; None as for ``vocab_size``.
 
     Raises:
         UserError: one of them is less than 1.
@@ -56,16 +56,16 @@ class PackedBatch:
     Attributes:
         input_ids: int32 (T,).
         token_type_ids: int32 (T,).
-        position_ids: int32 (T,), from 0 in every sentence.
-        cu_seqlens: int32 (B + 1,), the running sum of lengths: sentence i is ``cu_seqlens[i]:cu_seqlens[i + 1]``.
-        sentences: int64 (B,), where each sentence stands in the caller's list.
+        position_ids: int32 (T,), counted from 0 in every sequence.
+        cu_seqlens: int32 (B + 1,), the running sum of lengths: sequence i is ``cu_seqlens[i]:cu_seqlens[i + 1]``.
+        sequences: int64 (B,), the index of each sequence in the caller's list.
     """
 
     input_ids: np.ndarray
     token_type_ids: np.ndarray
     position_ids: np.ndarray
     cu_seqlens: np.ndarray
-    sentences: np.ndarray
+    sequences: np.ndarray
 
     @property
     def lengths(self) -> np.ndarray:
@@ -74,11 +74,11 @@ class PackedBatch:
 
     @property
     def max_length(self) -> int:
-        """Length of the longest sentence."""
+        """Length of the longest sequence."""
         return int(self.lengths.max())
 
     def split(self, result: np.ndarray) -> list[np.ndarray]:
-        """(T, ...) -> views (S_i, ...), one for each of ``sentences``."""
+        """(T, ...) -> views (S_i, ...), one for each of ``sequences``."""
         return np.split(result, self.cu_seqlens[1:-1])
 
 
@@ -90,15 +90,15 @@ class PaddedBatch:
         input_ids: int32 (B, S), 0 in the padding.
         token_type_ids: int32 (B, S), 0 in the padding.
         position_ids: int32 (B, S), 0 to S - 1 in every row.
-        mask: int32 (B, S), 1 = word, 0 = padding.
-        sentences: int64 (B,), where each sentence stands in the caller's list.
+        mask: int32 (B, S), the attention mask: 1 for a token, 0 for padding.
+        sequences: int64 (B,), the index of each sequence in the caller's list.
     """
 
     input_ids: np.ndarray
     token_type_ids: np.ndarray
     position_ids: np.ndarray
     mask: np.ndarray
-    sentences: np.ndarray
+    sequences: np.ndarray
 
     @property
     def lengths(self) -> np.ndarray:
@@ -107,11 +107,11 @@ class PaddedBatch:
 
     @property
     def max_length(self) -> int:
-        """Length of the longest sentence; at most S."""
+        """Length of the longest sequence; at most S."""
         return int(self.lengths.max())
 
     def split(self, result: np.ndarray) -> list[np.ndarray]:
-        """(B, S, ...) -> views (S_i, ...), one for each of ``sentences``."""
+        """(B, S, ...) -> views (S_i, ...), one for each of ``sequences``."""
         return [row[:length] for row, length in zip(result, self.lengths, strict=True)]
 
 
@@ -120,96 +120,103 @@ Batch = PackedBatch | PaddedBatch
 
 @dataclass(frozen=True)
 class NetworkBatch:
-    """Inputs of a network, and which sentences they hold.
+    """The inputs of a network for one batch, and the sequences that they hold.
 
     Attributes:
-        inputs: by name.
-        sentences: places in the caller's list.
-        split: the network's output to one array (S_i, vocabulary or H) for each sentence.
+        inputs: arrays by the name of the input.
+        sequences: the index of each sequence in the caller's list.
+        split: splits the network's output into one array (S_i, vocabulary or H) for each sequence.
     """
 
     inputs: dict[str, np.ndarray]
-    sentences: Sequence[int]
+    sequences: Sequence[int]
     split: Callable[[np.ndarray], list[np.ndarray]]
 
 
-def single_batch(ids: np.ndarray, types: np.ndarray, place: int) -> NetworkBatch:
-    """One sentence, ids and token types (S,), as the network for single sentences takes it."""
+def single_batch(ids: np.ndarray, types: np.ndarray, index: int) -> NetworkBatch:
+    """The inputs of a network for single sequences.
+
+    Args:
+        ids: (S,).
+        types: token types, (S,).
+        index: the sequence's index in the caller's list.
+    """
     values = (ids[None], types[None], np.arange(len(ids), dtype=np.int32)[None])  # each (1, S)
-    return NetworkBatch(dict(zip(INPUT_NAMES, values, strict=True)), [place], lambda output: [output[0]])
+    return NetworkBatch(dict(zip(INPUT_NAMES, values, strict=True)), [index], lambda output: [output[0]])
 
 
-def packed_batch(made: PackedBatch) -> NetworkBatch:
-    """A packed batch as the network takes it."""
-    values = (made.input_ids, made.token_type_ids, made.position_ids)
-    inputs = dict(zip(INPUT_NAMES, values, strict=True)) | {LENGTHS_NAME: made.cu_seqlens}
-    return NetworkBatch(inputs, made.sentences.tolist(), made.split)
+def packed_batch(batch: PackedBatch) -> NetworkBatch:
+    """The inputs of a network for packed batches."""
+    values = (batch.input_ids, batch.token_type_ids, batch.position_ids)
+    inputs = dict(zip(INPUT_NAMES, values, strict=True)) | {LENGTHS_NAME: batch.cu_seqlens}
+    return NetworkBatch(inputs, batch.sequences.tolist(), batch.split)
 
 
-def padded_batch(made: PaddedBatch) -> NetworkBatch:
-    """A padded batch as the network takes it."""
-    values = (made.input_ids, made.token_type_ids, made.position_ids)
-    inputs = dict(zip(INPUT_NAMES, values, strict=True)) | {MASK_NAME: made.mask}
-    return NetworkBatch(inputs, made.sentences.tolist(), made.split)
+def padded_batch(batch: PaddedBatch) -> NetworkBatch:
+    """The inputs of a network for padded batches."""
+    values = (batch.input_ids, batch.token_type_ids, batch.position_ids)
+    inputs = dict(zip(INPUT_NAMES, values, strict=True)) | {MASK_NAME: batch.mask}
+    return NetworkBatch(inputs, batch.sequences.tolist(), batch.split)
 
 
 # --- into batches and back --------------------------------------------------------------------------------
 
 
 def pack(
-    sentences: Sequence[Ids],
+    sequences: Sequence[Ids],
     limits: Limits,
     token_types: Sequence[Ids] | None = None,
     lines: Sequence[int] | None = None,
 ) -> list[PackedBatch]:
-    """Puts sentences into as few packed batches as a fast method finds.
+    """Puts sequences into packed batches, by best-fit decreasing bin packing.
 
-    The method is best-fit decreasing: the longest first, each into the batch that it leaves the least room in, or
-    into a new one. It needs at most 11/9 of the fewest possible batches and a constant more, like first-fit
-    decreasing (Johnson, Demers, Ullman, Garey and Graham, SIAM J. Comput. 3(4), 1974; that is without a limit on
-    sentences), but finds its batch by bisection: n log n. In a batch the longest sentence stands first, so that a
-    kernel which starts blocks in this order does not end with the longest.
+    The longest sequence goes first. Each goes into the batch in which it leaves the least room, or into a new one.
+    Without a limit on the number of sequences this needs at most 11/9 of the fewest possible batches plus a constant,
+    like first-fit decreasing (Johnson, Demers, Ullman, Garey and Graham, SIAM J. Comput. 3(4), 1974). A bisection
+    finds the batch, so that the whole takes O(n log n). The longest sequence of a batch comes first in it, so that a
+    kernel that starts its blocks in this order does not end with the longest one.
 
     Args:
-        sentences: word ids of each sentence with those of [CLS] and [SEP].
-        limits: what a batch may be.
-        token_types: of each word; all 0 without.
-        lines: line numbers of the sentences, for messages; 1, 2, ... without.
+        sequences: token ids of each sequence, those of [CLS] and [SEP] included.
+        limits: how large a batch may be.
+        token_types: the type of each token; None means 0 for all.
+        lines: line numbers of the sequences, for messages; None means 1, 2, ...
 
     Returns:
-        Each sentence in exactly one batch.
+        Each sequence in exactly one batch.
 
     Raises:
-        UserError: there are no sentences, or one is empty, longer than the position table or the token budget, or
+        UserError: there are no sequences, or one is empty, is longer than the position table or the token budget, or
             has an id outside its table; the message names its line.
     """
-    tokens = _Tokens.of(sentences, limits, token_types, lines)
+    tokens = _Tokens.of(sequences, limits, token_types, lines)
     return [_packed_batch(tokens, np.array(group)) for group in _best_fit_decreasing(tokens.lengths, limits)]
 
 
 def pad(
-    sentences: Sequence[Ids],
+    sequences: Sequence[Ids],
     limits: Limits,
     token_types: Sequence[Ids] | None = None,
     lines: Sequence[int] | None = None,
     buckets: int | Sequence[int] = 16,
 ) -> list[PaddedBatch]:
-    """Puts sentences of similar length into padded batches, longest first.
+    """Puts sequences of similar length into padded batches, the longest first.
 
     Args:
-        sentences: as in ``pack``.
+        sequences: as in ``pack``.
         limits: as in ``pack``; B · S counts against the token budget.
         token_types: as in ``pack``.
         lines: as in ``pack``.
-        buckets: S is the next multiple of this, or the next of these; but no more than a sentence may have.
+        buckets: lengths are rounded up to S: to a multiple of this number, or to the next one of a list; S is never
+            more than ``limits`` allow.
 
     Returns:
-        Each sentence in exactly one batch.
+        Each sequence in exactly one batch.
 
     Raises:
-        UserError: as in ``pack``; a sentence is longer than every bucket, or ``buckets`` holds no length.
+        UserError: as in ``pack``; a sequence is longer than every bucket, or ``buckets`` holds no length.
     """
-    tokens = _Tokens.of(sentences, limits, token_types, lines)
+    tokens = _Tokens.of(sequences, limits, token_types, lines)
     padded = np.minimum(_bucket_of_each(tokens, buckets), min(limits.max_positions, limits.max_tokens))  # (n,)
     batches = []
     for length in np.unique(padded)[::-1].tolist():
@@ -220,14 +227,14 @@ def pad(
 
 
 def scatter(batches: Sequence[Batch], results: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Puts results for each token back into the caller's order.
+    """Puts results that are one row for each token back into the caller's order.
 
     Args:
-        batches: from ``pack`` or ``pad``: all, or some of them.
+        batches: all or some of what ``pack`` or ``pad`` returned.
         results: one for each batch, (T, ...) if packed, (B, S, ...) if padded.
 
     Returns:
-        For each sentence of the batches, in the caller's order, a view (S_i, ...).
+        A view (S_i, ...) for each sequence of the batches, in the caller's order.
 
     Raises:
         UserError: a result is missing or has another shape than its batch.
@@ -240,67 +247,68 @@ def scatter(batches: Sequence[Batch], results: Sequence[np.ndarray]) -> list[np.
         if result.shape[: len(shape)] != shape:
             wanted = ", ".join(map(str, shape))
             raise UserError(f"result {number} is {list(result.shape)}, expected [{wanted}, ...] like its batch")
-        parts |= zip(batch.sentences.tolist(), batch.split(result), strict=True)
+        parts |= zip(batch.sequences.tolist(), batch.split(result), strict=True)
     return [parts[index] for index in sorted(parts)]
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What batches hold: their number, their sentences, these sentences' tokens, and padding besides."""
+    """How many batches there are, and how many sequences, tokens and padding elements they hold."""
 
     batches: int
-    sentences: int
+    sequences: int
     tokens: int
     padding: int
 
     @classmethod
     def of(cls, batches: Sequence[Batch]) -> Statistics:
-        """Counts."""
+        """Counts the contents of ``batches``."""
         tokens = sum(int(batch.lengths.sum()) for batch in batches)
         computed = sum(batch.input_ids.size for batch in batches)
-        return cls(len(batches), sum(len(batch.sentences) for batch in batches), tokens, computed - tokens)
+        return cls(len(batches), sum(len(batch.sequences) for batch in batches), tokens, computed - tokens)
 
     @property
     def padding_share(self) -> float:
-        """Padding among all tokens that are computed, from 0 to 1."""
+        """The part of all computed tokens that is padding, from 0 to 1."""
         return self.padding / (self.tokens + self.padding)
 
 
-# --- checks of what a network is given ----------------------------------------------------------------------
+# --- checks of a network's inputs ---------------------------------------------------------------------------
 
 
 def check_cu_seqlens(cu_seqlens: np.ndarray, tokens: int) -> None:
-    """Checks the running sum of lengths: int32 (B + 1,), from 0, increasing, to T.
+    """Checks the running sum of lengths: int32 (B + 1,), which increases from 0 to T.
 
     Args:
         cu_seqlens: see ``PackedBatch``.
         tokens: T, the length of the packed tensors.
 
     Raises:
-        UserError: it is something else; the message names the first entry that is wrong.
+        UserError: it does not; the message names the first invalid entry.
     """
     if cu_seqlens.dtype != np.int32 or cu_seqlens.ndim != 1 or len(cu_seqlens) < 2:
         shape = list(cu_seqlens.shape)
         raise UserError(f"cu_seqlens is {cu_seqlens.dtype} {shape}, expected int32 [B + 1] with B at least 1")
     if cu_seqlens[0] != 0:
-        raise UserError(f"cu_seqlens[0] is {cu_seqlens[0]}, expected 0: the first sentence starts there")
-    wrong = np.flatnonzero(cu_seqlens[1:] <= cu_seqlens[:-1])
-    if len(wrong):
-        before, after = cu_seqlens[wrong[0]], cu_seqlens[wrong[0] + 1]
-        told = "is empty; leave it out" if before == after else "ends before it starts"
+        raise UserError(f"cu_seqlens[0] is {cu_seqlens[0]}, expected 0: the first sequence starts there")
+    not_increasing = np.flatnonzero(cu_seqlens[1:] <= cu_seqlens[:-1])
+    if len(not_increasing):
+        index = not_increasing[0]
+        before, after = cu_seqlens[index], cu_seqlens[index + 1]
+        reason = "is empty; leave it out" if before == after else "ends before it starts"
         raise UserError(
-            f"cu_seqlens[{wrong[0] + 1}] is {after} after {before}, expected more: "
-            f"sentence {wrong[0] + 1} of the batch {told}"
+            f"cu_seqlens[{index + 1}] is {after} after {before}, expected more: "
+            f"sequence {index + 1} of the batch {reason}"
         )
     if cu_seqlens[-1] != tokens:
         raise UserError(f"cu_seqlens ends with {cu_seqlens[-1]}, expected {tokens}, the number of packed tokens")
 
 
 def check_batch(inputs: Mapping[str, np.ndarray]) -> None:
-    """Checks what keeps the sentences of a batch apart, where the inputs of a network have it.
+    """Checks the attention mask of a padded batch, or the cu_seqlens of a packed one.
 
     Args:
-        inputs: by name: ids, and the mask of a padded batch or the cu_seqlens of a packed one.
+        inputs: arrays by name; without ids, or without mask and cu_seqlens, nothing is checked.
 
     Raises:
         UserError: see ``check_cu_seqlens`` and ``check_mask``.
@@ -313,32 +321,32 @@ def check_batch(inputs: Mapping[str, np.ndarray]) -> None:
 
 
 def check_mask(mask: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Checks a key padding mask: int32 (B, S), 1 = word and 0 = padding, at least one word in every row.
+    """Checks an attention mask: int32 (B, S), 1 for a token and 0 for padding, at least one token in every row.
 
     Args:
         mask: see ``PaddedBatch``.
         shape: (B, S) of the ids.
 
     Raises:
-        UserError: it is something else; the message names the first entry or row that is wrong.
+        UserError: it is not so; the message names the first invalid entry or row.
     """
     if mask.dtype != np.int32 or mask.shape != shape:
         raise UserError(f"the mask is {mask.dtype} {list(mask.shape)}, expected int32 {list(shape)} like the ids")
-    wrong = np.argwhere((mask != 0) & (mask != 1))
-    if len(wrong):
-        row, column = wrong[0]
-        raise UserError(f"mask[{row}, {column}] is {mask[row, column]}, expected 1 for a word or 0 for padding")
+    invalid = np.argwhere((mask != 0) & (mask != 1))
+    if len(invalid):
+        row, column = invalid[0]
+        raise UserError(f"mask[{row}, {column}] is {mask[row, column]}, expected 1 for a token or 0 for padding")
     empty = np.flatnonzero(~mask.any(axis=-1))
     if len(empty):
-        raise UserError(f"row {empty[0]} of the mask has no 1: sentence {empty[0] + 1} of the batch is empty")
+        raise UserError(f"row {empty[0]} of the mask has no 1: sequence {empty[0] + 1} of the batch is empty")
 
 
-# --- inside -------------------------------------------------------------------------------------------------
+# --- private helpers ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Tokens:
-    """All sentences one after another, checked. Arrays are (all tokens,) or, for the last three, (n,)."""
+    """The caller's sequences one after another, checked. The first two arrays are (all tokens,), the rest (n,)."""
 
     input_ids: np.ndarray  # int32
     token_type_ids: np.ndarray  # int32
@@ -349,25 +357,25 @@ class _Tokens:
     @classmethod
     def of(
         cls,
-        sentences: Sequence[Ids],
+        sequences: Sequence[Ids],
         limits: Limits,
         token_types: Sequence[Ids] | None,
         line_numbers: Sequence[int] | None,
     ) -> _Tokens:
-        if not len(sentences):
-            raise UserError("there is no sentence to put into a batch; give at least one")
-        lines = np.arange(1, len(sentences) + 1) if line_numbers is None else np.asarray(line_numbers)
-        lengths = np.array([len(sentence) for sentence in sentences])
+        if not len(sequences):
+            raise UserError("there is no sequence to put into a batch; give at least one")
+        lines = np.arange(1, len(sequences) + 1) if line_numbers is None else np.asarray(line_numbers)
+        lengths = np.array([len(sequence) for sequence in sequences])
         if len(lines) != len(lengths):
-            raise UserError(f"{len(lines)} line numbers for {len(lengths)} sentences, expected one for each")
+            raise UserError(f"{len(lines)} line numbers for {len(lengths)} sequences, expected one for each")
         _refuse(lengths == 0, lengths, lines, "no words; leave the line out or write a sentence")
-        told = f"{{}} tokens, but the position table has {limits.max_positions}; shorten the sentence"
-        _refuse(lengths > limits.max_positions, lengths, lines, told)
-        told = (
+        message = f"{{}} tokens, but the position table has {limits.max_positions}; shorten the sentence"
+        _refuse(lengths > limits.max_positions, lengths, lines, message)
+        message = (
             f"{{}} tokens, but the token budget of a batch is {limits.max_tokens}; raise it or shorten the sentence"
         )
-        _refuse(lengths > limits.max_tokens, lengths, lines, told)
-        ids = _join(sentences, "word ids", limits.vocab_size, lengths, lines)
+        _refuse(lengths > limits.max_tokens, lengths, lines, message)
+        ids = _join(sequences, "token ids", limits.vocab_size, lengths, lines)
         if token_types is None:
             types = np.zeros_like(ids)
         else:
@@ -375,40 +383,40 @@ class _Tokens:
         return cls(ids, types, np.cumsum(lengths) - lengths, lengths, lines)
 
 
-def _refuse(wrong: np.ndarray, lengths: np.ndarray, lines: np.ndarray, told: str) -> None:
-    """Raises for the first sentence that is ``wrong``; {} in the message stands for its length."""
-    if wrong.any():
-        first = np.argmax(wrong)
-        raise UserError(f"line {lines[first]}: {told.format(lengths[first])}")
+def _refuse(refused: np.ndarray, lengths: np.ndarray, lines: np.ndarray, message: str) -> None:
+    """Raises a UserError for the first true in ``refused``, bool (n,); {} in the message is the sequence's length."""
+    if refused.any():
+        first = np.argmax(refused)
+        raise UserError(f"line {lines[first]}: {message.format(lengths[first])}")
 
 
 def _join(values: Sequence[Ids], name: str, size: int | None, lengths: np.ndarray, lines: np.ndarray) -> np.ndarray:
-    """One row of whole numbers for each sentence -> int32 (all tokens,), each from 0 to ``size`` - 1."""
+    """Concatenates one row of integers for each sequence to int32 (all tokens,), each from 0 to ``size`` - 1."""
     if len(values) != len(lengths):
-        raise UserError(f"{name} of {len(values)} sentences, expected {len(lengths)}")
+        raise UserError(f"{name} of {len(values)} sequences, expected {len(lengths)}")
     rows = [np.asarray(row) for row in values]
     for row, length, line in zip(rows, lengths, lines, strict=True):
         if row.dtype.kind not in "iu" or row.shape != (length,):
             raise UserError(f"line {line}: {name} are {row.dtype} {list(row.shape)}, expected integers [{length}]")
     joined = np.concatenate([row.astype(np.int64) for row in rows])
     limit = np.iinfo(np.int32).max + 1 if size is None else size
-    wrong = (joined < 0) | (joined >= limit)
-    if wrong.any():
-        first = np.argmax(wrong)
+    outside = (joined < 0) | (joined >= limit)
+    if outside.any():
+        first = np.argmax(outside)
         line = np.repeat(lines, lengths)[first]
         raise UserError(f"line {line}: {joined[first]} among its {name}, outside the table (0 to {limit - 1})")
     return joined.astype(np.int32)
 
 
 def _best_fit_decreasing(lengths: np.ndarray, limits: Limits) -> list[list[int]]:
-    """(n,) -> indices of each batch; see ``pack``."""
+    """Lengths (n,) to the indices of the sequences of each batch; see ``pack``."""
     groups: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (tokens left, group) in this order, of the groups that may still grow
+    room: list[tuple[int, int]] = []  # (tokens left, group), sorted, for the groups that may still grow
     for index in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[index])
-        place = bisect_left(room, (length,))  # (length,) stands before every (length, group)
-        if place < len(room):
-            left, group = room.pop(place)
+        best_fit = bisect_left(room, (length,))  # (length,) sorts before every (length, group)
+        if best_fit < len(room):
+            left, group = room.pop(best_fit)
         else:
             left, group = limits.max_tokens, len(groups)
             groups.append([])
@@ -419,38 +427,38 @@ def _best_fit_decreasing(lengths: np.ndarray, limits: Limits) -> list[list[int]]
 
 
 def _bucket_of_each(tokens: _Tokens, buckets: int | Sequence[int]) -> np.ndarray:
-    """The padded length of each sentence, (n,)."""
+    """The padded length of each sequence, (n,)."""
     bounds = np.unique(buckets)  # sorted
     if not len(bounds) or bounds.dtype.kind not in "iu" or bounds[0] < 1:
         raise UserError(f"buckets are {buckets!r}, expected a whole number or a list of them, each at least 1")
     if np.ndim(buckets) == 0:
         return -(-tokens.lengths // bounds[0]) * bounds[0]
-    told = f"{{}} tokens, but the longest bucket has {bounds[-1]}; add a longer one or shorten the sentence"
-    _refuse(tokens.lengths > bounds[-1], tokens.lengths, tokens.lines, told)
+    message = f"{{}} tokens, but the longest bucket has {bounds[-1]}; add a longer one or shorten the sentence"
+    _refuse(tokens.lengths > bounds[-1], tokens.lengths, tokens.lines, message)
     return bounds[np.searchsorted(bounds, tokens.lengths)]
 
 
 def _packed_batch(tokens: _Tokens, chosen: np.ndarray) -> PackedBatch:
-    """``chosen``: indices of sentences, (B,)."""
+    """The batch of the sequences with the indices ``chosen``, (B,)."""
     lengths = tokens.lengths[chosen]
     ends = np.cumsum(lengths)
     positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)  # (T,)
-    source = np.repeat(tokens.starts[chosen], lengths) + positions  # (T,), where each token stands in ``tokens``
+    source = np.repeat(tokens.starts[chosen], lengths) + positions  # (T,), the index of each token in ``tokens``
     return PackedBatch(
         input_ids=tokens.input_ids[source],
         token_type_ids=tokens.token_type_ids[source],
         position_ids=positions.astype(np.int32),
         cu_seqlens=np.concatenate([[0], ends]).astype(np.int32),
-        sentences=chosen,
+        sequences=chosen,
     )
 
 
 def _padded_batch(tokens: _Tokens, chosen: np.ndarray, padded_length: int) -> PaddedBatch:
-    """``chosen``: indices of sentences, (B,)."""
+    """The batch of the sequences with the indices ``chosen``, (B,)."""
     packed = _packed_batch(tokens, chosen)
     columns = np.arange(padded_length, dtype=np.int32)
-    is_word = columns < packed.lengths[:, None]  # (B, S)
-    ids, types = np.zeros(is_word.shape, np.int32), np.zeros(is_word.shape, np.int32)
-    ids[is_word], types[is_word] = packed.input_ids, packed.token_type_ids
+    is_token = columns < packed.lengths[:, None]  # (B, S)
+    ids, types = np.zeros(is_token.shape, np.int32), np.zeros(is_token.shape, np.int32)
+    ids[is_token], types[is_token] = packed.input_ids, packed.token_type_ids
     positions = np.tile(columns, (len(chosen), 1))
-    return PaddedBatch(ids, types, positions, is_word.astype(np.int32), chosen)
+    return PaddedBatch(ids, types, positions, is_token.astype(np.int32), chosen)

@@ -1,4 +1,4 @@
-"""Matplotlib for --plot."""
+"""Loads Matplotlib for --plot."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from bert_trt.console import UserError
 
 
 def load_pyplot() -> Any:
-    """Matplotlib without a display.
+    """Imports ``matplotlib.pyplot`` with a backend that needs no display.
 
     Raises:
-        UserError: it is not installed.
+        UserError: Matplotlib is not installed.
     """
     try:
         import matplotlib

@@ -1,6 +1,9 @@
-"""What builder.py and onnx2trt.py share: check what is asked for, build the plan, run the network, compare.
+"""The steps that builder.py and onnx2trt.py share.
 
-A script makes a ``Task`` of its options, defines the network, and ``build_and_check`` returns a ``Result``.
+1. ``Task.prepare`` checks the options.
+2. The script defines the network.
+3. ``build_and_check`` builds the plan, runs it (or runs the network with PyTorch where TensorRT cannot execute here),
+   compares the outputs with PyTorch's, and returns a ``Result``.
 """
 
 from __future__ import annotations
@@ -58,23 +61,23 @@ if TYPE_CHECKING:
     from bert_trt.quantized_model import QuantizedModel
 
 
-# --- what is asked for --------------------------------------------------------------------------------------
+# --- the task -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Task:
-    """One network to build, and what it is compared with.
+    """One network to build, and the data to compare it with.
 
     Attributes:
         script: ``builder.py`` or ``onnx2trt.py``.
-        options: of the command line.
+        options: the script's options.
         folder: the model.
-        demo: the example of model2onnx.py.
-        reference: sequences that PyTorch has answered.
-        fused: what stands for several layers: plugins, or ``TENSORRT_ATTENTION``.
+        demo: the example of model2onnx.py, with PyTorch's output.
+        reference: sequences of several lengths, with PyTorch's outputs.
+        fused: the layers that replace several elementary ones: plugins, or ``TENSORRT_ATTENTION``.
         build: how the plan is built.
         plan_path: the plan file.
-        verbose_log: where TensorRT's messages go; None without --verbose.
+        verbose_log: the file for TensorRT's messages; None without --verbose.
     """
 
     script: str
@@ -89,7 +92,7 @@ class Task:
 
     @classmethod
     def prepare(cls, script: str, folder: ModelFolder, options: PlanOptions) -> Task:
-        """Checks everything that can be checked before the long work.
+        """Checks the options before anything that takes long.
 
         Raises:
             UserError: an option does not suit the model, a file is missing or would be overwritten.
@@ -100,8 +103,8 @@ class Task:
         log = plan.with_suffix(".log") if options.verbose else None
         _check_files(plan, log, folder, options)
         demo, positions = folder.demo(), folder.config.max_positions
-        low, best, high = (min(length, positions) for length in DEFAULT_SEQ_LEN)
-        default = SequenceRange(low, best, max(high, demo.inputs["input_ids"].shape[1]))
+        minimum, optimum, maximum = (min(length, positions) for length in DEFAULT_SEQ_LEN)
+        default = SequenceRange(minimum, optimum, max(maximum, demo.inputs["input_ids"].shape[1]))
         has_plugins = bool(plugins_of(fused)) or options.layer_norm != "native"
         build = BuildOptions(
             seq_len=(options.seq_len or default).check(positions),
@@ -126,23 +129,23 @@ class Task:
 
     @functools.cached_property
     def example(self) -> NetworkBatch | None:
-        """The demo's sentence in a batch that the plan takes, the only one or several times; None where it does not
-        fit. The output for it is the last of those that the batch's ``split`` returns."""
+        """A batch that the plan accepts and that holds the demo's sequence, repeated where the batch needs several;
+        None where it does not fit. The last array that the batch's ``split`` returns is the output for it."""
         ids, types = (self.demo.inputs[name][0] for name in ("input_ids", "token_type_ids"))
-        one = ReferenceSequence(ids, types, np.arange(len(ids)), self.demo.output[0])
-        batches = reference_batches([one], self.batching, self.build.seq_len, self.build.batch)
+        sequence = ReferenceSequence(ids, types, np.arange(len(ids)), self.demo.output[0])
+        batches = reference_batches([sequence], self.batching, self.build.seq_len, self.build.batch)
         return batches[0] if batches else None
 
     @functools.cached_property
     def own_batch(self) -> NetworkBatch:
-        """Made-up sequences of the size that the plan is tuned for."""
+        """Made-up sequences of the profile's optimum size."""
         return profile_batch(self.reference, self.batching, self.build.seq_len, self.build.batch)
 
     @property
     def inputs(self) -> dict[str, np.ndarray]:
-        """The demo's sentence as the network takes it, in a batch as often as the smallest batch has sentences.
+        """The network's inputs for the demo's sequence, repeated to the smallest batch of the profile.
 
-        For network_runner.py: the sentence has its own length, whatever the plan takes.
+        They are for network_runner.py: the sequence keeps its length, even one that the plan does not accept.
         """
         ids, copies = self.demo.inputs, self.build.batch.minimum
         if self.batching == "single":
@@ -156,42 +159,42 @@ class Task:
 
     @property
     def heading(self) -> str:
-        """Of the column in a report."""
+        """The heading of the result's column in a report."""
         return f"{self.script} {self.precision}{' plugins' if self.fused else ''}"
 
     @property
     def tolerance(self) -> float:
-        """Largest relative L2 error that is accepted."""
+        """The largest relative L2 error that is accepted."""
         return TOLERANCES[self.precision]
 
     def quantize(self, assemble: Callable[..., DefinedNetwork], log: TrtLog) -> QuantizedModel | None:
-        """Calibrates for int8 and fp8, and measures the error; None for other types."""
+        """For int8 and fp8, calibrates and measures the error; for other types returns None."""
         if not self.options.is_quantized:
             return None
-        from bert_trt.quantized_model import quantize  # brings PyTorch, which other builds do not need
+        from bert_trt.quantized_model import quantize  # imports PyTorch, which other builds do not need
 
         cache = self.plan_path.with_name(CACHE_NAME)
         return quantize(self.folder, self.options.quantization, assemble, log, cache)
 
     @contextmanager
     def logging(self) -> Iterator[TrtLog]:
-        """TensorRT's logger; with --verbose it also writes a file beside the plan, which stays if the build fails."""
+        """TensorRT's log. With --verbose it is also written to a file beside the plan, which a failed build keeps."""
         with open_log(self.verbose_log) as log:
             yield log
 
 
 def plan_name(script: str, options: PlanOptions) -> str:
-    """What a plan is called that has no name of its own."""
+    """The default file name of a plan."""
     fused = fused_layers(options.fusion, options.precision)
     fusion = ["attention" if TENSORRT_ATTENTION in fused else "", "fused" if plugins_of(fused) else ""]
     fusion += ["linear" if "Linear" in fused else ""]
-    marks = [options.precision, options.layer_norm, options.batching, *fusion]
-    stem = ".".join([Path(script).stem, *(mark for mark in marks if mark not in ("native", "single", ""))])
+    parts = [options.precision, options.layer_norm, options.batching, *fusion]
+    stem = ".".join([Path(script).stem, *(part for part in parts if part not in ("native", "single", ""))])
     return f"{stem}.plan"
 
 
 def _check_files(plan: Path, log: Path | None, folder: ModelFolder, options: PlanOptions) -> None:
-    """Refuses outputs that would overwrite inputs or each other; makes the folders of those that are named."""
+    """Refuses outputs that would overwrite inputs or each other; creates the folders that the options name."""
     outputs = {
         "--plan": plan,
         "the plan's description": info_path(plan),
@@ -210,7 +213,7 @@ def _check_files(plan: Path, log: Path | None, folder: ModelFolder, options: Pla
 
 @contextmanager
 def open_log(path: Path | None) -> Iterator[TrtLog]:
-    """TensorRT's logger, which also writes to ``path``, if there is one.
+    """TensorRT's log, also written to ``path`` unless that is None.
 
     Raises:
         UserError: the file cannot be written.
@@ -219,7 +222,7 @@ def open_log(path: Path | None) -> Iterator[TrtLog]:
         yield TrtLog()
         return
     try:
-        file = path.open("wb", buffering=0)  # nothing is left for the end, when the disk may be full
+        file = path.open("wb", buffering=0)  # a full disk is noticed at the write, not when the file is closed
     except OSError as error:
         raise UserError(f"cannot write the log {path}: {error.strerror or error}") from error
     with file:
@@ -227,30 +230,30 @@ def open_log(path: Path | None) -> Iterator[TrtLog]:
     raise_failure()
 
 
-# --- what comes of it ---------------------------------------------------------------------------------------
+# --- the result ---------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Result:
-    """What came of a task.
+    """The result of a task.
 
     Attributes:
         task: the task.
-        quantized: what is quantized, and its error; None for other types.
+        quantized: the quantization and its error; None for types other than int8 and fp8.
         parts: the quantized products and weights, read back from the network.
-        executed_by: who ran the network: ``tensorrt`` or ``pytorch``.
+        executed_by: what ran the network: ``tensorrt`` or ``pytorch``.
         not_executed_because: why TensorRT did not execute the plan; None if it did.
-        num_layers: of the network.
-        plan_bytes: of the plan.
-        seconds_network: what defining the network took.
-        seconds_build: what building the plan took.
+        num_layers: number of layers in the network.
+        plan_bytes: size of the plan.
+        seconds_network: time to define the network.
+        seconds_build: time to build the plan.
         comparison: the example against PyTorch; None where it does not fit the plan.
         sequences: errors of sequences of several lengths, in batches.
-        structure: errors of the same sequences without any rounding; None: not looked at.
-        wrong_definition: what the network holds that it was not asked to hold.
-        overflow: where values stop to be finite, if an output is not.
-        where_wrong: without roundings, where the network is not PyTorch's.
-        latency: times of the executed plan by way of launching.
+        structure: errors of the same sequences without any rounding; None if they were not measured.
+        definition_error: a value in the network that differs from the value that it was defined from.
+        overflow: the layer after which values are not finite, if an output is not finite.
+        first_difference: the first layer that differs from PyTorch's without roundings.
+        latency: times of the executed plan, by how it was launched: ``enqueue`` or ``cuda_graph``.
         layers_agree: whether --compare-layers found every layer within tolerance.
     """
 
@@ -266,53 +269,51 @@ class Result:
     comparison: Comparison | None = None
     sequences: list[SequenceError] = field(default_factory=list)
     structure: list[SequenceError] | None = None
-    wrong_definition: str | None = None
+    definition_error: str | None = None
     overflow: str | None = None
-    where_wrong: str | None = None
+    first_difference: str | None = None
     latency: dict[str, Latency] = field(default_factory=dict)
     layers_agree: bool = True
 
     @property
     def agrees(self) -> bool:
-        """Whether the result is what PyTorch says, within tolerance."""
+        """Whether the result agrees with PyTorch's, within tolerance."""
         return not self.reasons
 
     @property
     def reasons(self) -> list[str]:
-        """Why the result is not what PyTorch says, the cause first; empty if it is."""
-        told = (
-            [] if self.wrong_definition is None else [f"other values than it was made from: {self.wrong_definition}"]
-        )
+        """Why the result does not agree with PyTorch's, the cause first; empty if it does."""
+        reasons = [] if self.definition_error is None else [f"other values than defined: {self.definition_error}"]
         if self.overflow is not None:
-            return [*told, self.overflow]
+            return [*reasons, self.overflow]
         for reason in sequence_reasons(self.unrounded, "fp32"):
-            told.append(
+            reasons.append(
                 "the network itself is not PyTorch's, whatever its types: other weights or other layers. Without "
                 f"roundings, in fp32: {reason}"
             )
-        told += [] if self.where_wrong is None else [self.where_wrong]
+        reasons += [] if self.first_difference is None else [self.first_difference]
         results = self.comparison.reasons(self.task.precision) if self.comparison is not None else []
         if self.unrounded is not self.sequences:
             results += sequence_reasons(self.sequences, self.task.precision)
-        if results and self.structure and not told:
+        if results and self.structure and not reasons:
             results.append(f"without roundings the network is PyTorch's, so that it is {self._what_rounds}")
-        told += results
+        reasons += results
         if not self.layers_agree:
-            told.append("--compare-layers: a layer is out of tolerance, see the table of layers")
+            reasons.append("--compare-layers: a layer is out of tolerance, see the table of layers")
         if self.comparison is None and not self.sequences:
-            told.append("nothing was compared")
-        return told
+            reasons.append("nothing was compared")
+        return reasons
 
     @property
     def unrounded(self) -> list[SequenceError]:
-        """Errors without roundings; in fp32, run by PyTorch, those are the sequences'."""
+        """Errors without roundings; an fp32 network that PyTorch ran has none, so that its errors are these."""
         if self.structure is not None:
             return self.structure
         return self.sequences if self.task.precision == "fp32" and self.executed_by == "pytorch" else []
 
     @property
     def _what_rounds(self) -> str:
-        """Words for a result out of tolerance whose network is right."""
+        """The cause and the remedy for a result that is out of tolerance although the network is correct."""
         if self.task.precision in QUANTIZED_PRECISIONS:
             return (
                 f"{self.task.precision} that is too coarse: --max-error X returns the worst products to fp16, "
@@ -323,8 +324,8 @@ class Result:
         return f"the roundings of {self.task.precision} that are too coarse: build with --precision fp32"
 
     def as_dict(self) -> dict[str, Any]:
-        """What --json writes. What was not compared is null."""
-        compared = {one.name: None for one in fields(Comparison)}
+        """The object that --json writes; null for what was not compared."""
+        not_compared = {attribute.name: None for attribute in fields(Comparison)}
         return {
             "way": self.task.script,
             "tensorrt": tensorrt_product.describe(),
@@ -344,9 +345,9 @@ class Result:
             "tolerance": self.task.tolerance,
             "within_tolerance": self.agrees,
             "reasons": self.reasons,
-            **(compared if self.comparison is None else asdict(self.comparison)),
-            "sequences": [asdict(one) for one in self.sequences],
-            "structure": None if self.structure is None else [asdict(one) for one in self.structure],
+            **(not_compared if self.comparison is None else asdict(self.comparison)),
+            "sequences": [asdict(error) for error in self.sequences],
+            "structure": None if self.structure is None else [asdict(error) for error in self.structure],
             "latency_ms": {name: asdict(latency) for name, latency in self.latency.items()},
             "quantized": self.quantized.as_dict() if self.quantized else None,
             "quantized_parts": asdict(self.parts) if self.parts else None,
@@ -361,14 +362,14 @@ def build_and_check(
     quantized: QuantizedModel | None = None,
     weights_read: AbstractContextManager[None] | None = None,
 ) -> Result:
-    """Builds the plan, runs the network, compares.
+    """Builds the plan, runs it or the network, and compares the outputs with PyTorch's.
 
     Args:
-        task: what is asked for.
+        task: the task.
         log: the builder's logger.
         network: the network, outputs marked.
-        seconds_network: what defining the network took.
-        quantized: for int8 and fp8.
+        seconds_network: time that defining the network took.
+        quantized: what ``Task.quantize`` returned.
         weights_read: see ``build_plan``.
 
     Raises:
@@ -376,26 +377,26 @@ def build_and_check(
     """
     result = Result(task, quantized, seconds_network=seconds_network, num_layers=network.network.num_layers)
     if quantized is not None:
-        names = len(quantized.quantization.products)
-        expected = names if network.num_quantized is None else network.num_quantized
+        count = len(quantized.quantization.products)
+        expected = count if network.num_quantized is None else network.num_quantized
         result.parts = check_quantized(network.network, task.precision, expected)
     info = build_plan(network.builder, network.network, log, task.build, task.plan_path, weights_read)
     result.plan_bytes, result.seconds_build = info.num_bytes, info.seconds_build
     result.not_executed_because = execution_obstacle() or foreign_target(task.build.compute_capabilities)
     result.executed_by = "pytorch" if result.not_executed_because else "tensorrt"
-    own = _run_with_pytorch(result, network) if result.not_executed_because else _execute_plan(result)
-    _prove_definition(result, network, own)
+    own_outputs = _run_with_pytorch(result, network) if result.not_executed_because else _execute_plan(result)
+    _prove_definition(result, network, own_outputs)
     result.overflow = _find_overflow(result, network)
     if network.hidden_states and result.overflow is None and sequence_reasons(result.unrounded, "fp32"):
-        result.where_wrong = _find_wrong_layer(task, network)
+        result.first_difference = _find_first_difference(task, network)
     return result
 
 
 @functools.cache
 def warn_of_missing_bindings() -> None:
-    """Says before the long work what will stop a plan from being executed or timed on this machine's GPU."""
+    """Warns, before the build, of missing packages without which a plan cannot be executed or timed on this GPU."""
     if gpu_capability() is None:
-        return  # nothing is executed here anyway, and the report says so
+        return  # without a GPU nothing is executed, and the report says so
     obstacle = execution_obstacle()
     if obstacle is not None:
         warn(f"the plan will be built but not executed: {obstacle}")
@@ -424,12 +425,12 @@ def _execute_plan(result: Result) -> list[np.ndarray]:
     task = result.task
     name = task.folder.config.output_name
     with InferHelper(task.plan_path) as helper:
-        own = _run(result, lambda inputs: helper.infer(inputs)[name])
+        own_outputs = _run(result, lambda inputs: helper.infer(inputs)[name])
         timed = (task.example or task.own_batch).inputs
         result.latency["enqueue"] = helper.benchmark(timed, TIMED_RUNS)
         if graph_obstacle() is None:
             result.latency["cuda_graph"] = helper.benchmark(timed, TIMED_RUNS, cuda_graph=True)
-    return own
+    return own_outputs
 
 
 def _run_with_pytorch(result: Result, network: DefinedNetwork) -> list[np.ndarray]:
@@ -437,10 +438,11 @@ def _run_with_pytorch(result: Result, network: DefinedNetwork) -> list[np.ndarra
 
 
 def _run(result: Result, run: Run) -> list[np.ndarray]:
-    """Runs what PyTorch has answered and the plan takes, and compares.
+    """Runs the example and the reference sequences that the plan accepts, and compares them with PyTorch's outputs.
 
     Returns:
-        Where nothing of it fits the plan, the outputs for ``task.own_batch``, which are still to be compared.
+        The outputs for ``task.own_batch``, not yet compared, if no example and no sequence fits the plan; else
+        nothing.
     """
     task = result.task
     if task.example is not None:
@@ -454,7 +456,7 @@ def _run(result: Result, run: Run) -> list[np.ndarray]:
 
 @contextmanager
 def running(result: Result, network: DefinedNetwork) -> Iterator[Run]:
-    """A function that runs the plan, or, where TensorRT cannot execute it here, its network with PyTorch."""
+    """Yields a function that runs the plan, or its network with PyTorch where TensorRT cannot execute it here."""
     name = result.task.folder.config.output_name
     if result.executed_by == "tensorrt":
         with InferHelper(result.task.plan_path) as helper:
@@ -464,12 +466,12 @@ def running(result: Result, network: DefinedNetwork) -> Iterator[Run]:
     yield lambda inputs: runner.run(inputs)[name].cpu().numpy()
 
 
-def _prove_definition(result: Result, network: DefinedNetwork, own: Sequence[np.ndarray]) -> None:
-    """What the network holds, and what it computes without its roundings. In fp32 that has been compared already,
-    unless TensorRT executed the plan.
+def _prove_definition(result: Result, network: DefinedNetwork, own_outputs: Sequence[np.ndarray]) -> None:
+    """Checks the values in the network, and what the network computes without its roundings.
 
-    ``own``, outputs for ``task.own_batch``, are compared with the network without its roundings, and that one, since
-    then all depends on it, with PyTorch at every length of the reference sequences.
+    An fp32 network that PyTorch ran is not run again: its outputs have been compared already. ``own_outputs``, the
+    outputs for ``task.own_batch``, are compared with those of the network without its roundings. Since everything
+    then depends on that network, it is compared with PyTorch at every length of the reference sequences.
     """
     task = result.task
     from bert_trt.network_proof import WrongNetworkError, check_definition
@@ -477,12 +479,12 @@ def _prove_definition(result: Result, network: DefinedNetwork, own: Sequence[np.
     try:
         check_definition(network.network, network.contents, task.folder.config.layer_norm_eps)
     except WrongNetworkError as error:
-        result.wrong_definition = str(error)
-    if own:
+        result.definition_error = str(error)
+    if own_outputs:
         run = _pytorch_run(result, network, in_fp32=True)
-        result.sequences = compare_with_own(task.own_batch, own, run)
-        every = SequenceRange(1, task.folder.config.max_positions, task.folder.config.max_positions)
-        batches = reference_batches(task.reference, task.batching, every, replace(task.build.batch, minimum=1))
+        result.sequences = compare_with_own(task.own_batch, own_outputs, run)
+        all_lengths = SequenceRange(1, task.folder.config.max_positions, task.folder.config.max_positions)
+        batches = reference_batches(task.reference, task.batching, all_lengths, replace(task.build.batch, minimum=1))
         result.structure = compare_sequences(run, batches, task.reference)
     elif not task.options.no_structure_check and (task.precision != "fp32" or result.executed_by == "tensorrt"):
         run = _pytorch_run(result, network, in_fp32=True)
@@ -491,19 +493,19 @@ def _prove_definition(result: Result, network: DefinedNetwork, own: Sequence[np.
 
 
 def _find_overflow(result: Result, network: DefinedNetwork) -> str | None:
-    """Where values stop to be finite, in words; None if all outputs are finite."""
+    """A sentence on where values stop being finite; None if all outputs are finite."""
     task = result.task
-    errors = [one.rel_l2 for one in result.sequences]
+    errors = [error.rel_l2 for error in result.sequences]
     errors += [] if result.comparison is None else [result.comparison.rel_l2]
     if all(map(math.isfinite, errors)):
         return None
     base = BASE_PRECISION if task.precision in QUANTIZED_PRECISIONS else task.precision
     runner = _pytorch_runner(network)
     examples = [batch.inputs for batch in (task.example, *_batches(result), task.own_batch) if batch is not None]
-    found = next(filter(None, map(runner.first_not_finite, examples)), None)
+    layer = next(filter(None, map(runner.first_not_finite, examples)), None)
     where = (
-        f"in {base}, after layer {found}"
-        if found is not None
+        f"in {base}, after layer {layer}"
+        if layer is not None
         else "in the plan; its network, run by PyTorch, stays finite"
     )
     remedy = {
@@ -514,24 +516,24 @@ def _find_overflow(result: Result, network: DefinedNetwork) -> str | None:
     return f"overflow {where}: the output has values that are not finite; {remedy}"
 
 
-def _find_wrong_layer(task: Task, network: DefinedNetwork) -> str:
-    """Where the network without its roundings is not PyTorch's, in words."""
+def _find_first_difference(task: Task, network: DefinedNetwork) -> str:
+    """A sentence on where the network without its roundings first differs from PyTorch's."""
     from bert_trt.layer_comparison import fp32_errors
 
     errors = fp32_errors(network, task.demo, task.inputs)
-    wrong = [name for name, error in errors.items() if not error <= TOLERANCES["fp32"]]
-    if not wrong:
+    different = [name for name, error in errors.items() if not error <= TOLERANCES["fp32"]]
+    if not different:
         return (
             "for the sentence alone every layer gives what PyTorch's does: what differs is how other lengths, token "
             "types, or several sequences in a batch are treated"
         )
-    if wrong[0] not in network.hidden_states:
+    if different[0] not in network.hidden_states:
         return "every encoder layer gives what PyTorch's does: it is the head that differs"
-    return f"the first layer after which it differs from PyTorch's is {wrong[0]!r}"
+    return f"the first layer after which it differs from PyTorch's is {different[0]!r}"
 
 
 def _pytorch_runner(network: DefinedNetwork, in_fp32: bool = False) -> NetworkRunner:
-    # Imported here: while a plan is built, PyTorch would only take memory.
+    # Imported here, since PyTorch would take memory while a plan is built.
     import torch
 
     from bert_trt.network_runner import NetworkRunner

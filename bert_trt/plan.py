@@ -1,4 +1,4 @@
-"""Builds a network into a plan: optimization profile, progress, plan file and the description beside it."""
+"""``build_plan`` builds a network into a plan file with a description beside it; ``check_plan`` reads both back."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ if TYPE_CHECKING:
 
 
 def profile_shapes(name: str, shape: Sequence[int], seq_len: SequenceRange, batch: SequenceRange) -> list[list[int]]:
-    """[minimum, optimum, maximum] of an input's shape: the last dynamic axis is the length, one before it the batch.
+    """The [minimum, optimum, maximum] shape of an input. Its last dynamic axis is S, an earlier dynamic axis is B.
 
     Args:
         name: the input's name.
-        shape: of the network's input: (1, -1) for one sentence, (-1, -1) for a padded batch, (-1,) for a packed one.
-        seq_len: sequence lengths.
-        batch: sentences in a batch.
+        shape: the network's shape: (1, -1) for one sequence, (-1, -1) for a padded batch, (-1,) for a packed batch.
+        seq_len: the range of S.
+        batch: the range of B, the number of sequences in a batch.
     """
     pairs = list(zip(batch.as_tuple(), seq_len.as_tuple(), strict=True))
-    if name == LENGTHS_NAME:
-        return [[sentences + 1] for sentences, _ in pairs]
+    if name == LENGTHS_NAME:  # cu_seqlens
+        return [[sequences + 1] for sequences, _ in pairs]
     if len(shape) == 1:
-        return [[sentences * length] for sentences, length in pairs]
+        return [[sequences * length] for sequences, length in pairs]
     last = max((axis for axis, size in enumerate(shape) if size == -1), default=-1)
     return [
-        [size if size != -1 else length if axis == last else sentences for axis, size in enumerate(shape)]
-        for sentences, length in pairs
+        [size if size != -1 else length if axis == last else sequences for axis, size in enumerate(shape)]
+        for sequences, length in pairs
     ]
 
 
 @dataclass(frozen=True)
 class PlanInfo:
-    """What stands beside a plan in ``PLAN.json``: enough to say, without a GPU, whether it can be used."""
+    """The content of ``PLAN.json`` beside a plan, which shows without a GPU whether the plan can be used."""
 
     product: str
     version: str
-    compute_capabilities: list[str]  # empty: those that the product chooses
+    compute_capabilities: list[str]  # empty if TensorRT chose them
     crc32: int
     num_bytes: int
     profile: dict[str, list[list[int]]]  # input name -> [minimum, optimum, maximum] shape
@@ -67,16 +67,16 @@ class PlanInfo:
 
 @dataclass
 class BuildOptions:
-    """How to build a plan."""
+    """The options of a build."""
 
     seq_len: SequenceRange
     batch: SequenceRange = ONE_SEQUENCE
     allow_tf32: bool = False  # fp32 products on tensor cores, with 10 bits of mantissa
     compute_capabilities: list[str] = field(default_factory=list)  # "8.6", rtx only
     timing_cache: Path | None = None  # full product only
-    plugin_library: Path | None = None  # where the network's plugins come from
-    embed_plugins: bool = True  # put that library into the plan, which then loads where it is not installed
-    profile: dict[str, list[list[int]]] | None = None  # shapes by input; None: those of ``profile_shapes``
+    plugin_library: Path | None = None  # the library of the network's plugins
+    embed_plugins: bool = True  # store that library in the plan, which then loads without the library's file
+    profile: dict[str, list[list[int]]] | None = None  # shapes by input; None for those of ``profile_shapes``
 
 
 @interrupts.uninterrupted()
@@ -84,12 +84,12 @@ def create_builder(log: TrtLog) -> tuple[trt.Builder, trt.INetworkDefinition]:
     """A builder and an empty, strongly typed network.
 
     Raises:
-        UserError: TensorRT cannot start, as the full product on a machine without a GPU.
+        UserError: TensorRT cannot start, for example the full product on a machine without a GPU.
     """
     try:
         builder = trt.Builder(LOGGER)
         network = create_network(builder)
-    except (RuntimeError, TypeError) as error:  # pybind's answer to a null pointer is a TypeError
+    except (RuntimeError, TypeError) as error:  # pybind raises a TypeError for a null pointer
         raise UserError(
             f"{tensorrt_product.describe()} cannot create a builder: {log.take_errors()}. The full tensorrt needs "
             "an NVIDIA GPU; tensorrt_rtx builds without one (pip install -r requirements.txt)"
@@ -106,21 +106,21 @@ def parse_onnx(parser: trt.OnnxParser, model: bytes, path: Path, log: TrtLog) ->
     """Parses an ONNX model into the parser's network.
 
     Args:
-        parser: of an empty network; owns the weights that it reads.
+        parser: the parser of an empty network; it owns the weights that it reads.
         model: the serialized model.
-        path: says where weights outside the model lie.
-        log: the logger of the network's builder.
+        path: the model's path, to which the paths of weights outside the model are relative.
+        log: the log of the network's builder.
 
     Raises:
-        UserError: the parser refuses the model; the message carries its own words.
+        UserError: the parser refuses the model; the message contains the parser's errors.
     """
     with interrupts.uninterrupted():
-        # The path as bytes, since it need not be valid UTF-8.
+        # The path is passed as bytes, since it need not be valid UTF-8.
         parsed = parser.parse(model, os.fsencode(path))  # pyright: ignore[reportArgumentType]
     if not parsed:
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        told = "; ".join(f"node {error.node_name()!r} ({error.node_operator()}): {error.desc()}" for error in errors)
-        raise UserError(f"the ONNX parser refuses {path}: {told or log.take_errors()}")
+        reasons = [f"node {error.node_name()!r} ({error.node_operator()}): {error.desc()}" for error in errors]
+        raise UserError(f"the ONNX parser refuses {path}: {'; '.join(reasons) or log.take_errors()}")
 
 
 def build_plan(
@@ -131,15 +131,15 @@ def build_plan(
     path: Path,
     weights_read: AbstractContextManager[None] | None = None,
 ) -> PlanInfo:
-    """Builds the network and writes the plan to ``path`` and what it is to ``path``.json.
+    """Builds the network and writes the plan to ``path`` and its description to ``path``.json.
 
     Args:
         builder: the network's builder.
         network: the network, its outputs marked.
-        log: the builder's logger.
+        log: the builder's log.
         options: profile, targets, caches.
         path: the plan file.
-        weights_read: entered while TensorRT reads the weights.
+        weights_read: a context that is entered while TensorRT reads the weights.
 
     Raises:
         UserError: TensorRT refuses the network or the options, or the file cannot be written.
@@ -172,13 +172,15 @@ def build_plan(
             plugin_library=options.plugin_library.name if options.plugin_library else "",
             plugins_embedded=options.plugin_library is not None and options.embed_plugins,
         )
-        with atomic_write(info_path(path)) as description:  # while the plan is not in its place: both are, or neither
+        with atomic_write(
+            info_path(path)
+        ) as description:  # before the plan is renamed: both files appear, or neither
             description.write(json.dumps(asdict(info), indent=2).encode())
     return info
 
 
 def info_path(plan: Path) -> Path:
-    """Where the description of a plan lies."""
+    """The path of a plan's description."""
     return plan.with_name(plan.name + ".json")
 
 
@@ -188,7 +190,7 @@ def add_profile(
     config: trt.IBuilderConfig,
     options: BuildOptions,
 ) -> dict[str, list[list[int]]]:
-    """Gives every dynamic axis of every input its range. Returns the shapes by input."""
+    """Adds the optimization profile, the range of every dynamic axis of every input. Returns the shapes by input."""
     profile = builder.create_optimization_profile()
     shapes: dict[str, list[list[int]]] = {}
     for index in range(network.num_inputs):
@@ -208,7 +210,7 @@ def set_compute_capabilities(config: trt.IBuilderConfig, capabilities: Sequence[
     """Targets the given GPUs, e.g. ``["8.6", "8.9"]``; an empty list leaves the choice to TensorRT.
 
     Raises:
-        UserError: the product builds only for the GPU it runs on, or does not know one of them.
+        UserError: the product only builds for the GPU it runs on, or does not support one of them.
     """
     if not capabilities:
         return
@@ -218,26 +220,25 @@ def set_compute_capabilities(config: trt.IBuilderConfig, capabilities: Sequence[
             "leave the option out, or install tensorrt_rtx and set BERT_TENSORRT_PRODUCT=tensorrt_rtx"
         )
     rtx_config: Any = config  # these attributes are not in the full product's types
-    known = getattr(trt, "ComputeCapability").__members__  # noqa: B009
+    targets = getattr(trt, "ComputeCapability").__members__  # noqa: B009
     rtx_config.num_compute_capabilities = len(capabilities)
     for index, capability in enumerate(capabilities):
         name = "SM" + capability.replace(".", "")
-        if name not in known:
-            supported = ", ".join(f"{key[2:-1]}.{key[-1]}" for key in known if key.startswith("SM"))
+        if name not in targets:
+            supported = ", ".join(f"{key[2:-1]}.{key[-1]}" for key in targets if key.startswith("SM"))
             raise UserError(
                 f"--compute-capability {capability}: not a target of {tensorrt_product.describe()}; "
                 f"expected some of {supported}"
             )
-        rtx_config.set_compute_capability(known[name], index)
+        rtx_config.set_compute_capability(targets[name], index)
 
 
 @contextmanager
 def timing_cache(config: trt.IBuilderConfig, path: Path | None) -> Iterator[None]:
-    """Uses the kernel timings of earlier builds and adds those of this one.
+    """Uses the kernel timings of earlier builds and stores those of this one.
 
     Only the full product times kernels when it builds; tensorrt_rtx would look for a GPU. A cache that is damaged, or
-    of another GPU or version, is replaced by a fresh one. None of this is worth a failed build: what goes wrong is a
-    warning.
+    from another GPU or version, is replaced. A problem with the cache is a warning, since it should not fail a build.
     """
     if path is None or IS_RTX:
         yield
@@ -257,7 +258,7 @@ def timing_cache(config: trt.IBuilderConfig, path: Path | None) -> Iterator[None
 
 
 def _earlier_timings(path: Path) -> bytes:
-    """What an earlier build left; empty where there is nothing to read."""
+    """The timing cache of an earlier build; empty if there is none, or it cannot be read."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -268,19 +269,19 @@ def _earlier_timings(path: Path) -> bytes:
 
 
 def _use_timings(config: trt.IBuilderConfig, timings: bytes) -> bool:
-    """Gives the builder a timing cache. False where TensorRT does not take it."""
+    """Sets the builder's timing cache. Returns whether TensorRT accepts it."""
     try:
         cache = config.create_timing_cache(timings)
         return cache is not None and config.set_timing_cache(cache, ignore_mismatch=False)
-    except (RuntimeError, TypeError, ValueError):  # pybind's answers to a null pointer
+    except (RuntimeError, TypeError, ValueError):  # pybind raises one of these for a null pointer
         return False
 
 
 class _ProgressMonitor(trt.IProgressMonitor):
-    """Shows TensorRT's build phases, nested as TensorRT nests them, as progress bars, and stops a build.
+    """Shows TensorRT's nested build phases as progress bars, and can stop a build.
 
     Attributes:
-        is_cancelled: the build is to stop; set by another thread.
+        is_cancelled: whether the build is to stop; another thread sets it.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -290,7 +291,7 @@ class _ProgressMonitor(trt.IProgressMonitor):
         self.is_cancelled = False
 
     def cancel(self) -> None:
-        """Asks TensorRT to stop after the present step."""
+        """Makes TensorRT stop after the current step."""
         self.is_cancelled = True
 
     @called_by_tensorrt()
@@ -315,18 +316,18 @@ class _ProgressMonitor(trt.IProgressMonitor):
 
 @contextmanager
 def build_progress(config: trt.IBuilderConfig) -> Iterator[_ProgressMonitor]:
-    """While inside, shows the build's progress on a terminal. Yields what can cancel the build."""
+    """Shows the build's progress on a terminal. Yields the monitor, which can cancel the build."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    shown = log_console.is_terminal
-    with Progress(*columns, console=log_console, transient=True, disable=not shown) as progress:
+    is_shown = log_console.is_terminal
+    with Progress(*columns, console=log_console, transient=True, disable=not is_shown) as progress:
         monitor = config.progress_monitor = _ProgressMonitor(progress)
         yield monitor
 
 
 class _PlanWriter(trt.IStreamWriter):
-    """Takes a plan from TensorRT piece by piece and writes it to a file.
+    """Receives a plan from TensorRT piece by piece and writes it to a file.
 
-    A plan need not be in memory as a whole: that saves as much memory as all weights take.
+    The plan is never in memory as a whole, which saves as much memory as all weights take.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -337,7 +338,7 @@ class _PlanWriter(trt.IStreamWriter):
 
     @called_by_tensorrt(answer=0)
     def write(self, data: bytes) -> int:
-        """Called by TensorRT; fewer bytes than given stop the build."""
+        """Called by TensorRT, which stops the build if the returned number of bytes is less than the data's."""
         self._file.write(data)
         self.crc32 = zlib.crc32(data, self.crc32)
         self.num_bytes += len(data)
@@ -353,7 +354,7 @@ def _build_to_file(
     file: IO[bytes],
     monitor: _ProgressMonitor,
 ) -> tuple[int, int]:
-    """Builds the plan and writes it to ``file``, which becomes ``path``. Returns (CRC-32, bytes)."""
+    """Builds the plan and writes it to ``file``, the new content of ``path``. Returns (CRC-32, number of bytes)."""
     raise_failure()
     writer = _PlanWriter(file)
     built = _run_in_thread(
@@ -371,9 +372,9 @@ def _build_to_file(
 
 
 def _run_in_thread(work: Callable[[], bool], cancel: Callable[[], None]) -> bool:
-    """Returns what ``work`` returns, and hears Ctrl-C while it is in C++: only this, the main thread does.
+    """Runs ``work`` in another thread, so that the main thread can handle Ctrl-C while ``work`` is in C++.
 
-    After Ctrl-C it calls ``cancel`` and waits until ``work`` has stopped, since that uses what the caller owns.
+    After Ctrl-C it calls ``cancel`` and waits until ``work`` has stopped, since ``work`` uses objects of the caller.
     """
     with ThreadPoolExecutor(1) as thread:
         result = thread.submit(work)
@@ -390,14 +391,14 @@ def _run_in_thread(work: Callable[[], bool], cancel: Callable[[], None]) -> bool
 
 
 class PlanError(UserError):
-    """A plan that cannot be used; the message says why and what to do."""
+    """A plan cannot be used; the message says why and what to do."""
 
 
 def check_plan(path: Path) -> bytes:
-    """Reads a plan and checks what can be checked without a GPU.
+    """Reads a plan and checks it against its description, which needs no GPU.
 
     Raises:
-        PlanError: no such file, corrupt or truncated, or built by another TensorRT.
+        PlanError: the file is missing, corrupt or truncated, or was built by another TensorRT.
     """
     try:
         plan = path.read_bytes()
@@ -407,7 +408,7 @@ def check_plan(path: Path) -> bytes:
         raise PlanError(f"the plan {path} is empty; build it again")
     info = read_info(path)
     if info is None:
-        return plan  # a plan from elsewhere: TensorRT itself judges it
+        return plan  # a plan of another program: TensorRT itself checks it
     if len(plan) != info.num_bytes or zlib.crc32(plan) != info.crc32:
         raise PlanError(
             f"the plan {path} ({len(plan)} bytes) is not the one that {info_path(path).name} describes "
@@ -423,10 +424,10 @@ def check_plan(path: Path) -> bytes:
 
 
 def read_info(plan: Path) -> PlanInfo | None:
-    """What stands beside a plan; None if nothing does.
+    """The description of a plan; None if there is none.
 
     Raises:
-        PlanError: it is not readable.
+        PlanError: the description is not readable.
     """
     path = info_path(plan)
     if not path.is_file():

@@ -1,9 +1,9 @@
-"""Our CUDA plugins as layers of a network, in both products of TensorRT.
+"""``PluginLayers`` adds our CUDA plugins to a network, in both products of TensorRT.
 
-The full ``tensorrt`` has ``INetworkDefinition.add_plugin_v3``. ``tensorrt_rtx`` 1.7 has not, but its ONNX parser
-makes plugin layers: so a small ONNX model that holds just the plugin nodes is parsed into the network while it is
-still empty, and each layer is connected to its real inputs later, with ``ILayer.set_input``. ``PluginLayers.add``
-does either; recording.py finds out beforehand which plugin layers a network will hold.
+The full ``tensorrt`` has ``INetworkDefinition.add_plugin_v3``. ``tensorrt_rtx`` 1.7 does not, but its ONNX parser
+adds plugin layers. So a small ONNX model with just the plugin nodes is parsed into the network while it is still
+empty, and ``ILayer.set_input`` later connects each layer to its real inputs. ``PluginLayers.add`` does both;
+recording.py finds out beforehand which plugin layers a network will have.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class PluginLayer:
     """One plugin layer.
 
     Attributes:
-        name: of the layer and of its first output.
+        name: name of the layer and of its first output.
         plugin: the creator's name, e.g. ``LayerNorm``.
-        fields: the plugin's fields; a float becomes fp32, an int int32, a str chars.
+        fields: the plugin's fields; a float is passed as fp32, an int as int32, a str as characters.
         outputs: type and shape of each output, -1 where dynamic.
     """
 
@@ -51,12 +51,12 @@ class PluginLayer:
 
 @dataclass(frozen=True)
 class RecordedLayer:
-    """A plugin layer that a network will hold.
+    """A plugin layer that a network will have.
 
     Attributes:
         layer: the layer.
         inputs: type and shape of each input.
-        description: of the inputs, for messages.
+        description: a description of the inputs, for messages.
     """
 
     layer: PluginLayer
@@ -71,16 +71,16 @@ class RecordedLayer:
 
 
 def load_library(path: Path | None = None) -> Path:
-    """Makes the plugins known to TensorRT, for the rest of the process: taken back, networks with plugins crash.
+    """Registers the plugins with TensorRT. They stay registered, since unloading would crash networks that use them.
 
     Args:
-        path: the library; default: the built one.
+        path: the library; default: the library that was built.
 
     Returns:
         The library's path.
 
     Raises:
-        UserError: it is not built or cannot be loaded.
+        UserError: the library is not built or cannot be loaded.
     """
     return _load_once((path or build.library_path()).resolve())
 
@@ -93,10 +93,10 @@ def _load_once(path: Path) -> Path:
 
 
 def plugin_parser(network: trt.INetworkDefinition) -> trt.OnnxParser:
-    """An ONNX parser that can make plugin layers, which that of ``tensorrt_rtx`` cannot do without help.
+    """An ONNX parser that can add plugin layers; that of ``tensorrt_rtx`` needs plugins/rtx_parser_shim.py for it.
 
     Raises:
-        UserError: there is no C compiler to make that help.
+        UserError: there is no C compiler to build the shim.
     """
     if IS_RTX:
         rtx_parser_shim.load()
@@ -107,7 +107,7 @@ def check_creators(library: Path, plugins: Collection[str]) -> None:
     """Checks that the library has these plugins.
 
     Raises:
-        UserError: it lacks one: it was built from an older version of plugins/.
+        UserError: a plugin is missing, since the library was built from an older version of plugins/.
     """
     for plugin in sorted(plugins):
         if trt.get_plugin_registry().get_creator(plugin, VERSION, NAMESPACE) is None:
@@ -119,11 +119,11 @@ class PluginLayers:
 
     Args:
         network: a network without any layer.
-        log: its builder's logger.
-        recorded: every plugin layer that the network will hold.
+        log: the log of its builder.
+        recorded: every plugin layer that the network will have.
 
     Raises:
-        UserError: the library is not built, or lacks a plugin.
+        UserError: the library is not built, or a plugin is missing in it.
         LayerError: TensorRT refuses a layer.
     """
 
@@ -131,7 +131,7 @@ class PluginLayers:
         self._network = network
         self._log = log
         self.library = load_library()
-        check_creators(self.library, {one.layer.plugin for one in recorded})
+        check_creators(self.library, {entry.layer.plugin for entry in recorded})
         self._has_plugin_call = hasattr(network, "add_plugin_v3")
         self._reserved = {} if self._has_plugin_call else self._reserve(recorded)
 
@@ -139,7 +139,7 @@ class PluginLayers:
         """Adds the layer; None if TensorRT refuses it.
 
         Raises:
-            ValueError: TensorRT for RTX has not been told of this layer beforehand.
+            ValueError: the layer was not recorded beforehand, which TensorRT for RTX needs.
         """
         if self._has_plugin_call:
             return self._network.add_plugin_v3(list(inputs), [], _create(layer))
@@ -151,7 +151,7 @@ class PluginLayers:
         return reserved
 
     def _reserve(self, recorded: Sequence[RecordedLayer]) -> dict[str, trt.ILayer]:
-        """Lets the ONNX parser make the layers, with constants for inputs. Returns them by name."""
+        """Adds the layers with the ONNX parser, with constants as inputs. Returns them by name."""
         if not plugin_parser(self._network).parse(placeholder_model(recorded)):
             raise self._refusal(recorded, self._log.take_errors())
         for index in reversed(range(self._network.num_outputs)):
@@ -160,17 +160,19 @@ class PluginLayers:
         return {layer.name: layer for layer in layers if layer.type == trt.LayerType.PLUGIN_V3}
 
     def _refusal(self, recorded: Sequence[RecordedLayer], message: str) -> UserError:
-        """The error for layers that TensorRT refuses together; it names the first that is refused alone."""
-        for one in recorded:
+        """The error for layers that TensorRT refuses together; it names the first one that is refused alone."""
+        for entry in recorded:
             network = create_network(self._network.builder)
-            if not plugin_parser(network).parse(placeholder_model([one])):
+            if not plugin_parser(network).parse(placeholder_model([entry])):
                 reason = self._log.take_errors()
-                return LayerError(f"layer {one.layer.name!r} refused. Inputs: {one.description}. TensorRT: {reason}")
+                return LayerError(
+                    f"layer {entry.layer.name!r} refused. Inputs: {entry.description}. TensorRT: {reason}"
+                )
         return UserError(f"TensorRT refuses the plugin layers: {message}")
 
 
 def _create(layer: PluginLayer) -> Any:
-    """A plugin object from TensorRT's registry, as the full product wants it."""
+    """A plugin object from TensorRT's registry, for the full product."""
     creator: Any = trt.get_plugin_registry().get_creator(layer.plugin, VERSION, NAMESPACE)
     if creator is None:
         raise UserError(f"plugin {layer.plugin!r} version {VERSION} is not in TensorRT's registry")
@@ -188,12 +190,12 @@ def _field(name: str, value: float | int | str) -> trt.PluginField:
         array, kind = np.array([value], np.int32), trt.PluginFieldType.INT32
     else:
         array, kind = np.array([value], np.float32), trt.PluginFieldType.FLOAT32
-    any_name: Any = name  # the stubs have a class of TensorRT's own here, which a str becomes by itself
+    any_name: Any = name  # the stubs name a class of TensorRT's own, to which pybind converts a str
     return trt.PluginField(any_name, array, kind)
 
 
 def plugin_node(layer: PluginLayer, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.NodeProto:
-    """An ONNX node from which TensorRT's parser makes the plugin layer."""
+    """An ONNX node that TensorRT's parser turns into the plugin layer."""
     node = onnx_helper.make_node(layer.plugin, inputs, outputs, name=layer.name)
     attributes = {"plugin_version": VERSION, "plugin_namespace": NAMESPACE, **layer.fields}
     node.attribute.extend(onnx_helper.make_attribute(key, value) for key, value in attributes.items())
@@ -201,14 +203,14 @@ def plugin_node(layer: PluginLayer, inputs: Sequence[str], outputs: Sequence[str
 
 
 def placeholder_model(recorded: Sequence[RecordedLayer]) -> bytes:
-    """A small ONNX model: each plugin layer once, its inputs constants of the right types and ranks.
+    """A small ONNX model with a node for each plugin layer; its inputs are constants of the right types and ranks.
 
-    Dynamic axes have the length 1. So have all axes of a layer that reads matrices of weights: as large as those, the
-    placeholders would take their memory once more.
+    Dynamic axes have length 1. In a layer that reads weight matrices all axes have length 1: placeholders of full
+    size would take the memory of the weights once more.
     """
     nodes, constants, outputs = [], [], []
-    for one in recorded:
-        layer, inputs = one.layer, one.inputs
+    for entry in recorded:
+        layer, inputs = entry.layer, entry.inputs
         names = [f"{layer.name}.placeholder{index}" for index in range(len(inputs))]
         reads_matrices = any(len(shape) > 1 and -1 not in shape for _, shape in inputs)
         for name, (dtype, shape) in zip(names, inputs, strict=True):

@@ -1,8 +1,8 @@
-"""Runs a long command so that no ten seconds pass without a sign of it, also where the output is no terminal.
+"""Runs a long command and prints its progress at least every ten seconds, also where the output is no terminal.
 
     python bert_trt/progress.py "installing" python -m pip install -r requirements.txt
 
-It needs the standard library alone: the Makefile installs the other packages through it.
+It only needs the standard library, since the Makefile uses it to install the other packages.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
-SILENCE = 5.0  # seconds after which a line says that the command still runs
+SILENCE = 5.0  # seconds without output after which a line says that the command still runs
 
 
 def run_with_progress(
@@ -29,13 +29,13 @@ def run_with_progress(
 
     Args:
         command: the program and its arguments.
-        label: what it does; begins the line that is written after every ``silence`` seconds without another.
-        show: what to write for a line of the command's output; None for nothing.
+        label: what the command does: the beginning of the line that is written after ``silence`` seconds of silence.
+        show: returns the text to write for a line of the command's output; None for nothing.
         environment: the command's environment; default: this process's.
         silence: seconds.
 
     Returns:
-        The command's exit code, and all that it wrote.
+        The command's exit code and its whole output.
     """
     start = time.monotonic()
     lines: queue.Queue[str | None] = queue.Queue()
@@ -51,11 +51,11 @@ def run_with_progress(
     ) as process:
         assert process.stdout is not None
         threading.Thread(target=read, args=(process.stdout,), daemon=True).start()
-        told = start  # when a line was last written
+        last_written = start  # the time at which the last line was written
         try:
             while True:
                 try:
-                    line = lines.get(timeout=max(0.0, told + silence - time.monotonic()))
+                    line = lines.get(timeout=max(0.0, last_written + silence - time.monotonic()))
                 except queue.Empty:
                     shown = f"{label}: {time.monotonic() - start:.0f} s"
                 else:
@@ -65,15 +65,15 @@ def run_with_progress(
                     shown = show(line.rstrip())
                 if shown is not None:
                     print(shown, file=sys.stderr, flush=True)
-                    told = time.monotonic()
-        except KeyboardInterrupt:  # on a terminal the command has got it too, from elsewhere it has not
+                    last_written = time.monotonic()
+        except KeyboardInterrupt:  # from a terminal the command has received the signal too, otherwise it has not
             process.terminate()
             raise
     return process.returncode, "".join(written)
 
 
 def main() -> int:
-    """The command line."""
+    """Runs the command of the command line; returns its exit code."""
     if len(sys.argv) < 3:
         print("usage: progress.py LABEL COMMAND [ARGUMENT ...]", file=sys.stderr)
         return 2

@@ -1,8 +1,9 @@
-"""Which matrix products of BERT can run in int8 or fp8, and what has to be known for it.
+"""The quantization of BERT's matrix products to int8 or fp8: which products, amax of their activations, SmoothQuant.
 
-A product runs in int8 when both its factors have been quantized: integers times a scale. Weights get a scale for
-each output channel from the weights themselves; activations get one scale, from the range that ``calibrator.py``
-finds. Embeddings, layer norms, softmax, residual sums and the head are no such products and stay in fp16.
+A product runs in int8 when both its operands are quantized: integers times a scale. A weight has a scale for each
+output channel, from the weight's own amax. An activation has one scale, from the range (its amax, possibly clipped)
+that ``calibrator.py`` finds. Embeddings, layer norms, softmax, residual sums and the head stay in fp16.
+
 Letters in shapes: H hidden size.
 """
 
@@ -20,9 +21,9 @@ from bert_trt.model_files import WeightFile
 from bert_trt.tensorrt_product import trt
 from bert_trt.tensors import as_tuple
 
-MEASURABLE_BYTES = 2**24  # a plan has some 10 MB of code
-BASE_PRECISION = "fp16"  # of everything that is not quantized
-DIVISORS = (2.0**-14, 2.0**14)  # of smoothing, and their inverses, are ordinary fp16 numbers
+MEASURABLE_BYTES = 2**24  # fewer bytes of weights do not show in a plan's size, since it has some 10 MB of code
+BASE_PRECISION = "fp16"  # the type of everything that is not quantized
+SMOOTHING_LIMITS = (2.0**-14, 2.0**14)  # SmoothQuant's s and 1 / s stay within the normal numbers of fp16
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Product:
     Attributes:
         name: the linear layer's name, or the name of one of attention's own two products.
         group: one of ``options.GROUPS``.
-        activations: the tensors that it multiplies: one, besides its weight, for a linear layer, else two.
+        activations: the names of its operands that are no weights: one for a linear layer, else two.
         weight_shape: (in, out); None for attention's own products, which have no weight.
     """
 
@@ -43,9 +44,9 @@ class Product:
 
 
 def in_groups(products: Iterable[Product], groups: Iterable[str]) -> list[Product]:
-    """Those products that belong to one of the groups."""
-    wanted = set(groups)
-    return [product for product in products if product.group in wanted]
+    """The products that belong to one of the groups."""
+    names = set(groups)
+    return [product for product in products if product.group in names]
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ class Quantization:
     Attributes:
         kind: ``int8`` or ``fp8``.
         products: names of the products to quantize.
-        ranges: for each tensor that they multiply, by ``range_name``, the value that becomes the type's largest one.
-        smoothing: by name of a tensor, the divisors (H,) of its channels; see ``smoothing_factors``.
+        ranges: amax of each activation of these products, by ``range_name``: the absolute value that is mapped to the
+            largest value of the type, so that scale = range / largest value.
+        smoothing: by tensor, SmoothQuant's factors s of its channels, float32 (H,); see ``smoothing_factors``.
     """
 
     kind: str
@@ -70,28 +72,28 @@ class Quantization:
         return ELEMENT_TYPES[self.kind].trt
 
     def without(self, name: str) -> Quantization:
-        """The same with one product back in fp16."""
+        """This quantization with the product ``name`` in fp16."""
         return Quantization(self.kind, self.products - {name}, self.ranges, self.smoothing)
 
     def only(self, name: str) -> Quantization:
-        """The same with one product quantized alone."""
+        """This quantization with no product quantized but ``name``."""
         return Quantization(self.kind, frozenset({name}), self.ranges, self.smoothing)
 
 
 def range_name(tensor: str, smoothing: Mapping[str, np.ndarray]) -> str:
-    """The name of what is quantized: the tensor, or the tensor after smoothing."""
+    """The name of the tensor that is quantized: ``tensor``, or its smoothed form where it is smoothed."""
     return f"{tensor}.smoothed" if tensor in smoothing else tensor
 
 
 @dataclass(frozen=True)
 class QuantizedParts:
-    """What a network holds, read back from it.
+    """The matrix products and weights of a network, read back from it.
 
     Attributes:
-        quantized_products: matrix products whose factors are both quantized.
-        products: all matrix products.
-        quantized_weights: elements of the weights in such products, 1 byte each.
-        weight_bytes: of all constants together.
+        quantized_products: number of matrix products whose operands are both quantized.
+        products: number of all matrix products.
+        quantized_weights: number of elements in the weights of quantized products, 1 byte each.
+        weight_bytes: size of all constants together.
     """
 
     quantized_products: int
@@ -99,35 +101,33 @@ class QuantizedParts:
     quantized_weights: int
     weight_bytes: int
 
-    def plan_has_narrow_weights(self, plan_bytes: int) -> bool | None:
-        """Whether a plan's size shows that the weights are 1 byte each in it: it is smaller than with 2 bytes.
-        None for a small model, in which weights are not most of the plan."""
-        wider = self.weight_bytes + self.quantized_weights
+    def plan_has_quantized_weights(self, plan_bytes: int) -> bool | None:
+        """Whether a plan's size proves that its quantized weights have 1 byte an element: it is smaller than the
+        weights alone would be with 2 bytes. None for a small model, whose plan is mostly code."""
         if self.quantized_weights < MEASURABLE_BYTES:
             return None
-        return plan_bytes < wider
+        return plan_bytes < self.weight_bytes + self.quantized_weights
 
 
 def inspect(network: trt.INetworkDefinition) -> QuantizedParts:
-    """Counts products and weights in a network."""
+    """Counts the matrix products and weights of a network."""
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     producer = {layer.get_output(0).name: layer for layer in layers}
 
-    def source(layer: trt.ILayer, place: int) -> trt.ILayer | None:
-        return producer.get(layer.get_input(place).name)
+    def source(layer: trt.ILayer, index: int) -> trt.ILayer | None:
+        return producer.get(layer.get_input(index).name)
 
-    def quantized_source(layer: trt.ILayer, place: int) -> trt.ILayer | None:
-        """The quantize layer or the constant of 1 byte an element from which a factor of a product comes."""
-        dequantize = source(layer, place)
+    def quantized_source(layer: trt.ILayer, index: int) -> trt.ILayer | None:
+        """The quantize layer, or the constant of 1 byte an element, behind an operand of a product."""
+        dequantize = source(layer, index)
         if dequantize is None or dequantize.type != trt.LayerType.DEQUANTIZE:
             return None
         origin = source(dequantize, 0)
-        narrow = element_type(dequantize.get_input(0).dtype).is_quantized
-        return origin if narrow else None
+        return origin if element_type(dequantize.get_input(0).dtype).is_quantized else None
 
     products = [layer for layer in layers if layer.type == trt.LayerType.MATRIX_MULTIPLY]
-    factors = [(quantized_source(layer, 0), quantized_source(layer, 1)) for layer in products]
-    quantized = [pair for pair in factors if None not in pair]
+    operands = [(quantized_source(layer, 0), quantized_source(layer, 1)) for layer in products]
+    quantized = [pair for pair in operands if None not in pair]
     constants = [layer for layer in layers if layer.type == trt.LayerType.CONSTANT]
     sizes = {layer.name: math.prod(as_tuple(layer.get_output(0).shape)) for layer in constants}
     return QuantizedParts(
@@ -141,43 +141,43 @@ def inspect(network: trt.INetworkDefinition) -> QuantizedParts:
 def smoothing_factors(
     products: Iterable[Product],
     weights: WeightFile,
-    channel_maxima: Mapping[str, np.ndarray],
-    strength: float,
+    channel_amax: Mapping[str, np.ndarray],
+    alpha: float,
 ) -> dict[str, np.ndarray]:
-    """Divisors that move activation outliers into the weights: x W = (x / s) (s W).
+    """SmoothQuant's factors s, which move activation outliers into the weights: x W = (x / s) (s W).
 
-    s = max|x|^strength / max|W|^(1 − strength) for each channel of x (Xiao et al., SmoothQuant, arXiv:2211.10438,
-    equation 4), where the maximum over W is over all linear layers that read the tensor.
+    s = max|x|^alpha / max|W|^(1 − alpha) for each channel of x (Xiao et al., SmoothQuant, arXiv:2211.10438, equation
+    4). The maximum over W is over all linear layers that read the tensor x.
 
     Args:
         products: linear layers to smooth.
-        weights: the checkpoint's.
-        channel_maxima: by tensor, the largest absolute value of each channel, (H,).
-        strength: 0 to 1; 0.5 splits the difficulty evenly.
+        weights: the checkpoint's weights.
+        channel_amax: by tensor, the largest absolute value of each channel, (H,).
+        alpha: 0 to 1, how much of the outliers moves into the weights; 0.5 splits it evenly.
 
     Returns:
-        Divisors by tensor, float32 (H,), within ``DIVISORS``: a channel that is almost never on is not blown up
-        beyond fp16. Their reciprocals are numbers of fp16, so that x / s and s W are off by no rounding of s.
+        s by tensor, float32 (H,), within ``SMOOTHING_LIMITS``, so that 1 / s of a channel that is almost always zero
+        does not overflow fp16. Each 1 / s is a number of fp16, so that x / s and s W use exactly the same s.
     """
-    rows: dict[str, np.ndarray] = {}
+    weight_amax: dict[str, np.ndarray] = {}
     for product in products:
         if product.weight_shape is not None:
             (tensor,) = product.activations
-            largest = np.abs(weights.get(f"{product.name}.weight", product.weight_shape)).max(axis=1)  # (in,)
-            rows[tensor] = np.maximum(rows[tensor], largest) if tensor in rows else largest
-    factors = {}
-    for tensor, largest in rows.items():
-        maxima = channel_maxima[tensor]
-        usable = (maxima > 0) & (largest > 0)  # a channel that is always zero stays as it is
-        x, w = np.where(usable, maxima, 1).astype(np.float64), np.where(usable, largest, 1).astype(np.float64)
-        divisors = np.where(usable, x**strength / w ** (1 - strength), 1).clip(*DIVISORS)
-        reciprocals = (1 / divisors).astype(np.float16)  # what the network multiplies by, in its own type
-        factors[tensor] = 1 / reciprocals.astype(np.float32)
-    return factors
+            amax = np.abs(weights.get(f"{product.name}.weight", product.weight_shape)).max(axis=1)  # (in,)
+            weight_amax[tensor] = np.maximum(weight_amax[tensor], amax) if tensor in weight_amax else amax
+    smoothing = {}
+    for tensor, w_amax in weight_amax.items():
+        x_amax = channel_amax[tensor]
+        usable = (x_amax > 0) & (w_amax > 0)  # a channel that is always zero is not smoothed
+        x, w = np.where(usable, x_amax, 1).astype(np.float64), np.where(usable, w_amax, 1).astype(np.float64)
+        s = np.where(usable, x**alpha / w ** (1 - alpha), 1).clip(*SMOOTHING_LIMITS)
+        reciprocals = (1 / s).astype(np.float16)  # the network multiplies by these, in its own type
+        smoothing[tensor] = 1 / reciprocals.astype(np.float32)
+    return smoothing
 
 
 def check_quantized(network: trt.INetworkDefinition, kind: str, expected: int) -> QuantizedParts:
-    """What the network holds, after a check that ``expected`` products are quantized.
+    """Checks that ``expected`` products of the network are quantized, and returns the counts.
 
     Raises:
         UserError: another number of products is quantized.

@@ -1,4 +1,6 @@
-"""From options to a quantization: calibrate, measure the error, return products to fp16 until it is small enough."""
+"""Quantizes a model as the options say: ``quantize`` calibrates, measures the error on other sentences, and returns
+products to fp16 until --max-error is met.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ EVALUATION_SENTENCES = 64
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One product and the relative L2 error of the network in which it alone is quantized."""
+    """The relative L2 error of the network in which only one product, ``name``, is quantized."""
 
     name: str
     group: str
@@ -35,22 +37,22 @@ class Sensitivity:
 def rank_products(
     evaluation: Evaluation, quantization: Quantization, products: Sequence[Product]
 ) -> list[Sensitivity]:
-    """Quantizes each product alone; the worst first."""
-    found = []
+    """Quantizes each product alone and returns their errors, the largest first."""
+    ranking = []
     for product in track(products, "one product at a time", console=log_console, transient=True):
         change = evaluation.measure(quantization.kind, quantization.only(product.name))
-        found.append(Sensitivity(product.name, product.group, change.rel_l2))
-    return sorted(found, key=lambda one: -one.rel_l2)
+        ranking.append(Sensitivity(product.name, product.group, change.rel_l2))
+    return sorted(ranking, key=lambda sensitivity: -sensitivity.rel_l2)
 
 
 @dataclass(frozen=True)
 class ReturnedProducts:
-    """Products that went back to fp16, the worst first, and what came of it.
+    """The products that ``return_products`` returned to fp16.
 
     Attributes:
-        quantization: what is left.
-        steps: product and the relative L2 error after it went back.
-        ranking: of all products.
+        quantization: the quantization without these products.
+        steps: each product, the most sensitive first, and the relative L2 error after it was returned.
+        ranking: the sensitivity of all products; empty if none had to be returned.
     """
 
     quantization: Quantization
@@ -64,10 +66,10 @@ def return_products(
     products: Sequence[Product],
     max_error: float,
 ) -> ReturnedProducts:
-    """Returns the worst products to fp16, one by one, until the error is at most ``max_error``.
+    """Returns the most sensitive products to fp16, one by one, until the error is at most ``max_error``.
 
     Raises:
-        UserError: not even without any quantized product; the message has the best error that can be reached.
+        UserError: the error is larger even without any quantized product; the message states that error.
     """
     error = evaluation.measure(quantization.kind, quantization).rel_l2
     if error <= max_error:
@@ -81,10 +83,10 @@ def return_products(
         )
     ranking = rank_products(evaluation, quantization, products)
     steps = []
-    for one in track(ranking, "returning products to fp16", console=log_console, transient=True):
-        quantization = quantization.without(one.name)
+    for sensitivity in track(ranking, "returning products to fp16", console=log_console, transient=True):
+        quantization = quantization.without(sensitivity.name)
         error = evaluation.measure(quantization.kind, quantization).rel_l2
-        steps.append((one.name, error))
+        steps.append((sensitivity.name, error))
         if error <= max_error:
             break
     return ReturnedProducts(quantization, steps, ranking)
@@ -92,15 +94,15 @@ def return_products(
 
 @dataclass(frozen=True)
 class QuantizedModel:
-    """A model's quantization, and what it does to the answers.
+    """A model's quantization and its error.
 
     Attributes:
         products: all products of the encoder, in the order of computation.
         calibration: the ranges.
-        quantization: what is quantized in the end.
-        evaluation: compares networks on sentences that were not calibrated on; None if there are none.
-        change: the answers against fp32, on sentences that were not calibrated on; None if there are none.
-        returned: what --max-error returned to fp16; None without it.
+        quantization: the final quantization, without the products that --max-error returned to fp16.
+        evaluation: compares networks on sentences that were not used for calibration; None if there are none.
+        change: the outputs against fp32 on these sentences; None if there are none.
+        returned: the products that --max-error returned to fp16; None without --max-error.
     """
 
     products: list[Product]
@@ -111,7 +113,7 @@ class QuantizedModel:
     returned: ReturnedProducts | None
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """The object that --json writes."""
         return {
             "settings": asdict(self.calibration.settings),
             "quantized_products": sorted(self.quantization.products),
@@ -120,28 +122,28 @@ class QuantizedModel:
         }
 
     def print_change(self) -> None:
-        """What quantization did to the answers, and what was returned to fp16."""
+        """Prints the error that quantization causes, and the products that were returned to fp16."""
         kind, change = self.quantization.kind, self.change
         if self.returned is not None and self.returned.steps:
             table = Table(title="Returned to fp16, the worst first", title_justify="left")
             for heading in ("product", "its error alone", "error of the whole without it"):
                 table.add_column(heading, overflow="fold")
-            alone = {one.name: one.rel_l2 for one in self.returned.ranking}
+            alone = {sensitivity.name: sensitivity.rel_l2 for sensitivity in self.returned.ranking}
             for name, error in self.returned.steps:
                 table.add_row(name, f"{alone[name]:.2e}", f"{error:.2e}")
             console.print(table)
         if change is None:
             console.print("No sentence was left over to measure the error on.")
             return
-        words = ""
+        predictions = ""
         if change.first_word_same is not None:
-            words = (
+            predictions = (
                 f"; the first word for [MASK] is the same in {change.first_word_same:.1%}, "
                 f"{change.ten_best_same:.1f} of the ten best are"
             )
         console.print(
             f"{kind} against fp32 on {change.sentences} sentences not used for calibration: relative L2 error "
-            f"{change.rel_l2:.2e}, mean cosine similarity {change.cosine:.5f}{words}.",
+            f"{change.rel_l2:.2e}, mean cosine similarity {change.cosine:.5f}{predictions}.",
             markup=False,
             soft_wrap=True,
         )
@@ -150,10 +152,17 @@ class QuantizedModel:
 def quantize(
     folder: ModelFolder, options: QuantizationOptions, assemble: Assemble, log: TrtLog, cache: Path
 ) -> QuantizedModel:
-    """Calibrates as asked, measures the error, and meets --max-error.
+    """Calibrates a model, measures the error, and returns products to fp16 until --max-error is met.
+
+    Args:
+        folder: the model.
+        options: calibration settings, data and --max-error.
+        assemble: ``builder.assemble``.
+        log: for TensorRT's messages.
+        cache: the file of the calibration cache.
 
     Raises:
-        UserError: the data, the model or --max-error will not do.
+        UserError: the data has too few sentences, a tensor has no range, or --max-error cannot be met.
     """
     settings = options.settings
     data = read_data(folder, options.data, settings.sentences, EVALUATION_SENTENCES)

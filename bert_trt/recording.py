@@ -1,8 +1,8 @@
-"""Defines a network that may hold plugin layers, in both products of TensorRT, from one description.
+"""``define_network`` defines a network that may have plugin layers, for both products of TensorRT.
 
-TensorRT for RTX makes plugin layers in an empty network alone (see plugin_layers.py), so it has to know them before
-the first layer is added. There is no second list of them: the description itself runs twice, first on a
-``RecordingHelper``, which notes the plugin layers as they are added, then on the real network.
+TensorRT for RTX can only add plugin layers to an empty network (see plugin_layers.py), so that they must be known
+before the first layer is added. Instead of a second list of them, the code that defines the network runs twice: first
+with a ``RecordingHelper``, which records the plugin layers, then with the real network.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Defined = TypeVar("Defined")
 
 
 class RecordingHelper(TrtNetworkHelper):
-    """Notes the plugin layers that are added, in a network that is thrown away.
+    """Records the plugin layers that are added. Its network is discarded.
 
-    The network is a real one, so that TensorRT works out the shapes; what costs time or memory is not in it: matrices
-    of weights and the outputs of plugins are inputs of the network.
+    The network is a real one, so that TensorRT infers the shapes. To save time and memory, weight matrices and the
+    outputs of plugins are inputs of this network.
 
     Attributes:
-        recorded: the plugin layers so far.
+        recorded: the plugin layers that were added so far.
     """
 
     def __init__(self, builder: trt.Builder, log: TrtLog, dtype: trt.DataType) -> None:
@@ -42,17 +42,17 @@ class RecordingHelper(TrtNetworkHelper):
         dtype: trt.DataType | None = None,
         shape: Sequence[int] | None = None,
     ) -> trt.ITensor:
-        """An input of the network in place of a matrix; scales and scalars are constants, as TensorRT wants them."""
+        """Adds an input in place of a matrix; scales and scalars stay constants, as TensorRT requires."""
         if values.ndim < 2:
             return super().addConstant(values, name, dtype, shape)
         return self.addInput(name, dtype or self.dtype, values.shape if shape is None else shape)
 
     def addPlugin(self, layer: PluginLayer, inputs: Sequence[trt.ITensor]) -> tuple[trt.ITensor, ...]:
-        """Notes the layer; its outputs are inputs of the network."""
+        """Records the layer and adds an input for each of its outputs."""
         self.recorded.append(RecordedLayer.of(layer, inputs))
         return tuple(
-            self.addInput(layer.name if place == 0 else f"{layer.name}.{place}", dtype, shape)
-            for place, (dtype, shape) in enumerate(layer.outputs)
+            self.addInput(layer.name if index == 0 else f"{layer.name}.{index}", dtype, shape)
+            for index, (dtype, shape) in enumerate(layer.outputs)
         )
 
 
@@ -67,12 +67,11 @@ def define_network(
     Args:
         log: for TensorRT's messages.
         dtype: the helper's type of weights and tensors.
-        define: adds inputs, layers and outputs; called a second time where TensorRT must know plugin layers first.
-        has_plugins: whether it may add plugin layers; without any, the plugin library need not be built.
+        define: adds inputs, layers and outputs; it is called twice if ``has_plugins``.
+        has_plugins: whether ``define`` may add plugin layers; if not, the plugin library need not be built.
 
     Returns:
-        The builder, which must live as long as the network; the helper with its network; and what ``define`` has
-        returned for it.
+        The builder, which must live as long as the network; the helper with its network; the result of ``define``.
 
     Raises:
         UserError: the plugin library is not built, or TensorRT refuses a layer.

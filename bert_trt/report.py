@@ -1,4 +1,4 @@
-"""The tables that builder.py, onnx2trt.py and demo.py print."""
+"""The table that builder.py, onnx2trt.py and demo.py print, and the sentences under it that explain the results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from rich.table import Table
 from rich.text import Text
 
 from bert_trt import tensorrt_product
-from bert_trt.comparison import OWN_NETWORK, PYTORCH, Comparison, SequenceError, in_words, together, worst_of
+from bert_trt.comparison import (
+    OWN_NETWORK,
+    PYTORCH,
+    Comparison,
+    SequenceError,
+    combined_rel_l2,
+    enumerate_in_text,
+    worst_of,
+)
 from bert_trt.console import console
 from bert_trt.options import ONE_SEQUENCE, QUANTIZED_PRECISIONS, TOLERANCES, SequenceRange
 from bert_trt.pipeline import Result
@@ -23,11 +31,9 @@ def print_report(*results: Result) -> None:
         table.add_column(heading, overflow="fold")
     if demo.mask_positions:
         reference = Comparison.of(demo.output, demo, folder.tokens())
-        for rank in range(len(reference.top10)):
-            cells = [
-                _word_cell(comparison, rank) for comparison in (reference, *(result.comparison for result in results))
-            ]
-            table.add_row(f"{rank + 1}.", *cells)
+        comparisons = (reference, *(result.comparison for result in results))
+        for place in range(len(reference.top10)):
+            table.add_row(f"{place + 1}.", *(_word_cell(comparison, place) for comparison in comparisons))
         table.add_section()
     rows = [
         ("relative L2 error", _error_cell),
@@ -63,38 +69,38 @@ def print_report(*results: Result) -> None:
 
 
 def _remarks(result: Result) -> list[str]:
-    """What was compared, where it is not the sentence, and near-ties."""
-    told = [] if result.task.example is not None else [_explain_length(result)]
-    ties = result.comparison.near_ties(result.task.precision) if result.comparison is not None else []
-    return told + [f"a near-tie, which counts as the same: {swap.describe()}" for swap in ties]
+    """Near-ties, and what was compared where the sentence does not fit the plan."""
+    remarks = [] if result.task.example is not None else [_explain_length(result)]
+    near_ties = result.comparison.near_ties(result.task.precision) if result.comparison is not None else []
+    return remarks + [f"a near-tie, which counts as the same: {tie.describe()}" for tie in near_ties]
 
 
 def _explain_length(result: Result) -> str:
-    """What took the place of a sentence that does not fit the plan."""
+    """What was compared in place of a sentence that does not fit the plan."""
     tokens, seq_len, batch = (
         result.task.demo.inputs["input_ids"].shape[1],
         result.task.build.seq_len,
         result.task.build.batch,
     )
-    takes = f"{_told_range(seq_len)} tokens"
-    takes += "" if batch == ONE_SEQUENCE else f" in each of {_told_range(batch)} sequences"
-    told = f"the sentence has {tokens} tokens and does not fit the plan, which takes {takes}; compared were "
+    accepted = f"{_describe_range(seq_len)} tokens"
+    accepted += "" if batch == ONE_SEQUENCE else f" in each of {_describe_range(batch)} sequences"
+    reason = f"the sentence has {tokens} tokens and does not fit the plan, which takes {accepted}"
     compared = _lengths(result.sequences)
-    if any(one.expected_from == OWN_NETWORK for one in result.sequences):
+    if any(error.expected_from == OWN_NETWORK for error in result.sequences):
         return (
-            f"{told}made-up sequences of {compared} tokens, with the same network without its roundings, and that "
-            f"one with PyTorch at {_lengths(result.structure or [])} tokens"
+            f"{reason}; made-up sequences of {compared} tokens were compared with the same network without its "
+            f"roundings, and that one with PyTorch at {_lengths(result.structure or [])} tokens"
         )
-    return f"{told}other sequences that PyTorch has answered, of {compared} tokens"
+    return f"{reason}; other sequences of {compared} tokens were compared with PyTorch's answers"
 
 
-def _told_range(allowed: SequenceRange) -> str:
+def _describe_range(allowed: SequenceRange) -> str:
     low, high = allowed.minimum, allowed.maximum
     return str(low) if low == high else f"{low} to {high}"
 
 
 def _lengths(errors: Sequence[SequenceError]) -> str:
-    return in_words([str(length) for length in sorted({one.tokens for one in errors})])
+    return enumerate_in_text([str(length) for length in sorted({error.tokens for error in errors})])
 
 
 def _error_cell(result: Result) -> str:
@@ -103,19 +109,19 @@ def _error_cell(result: Result) -> str:
     return f"{result.comparison.rel_l2:.2e} (at most {result.task.tolerance:.0e})"
 
 
-def _word_cell(comparison: Comparison | None, rank: int) -> Text:  # Text, not markup: there is a word [unused1]
+def _word_cell(comparison: Comparison | None, place: int) -> Text:  # Text, not markup: there is a word [unused1]
     if comparison is None:
         return Text("not run")
     if not comparison.top10:
         return Text("not finite")
-    entry = comparison.top10[rank]
+    entry = comparison.top10[place]
     return Text(f"{entry['word']} {entry['probability']:.4f}")
 
 
 def _sequences_cell(result: Result) -> str:
-    """The worst sequence; in 8 bits, where all of them count together, that too."""
+    """The largest error of a sequence; before it, in int8 and fp8, the error of all sequences together."""
     if result.task.precision in QUANTIZED_PRECISIONS and result.sequences:
-        return f"{together(result.sequences):.2e}\n{_worst(result.sequences)}"
+        return f"{combined_rel_l2(result.sequences):.2e}\n{_worst(result.sequences)}"
     return _worst(result.sequences)
 
 
@@ -139,30 +145,27 @@ def _products_cell(result: Result) -> str:
 
 
 def _explain_quantization(result: Result) -> str:
-    """The weights' bytes in the network and in the plan."""
+    """Compares the size of the weights in the network with the size of the plan."""
     assert result.parts is not None
     parts, plan = result.parts, result.plan_bytes / 1e6
-    narrow, every = parts.quantized_weights / 1e6, parts.weight_bytes / 1e6
-    shown = {
-        True: f"which proves it: with 2 bytes an element the weights alone would take {every + narrow:.1f} MB",
-        False: "[bold red]too large for that[/]: TensorRT has widened them",
-        None: "of which so small a model is too little to prove it",
-    }[parts.plan_has_narrow_weights(result.plan_bytes)]
+    quantized, total = parts.quantized_weights / 1e6, parts.weight_bytes / 1e6
+    conclusion = {
+        True: f"which proves it: with 2 bytes an element the weights alone would take {total + quantized:.1f} MB",
+        False: "[bold red]too large for that[/]: TensorRT has converted them to 2 bytes",
+        None: "and so small a model proves nothing about the type of its weights",
+    }[parts.plan_has_quantized_weights(result.plan_bytes)]
     return (
         f"{result.task.script}: {parts.quantized_products} of {parts.products} products have both factors in "
-        f"{result.task.precision}; their weights take {narrow:.2f} MB at 1 byte an element, all weights "
-        f"{every:.2f} MB. The plan has {plan:.2f} MB, {shown}."
+        f"{result.task.precision}; their weights take {quantized:.2f} MB at 1 byte an element, all weights "
+        f"{total:.2f} MB. The plan has {plan:.2f} MB, {conclusion}."
     )
 
 
 def _latency_cell(result: Result) -> str:
     if not result.latency:
         return "plan not executed"
-    shape = (
-        ""
-        if result.task.example is not None
-        else f"\nof {result.task.build.batch.optimum} x {result.task.build.seq_len.optimum} tokens"
-    )
+    build = result.task.build
+    shape = "" if result.task.example is not None else f"\nof {build.batch.optimum} x {build.seq_len.optimum} tokens"
     lines = (f"{name}: {times.median:.3f} ({times.p99:.3f})" for name, times in result.latency.items())
     return "\n".join(lines) + shape
 

@@ -1,4 +1,4 @@
-"""TensorRT's messages: the one logger of a process, and the errors that an exception carries to the user."""
+"""TensorRT's messages: ``LOGGER`` is the process's only logger, ``TrtLog`` collects the errors for exceptions."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import IO, Any
 from bert_trt.console import UserError
 from bert_trt.tensorrt_product import trt
 
-# --- what TensorRT calls ----------------------------------------------------------------------------------
+# --- methods that TensorRT calls --------------------------------------------------------------------------
 
-_failures: list[BaseException] = []  # of methods that TensorRT has called; see ``raise_failure``
+_failures: list[BaseException] = []  # exceptions of methods that TensorRT called; see ``raise_failure``
 
 
 def called_by_tensorrt(answer: Any = None) -> Callable[[Callable[..., Any]], Any]:
     """Decorates a method that TensorRT calls, from any of its threads.
 
-    The bindings print an exception and go on. So it is kept for ``raise_failure``, TensorRT gets ``answer``, and the
-    next step of a build is the last one.
+    The bindings print an exception and continue. So the decorator stores it for ``raise_failure`` and returns
+    ``answer`` to TensorRT, and the progress monitor stops the build at its next step.
     """
 
     def decorate(method: Callable[..., Any]) -> Any:
@@ -41,21 +41,21 @@ def has_failed() -> bool:
 
 
 def raise_failure() -> None:
-    """Raises the first exception of a method that TensorRT called; to be called when TensorRT has returned."""
+    """Raises the first exception of a method that TensorRT called. Call it after TensorRT has returned."""
     if _failures:
         first = _failures[0]
         _failures.clear()
         raise first
 
 
-# --- what TensorRT says -----------------------------------------------------------------------------------
+# --- the logger -------------------------------------------------------------------------------------------
 
 
 class _ProcessLogger(trt.ILogger):
-    """The one logger that TensorRT is ever given.
+    """The only logger that TensorRT gets in this process.
 
-    TensorRT keeps the first logger of a process for good, for itself and for plugins, and calls it after the
-    builder that it came with is gone: a logger of its own for every build ends in a crash.
+    TensorRT keeps the first logger of a process forever, for itself and for plugins, and calls it even after the
+    builder that was created with it is gone. A new logger for every build would therefore end in a crash.
     """
 
     def __init__(self) -> None:
@@ -66,35 +66,36 @@ class _ProcessLogger(trt.ILogger):
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
         """Called by TensorRT."""
         if self.listener is not None:
-            self.listener.hear(severity, msg)
+            self.listener.receive(severity, msg)
 
 
 LOGGER = _ProcessLogger()
 
 
 class TrtLog:
-    """What TensorRT says from now on, until another TrtLog is made: what runs inside somebody's job should take
-    ``TrtLog.current``. Keeps errors, so that an exception can carry TensorRT's own message.
+    """Receives TensorRT's messages until another TrtLog is created, and keeps errors for the text of exceptions.
+
+    A function that runs as part of a caller's work uses ``TrtLog.current``, so that the caller's log continues.
 
     Args:
-        verbose_file: where every message is written as a line; None keeps errors only.
+        verbose_file: a file to which every message is written as a line; None keeps errors only.
     """
 
-    NO_GPU_NOISE = "CUDA driver version is insufficient"  # said beside other errors where there is no GPU
+    NO_GPU_NOISE = "CUDA driver version is insufficient"  # comes with other errors where there is no GPU
 
     def __init__(self, verbose_file: IO[bytes] | None = None) -> None:
         self.verbose_file = verbose_file
         self.errors: list[str] = []
         LOGGER.listener = self
-        _failures.clear()  # of work that has ended
+        _failures.clear()  # failures of earlier work
 
     @staticmethod
     def current() -> TrtLog:
-        """The log that is listening, so that a verbose log goes on; a new one where none is."""
+        """The log that receives messages now; a new one if there is none."""
         return LOGGER.listener or TrtLog()
 
-    def hear(self, severity: trt.ILogger.Severity, msg: str) -> None:
-        """Takes one message."""
+    def receive(self, severity: trt.ILogger.Severity, msg: str) -> None:
+        """Receives one message."""
         if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
             self.errors.append(msg.strip())
         if self.verbose_file is not None and not self.verbose_file.closed:
@@ -107,7 +108,8 @@ class TrtLog:
                 ) from error
 
     def take_errors(self) -> str:
-        """The errors since the last call as one string, without those that only say that there is no GPU."""
-        told = [message for message in self.errors if self.NO_GPU_NOISE not in message] or self.errors
+        """The errors since the last call as one string. Errors that only say that there is no GPU are left out if
+        there are others."""
+        messages = [message for message in self.errors if self.NO_GPU_NOISE not in message] or self.errors
         self.errors = []
-        return " | ".join(dict.fromkeys(told)) or "TensorRT gave no message"
+        return " | ".join(dict.fromkeys(messages)) or "TensorRT gave no message"

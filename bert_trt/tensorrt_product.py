@@ -1,7 +1,7 @@
-"""Decides which TensorRT the project uses: the one place where it is imported.
+"""Imports TensorRT: the full ``tensorrt`` (10.13 or newer, 11.x) if it is installed, else ``tensorrt_rtx``.
 
-The full ``tensorrt`` (10.13 or newer, 11.x) if it is installed, else ``tensorrt_rtx``. Both have the same
-Python classes; everything else in this project writes ``from tensorrt_product import trt``.
+Both products have the same Python classes. No other file imports them: they use
+``from bert_trt.tensorrt_product import trt``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from bert_trt.console import UserError
 if TYPE_CHECKING:
     import tensorrt as trt
 
-OLDEST_FULL_TENSORRT = (10, 13)  # the first with IStreamWriter, and with fp32 scales of fp16 tensors
-PRODUCT_VARIABLE = "BERT_TENSORRT_PRODUCT"  # set to "tensorrt" or "tensorrt_rtx" to choose by hand
+OLDEST_FULL_TENSORRT = (10, 13)  # the first version with IStreamWriter, and with fp32 scales of fp16 tensors
+PRODUCT_VARIABLE = "BERT_TENSORRT_PRODUCT"  # set it to "tensorrt" or "tensorrt_rtx" to choose the product
 PRODUCTS = ("tensorrt", "tensorrt_rtx")
 
 
@@ -34,11 +34,11 @@ def _import_product() -> tuple[Any, str]:
     for product in [chosen] if chosen else PRODUCTS:
         try:
             module = importlib.import_module(product)
-        except Exception as error:  # a broken installation: its libraries are missing, or are of another version
+        except Exception as error:  # a broken installation: libraries are missing or have another version
             reasons.append(f"{product}: {error}")
             continue
         version = re.match(r"(\d+)\.(\d+)", str(getattr(module, "__version__", "")))
-        if version is None:  # a folder that is merely called tensorrt
+        if version is None:  # any folder with the name tensorrt can be imported
             reasons.append(f"{product}: {getattr(module, '__file__', None) or list(module.__path__)} is not TensorRT")
             continue
         if product == "tensorrt" and (int(version[1]), int(version[2])) < OLDEST_FULL_TENSORRT:

@@ -9,16 +9,16 @@ from bert_trt.tensorrt_product import trt
 
 
 class LayerError(UserError):
-    """TensorRT refused a layer; the message has its name, the shapes and types of its inputs, and why."""
+    """TensorRT refused a layer; the message has its name, the shapes and types of its inputs, and the reason."""
 
 
 def as_tuple(dims: Any) -> tuple[int, ...]:
-    """TensorRT's shape as a tuple."""
+    """A shape of TensorRT as a tuple."""
     return tuple(dims)
 
 
 def shape_of(tensor: trt.ITensor) -> tuple[int, ...] | None:
-    """The tensor's shape, -1 where dynamic; None if TensorRT could not work it out."""
+    """The tensor's shape, -1 where dynamic; None if TensorRT could not infer it."""
     try:
         return as_tuple(tensor.shape)
     except (RuntimeError, ValueError):  # rtx raises; the full product returns a shape of negative length
@@ -26,6 +26,6 @@ def shape_of(tensor: trt.ITensor) -> tuple[int, ...] | None:
 
 
 def describe_tensor(tensor: trt.ITensor) -> str:
-    """Name, type and shape in one string."""
+    """Name, type and shape of a tensor in one string."""
     shape = shape_of(tensor)
     return f"{tensor.name} {tensor.dtype.name} {list(shape) if shape is not None else 'of no valid shape'}"

@@ -360,7 +360,7 @@ def test_another_gelu_of_a_checkpoint_without_one(in_process: InProcess, tmp_pat
 def test_a_plan_that_does_not_take_the_sentence_is_compared_with_others(script: Script, model_dir, tmp_path):
     done = script("builder.py", "--model-dir", model_dir, "--plan", tmp_path / "p.plan", "--seq-len", "1,2,3")
     assert done.returncode == 0, done.stderr
-    told = "the sentence has 14 tokens and does not fit the plan, which takes 1 to 3 tokens; compared were other"
+    told = "the sentence has 14 tokens and does not fit the plan, which takes 1 to 3 tokens; other sequences of"
     assert told in " ".join(done.stdout.split())
 
 
@@ -591,8 +591,8 @@ def test_a_plan_is_smaller_by_a_byte_for_each_quantized_weight(mid_size, tmp_pat
         sizes[kind] = build_plan(made.builder, made.network, log, options, tmp_path / "p.plan").num_bytes
         parts = inspect(made.network)
         assert parts.quantized_weights == (0 if quantization is None else count)
-        assert parts.plan_has_narrow_weights(sizes[kind]) is (None if quantization is None else True)
-        assert parts.plan_has_narrow_weights(sizes["fp16"]) is (None if quantization is None else False)
+        assert parts.plan_has_quantized_weights(sizes[kind]) is (None if quantization is None else True)
+        assert parts.plan_has_quantized_weights(sizes["fp16"]) is (None if quantization is None else False)
     for kind in ("int8", "fp8"):  # scales, and the code of other kernels, are the rest
         assert sizes["fp16"] - sizes[kind] == pytest.approx(count, abs=1e6)
 

@@ -65,11 +65,11 @@ def test_histogram_counts_exactly_in_any_order(parts):
     values = np.concatenate(parts).astype(np.float64)
     places = np.floor(values / found.limit * BINS).astype(int)
     np.testing.assert_array_equal(found.on_cpu(), np.bincount(places, minlength=BINS))
-    assert found.largest == values.max() < found.limit
-    assert found.limit == 2.0**-60 or found.limit <= 2 * found.largest
+    assert found.amax == values.max() < found.limit
+    assert found.limit == 2.0**-60 or found.limit <= 2 * found.amax
     backwards = histogram_of(*parts[::-1])
     np.testing.assert_array_equal(found.on_cpu(), backwards.on_cpu())
-    assert (found.limit, found.largest) == (backwards.limit, backwards.largest)
+    assert (found.limit, found.amax) == (backwards.limit, backwards.amax)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -92,7 +92,7 @@ def test_more_values_in_one_bin_than_fp32_can_count():
 
 def range_of(values: np.ndarray, method: str, kind: str = "int8", percentile: float = 99.99) -> float:
     found = histogram_of(values)
-    return find_range(found.on_cpu(), found.limit, found.largest, method, kind, percentile)
+    return find_range(found.on_cpu(), found.limit, found.amax, method, kind, percentile)
 
 
 HARD = {
@@ -304,8 +304,8 @@ def test_maxima_are_those_of_the_sentences_one_by_one(folder, sentence_file):
         for name, tensor in runner.run(inputs).items():
             largest[name] = max(largest[name], float(tensor.abs().max()))
             counted[name] += tensor.numel()
-    assert found.maxima == pytest.approx(largest, rel=1e-5)
-    assert found.ranges == found.maxima
+    assert found.amax == pytest.approx(largest, rel=1e-5)
+    assert found.ranges == found.amax
     assert {name: int(one.counts.sum()) for name, one in found.histograms.items()} == counted
 
 
@@ -315,7 +315,7 @@ def test_smoothing_levels_the_channels(folder, sentence_file):
     found = calibrate(subject, settings_)
     assert all(name.endswith(".smoothed") for name in found.ranges)
     # x / max|x|; channels that are only on in GELU's negative tail have few digits
-    assert found.maxima == pytest.approx(dict.fromkeys(found.maxima, 1.0), rel=1e-2)
+    assert found.amax == pytest.approx(dict.fromkeys(found.amax, 1.0), rel=1e-2)
 
 
 def damaged(tmp_path: Path, change: Any) -> ModelFolder:
@@ -481,7 +481,7 @@ def test_the_cache_is_used_again(cache, capsys):
     first, second = cache.get(), cache.get()
     assert cache.made == 1
     assert second.ranges == first.ranges == MADE.ranges
-    assert second.maxima == MADE.maxima
+    assert second.amax == MADE.amax
     np.testing.assert_array_equal(second.smoothing["x"], MADE.smoothing["x"])
     assert "model, sentences and settings are the same" in capsys.readouterr().err
     assert sorted(path.name for path in cache.path.parent.iterdir() if "calibration" in path.name) == [
@@ -659,7 +659,7 @@ def test_the_script_writes_table_cache_json_and_picture(in_process: InProcess, m
     assert "Ranges by percentile" in done.out
     assert f"-> {cache}" in " ".join(done.out.split())
     assert "8 tensors, 8 sentences in" in done.out
-    assert "relative L2 error by strength: off " in done.err
+    assert "relative L2 error by alpha: off " in done.err
     said = json.loads(result.read_text())
     entry = json.loads(cache.read_text())["int8"]
     assert said["ranges"] == entry["ranges"]

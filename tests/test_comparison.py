@@ -9,11 +9,11 @@ import pytest
 
 from bert_trt.comparison import (
     SequenceError,
+    combined_rel_l2,
     compare_sequences,
     reference_batches,
     relative_l2,
     sequence_reasons,
-    together,
 )
 from bert_trt.model_files import LENGTHS_NAME, MASK_NAME, ReferenceSequence
 from bert_trt.options import TOLERANCES, SequenceRange
@@ -88,7 +88,7 @@ def test_a_nan_in_any_of_the_repetitions_counts(place):
 def test_in_narrow_types_every_sequence_must_be_right_in_8_bits_all_together():
     short = SequenceError(3, 7e-2, norm=10.0)
     long = SequenceError(128, 1.6e-2, norm=40.0)
-    assert together([short, long]) == pytest.approx(math.sqrt((0.7**2 + 0.64**2) / (10**2 + 40**2)))
+    assert combined_rel_l2([short, long]) == pytest.approx(math.sqrt((0.7**2 + 0.64**2) / (10**2 + 40**2)))
     for precision in TOLERANCES:
         assert (not sequence_reasons([short, long], precision)) == (precision in ("int8", "fp8"))
     assert sequence_reasons([SequenceError(3, 0.3, norm=10.0), long], "int8")
@@ -104,4 +104,4 @@ def test_together_is_the_error_over_all_values():
     pairs = [(random.standard_normal((n, 4)), random.standard_normal((n, 4))) for n in (2, 5)]
     errors = [SequenceError(len(a), relative_l2(a, b), float(np.linalg.norm(b))) for a, b in pairs]
     ours, theirs = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-    assert together(errors) == pytest.approx(relative_l2(ours, theirs))
+    assert combined_rel_l2(errors) == pytest.approx(relative_l2(ours, theirs))

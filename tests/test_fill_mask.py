@@ -275,12 +275,12 @@ def test_every_batch_is_in_the_profile_and_every_sentence_in_one(lengths, batchi
         for name, values in one.inputs.items():
             check_in_profile(name, values.shape, profile_shapes(name, shape, seq_len, batch))
             assert values.dtype == np.int32
-        for place, part in zip(one.sentences, one.split(one.inputs[INPUT_NAMES[0]]), strict=True):
+        for place, part in zip(one.sequences, one.split(one.inputs[INPUT_NAMES[0]]), strict=True):
             np.testing.assert_array_equal(part, sentences[place].ids)
         for part in one.split(one.inputs[INPUT_NAMES[2]]):
             np.testing.assert_array_equal(part, np.arange(len(part)))
         assert not one.inputs[INPUT_NAMES[1]].any()
-        seen += one.sentences
+        seen += one.sequences
     assert sorted(seen) == list(range(len(sentences)))
 
 

@@ -334,7 +334,7 @@ def test_a_constant_that_is_not_what_it_was_made_from(exported, in_process, monk
 
     monkeypatch.setattr(onnx_precision, "convert_weight", lose)
     ended = in_process(onnx2trt.main, "--onnx", exported(dynamic=False, batch=1), "--precision", "fp16")
-    assert (ended.code, "does not hold the values that it was made from" in ended.err) == (1, True)
+    assert (ended.code, "does not hold the values of its source" in ended.err) == (1, True)
 
 
 def test_a_difference_that_fp16_hides_is_found_without_the_roundings(exported, in_process, monkeypatch, tmp_path):

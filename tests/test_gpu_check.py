@@ -52,11 +52,11 @@ def test_every_two_meet_in_a_row():
 
 
 def test_only_takes_names_of_one_kind_as_alternatives():
-    rows = gpu_check.chosen(["packed", "fp16", "int8"])
+    rows = gpu_check.select_combinations(["packed", "fp16", "int8"])
     assert {row.batching for row in rows} == {"packed"}
     assert {row.precision for row in rows} == {"fp16", "int8"}
     assert {row.fusion for row in rows} == set(FUSIONS)
-    assert gpu_check.chosen(["none", "single", "bf16"]) == [Combination("none", "single", "bf16")]
+    assert gpu_check.select_combinations(["none", "single", "bf16"]) == [Combination("none", "single", "bf16")]
 
 
 @pytest.mark.parametrize("batching", BATCHINGS)
@@ -87,14 +87,14 @@ def test_sizes_fill_the_profile_with_ragged_sequences(model_dir, batching):
     ],
 )
 def test_precisions_that_a_gpu_does_not_have(precision, capability, reason):
-    assert gpu_check.unfit(Combination("none", "single", precision), capability) == reason
+    assert gpu_check.unsupported_precision(Combination("none", "single", precision), capability) == reason
 
 
 # --- checks -----------------------------------------------------------------------------------------------------
 
 
 def test_a_check_goes_wrong_by_an_error_and_the_next_is_made(tmp_path):
-    checks = Checks(tmp_path / "found.json")
+    checks = Checks(tmp_path / "checks.json")
     with checks.check("first"):
         raise ZeroDivisionError("by nothing")
     with checks.check("second") as check:
@@ -102,8 +102,8 @@ def test_a_check_goes_wrong_by_an_error_and_the_next_is_made(tmp_path):
         check.demand(False, "a later reason")
     with checks.check("third") as check:
         check.skip("not here")
-    state = json.loads((tmp_path / "found.json").read_text())
-    found = {name: (one["status"], one["reason"]) for name, one in state["found"].items()}
+    state = json.loads((tmp_path / "checks.json").read_text())
+    found = {name: (one["status"], one["reason"]) for name, one in state["checks"].items()}
     assert state["running"] is None
     assert found == {
         "first": ("wrong", "ZeroDivisionError: by nothing"),
@@ -158,8 +158,8 @@ def replaced_process(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 CRASH = """
 import os, sys
 from pathlib import Path
-state = '{"running": "graph", "found": {"load": {"status": "ok", "cell": "", "reason": "", "values": {}}}}'
-Path(sys.argv[1]).with_suffix(".found.json").write_text(state)
+state = '{"running": "graph", "checks": {"load": {"status": "ok", "cell": "", "reason": "", "values": {}}}}'
+Path(sys.argv[1]).with_suffix(".checks.json").write_text(state)
 Path(sys.argv[1]).with_suffix(".trt.log").write_text("[VERBOSE] the last thing said")
 print("CUDA error: an illegal memory access", flush=True)
 os.abort()
@@ -208,17 +208,17 @@ class Gpu:
         self.step = Step("build", out, model, True, one)
         self.folder, self.log = ModelFolder(model), TrtLog()
         self.runs = 0
-        self.made: Any = None
+        self.network: Any = None
         self.fault: Any = None  # changes the outputs of a run: fault(output, number of the run, shape)
 
     def build(self) -> dict[str, Check]:
-        checks = Checks(self.step.folder / "found.json")
+        checks = Checks(self.step.folder / "checks.json")
         gpu_check.build_step(self.step, checks, self.log)
-        return checks.found
+        return checks.results
 
     def engine(self) -> Any:
         profile = gpu_check.profile(self.folder.config, self.one.batching)
-        return stand_in.network_engine(self.made, *profile, self.folder.config.output_width, self.on_fake_memory)
+        return stand_in.network_engine(self.network, *profile, self.folder.config.output_width, self.on_fake_memory)
 
     def on_fake_memory(self, runner: Any) -> Any:
         def work(addresses: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]], stream: int) -> bool:
@@ -238,11 +238,11 @@ class Gpu:
         return work
 
     def execute(self, *steps: Any) -> dict[str, Check]:
-        checks = Checks(self.step.folder / "found.json")
+        checks = Checks(self.step.folder / "checks.json")
         with stand_in.standing_in(self.engine()):
             for step in steps:
                 step(self.step, checks, self.log)
-        return checks.found
+        return checks.results
 
 
 @contextmanager
@@ -284,14 +284,14 @@ def built(small_profile, model_dir, tmp_path_factory):
         "runner": "ok",
         "early_weights_runner": "skipped",
     }
-    gpu.made = gpu_check.assemble(gpu.folder, gpu.log, PACKED.precision, batching=PACKED.batching)
+    gpu.network = gpu_check.assemble(gpu.folder, gpu.log, PACKED.precision, batching=PACKED.batching)
     return gpu
 
 
 @pytest.fixture
 def gpu(built, cuda):
     made = Gpu(cuda, built.step.folder, built.step.model, PACKED)
-    made.made = built.made
+    made.network = built.network
     return made
 
 
@@ -405,12 +405,12 @@ def test_an_error_in_the_middle_does_not_end_the_step(gpu, monkeypatch):
 
 
 def test_a_plan_that_cannot_be_loaded(gpu):
-    checks = Checks(gpu.step.folder / "found.json")
+    checks = Checks(gpu.step.folder / "checks.json")
     with stand_in.standing_in(None):
         for step in ALL:
             step(gpu.step, checks, gpu.log)
-    assert {name: one.status for name, one in checks.found.items()} == {"load": "wrong", "library_apart": "wrong"}
-    assert "TensorRT cannot load the plan" in checks.found["load"].reason
+    assert {name: one.status for name, one in checks.results.items()} == {"load": "wrong", "library_apart": "wrong"}
+    assert "TensorRT cannot load the plan" in checks.results["load"].reason
 
 
 def test_no_layer_in_the_inspector_is_wrong(gpu, monkeypatch):
@@ -435,9 +435,9 @@ def test_bits_of_early_and_late_weights(gpu, tmp_path, late, second, status):
             changed: dict[str, Any] = {size: answer * np.float32(factor) for size, answer in answers.items()}
             np.savez(gpu.step.answers(name), **changed)
         gpu.fault = lambda output, run, shape: np.multiply(output, np.float32(1 + late), out=output)
-        checks = Checks(tmp_path / "found.json")
+        checks = Checks(tmp_path / "checks.json")
         gpu_check.early_step(gpu.step, checks, gpu.log)
-    assert checks.found["early_weights"].status == status
+    assert checks.results["early_weights"].status == status
 
 
 # --- building -----------------------------------------------------------------------------------------------------

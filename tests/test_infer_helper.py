@@ -667,8 +667,8 @@ def test_batches_are_run_at_any_size_of_the_profile(batch_helper):
 
 WRONG_BATCHES = [
     (PACKED | {LENGTHS_NAME: np.array([1, 4, 6])}, r"cu_seqlens\[0\] is 1, expected 0"),
-    (PACKED | {LENGTHS_NAME: np.array([0, 4, 4, 6])}, "sentence 2 of the batch is empty; leave it out"),
-    (PACKED | {LENGTHS_NAME: np.array([0, 5, 4, 6])}, "sentence 2 of the batch ends before it starts"),
+    (PACKED | {LENGTHS_NAME: np.array([0, 4, 4, 6])}, "sequence 2 of the batch is empty; leave it out"),
+    (PACKED | {LENGTHS_NAME: np.array([0, 5, 4, 6])}, "sequence 2 of the batch ends before it starts"),
     (PACKED | {LENGTHS_NAME: np.array([0, 4, 5])}, "ends with 5, expected 6, the number of packed tokens"),
     (PACKED | {LENGTHS_NAME: np.array([0, 4, 7])}, "cu_seqlens ends with 7, expected 6"),
     (PACKED | {LENGTHS_NAME: np.array([[0, 4, 6]])}, r"cu_seqlens is int32 \[1, 3\], expected int32 \[B \+ 1\]"),
@@ -681,8 +681,8 @@ WRONG_BATCHES = [
         r"'input_ids' is \[13\], outside .* \[1\] to \[12\]",
     ),
     (PADDED | {MASK_NAME: np.ones((2, 4), int)}, r"the mask is int32 \[2, 4\], expected int32 \[2, 3\] like the ids"),
-    (PADDED | {MASK_NAME: np.array([[1, 1, 1], [0, 0, 0]])}, "row 1 of the mask has no 1: sentence 2 of the batch"),
-    (PADDED | {MASK_NAME: -PADDED[MASK_NAME]}, r"mask\[0, 0\] is -1, expected 1 for a word or 0 for padding"),
+    (PADDED | {MASK_NAME: np.array([[1, 1, 1], [0, 0, 0]])}, "row 1 of the mask has no 1: sequence 2 of the batch"),
+    (PADDED | {MASK_NAME: -PADDED[MASK_NAME]}, r"mask\[0, 0\] is -1, expected 1 for a token or 0 for padding"),
     (
         {name: np.ones((4, 3), int) for name in PADDED},
         r"'input_ids' is \[4, 3\], .* \[1, 1\] to \[3, 4\].*--batch",

@@ -818,15 +818,15 @@ def batch_inputs(batching: str) -> dict[str, np.ndarray]:
 WRONG_BATCHES = [
     ("packed", {LENGTHS_NAME: np.array([1, 3, 8])}, r"cu_seqlens\[0\] is 1, expected 0"),
     ("packed", {LENGTHS_NAME: np.array([0, 5, 3, 8])}, r"cu_seqlens\[2\] is 3 after 5, expected more"),
-    ("packed", {LENGTHS_NAME: np.array([0, 3, 3, 8])}, "sentence 2 of the batch is empty; leave it out"),
+    ("packed", {LENGTHS_NAME: np.array([0, 3, 3, 8])}, "sequence 2 of the batch is empty; leave it out"),
     ("packed", {LENGTHS_NAME: np.array([0, 3, 7])}, "ends with 7, expected 8, the number of packed tokens"),
     ("packed", {LENGTHS_NAME: np.array([0, 3, 9])}, "cu_seqlens ends with 9, expected 8"),
     ("packed", {LENGTHS_NAME: np.array([0])}, r"cu_seqlens is int32 \[1\], expected int32 \[B \+ 1\]"),
     ("packed", {LENGTHS_NAME: np.array([[0, 3, 8]])}, r"cu_seqlens is int32 \[1, 3\]"),
     ("padded", {MASK_NAME: np.ones((2, 4), np.int32)}, r"the mask is int32 \[2, 4\], expected int32 \[2, 5\]"),
     ("padded", {MASK_NAME: np.ones((1, 5), np.int32)}, r"the mask is int32 \[1, 5\], expected int32 \[2, 5\]"),
-    ("padded", {MASK_NAME: np.full((2, 5), 2)}, r"mask\[0, 0\] is 2, expected 1 for a word or 0 for padding"),
-    ("padded", {MASK_NAME: np.eye(2, 5, 5)}, "row 0 of the mask has no 1: sentence 1 of the batch is empty"),
+    ("padded", {MASK_NAME: np.full((2, 5), 2)}, r"mask\[0, 0\] is 2, expected 1 for a token or 0 for padding"),
+    ("padded", {MASK_NAME: np.eye(2, 5, 5)}, "row 0 of the mask has no 1: sequence 1 of the batch is empty"),
 ]
 
 

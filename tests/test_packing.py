@@ -1,4 +1,4 @@
-"""packing.py: each sentence in exactly one batch, within the limits, and back in the caller's order."""
+"""packing.py: each sequence in exactly one batch, within the limits, and back in the caller's order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from bert_trt.packing import (
 VOCABULARY = 1000
 
 
-def make_sentences(lengths: Sequence[int], seed: int = 0) -> list[np.ndarray]:
+def make_sequences(lengths: Sequence[int], seed: int = 0) -> list[np.ndarray]:
     random = np.random.default_rng(seed)
     return [random.integers(1, VOCABULARY, length) for length in lengths]
 
@@ -40,7 +40,7 @@ def make_limits(max_tokens: int = 128, max_sequences: int = 8, max_positions: in
 
 @st.composite
 def jobs(draw: st.DrawFn) -> tuple[list[np.ndarray], list[np.ndarray], Limits]:
-    """Sentences, their token types, and limits that no sentence is over; some sentences are as long as allowed."""
+    """Sequences, their token types, and limits that no sequence is over; some sequences are as long as allowed."""
     longest = draw(st.integers(1, 40))
     lengths = draw(st.lists(st.integers(1, longest) | st.just(longest), min_size=1, max_size=50))
     limits = Limits(
@@ -51,7 +51,7 @@ def jobs(draw: st.DrawFn) -> tuple[list[np.ndarray], list[np.ndarray], Limits]:
         type_vocab_size=2,
     )
     types = [np.arange(length) % 2 for length in lengths]
-    return make_sentences(lengths, draw(st.integers(0, 9))), types, limits
+    return make_sequences(lengths, draw(st.integers(0, 9))), types, limits
 
 
 BUCKETS = st.integers(1, 50) | st.lists(st.integers(1, 60), min_size=1, max_size=5).map(lambda some: [*some, 40])
@@ -60,20 +60,20 @@ BUCKETS = st.integers(1, 50) | st.lists(st.integers(1, 60), min_size=1, max_size
 # --- the batches ------------------------------------------------------------------------------------------
 
 
-def check_common(batches: Sequence[Batch], sentences: Sequence[np.ndarray], types: Sequence[np.ndarray]) -> None:
-    """What both kinds promise: each sentence once, int32, and every array back in the caller's order."""
-    assert sorted(np.concatenate([batch.sentences for batch in batches])) == list(range(len(sentences)))
+def check_common(batches: Sequence[Batch], sequences: Sequence[np.ndarray], types: Sequence[np.ndarray]) -> None:
+    """What both kinds promise: each sequence once, int32, and every array back in the caller's order."""
+    assert sorted(np.concatenate([batch.sequences for batch in batches])) == list(range(len(sequences)))
     for batch in batches:
-        lengths = [len(sentences[index]) for index in batch.sentences]
+        lengths = [len(sequences[index]) for index in batch.sequences]
         assert batch.lengths.tolist() == lengths
         assert batch.max_length == max(lengths)
         for array in (batch.input_ids, batch.token_type_ids, batch.position_ids):
             assert array.dtype == np.int32
             assert array.shape == batch.input_ids.shape
     for name, expected in (
-        ("input_ids", sentences),
+        ("input_ids", sequences),
         ("token_type_ids", types),
-        ("position_ids", [np.arange(len(sentence)) for sentence in sentences]),
+        ("position_ids", [np.arange(len(sequence)) for sequence in sequences]),
     ):
         found = scatter(batches, [getattr(batch, name) for batch in batches])
         assert [part.tolist() for part in found] == [part.tolist() for part in expected]
@@ -82,13 +82,13 @@ def check_common(batches: Sequence[Batch], sentences: Sequence[np.ndarray], type
 @settings(max_examples=150, deadline=None)
 @given(job=jobs())
 def test_packed(job):
-    sentences, types, limits = job
-    batches = pack(sentences, limits, types)
-    check_common(batches, sentences, types)
+    sequences, types, limits = job
+    batches = pack(sequences, limits, types)
+    check_common(batches, sequences, types)
     for batch in batches:
         (tokens,) = batch.input_ids.shape
         assert tokens <= limits.max_tokens
-        assert len(batch.sentences) <= limits.max_sequences
+        assert len(batch.sequences) <= limits.max_sequences
         assert batch.cu_seqlens.dtype == np.int32
         assert np.flatnonzero(batch.position_ids == 0).tolist() == batch.cu_seqlens[:-1].tolist()
         check_cu_seqlens(batch.cu_seqlens, tokens)
@@ -99,19 +99,19 @@ def test_packed(job):
 @settings(max_examples=150, deadline=None)
 @given(job=jobs(), buckets=BUCKETS)
 def test_padded(job, buckets):
-    sentences, types, limits = job
-    batches = pad(sentences, limits, types, buckets=buckets)
-    check_common(batches, sentences, types)
+    sequences, types, limits = job
+    batches = pad(sequences, limits, types, buckets=buckets)
+    check_common(batches, sequences, types)
     bounds = np.arange(buckets, 100 + buckets, buckets) if isinstance(buckets, int) else np.sort(buckets)
     for batch in batches:
         rows, columns = batch.input_ids.shape
         assert rows * columns <= limits.max_tokens
         assert rows <= limits.max_sequences
         assert columns <= limits.max_positions
-        for length in batch.lengths:  # the next bucket, which ends where the longest sentence that is allowed does
+        for length in batch.lengths:  # the next bucket, which ends where the longest sequence that is allowed does
             assert columns == min(bounds[bounds >= length][0], limits.max_positions, limits.max_tokens)
         check_mask(batch.mask, (rows, columns))
-        assert (np.diff(batch.mask, axis=1) <= 0).all()  # words, then padding
+        assert (np.diff(batch.mask, axis=1) <= 0).all()  # tokens, then padding
         assert not batch.input_ids[batch.mask == 0].any()
         assert not batch.token_type_ids[batch.mask == 0].any()
         assert (batch.position_ids == np.arange(columns)).all()
@@ -119,7 +119,7 @@ def test_padded(job, buckets):
 
 
 def best_fit_decreasing_by_loops(lengths: Sequence[int], limits: Limits) -> list[list[int]]:
-    """The method word by word: every batch is looked at for every sentence."""
+    """The method word by word: every batch is looked at for every sequence."""
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):  # stable
         best, least = None, limits.max_tokens + 1
@@ -137,32 +137,32 @@ def best_fit_decreasing_by_loops(lengths: Sequence[int], limits: Limits) -> list
 @settings(max_examples=150, deadline=None)
 @given(job=jobs())
 def test_packed_batches_are_those_of_the_method(job):
-    sentences, _, limits = job
-    expected = best_fit_decreasing_by_loops([len(sentence) for sentence in sentences], limits)
-    assert [batch.sentences.tolist() for batch in pack(sentences, limits)] == expected
+    sequences, _, limits = job
+    expected = best_fit_decreasing_by_loops([len(sequence) for sequence in sequences], limits)
+    assert [batch.sequences.tolist() for batch in pack(sequences, limits)] == expected
 
 
 @settings(max_examples=100, deadline=None)
 @given(job=jobs())
 def test_no_sentence_is_in_a_later_batch_than_it_needs_to_be(job):
-    """What every any-fit method gives: where a batch was begun, its first sentence fitted into none before."""
-    sentences, _, limits = job
-    batches = pack(sentences, limits)
+    """What every any-fit method gives: where a batch was begun, its first sequence fitted into none before."""
+    sequences, _, limits = job
+    batches = pack(sequences, limits)
     for number, batch in enumerate(batches):
         for earlier in batches[:number]:
             too_long = earlier.input_ids.size + int(batch.lengths[0]) > limits.max_tokens
-            assert too_long or len(earlier.sentences) == limits.max_sequences
+            assert too_long or len(earlier.sequences) == limits.max_sequences
 
 
 def test_an_example():
-    sentences = [[5, 6, 7], [8], [9, 10, 11, 12], [13, 14]]
-    first, second = pack(sentences, make_limits(max_tokens=6), [[0, 0, 1], [1], [0, 0, 0, 0], [1, 1]])
-    assert first.sentences.tolist() == [2, 3]
+    sequences = [[5, 6, 7], [8], [9, 10, 11, 12], [13, 14]]
+    first, second = pack(sequences, make_limits(max_tokens=6), [[0, 0, 1], [1], [0, 0, 0, 0], [1, 1]])
+    assert first.sequences.tolist() == [2, 3]
     assert first.input_ids.tolist() == [9, 10, 11, 12, 13, 14]
     assert first.token_type_ids.tolist() == [0, 0, 0, 0, 1, 1]
     assert first.position_ids.tolist() == [0, 1, 2, 3, 0, 1]
     assert first.cu_seqlens.tolist() == [0, 4, 6]
-    assert second.sentences.tolist() == [0, 1]
+    assert second.sequences.tolist() == [0, 1]
     batch, *_ = pad([[5, 6, 7], [8]], make_limits(), [[0, 0, 1], [1]], buckets=4)
     assert batch.input_ids.tolist() == [[5, 6, 7, 0], [8, 0, 0, 0]]
     assert batch.token_type_ids.tolist() == [[0, 0, 1, 0], [1, 0, 0, 0]]
@@ -171,22 +171,22 @@ def test_an_example():
 
 
 def test_ten_and_a_hundred_cost_110_tokens_packed_and_200_padded():
-    sentences = make_sentences([10, 100])
+    sequences = make_sequences([10, 100])
     limits = make_limits(max_tokens=256, max_positions=128)
-    (packed,) = pack(sentences, limits)
+    (packed,) = pack(sequences, limits)
     assert packed.input_ids.shape == (110,)
     assert packed.cu_seqlens.tolist() == [0, 100, 110]
-    (padded,) = pad(sentences, limits, buckets=[100])
-    assert Statistics.of([padded]) == Statistics(batches=1, sentences=2, tokens=110, padding=90)
+    (padded,) = pad(sequences, limits, buckets=[100])
+    assert Statistics.of([padded]) == Statistics(batches=1, sequences=2, tokens=110, padding=90)
     assert Statistics.of([padded]).padding_share == 90 / 200
-    assert [batch.input_ids.shape for batch in pad(sentences, limits)] == [(1, 112), (1, 16)]
+    assert [batch.input_ids.shape for batch in pad(sequences, limits)] == [(1, 112), (1, 16)]
 
 
 def test_a_bucket_ends_where_the_longest_sentence_does():
     """Rounded up, 61 tokens would be 64: over the position table, and over the token budget."""
-    sentences = make_sentences([61])
-    assert pad(sentences, make_limits(max_positions=62))[0].input_ids.shape == (1, 62)
-    assert pad(sentences, make_limits(max_tokens=61))[0].input_ids.shape == (1, 61)
+    sequences = make_sequences([61])
+    assert pad(sequences, make_limits(max_positions=62))[0].input_ids.shape == (1, 62)
+    assert pad(sequences, make_limits(max_tokens=61))[0].input_ids.shape == (1, 61)
 
 
 def test_without_token_types_they_are_zero():
@@ -201,8 +201,8 @@ def test_without_token_types_they_are_zero():
 @given(job=jobs(), trailing=hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=3), in_rows=st.booleans())
 def test_results_of_any_width_come_back_in_order(job, trailing, in_rows):
     """The result for a token tells which it is; in the padding it is NaN, which must not come back."""
-    sentences, _, limits = job
-    batches: Sequence[Batch] = pad(sentences, limits) if in_rows else pack(sentences, limits)
+    sequences, _, limits = job
+    batches: Sequence[Batch] = pad(sequences, limits) if in_rows else pack(sequences, limits)
 
     def compute(batch: Batch) -> np.ndarray:
         values = batch.input_ids + batch.position_ids / 128
@@ -211,15 +211,15 @@ def test_results_of_any_width_come_back_in_order(job, trailing, in_rows):
         return np.broadcast_to(values.reshape(values.shape + (1,) * len(trailing)), values.shape + trailing)
 
     parts = scatter(batches, [compute(batch) for batch in batches])
-    assert len(parts) == len(sentences)
-    for part, sentence in zip(parts, sentences, strict=True):
-        expected = sentence + np.arange(len(sentence)) / 128
+    assert len(parts) == len(sequences)
+    for part, sequence in zip(parts, sequences, strict=True):
+        expected = sequence + np.arange(len(sequence)) / 128
         np.testing.assert_array_equal(part, np.broadcast_to(expected.reshape(-1, *(1 for _ in trailing)), part.shape))
-        assert part.shape == (len(sentence), *trailing)
+        assert part.shape == (len(sequence), *trailing)
 
 
 def test_some_of_the_batches_are_scattered_too():
-    batches = pack(make_sentences([9, 8, 7]), make_limits(max_tokens=9))
+    batches = pack(make_sequences([9, 8, 7]), make_limits(max_tokens=9))
     parts = scatter(batches[::2], [batch.input_ids for batch in batches[::2]])
     assert [len(part) for part in parts] == [9, 7]
 
@@ -234,7 +234,7 @@ def test_results_that_do_not_belong_to_the_batches_are_refused():
         scatter([packed, padded], [np.zeros(3), np.zeros((2, 3))])
 
 
-# --- sentences that cannot be used ------------------------------------------------------------------------
+# --- sequences that cannot be used ------------------------------------------------------------------------
 
 
 Maker = Callable[..., "list[PackedBatch] | list[PaddedBatch]"]
@@ -251,15 +251,15 @@ def make(request: pytest.FixtureRequest) -> Maker:
         ([], "no words; leave the line out or write a sentence"),
         ([1] * 65, "65 tokens, but the position table has 64; shorten the sentence"),
         ([1] * 61, "61 tokens, but the token budget of a batch is 60; raise it or shorten the sentence"),
-        ([1, VOCABULARY], f"{VOCABULARY} among its word ids, outside the table (0 to {VOCABULARY - 1})"),
-        ([1, -1], "-1 among its word ids, outside the table"),
-        ([1.0, 2.0], "word ids are float64 [2], expected integers [2]"),
-        ([[1, 2]], "word ids are int64 [1, 2], expected integers [1]"),
+        ([1, VOCABULARY], f"{VOCABULARY} among its token ids, outside the table (0 to {VOCABULARY - 1})"),
+        ([1, -1], "-1 among its token ids, outside the table"),
+        ([1.0, 2.0], "token ids are float64 [2], expected integers [2]"),
+        ([[1, 2]], "token ids are int64 [1, 2], expected integers [1]"),
     ],
 )
 def test_a_bad_sentence_is_named_by_its_line(make, bad, told):
     limits = make_limits(max_tokens=60, vocab_size=VOCABULARY)
-    good = make_sentences([3, 4])
+    good = make_sequences([3, 4])
     for lines, number in ((None, 2), ([10, 70, 80], 70)):
         with pytest.raises(UserError) as raised:
             make([good[0], bad, good[1]], limits, lines=lines)
@@ -269,7 +269,7 @@ def test_a_bad_sentence_is_named_by_its_line(make, bad, told):
 
 def test_the_first_bad_sentence_is_named(make):
     with pytest.raises(UserError, match="line 2: 70 tokens"):
-        make(make_sentences([3, 70, 80]), make_limits())
+        make(make_sequences([3, 70, 80]), make_limits())
     with pytest.raises(UserError, match="line 2: 1000 among"):
         make([[999], [1, 1000], [2000]], make_limits(vocab_size=1000))
 
@@ -283,13 +283,13 @@ def test_sentences_at_the_limits_are_taken(make):
 def test_without_a_vocabulary_an_id_that_does_not_fit_int32_is_refused(make):
     make([[2**31 - 1]], make_limits())
     for wrong in (2**31, 2**40, 2**63):  # as int32 they would be others; as int64, the last would
-        with pytest.raises(UserError, match="among its word ids, outside the table"):
+        with pytest.raises(UserError, match="among its token ids, outside the table"):
             make([[1], np.array([wrong], np.uint64)], make_limits())
 
 
 def test_token_types_belong_to_the_sentences(make):
     limits = make_limits(type_vocab_size=2)
-    with pytest.raises(UserError, match="token types of 1 sentences, expected 2"):
+    with pytest.raises(UserError, match="token types of 1 sequences, expected 2"):
         make([[1], [2]], limits, [[0]])
     with pytest.raises(UserError, match=r"line 2: token types are int64 \[3\], expected integers \[2\]"):
         make([[1], [2, 3]], limits, [[0], [0, 0, 0]])
@@ -298,12 +298,12 @@ def test_token_types_belong_to_the_sentences(make):
 
 
 def test_no_sentence_is_an_error(make):
-    with pytest.raises(UserError, match="there is no sentence to put into a batch; give at least one"):
+    with pytest.raises(UserError, match="there is no sequence to put into a batch; give at least one"):
         make([], make_limits())
 
 
 def test_line_numbers_are_as_many_as_sentences(make):
-    with pytest.raises(UserError, match="3 line numbers for 2 sentences"):
+    with pytest.raises(UserError, match="3 line numbers for 2 sequences"):
         make([[1], [2]], make_limits(), lines=[1, 2, 3])
 
 
@@ -321,7 +321,7 @@ def test_buckets_are_lengths(buckets):
 
 def test_a_sentence_longer_than_every_bucket_is_named():
     with pytest.raises(UserError, match="line 9: 33 tokens, but the longest bucket has 32; add a longer one"):
-        pad(make_sentences([32, 33]), make_limits(), lines=[4, 9], buckets=[32, 16])
+        pad(make_sequences([32, 33]), make_limits(), lines=[4, 9], buckets=[32, 16])
 
 
 # --- checks of what a network is given ----------------------------------------------------------------------
@@ -336,9 +336,9 @@ def test_right_cu_seqlens_are_accepted():
     ("values", "told"),
     [
         ([1, 10, 12], "cu_seqlens[0] is 1, expected 0"),
-        ([0, 4, 4, 12], "cu_seqlens[2] is 4 after 4, expected more: sentence 2 of the batch is empty; leave it out"),
-        ([0, 4, 3, 12], "cu_seqlens[2] is 3 after 4, expected more: sentence 2 of the batch ends before it starts"),
-        ([0, 2**31 - 1, -(2**31), 12], "sentence 2 of the batch ends before it starts"),  # the difference overflows
+        ([0, 4, 4, 12], "cu_seqlens[2] is 4 after 4, expected more: sequence 2 of the batch is empty; leave it out"),
+        ([0, 4, 3, 12], "cu_seqlens[2] is 3 after 4, expected more: sequence 2 of the batch ends before it starts"),
+        ([0, 2**31 - 1, -(2**31), 12], "sequence 2 of the batch ends before it starts"),  # the difference overflows
         ([0, 4, 11], "cu_seqlens ends with 11, expected 12, the number of packed tokens"),
         ([0, 4, 13], "cu_seqlens ends with 13, expected 12"),
         ([0], "cu_seqlens is int32 [1], expected int32 [B + 1] with B at least 1"),
@@ -370,8 +370,8 @@ def test_right_masks_are_accepted():
         (np.ones((2, 3), np.bool_), "the mask is bool [2, 3], expected int32 [2, 3]"),
         (np.ones((3, 2), np.int32), "the mask is int32 [3, 2], expected int32 [2, 3]"),
         (np.ones((2, 1, 3), np.int32), "the mask is int32 [2, 1, 3], expected int32 [2, 3]"),
-        (np.array([[1, 1, 0], [1, 2, 0]], np.int32), "mask[1, 1] is 2, expected 1 for a word or 0 for padding"),
-        (np.array([[1, 1, 0], [0, 0, 0]], np.int32), "row 1 of the mask has no 1: sentence 2 of the batch is empty"),
+        (np.array([[1, 1, 0], [1, 2, 0]], np.int32), "mask[1, 1] is 2, expected 1 for a token or 0 for padding"),
+        (np.array([[1, 1, 0], [0, 0, 0]], np.int32), "row 1 of the mask has no 1: sequence 2 of the batch is empty"),
     ],
 )
 def test_wrong_masks_are_refused(mask, told):
@@ -382,7 +382,7 @@ def test_wrong_masks_are_refused(mask, told):
 
 def test_a_batch_is_checked_by_what_its_inputs_have():
     ids = np.zeros((2, 3), np.int32)
-    check_batch({"input_ids": ids[:1]})  # one sentence: nothing keeps it apart from others
+    check_batch({"input_ids": ids[:1]})  # one sequence: nothing keeps it apart from others
     check_batch({"input_ids": ids, "attention_mask": np.ones((2, 3), np.int32)})
     check_batch({"input_ids": ids[0], "cu_seqlens": np.array([0, 1, 3], np.int32)})
     check_batch({"hidden": ids, "cu_seqlens": np.array([7], np.int32)})  # a part of a network, without the ids

@@ -233,7 +233,7 @@ def test_whatever_is_run_lies_in_the_profile(batching, seq_len, batch):
             check_in_profile(name, values.shape, profile_shapes(name, shape, seq_len, batch))
         check_batch({name: values.astype(np.int32) for name, values in made.inputs.items()})
     for made in real:
-        for place, found in zip(made.sentences, made.split(made.inputs["input_ids"]), strict=True):
+        for place, found in zip(made.sequences, made.split(made.inputs["input_ids"]), strict=True):
             np.testing.assert_array_equal(found, REFERENCE[place].input_ids)
     lengths = [len(one) for one in own.split(own.inputs["input_ids"])]
     assert lengths == [seq_len.optimum] * batch.optimum
@@ -255,7 +255,7 @@ def test_whatever_is_run_lies_in_the_profile(batching, seq_len, batch):
 )
 def test_what_fits(batching, seq_len, batch, compared):
     batches = reference_batches(REFERENCE, batching, SequenceRange(*seq_len), SequenceRange(*batch))
-    assert sorted({place for made in batches for place in made.sentences}) == compared
+    assert sorted({place for made in batches for place in made.sequences}) == compared
 
 
 Run = Any
@@ -503,7 +503,7 @@ def test_other_values_than_asked_for_are_a_reason(run, model_dir, monkeypatch):
 
     monkeypatch.setattr(network_proof, "check_definition", refuse)
     said, done = run(model_dir)
-    told = "other values than it was made from: layer 'x' has epsilon 1e-05, the model 1e-12"
+    told = "other values than defined: layer 'x' has epsilon 1e-05, the model 1e-12"
     assert said["reasons"] == [told]
     assert f"- {told}" in done.out
 

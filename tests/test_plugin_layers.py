@@ -386,12 +386,12 @@ def test_tensorrt_builds_an_engine_with_two_outputs(tmp_path):
 
 def quantize(helper, x, name):
     scale = helper.addConstant(np.array(SCALE, np.float32), f"{name}.scale", shape=())
-    return helper._finish(helper.network.add_quantize(x, scale, trt.DataType.INT8), name, [x, scale])
+    return helper._check_layer(helper.network.add_quantize(x, scale, trt.DataType.INT8), name, [x, scale])
 
 
 def dequantize(helper, x, name):
     scale = helper.addConstant(np.array(SCALE, np.float32), f"{name}.scale", shape=())
-    return helper._finish(helper.network.add_dequantize(x, scale, helper.dtype), name, [x, scale])
+    return helper._check_layer(helper.network.add_dequantize(x, scale, helper.dtype), name, [x, scale])
 
 
 def test_tensorrt_builds_an_engine_with_int8_in_and_out(tmp_path):

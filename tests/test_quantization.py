@@ -18,8 +18,8 @@ from bert_trt.console import UserError
 from bert_trt.model_files import ModelFolder
 from bert_trt.options import BATCHINGS, DEFAULT_DATA, GROUPS, LINEAR_GROUPS, CalibrationSettings, QuantizationOptions
 from bert_trt.quantization import (
-    DIVISORS,
     MEASURABLE_BYTES,
+    SMOOTHING_LIMITS,
     Product,
     Quantization,
     QuantizedParts,
@@ -99,19 +99,19 @@ class Weights:
         return array
 
 
-def smooth(x_maxima: np.ndarray, strength: float, **weights: np.ndarray) -> np.ndarray:
+def smooth(x_maxima: np.ndarray, alpha: float, **weights: np.ndarray) -> np.ndarray:
     products = [Product(name, "qkv", ("x",), weight.shape) for name, weight in weights.items()]
     stored: Any = Weights(**weights)
-    (factors,) = smoothing_factors(products, stored, {"x": x_maxima}, strength).values()
+    (factors,) = smoothing_factors(products, stored, {"x": x_maxima}, alpha).values()
     return factors
 
 
 @settings(max_examples=40, deadline=None)
-@given(width=st.integers(1, 30), strength=st.floats(0, 1), seed=st.integers(0, 99))
-def test_smoothing_keeps_the_product(width, strength, seed):
+@given(width=st.integers(1, 30), alpha=st.floats(0, 1), seed=st.integers(0, 99))
+def test_smoothing_keeps_the_product(width, alpha, seed):
     x, w = random(7, width, seed=seed), random(width, 5, seed=seed + 1)
     x[:, 0] *= 300  # a planted outlier channel
-    s = smooth(np.abs(x).max(0), strength, a=w).astype(np.float64)
+    s = smooth(np.abs(x).max(0), alpha, a=w).astype(np.float64)
     np.testing.assert_allclose((x / s) @ (s[:, None] * w), x.astype(np.float64) @ w, rtol=1e-9, atol=1e-9)
 
 
@@ -131,11 +131,11 @@ def test_channels_without_values_stay_as_they_are():
 
 
 def test_divisors_and_their_inverses_are_fp16_numbers():
-    """A GELU that is almost never on leaves a channel of 1e-7; such a divisor's inverse would be infinite in fp16."""
+    """A GELU that is almost never on leaves a channel of 1e-7; the inverse of such an s would be infinite in fp16."""
     x, w = np.array([1e-30, 1e-7, 1, 1e30], np.float32), np.array([[1], [1], [1e-40], [1e-3]], np.float32)
-    for strength in (0.0, 0.5, 0.85, 1.0):
-        found = smooth(x, strength, a=w)
-        assert DIVISORS[0] <= found.min() <= found.max() <= DIVISORS[1]
+    for alpha in (0.0, 0.5, 0.85, 1.0):
+        found = smooth(x, alpha, a=w)
+        assert SMOOTHING_LIMITS[0] <= found.min() <= found.max() <= SMOOTHING_LIMITS[1]
         np.testing.assert_allclose((1 / found).astype(np.float16), 1 / found, rtol=2e-7)
 
 
@@ -196,9 +196,9 @@ def test_a_network_with_another_number_of_quantized_products_is_refused():
 def test_the_plans_size_shows_the_weights_width():
     weights = MEASURABLE_BYTES
     parts = QuantizedParts(5, 6, weights, 2 * weights)
-    assert parts.plan_has_narrow_weights(3 * weights - 1) is True
-    assert parts.plan_has_narrow_weights(3 * weights) is False  # what 2 bytes an element would take
-    assert QuantizedParts(5, 6, weights - 1, 2 * weights).plan_has_narrow_weights(1) is None
+    assert parts.plan_has_quantized_weights(3 * weights - 1) is True
+    assert parts.plan_has_quantized_weights(3 * weights) is False  # what 2 bytes an element would take
+    assert QuantizedParts(5, 6, weights - 1, 2 * weights).plan_has_quantized_weights(1) is None
 
 
 # --- options ----------------------------------------------------------------------------------------------

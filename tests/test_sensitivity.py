@@ -228,8 +228,8 @@ def test_smoothing_is_chosen_where_there_are_outliers(bad_case, capsys):
     ]
     assert errors[1] < 0.5 * errors[0]
     told = " ".join(capsys.readouterr().err.split())
-    assert "relative L2 error by strength: off " in told
-    assert all(f", {strength} " in told for strength in (0.5, 0.7, 0.85))
+    assert "relative L2 error by alpha: off " in told
+    assert all(f", {alpha} " in told for alpha in (0.5, 0.7, 0.85))
 
 
 def test_nothing_is_smoothed_where_no_linear_layer_is_quantized(bad_case, monkeypatch):

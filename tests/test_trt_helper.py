@@ -314,7 +314,7 @@ def test_every_layer_and_its_output_are_named():
     layers = [net.network.get_layer(index) for index in range(net.network.num_layers)]
     assert [layer.name for layer in layers] == [layer.get_output(0).name for layer in layers]
     assert [layer.name for layer in layers] == [
-        "m.weight", "m.product", "m.bias", "m", "n.wide", "n.weight", "n.bias", "n.fp32", "n",
+        "m.weight", "m.product", "m.bias", "m", "n.input_fp32", "n.weight", "n.bias", "n.fp32", "n",
     ]  # fmt: skip
 
 

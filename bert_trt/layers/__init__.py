@@ -1,11 +1,11 @@
-"""The layer sets: what each step of BERT in builder.py is made of.
+"""The layer sets: each adds the layers for the steps of BERT in builder.py to a network.
 
-Read ``native.py`` first: every step from TensorRT's own elementary layers. The other sets replace single steps:
+Read ``native.py`` first: it makes every step of TensorRT's elementary layers. The other sets replace single steps:
 
 * ``tensorrt_attention.py``: attention as TensorRT's own attention layer (``--fusion tensorrt``).
-* ``fused.py``: embeddings, attention and residual sum with layer norm by our plugins (``--fusion plugins``).
+* ``fused.py``: embeddings, attention, and residual sum with layer norm as our plugins (``--fusion plugins``).
 
-Two things are the same for every set, and are handed to it: ``layouts.py`` says how sequences lie in the tensors
-(``--batching``), ``products.py`` and ``quantized.py`` compute the matrix products with a weight (``--fusion all``,
-``--precision int8`` and ``fp8``).
+Every layer set gets two more objects. A layout of ``layouts.py`` knows how the sequences of a batch lie in the
+tensors (``--batching``). ``products.py`` and ``quantized.py`` compute the encoder's matrix products (``--fusion
+all``, ``--precision int8`` and ``fp8``).
 """

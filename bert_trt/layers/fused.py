@@ -1,7 +1,7 @@
-"""BERT's steps by our CUDA plugins (``--fusion plugins``): EmbLayerNorm, QkvToContext, SkipLayerNorm.
+"""BERT's steps as our CUDA plugins (``--fusion plugins``): EmbLayerNorm, QkvToContext, SkipLayerNorm.
 
-Each plugin stands for several elementary layers of native.py and reads and writes the tensors once. The plugin's
-fields stand in trt_helper.py at the method that adds it, its kernels under plugins/.
+Each plugin replaces several elementary layers of native.py, and reads and writes the tensors once. The method of
+trt_helper.py that adds a plugin shows its fields; its kernels are under plugins/.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from bert_trt.console import UserError
 from bert_trt.layers.native import QKV, NativeLayers
 from bert_trt.tensorrt_product import trt
 
-HEAD_SIZES = (32, 64, 128)  # those that QkvToContext has kernels for
+HEAD_SIZES = (32, 64, 128)  # QkvToContext has kernels for these
 
 
 class UnsuitableFusionError(UserError):
-    """The model or the quantization does not suit the fusion asked for; the message says why."""
+    """The model or the quantization does not suit the chosen fusion; the message says why."""
 
 
 class FusedLayers(NativeLayers):
-    """Embeddings, attention and residual sum with layer norm by plugins. Arguments as for ``NativeLayers``.
+    """Embeddings, attention, and residual sum with layer norm as plugins. Arguments as for ``NativeLayers``.
 
     Raises:
-        UnsuitableFusionError: no plugin has the model's head size.
+        UnsuitableFusionError: QkvToContext has no kernel for the model's head size.
     """
 
-    computes_attention_whole = True
+    has_fused_attention = True
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -52,8 +52,10 @@ class FusedLayers(NativeLayers):
         return self.helper.addEmbLayerNorm(ids, tables, gamma, beta, config.layer_norm_eps, f"{name}.LayerNorm")
 
     def self_attention(self, x: trt.ITensor, name: str) -> trt.ITensor:
-        """softmax(Q Kᵀ / √D) V for each head: (S, H) -> (S, H). One product with the weights of Q, K and V side by
-        side makes (S, 3 H), which the plugin reads."""
+        """softmax(Q Kᵀ / √D) V for each head: (S, H) -> (S, H).
+
+        One product with the concatenated weights of Q, K and V computes (S, 3 H), which the plugin reads.
+        """
         hidden = self.config.hidden_size
         modules = [f"{name}.{part}" for part in QKV]
         weights, biases = zip(*(self.linear_weights(module, hidden, hidden) for module in modules), strict=True)
@@ -64,7 +66,7 @@ class FusedLayers(NativeLayers):
         return self.helper.addQkvToContext(qkv, self.config.num_heads, name, layout.name, layout.lengths)
 
     def linear_add_norm(self, x: trt.ITensor, residual: trt.ITensor, name: str) -> trt.ITensor:
-        """LN(x @ weight + bias + residual): (S, in) and (S, H) -> (S, H). The plugin takes over the bias."""
+        """LN(x @ weight + bias + residual): (S, in) and (S, H) -> (S, H). The plugin also adds the bias."""
         weight, bias = self.linear_weights(f"{name}.dense", x.shape[-1], self.config.hidden_size)
         x = self.products.linear(x, weight, None, f"{name}.dense")
         gamma, beta = self.norm_weights(f"{name}.LayerNorm")

@@ -1,4 +1,4 @@
-"""How the sequences of a batch lie in tensors, and which tokens may attend to which.
+"""The layouts (``--batching``): how the sequences of a batch lie in the tensors, and which tokens attend to which.
 
 Letters in shapes: B batch, S sequence length, T tokens of all sequences, H hidden size, N heads, D head size.
 """
@@ -11,16 +11,16 @@ from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME
 from bert_trt.tensorrt_product import trt
 from trt_helper import TrtNetworkHelper
 
-MASKED_SCORE = 1e30  # subtracted from the score of a token that must not be seen: its probability becomes 0
+MASKED_SCORE = 1e30  # subtracted from the score of a masked token, whose probability becomes 0
 
 
 class SingleLayout:
-    """One sequence: tensors are (S, H), without an axis of length 1 in front, which builds faster.
+    """One sequence: tensors are (S, H). A leading axis of length 1 would make the build slower.
 
     Attributes:
-        name: what ``--batching`` and the QkvToContext plugin's field ``layout`` call it.
+        name: the layout's name for ``--batching`` and for the QkvToContext plugin's field ``layout``.
         ids: input_ids, token_type_ids and position_ids.
-        lengths: what keeps sequences apart, as the QkvToContext plugin takes it; None for one sequence.
+        lengths: the attention mask of a padded batch, the cu_seqlens of a packed batch; None for one sequence.
         attention_axes: the leading axes of (B, S, N, D), in a reshape from (S, H).
         flat_axes: the leading axes of (S, H), in a reshape from (B, S, N, D).
     """
@@ -34,12 +34,12 @@ class SingleLayout:
         self.ids, self.lengths = self.add_inputs()
 
     def add_inputs(self) -> tuple[list[trt.ITensor], trt.ITensor | None]:
-        """Three inputs int32 (1, S), here as (S,)."""
+        """Adds three inputs int32 (1, S); returns them as (S,)."""
         ids = [self.helper.addInput(name, trt.DataType.INT32, (1, -1)) for name in INPUT_NAMES]
         return [self.helper.addReshape(tensor, (-1,), f"{tensor.name}.flat") for tensor in ids], None
 
     def add_output(self, output: trt.ITensor, name: str, width: int) -> None:
-        """(S, width) -> the output ``name``, fp32 (1, S, width)."""
+        """Marks (S, width) as the output ``name``, fp32 (1, S, width)."""
         self.helper.markOutput(self.helper.addReshape(output, (1, -1, width), "output"), name)
 
     def split_heads(self, x: trt.ITensor, num_heads: int, head_size: int, name: str) -> trt.ITensor:
@@ -51,15 +51,15 @@ class SingleLayout:
         return self.helper.addShuffle(context, name, first_transpose=(1, 0, 2), shape=(-1, hidden_size))
 
     def additive_mask(self) -> trt.ITensor | None:
-        """fp32, broadcasts over the scores (N, S, S) and is added to them; None where every token may see all."""
+        """fp32, to be added to the scores (N, S, S), over which it broadcasts; None without a mask."""
         return None
 
     def boolean_mask(self) -> trt.ITensor | None:
-        """bool (B, 1, S, S), true where the query may attend to the key; None where every token may see all."""
+        """bool (B, 1, S, S), true where the query may attend to the key; None without a mask."""
         return None
 
     def _additive(self, visible: trt.ITensor) -> trt.ITensor:
-        """0 where a token may be seen and −1e30 where not, from 1 and 0."""
+        """Turns 1 for a visible token into 0, and 0 for a masked token into −1e30."""
         return self.helper.addScale(self.helper.addShift(visible, -1.0, "mask.shifted"), MASKED_SCORE, "mask.bias")
 
 
@@ -71,7 +71,7 @@ class PaddedLayout(SingleLayout):
     flat_axes = (0, 0)
 
     def add_inputs(self) -> tuple[list[trt.ITensor], trt.ITensor | None]:
-        """Three inputs and the attention mask, int32 (B, S)."""
+        """Adds three inputs and the attention mask, each int32 (B, S)."""
         ids, mask = (
             [self.helper.addInput(name, trt.DataType.INT32, (-1, -1)) for name in names]
             for names in (INPUT_NAMES, (MASK_NAME,))
@@ -79,7 +79,7 @@ class PaddedLayout(SingleLayout):
         return ids, mask[0]
 
     def add_output(self, output: trt.ITensor, name: str, width: int) -> None:
-        """The output ``name``, fp32 (B, S, width)."""
+        """Marks the output ``name``, fp32 (B, S, width)."""
         self.helper.markOutput(output, name)
 
     def split_heads(self, x: trt.ITensor, num_heads: int, head_size: int, name: str) -> trt.ITensor:
@@ -97,8 +97,10 @@ class PaddedLayout(SingleLayout):
         return self._additive(self.helper.addReshape(tokens, (0, 1, 1, -1), f"{MASK_NAME}.spread"))
 
     def boolean_mask(self) -> trt.ITensor | None:
-        """bool (B, 1, S, S): both are tokens, or both are padding. What padding sees does not matter; as it sees
-        padding, no row of the mask is without a true."""
+        """bool (B, 1, S, S): true if query and key are both tokens, or both padding.
+
+        Padding attends to padding because no row of the mask may be false throughout; its output is not used.
+        """
         mask, helper = self.lengths, self.helper
         assert mask is not None
         query = helper.addReshape(mask, (0, 1, -1, 1), f"{mask.name}.query")
@@ -107,17 +109,17 @@ class PaddedLayout(SingleLayout):
 
 
 class PackedLayout(SingleLayout):
-    """Sequences one after another, without padding: tensors are (T, H), and cu_seqlens (B + 1,) holds the ends."""
+    """Sequences one after another, without padding: tensors are (T, H), cu_seqlens (B + 1,) the sums of lengths."""
 
     name = "packed"
 
     def add_inputs(self) -> tuple[list[trt.ITensor], trt.ITensor | None]:
-        """Three inputs int32 (T,) and cu_seqlens int32 (B + 1,)."""
+        """Adds three inputs int32 (T,) and cu_seqlens int32 (B + 1,)."""
         ids = [self.helper.addInput(name, trt.DataType.INT32, (-1,)) for name in INPUT_NAMES]
         return ids, self.helper.addInput(LENGTHS_NAME, trt.DataType.INT32, (-1,))
 
     def add_output(self, output: trt.ITensor, name: str, width: int) -> None:
-        """The output ``name``, fp32 (T, width)."""
+        """Marks the output ``name``, fp32 (T, width)."""
         self.helper.markOutput(output, name)
 
     def additive_mask(self) -> trt.ITensor | None:
@@ -129,9 +131,9 @@ class PackedLayout(SingleLayout):
         return self.helper.addReshape(self._block_diagonal(), (1, 1, 0, -1), "mask")
 
     def _block_diagonal(self) -> trt.ITensor:
-        """Whether two tokens belong to one sequence: bool (1, T, T), a block-diagonal mask.
+        """The block-diagonal mask, bool (1, T, T): true if two tokens belong to the same sequence.
 
-        The number of ends that a token has passed is the number of its sequence.
+        The number of a token's sequence is the count of elements of cu_seqlens at or before the token.
         """
         helper, fp32, input_ids, cu_seqlens = self.helper, trt.DataType.FLOAT, self.ids[0], self.lengths
         assert cu_seqlens is not None
@@ -140,9 +142,9 @@ class PackedLayout(SingleLayout):
         column = helper.addReshape(count, (-1, 1), "token.column")  # (T, 1): 1 to T
         ends = helper.addCast(helper.addReshape(cu_seqlens, (1, -1), "ends.row"), fp32, "ends.fp32")  # (1, B + 1)
         passed = helper.addCast(helper.addLess(ends, column, "ends.passed"), fp32, "ends.passed.fp32")  # (T, B + 1)
-        sequence = helper.addSum(passed, 1, "token.sentence")  # (T,)
-        query = helper.addReshape(sequence, (1, -1, 1), "token.sentence.query")
-        key = helper.addReshape(sequence, (1, 1, -1), "token.sentence.key")
+        sequence = helper.addSum(passed, 1, "token.sequence")  # (T,)
+        query = helper.addReshape(sequence, (1, -1, 1), "token.sequence.query")
+        key = helper.addReshape(sequence, (1, 1, -1), "token.sequence.key")
         return helper.addEqual(query, key, "token.same")
 
 

@@ -1,10 +1,11 @@
 """BERT's steps from TensorRT's own elementary layers: the exercise's first network.
 
-A query is scaled, multiplied with the keys, softmax makes probabilities of the scores; a layer norm is one layer of
-TensorRT's, or one of the three kernels of the LayerNorm plugin. Each step is a method that builder.py calls.
+Each step is a method that builder.py calls. Attention scales the query, multiplies it with the keys, turns the scores
+into probabilities by a softmax, and multiplies these with the values. A layer norm is a single layer of TensorRT, or
+one of the three kernels of the LayerNorm plugin.
 
-Letters in shapes: S sequence length, H hidden size, N heads, D head size; (S, H) stands for (B, S, H) of a padded and
-(T, H) of a packed batch too, see layouts.py.
+Letters in shapes: S sequence length, H hidden size, N heads, D head size. Where shapes say (S, H), a padded batch has
+(B, S, H) and a packed batch (T, H), see layouts.py.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ QKV = ("query", "key", "value")
 
 
 class NativeLayers:
-    """Every step from elementary layers.
+    """The layer set that makes every step of elementary layers.
 
     Args:
         helper: adds the layers.
@@ -36,13 +37,13 @@ class NativeLayers:
         products: computes the encoder's matrix products.
         gelu: which GELU (``options.GELU_KINDS``); None takes the checkpoint's.
         layer_norm_kernel: ``native``, or a kernel of the LayerNorm plugin.
-        constant_weights: whether plugins may read weights before the layer in front of them has ended.
+        constant_weights: whether plugins may read weights before the previous layer has finished.
 
     Attributes:
-        computes_attention_whole: attention is one layer, whose two products cannot be quantized.
+        has_fused_attention: whether attention is a single layer, whose two products cannot be quantized.
     """
 
-    computes_attention_whole: ClassVar[bool] = False
+    has_fused_attention: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -77,13 +78,13 @@ class NativeLayers:
         return self.layer_norm(total, f"{name}.LayerNorm")
 
     def self_attention(self, x: trt.ITensor, name: str) -> trt.ITensor:
-        """softmax(Q Kᵀ / √D) V for each head: (S, H) -> (S, H). (Vaswani et al., arXiv:1706.03762)."""
+        """softmax(Q Kᵀ / √D) V for each head: (S, H) -> (S, H) (Vaswani et al., arXiv:1706.03762)."""
         helper, heads, size = self.helper, self.config.num_heads, self.config.head_size
         query, key, value = (
             self.layout.split_heads(self.linear(x, f"{name}.{part}"), heads, size, f"{name}.{part}.heads")
             for part in QKV
         )  # each (N, S, D)
-        # The query is scaled before the product, not the scores after it: unscaled scores can overflow fp16.
+        # The query is scaled before the product, since unscaled scores can overflow fp16.
         query = helper.addScale(query, 1 / math.sqrt(size), f"{name}.scaled_query")
         scores = self.products.matmul(query, key, f"{name}.scores", transpose_b=True)  # (N, S, S)
         probabilities = helper.addSoftmax(scores, f"{name}.probabilities", bias=self.additive_mask)  # (N, S, S)
@@ -102,25 +103,25 @@ class NativeLayers:
         return self.layer_norm(self.residual_sum(x, residual, f"{name}.sum"), f"{name}.LayerNorm")
 
     def head_transform(self, x: trt.ITensor, name: str) -> trt.ITensor:
-        """LN(activation(x @ weight + bias)): (S, H) -> (S, H). The head stays in TensorRT's own layers throughout."""
+        """LN(activation(x @ weight + bias)): (S, H) -> (S, H). Every layer set has this head of elementary layers."""
         weight, bias = self.linear_weights(f"{name}.dense", self.config.hidden_size, self.config.hidden_size)
         x = self.helper.addLinear(x, weight, bias, f"{name}.dense")
         x = self.helper.addActivation(x, f"{name}.{name.rpartition('.')[2]}_act_fn", self.activation)
         return self.layer_norm(x, f"{name}.LayerNorm")
 
     def decoder(self, x: trt.ITensor, name: str) -> trt.ITensor:
-        """A score for every word of the vocabulary V: (S, H) -> (S, V). Its weight may be the word embeddings'."""
-        words = self.config.vocab_size
+        """Logits over the vocabulary V: (S, H) -> (S, V). A tied decoder's weight is the word embeddings' table."""
+        vocab_size = self.config.vocab_size
         if not self.config.tied_decoder:
-            weight, bias = self.linear_weights(f"{name}.decoder", self.config.hidden_size, words)
+            weight, bias = self.linear_weights(f"{name}.decoder", self.config.hidden_size, vocab_size)
             return self.helper.addLinear(x, weight, bias, f"{name}.decoder")
-        table = self.table(f"{self.config.prefix}embeddings.word_embeddings", words)  # (V, H)
-        return self.helper.addTiedLinear(x, table, self.weights.get(f"{name}.bias", (words,)), name)
+        table = self.table(f"{self.config.prefix}embeddings.word_embeddings", vocab_size)  # (V, H)
+        return self.helper.addTiedLinear(x, table, self.weights.get(f"{name}.bias", (vocab_size,)), name)
 
-    # a module and its parameters
+    # modules
 
     def linear(self, x: trt.ITensor, name: str) -> trt.ITensor:
-        """A ``Linear`` of the encoder that ends in the hidden size: (S, in) -> (S, H)."""
+        """A ``Linear`` of the encoder with H outputs: (S, in) -> (S, H)."""
         weight, bias = self.linear_weights(name, x.shape[-1], self.config.hidden_size)
         return self.products.linear(x, weight, bias, name)
 
@@ -134,9 +135,11 @@ class NativeLayers:
         return self.helper.addEmbedding(ids, self.table(name, rows), name)
 
     def residual_sum(self, a: trt.ITensor, b: trt.ITensor, name: str) -> trt.ITensor:
-        """a + b in fp32. The layer norm that follows computes in fp32 anyway, and the residual sum is where the
-        values of a trained BERT are largest: in fp16 it would be the first to overflow. The LayerNorm plugin reads
-        the network's own type, so before it the sum stays in that type."""
+        """a + b in fp32: a trained BERT has its largest values in the residual sum, which would overflow fp16 first.
+
+        TensorRT's layer norm, which follows, computes in fp32 anyway. The LayerNorm plugin reads the network's type,
+        so that before it the sum has that type.
+        """
         if self.layer_norm_kernel != "native":
             return self.helper.addAdd(a, b, name)
         fp32 = [
@@ -146,7 +149,7 @@ class NativeLayers:
 
     @functools.cached_property
     def additive_mask(self) -> trt.ITensor | None:
-        """The layout's, made once for all layers."""
+        """The layout's additive mask; its layers are added once for all encoder layers."""
         return self.layout.additive_mask()
 
     # parameters
@@ -162,8 +165,7 @@ class NativeLayers:
         return gamma, beta
 
     def table(self, name: str, rows: int) -> trt.ITensor:
-        """The table of an ``Embedding``, (rows, H): one constant however often it is used, since the decoder's is
-        tied to it."""
+        """The table of an ``Embedding``, (rows, H); the decoder that is tied to it uses the same constant."""
         if name not in self._tables:
             weight = self.weights.get(f"{name}.weight", (rows, self.config.hidden_size))
             self._tables[name] = self.helper.addConstant(weight, f"{name}.weight")

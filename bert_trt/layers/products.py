@@ -1,7 +1,7 @@
-"""The encoder's matrix products: by TensorRT's own layers, or by the Linear plugin.
+"""The encoder's matrix products: ``Products`` by TensorRT's layers, ``LinearPluginProducts`` by the Linear plugin.
 
-A layer set hands every product of the encoder to one of these classes, or to ``quantized.py``, which is put around
-them. Letters in shapes: S sequence length, H hidden size.
+A layer set calls one of these classes for every product of the encoder. ``QuantizedProducts`` of quantized.py wraps
+either of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from bert_trt.quantization import Product
 from bert_trt.tensorrt_product import trt
 from trt_helper import TrtNetworkHelper
 
-GROUP_OF_SUFFIX = {  # the end of a product's name -> the group that ``--quantize`` knows it by
+GROUP_OF_SUFFIX = {  # the end of a product's name -> its group for ``--quantize``
     ".attention.self.query": "qkv",
     ".attention.self.key": "qkv",
     ".attention.self.value": "qkv",
@@ -22,7 +22,7 @@ GROUP_OF_SUFFIX = {  # the end of a product's name -> the group that ``--quantiz
     ".attention.self.context": "attention",
     ".attention.output.dense": "attention-output",
     ".intermediate.dense": "intermediate",
-    ".output.dense": "output",  # after the longer one that ends in it
+    ".output.dense": "output",  # comes after ".attention.output.dense", which ends in it
 }
 
 
@@ -31,12 +31,12 @@ class Products:
 
     Attributes:
         helper: adds the layers.
-        made: the products so far, in the order of computation, by the names of the model's modules.
+        added: the products that were added so far, in the order of computation.
     """
 
     def __init__(self, helper: TrtNetworkHelper) -> None:
         self.helper = helper
-        self.made: list[Product] = []
+        self.added: list[Product] = []
 
     def linear(
         self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray | None, name: str, modules: Sequence[str] = ()
@@ -48,9 +48,9 @@ class Products:
             weight: (in, out).
             bias: (out,); None where a fused layer adds it.
             name: the layer's name.
-            modules: the model's modules whose weights stand side by side; default: the one called ``name``.
+            modules: names of the model's modules whose weights are concatenated; default: the module ``name``.
         """
-        self.note(name, (x,), weight.shape)
+        self.record(name, (x,), weight.shape)
         return self.helper.addLinear(x, weight, bias, name)
 
     def linear_activation(
@@ -61,23 +61,25 @@ class Products:
 
     def matmul(self, a: trt.ITensor, b: trt.ITensor, name: str, transpose_b: bool = False) -> trt.ITensor:
         """a @ b, or a @ bᵀ, of two activations."""
-        self.note(name, (a, b))
+        self.record(name, (a, b))
         return self.helper.addMatMul(a, b, name, transpose_b=transpose_b)
 
-    def note(self, name: str, activations: Sequence[trt.ITensor], weight_shape: Sequence[int] | None = None) -> None:
-        """Adds a product to ``made``."""
+    def record(
+        self, name: str, activations: Sequence[trt.ITensor], weight_shape: Sequence[int] | None = None
+    ) -> None:
+        """Appends a product to ``added``."""
         group = next((group for suffix, group in GROUP_OF_SUFFIX.items() if name.endswith(suffix)), "qkv")
         names = tuple(tensor.name for tensor in activations)
         shape = None if weight_shape is None else (weight_shape[0], weight_shape[1])
-        self.made.append(Product(name, group, names, shape))
+        self.added.append(Product(name, group, names, shape))
 
 
 class LinearPluginProducts(Products):
-    """Products with a weight by the Linear plugin: product, bias and GELU in one kernel, in fp16 and bf16.
+    """Linear layers by the Linear plugin: product, bias and GELU in one kernel, in fp16 and bf16.
 
     Args:
         helper: adds the layers.
-        constant_weights: whether the kernel may read its weights before the layer in front of it has ended.
+        constant_weights: whether the kernel may read its weights before the previous layer has finished.
     """
 
     def __init__(self, helper: TrtNetworkHelper, constant_weights: bool = True) -> None:
@@ -93,7 +95,7 @@ class LinearPluginProducts(Products):
     def linear_activation(
         self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray, name: str, activation: str, activation_name: str
     ) -> trt.ITensor:
-        """As ``Products.linear_activation``; the plugin has GELU by the error function and no other activation."""
+        """As ``Products.linear_activation``; the plugin's only activation is the GELU by the error function."""
         if activation != "erf":
             return self.helper.addActivation(self.linear(x, weight, bias, name), activation_name, activation)
         return self.helper.addFusedLinear(

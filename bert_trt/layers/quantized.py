@@ -1,4 +1,4 @@
-"""Quantized matrix products: Q/DQ and SmoothQuant around the products of any layer set."""
+"""Quantized matrix products: ``QuantizedProducts`` adds Q/DQ and SmoothQuant to the products of any layer set."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from bert_trt.tensorrt_product import trt
 
 
 class QuantizedProducts(Products):
-    """Products in int8 or fp8; those that stay in fp16 are left to the products around which this is put.
+    """Matrix products in int8 or fp8. ``inner`` computes the products that stay in fp16.
 
     Args:
-        inner: for the products that are not quantized.
-        quantization: which products, their scales, and the smoothed tensors.
+        inner: computes the products that are not quantized.
+        quantization: the products to quantize, their ranges, and SmoothQuant's factors.
 
     Attributes:
-        num_quantized: products so far whose two factors are quantized.
+        num_quantized: number of products so far whose two operands are quantized.
     """
 
     def __init__(self, inner: Products, quantization: Quantization) -> None:
@@ -27,12 +27,12 @@ class QuantizedProducts(Products):
         self.inner = inner
         self.quantization = quantization
         self.num_quantized = 0
-        self._smoothed: dict[str, trt.ITensor] = {}  # by the name of the tensor before
+        self._smoothed: dict[str, trt.ITensor] = {}  # by the name of the tensor before smoothing
 
     def linear(
         self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray | None, name: str, modules: Sequence[str] = ()
     ) -> trt.ITensor:
-        """As ``Products.linear``. Weights are quantized for each output channel, x with one scale."""
+        """As ``Products.linear``. The weight has a scale for each output channel, x has one scale."""
         x, weight = self.smooth(x, weight)
         if not self.is_quantized(*(modules or (name,))):
             return self.inner.linear(x, weight, bias, name)
@@ -60,18 +60,18 @@ class QuantizedProducts(Products):
         return self.quantization.products.issuperset(modules)
 
     def smooth(self, x: trt.ITensor, weight: np.ndarray) -> tuple[trt.ITensor, np.ndarray]:
-        """x / s and s · weight where x is smoothed (SmoothQuant, arXiv:2211.10438), else both as they are.
+        """Returns x / s and s · weight where x is smoothed (SmoothQuant, arXiv:2211.10438), else both unchanged.
 
         Args:
-            x: (..., H); divided once, however many products read it.
+            x: (..., H); the layer that divides it is added once, however many products read x.
             weight: (H, out).
         """
-        divisors = self.quantization.smoothing.get(x.name)
-        if divisors is None:
+        s = self.quantization.smoothing.get(x.name)  # (H,)
+        if s is None:
             return x, weight
         if x.name not in self._smoothed:
-            self._smoothed[x.name] = self.helper.addChannelScale(x, 1 / divisors, f"{x.name}.smoothed")
-        return self._smoothed[x.name], weight * divisors[:, None]
+            self._smoothed[x.name] = self.helper.addChannelScale(x, 1 / s, f"{x.name}.smoothed")
+        return self._smoothed[x.name], weight * s[:, None]
 
     def _quantize(self, x: trt.ITensor) -> trt.ITensor:
         return self.helper.addQuantizedRange(x, self.quantization.ranges[x.name], self.quantization.dtype)

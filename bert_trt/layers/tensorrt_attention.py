@@ -1,4 +1,4 @@
-"""Attention as one layer of TensorRT's own (``--fusion tensorrt``); every other step is native."""
+"""Attention as TensorRT's own attention layer (``--fusion tensorrt``); every other step is native."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TensorRTAttentionLayers(NativeLayers):
         UserError: the installed TensorRT has no attention of its own.
     """
 
-    computes_attention_whole = True
+    has_fused_attention = True
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         check_attention()
@@ -29,8 +29,8 @@ class TensorRTAttentionLayers(NativeLayers):
     def self_attention(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """softmax(Q Kᵀ / √D) V for each head: (S, H) -> (S, H).
 
-        Q, K and V stay three products: TensorRT merges them by itself, and this attention takes three tensors, so
-        that a product merged here would have to be split again.
+        Q, K and V are three products. TensorRT merges them itself, and its attention reads three tensors: a product
+        that was merged here would have to be split again.
         """
         helper, config = self.helper, self.config
         # (S, H) -> (B, S, N, D) -> (B, N, S, D); packed (T, H) -> (T, N, D)
@@ -47,12 +47,12 @@ class TensorRTAttentionLayers(NativeLayers):
         query = helper.addScale(query, 1 / math.sqrt(config.head_size), f"{name}.scaled_query")
         mask, cu_seqlens = (None, self.layout.lengths) if self._packs else (self.boolean_mask, None)
         context = helper.addAttention(query, key, value, f"{name}.context", mask, cu_seqlens)
-        # A packed batch that this TensorRT cannot take as such is one sequence with a block-diagonal mask.
+        # Where TensorRT has no packed attention, a packed batch is one sequence with a block-diagonal mask.
         return helper.addShuffle(
             context, name, first_transpose=swap, shape=(*self.layout.flat_axes, config.hidden_size)
         )
 
     @functools.cached_property
     def boolean_mask(self) -> trt.ITensor | None:
-        """The layout's, made once for all layers."""
+        """The layout's boolean mask; its layers are added once for all encoder layers."""
         return self.layout.boolean_mask()
