@@ -9,7 +9,8 @@ Almost everything becomes narrow. What keeps computing in fp32, with casts aroun
   to become narrow before, it is clamped to the type's largest finite numbers.
 * sizes and masks that were whole numbers, and what is computed from them: fp16 counts to 2048 only, bf16 to 256.
 
-onnx2trt.convert_precision does the same for model2onnx.py's own graphs, whose operators are contents.
+onnx_conversion.convert_precision converts model2onnx.py's own graphs, where a constant beyond the narrow type is a
+weight that does not fit, and an error.
 """
 
 from __future__ import annotations
