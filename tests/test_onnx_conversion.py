@@ -1,4 +1,4 @@
-"""The graph that the parser reads: casts, Q/DQ, attention; valid by ONNX's own checker; clear errors for other graphs."""
+"""The graph that the parser reads: casts, Q/DQ and attention. ONNX's own checker accepts it."""
 
 from __future__ import annotations
 
