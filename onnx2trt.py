@@ -25,20 +25,18 @@ if __name__ == "__main__":
 import onnx_ir as ir
 
 import builder
-from bert_trt.console import UserError, run_script
+from bert_trt.console import run_script
 from bert_trt.files import write_json
 from bert_trt.fusion import check_quantized_groups, fused_layers
 from bert_trt.model_files import ModelFolder, load_onnx
 from bert_trt.network import DefinedNetwork
-from bert_trt.onnx_conversion import convert_model
+from bert_trt.onnx_conversion import convert_model, serialize
 from bert_trt.pipeline import Job, finish, print_report
 from bert_trt.plan import create_builder, parse_onnx
 from bert_trt.plugin_layers import load_library, plugin_parser
-from bert_trt.quantization import Product, Quantization
+from bert_trt.quantization import BASE_PRECISION, Product, Quantization
 from bert_trt.tensorrt_log import LOGGER, TrtLog
 from bert_trt.tensorrt_product import trt
-
-LARGEST_MODEL = 2**31 - 1  # bytes; protobuf's limit for one message
 
 
 def parse(
@@ -66,16 +64,15 @@ def parse(
             message carries the parser's own words.
     """
     path = folder.onnx_path
+    precision = precision if quantization is None else BASE_PRECISION
     weights, model = folder.weights(), ir.from_proto(load_onnx(path))
     builder, network = create_builder(log)
     contents = convert_model(model, weights, folder.config, precision, layer_norm, quantization, fusion, products)
     if contents.plugins:
         load_library()
-    proto = ir.to_proto(model)
-    if proto.ByteSize() > LARGEST_MODEL:
-        raise UserError(f"{path} is larger than 2 GiB in {precision}; use builder.py, which has no limit")
+    data = serialize(model, f"{path} in {precision}", "; use builder.py, which has no limit")
     parser = plugin_parser(network) if contents.plugins else trt.OnnxParser(network, LOGGER)
-    parse_onnx(parser, proto.SerializeToString(), path, log)
+    parse_onnx(parser, data, path, log)
     return DefinedNetwork(builder, network, contents, owner=(parser, weights))
 
 
@@ -94,13 +91,25 @@ def run(args: argparse.Namespace) -> Job:
 
 
 def run_foreign(args: argparse.Namespace) -> int:
-    """A file that somebody else exported. Exits with 0 only if it was compared and agrees."""
-    from bert_trt import foreign_onnx  # brings PyTorch, which other builds need only later
+    """Builds a file that somebody else exported. Returns 0 only if it was compared and agrees."""
+    from bert_trt import foreign_onnx  # imports PyTorch, which other builds need only later
 
-    job = foreign_onnx.run(args)
-    foreign_onnx.print_report(job)
-    write_json(args.json, job.as_dict())
-    return 0 if job.agrees else 1
+    options = foreign_onnx.ForeignOptions(
+        onnx=args.onnx,
+        precision=args.precision,
+        inputs=args.inputs,
+        seq_len=args.seq_len,
+        batch=args.batch,
+        plan=args.plan,
+        json=args.json,
+        verbose=args.verbose,
+        compute_capabilities=args.compute_capability,
+        checks_structure=not args.no_structure_check,
+    )
+    result = foreign_onnx.run(options)
+    foreign_onnx.print_report(result)
+    write_json(args.json, result.as_dict())
+    return 0 if result.agrees else 1
 
 
 def main() -> int:

@@ -24,6 +24,7 @@ from bert_trt.quantization import BASE_PRECISION, Product, Quantization, range_n
 from bert_trt.tensorrt_product import trt
 
 LAYER_NORM = "LayerNormalization"
+LARGEST_MODEL = 2**31 - 1  # bytes; protobuf's limit for one message
 FP32_OPERATORS = (LAYER_NORM, "Softmax")  # compute in fp32 whatever the type around them
 
 
@@ -43,7 +44,7 @@ def convert_model(
         model: the fp32 model that model2onnx.py wrote; changed in place.
         weights: its weights.
         config: the model's sizes.
-        precision: fp32, fp16 or bf16; ignored with ``quantization``, whose base type is fp16.
+        precision: fp32, fp16 or bf16; fp16 with ``quantization``.
         layer_norm: ``native``, or a kernel of the LayerNorm plugin.
         quantization: which products are quantized and how.
         fusion: none or tensorrt.
@@ -59,7 +60,6 @@ def convert_model(
         use_attention(model, config)
     converted: dict[str, np.ndarray] = {}
     sources: dict[str, np.ndarray] = {}
-    precision = precision if quantization is None else BASE_PRECISION
     if precision != "fp32":
         converted, sources = convert_precision(model, weights, precision, layer_norm)
     if quantization is not None:
@@ -71,6 +71,23 @@ def convert_model(
     if layer_norm != "native":
         plugins = use_plugin(model, config, ELEMENT_TYPES[precision].trt, layer_norm)
     return NetworkContents(converted, plugins, sources)
+
+
+def serialize(model: ir.Model, description: str, remedy: str = "") -> bytes:
+    """Serializes a model for the parser.
+
+    Args:
+        model: the model.
+        description: names it in the message.
+        remedy: ends the message.
+
+    Raises:
+        UserError: it is larger than one ONNX message can be.
+    """
+    proto = ir.to_proto(model)
+    if proto.ByteSize() > LARGEST_MODEL:
+        raise UserError(f"{description} is larger than 2 GiB, more than one ONNX message can hold{remedy}")
+    return proto.SerializeToString()
 
 
 # --- fp16 and bf16 --------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ import onnx_ir as ir
 import pytest
 
 import builder
+import onnx2trt
+from bert_trt import onnx_conversion
 from bert_trt.console import UserError
 from bert_trt.element_types import ELEMENT_TYPES
 from bert_trt.model_files import ModelFolder, load_onnx
@@ -59,7 +61,8 @@ def test_onnx_accepts_the_converted_graph(model_dir, products, tmp_path, kind):
     model = read(folder)
     name, _, smoothed = kind.partition(", ")
     quantization = quantize(products, name, 2 if smoothed else 0) if name in ("int8", "fp8") else None
-    convert_model(model, folder.weights(), folder.config, name, quantization=quantization, products=products)
+    precision = name if quantization is None else "fp16"
+    convert_model(model, folder.weights(), folder.config, precision, quantization=quantization, products=products)
     ir.save(model, tmp_path / "model.onnx")
     onnx.checker.check_model(tmp_path / "model.onnx", full_check=True)
     (output,) = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph.output
@@ -71,7 +74,7 @@ def test_a_tensor_is_quantized_once_for_all_products_that_read_it(model_dir, pro
     folder = ModelFolder(model_dir)
     model = read(folder)
     convert_model(
-        *(model, folder.weights(), folder.config, "int8"), quantization=quantize(products), products=products
+        *(model, folder.weights(), folder.config, "fp16"), quantization=quantize(products), products=products
     )
     activations = {name for product in products for name in product.activations}
     assert sum(node.op_type == "QuantizeLinear" for node in model.graph) == len(activations)
@@ -84,7 +87,7 @@ def test_fp16_weights_that_nothing_reads_any_more_are_removed(model_dir, product
     model = read(folder)
     quantization = quantize(products, smoothed=2)
     contents = convert_model(
-        *(model, folder.weights(), folder.config, "int8"), quantization=quantization, products=products
+        *(model, folder.weights(), folder.config, "fp16"), quantization=quantization, products=products
     )
     names = set(model.graph.initializers)
     for product in products:
@@ -116,3 +119,11 @@ def test_a_graph_without_a_product_is_an_error(model_dir, products):
     quantizer = GraphQuantizer(model, folder.weights(), folder.config, quantize(products), products)
     with pytest.raises(UserError, match=f"the ONNX graph has no product '{name}'; write it again with model2onnx"):
         quantizer.run()
+
+
+def test_a_model_that_is_too_large_for_one_onnx_message_is_an_error(model_dir, monkeypatch):
+    monkeypatch.setattr(onnx_conversion, "LARGEST_MODEL", 10**5)
+    folder = ModelFolder(model_dir)
+    onnx2trt.parse(folder, "fp32", TrtLog())  # its weights stay in their file
+    with pytest.raises(UserError, match=f"{folder.onnx_path} in fp16 is larger than 2 GiB, .*; use builder.py"):
+        onnx2trt.parse(folder, "fp16", TrtLog())
