@@ -12,13 +12,12 @@ arXiv:1810.04805), read from top to bottom: ``embeddings``, L times ``encoder_la
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from bert_trt.command_line import builder_arguments
 from bert_trt.interrupts import begin_script, uninterrupted
-from bert_trt.options import ONE_SENTENCE, QUANTIZED_PRECISIONS, SequenceRange, builder_arguments, fillings_path
 
 if __name__ == "__main__":
     begin_script(builder_arguments)  # answers --help, wrong usage and Ctrl-C before TensorRT is imported
@@ -28,8 +27,6 @@ from bert_trt.element_types import ELEMENT_TYPES
 from bert_trt.files import write_json
 from bert_trt.fusion import (
     LAYER_SETS,
-    check_quantized_groups,
-    fused_layers,
     refuse_attention_products,
     warn_off_hopper,
 )
@@ -38,17 +35,17 @@ from bert_trt.layers.layouts import LAYOUTS
 from bert_trt.layers.native import NativeLayers
 from bert_trt.layers.products import LinearPluginProducts, Products
 from bert_trt.layers.quantized import QuantizedProducts
+from bert_trt.mask_filling import fill_text_file, read_source
 from bert_trt.model_files import BertConfig, ModelFolder
 from bert_trt.network import DefinedNetwork, NetworkContents
-from bert_trt.pipeline import Job, finish, print_report
+from bert_trt.options import ONE_SEQUENCE, QUANTIZED_PRECISIONS, PlanOptions, predictions_path
+from bert_trt.pipeline import Result, Task, build_and_check, running
 from bert_trt.quantization import BASE_PRECISION, Quantization
 from bert_trt.recording import define_network
+from bert_trt.report import print_report
 from bert_trt.tensorrt_log import TrtLog
 from bert_trt.tensorrt_product import trt
-from fill_masks import fill_network, read_source
 from trt_helper import TrtNetworkHelper
-
-DEFAULT_BATCH = SequenceRange(1, 8, 32)
 
 
 @dataclass
@@ -158,52 +155,61 @@ def assemble(
     )
 
 
-def run(args: argparse.Namespace) -> Job:
+def run(options: PlanOptions) -> Result:
     """Builds the network and the plan, runs it, compares it with PyTorch."""
-    folder, fused = ModelFolder(args.model_dir), fused_layers(args.fusion, args.precision)
-    batch = args.batch or (ONE_SENTENCE if args.batching == "single" else DEFAULT_BATCH)
-    if args.batching == "single" and batch != ONE_SENTENCE:
-        raise UserError("--batch: one sentence has no batch; add --batching padded or --batching packed")
-    check_quantized_groups(args.fusion, args.precision, args.quantize)
-    if args.gelu is not None and folder.config.activation == "relu":
-        raise UserError("--gelu has no effect: the checkpoint's activation is relu, no GELU; leave it out")
-    if args.fillings is not None and args.sentences is None:
-        raise UserError("--fillings: nothing is filled without --sentences FILE; add it")
-    job = Job.prepare("builder.py", folder, args, args.batching, batch, fused)
-    source = None
-    if args.sentences is not None:  # read before the long work
-        source = read_source(folder, args.sentences, job.options.seq_len, batch)
-    if "Linear" in fused:
+    folder = ModelFolder(options.model_dir)
+    check_options(options, folder)
+    task = Task.prepare("builder.py", folder, options)
+    text = None
+    if options.sentences is not None:  # read before the long work
+        text = read_source(folder, options.sentences, task.build.seq_len, task.build.batch)
+    if "Linear" in task.fused:
         warn_off_hopper()
-    with job.logging() as log:
-        quantization = job.quantize(args, assemble, log)
+    with task.logging() as log:
+        quantized = task.quantize(assemble, log)
+        quantization = None if quantized is None else quantized.quantization
         start = time.perf_counter()
         bert = assemble(
-            folder, log, args.precision, args.gelu, args.layer_norm, args.batching, quantization, args.fusion
+            *(folder, log, options.precision, options.gelu, options.layer_norm, options.batching),
+            quantization=quantization,
+            fusion=options.fusion,
         )
-        finish(job, log, bert, time.perf_counter() - start, bert.owner.pages_released())
-        if args.compare_layers:
-            from bert_trt.layer_comparison import (
-                print_layer_comparison,  # brings PyTorch, which a build does not need
-            )
+        seconds = time.perf_counter() - start
+        result = build_and_check(task, log, bert, seconds, quantized, bert.owner.pages_released())
+        if options.compare_layers:
+            from bert_trt.layer_comparison import print_layer_comparison  # brings PyTorch, which a build needs not
 
-            job.layers_agree = print_layer_comparison(
-                bert.network, bert.hidden_states, folder, job.tolerance, bert.contents, job.inputs
-            )
-        if source is not None:
-            fill_network(job, bert.network, bert.contents, source, fillings_path(args.fillings, job.plan_path))
-    if args.gelu == "decomposed" and job.verbose_log is not None:
-        print_fusions(job.verbose_log, bert.gelu_parts, job.plan_path)
-    return job
+            result.layers_agree = print_layer_comparison(bert, task.demo, task.tolerance, task.inputs)
+        if text is not None:
+            target = predictions_path(options.fillings, task.plan_path)
+            with running(result, bert) as network:
+                fill_text_file(folder, text, target, task.batching, task.build.seq_len, task.build.batch, network)
+    if options.gelu == "decomposed" and task.verbose_log is not None:
+        print_fusions(task.verbose_log, bert.gelu_parts, task.plan_path)
+    return result
+
+
+def check_options(options: PlanOptions, folder: ModelFolder) -> None:
+    """Refuses what does not suit the model or has no effect.
+
+    Raises:
+        UserError: so it is.
+    """
+    if options.batching == "single" and options.batch not in (None, ONE_SEQUENCE):
+        raise UserError("--batch: one sentence has no batch; add --batching padded or --batching packed")
+    if options.gelu is not None and folder.config.activation == "relu":
+        raise UserError("--gelu has no effect: the checkpoint's activation is relu, no GELU; leave it out")
+    if options.fillings is not None and options.sentences is None:
+        raise UserError("--fillings: nothing is filled without --sentences FILE; add it")
 
 
 def main() -> int:
     """The script."""
-    args = builder_arguments()
-    job = run(args)
-    print_report(job)
-    write_json(args.json, job.as_dict())
-    return 0 if job.agrees else 1
+    options = builder_arguments()
+    result = run(options)
+    print_report(result)
+    write_json(options.json, result.as_dict())
+    return 0 if result.agrees else 1
 
 
 if __name__ == "__main__":

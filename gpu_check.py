@@ -37,17 +37,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from bert_trt.command_line import gpu_check_arguments
 from bert_trt.interrupts import begin_script
 from bert_trt.options import (
     BATCHINGS,
     DEFAULT_DATA,
     FUSIONS,
-    ONE_SENTENCE,
+    ONE_SEQUENCE,
     QUANTIZED_PRECISIONS,
     TOLERANCES,
+    CalibrationSettings,
     SequenceRange,
-    Settings,
-    gpu_check_arguments,
 )
 
 if __name__ == "__main__":
@@ -57,6 +57,8 @@ import numpy as np
 from rich.table import Table
 
 from bert_trt import tensorrt_product
+from bert_trt.calibration import CalibrationContext, calibrate, quantization_of
+from bert_trt.calibration_data import read_data
 from bert_trt.comparison import Run, SequenceError, compare_sequences, reference_batches, together
 from bert_trt.console import UserError, console, log_console, run_script
 from bert_trt.files import make_folder, write_json
@@ -72,9 +74,7 @@ from bert_trt.quantization import Quantization
 from bert_trt.tensorrt_log import TrtLog
 from bert_trt.tensorrt_product import IS_RTX, trt
 from builder import assemble
-from calibrator import Subject, calibrate, read_data
 from plugins import build
-from sensitivity import quantization_of
 
 ROOT = Path(__file__).resolve().parent
 CONSTANT_FIELDS = ("constant_weight", "constant_weights")  # by their leave a kernel reads its weights early
@@ -209,7 +209,7 @@ def profile(config: BertConfig, batching: str) -> tuple[SequenceRange, SequenceR
     """Sequence lengths and sequences in a batch."""
     longest = max(1, config.max_positions // 2)
     lengths = SequenceRange(*(min(length, longest) for length in SEQ_LEN.as_tuple()))
-    return lengths, ONE_SENTENCE if batching == "single" else BATCH
+    return lengths, ONE_SEQUENCE if batching == "single" else BATCH
 
 
 def ragged_lengths(batching: str, count: int, length: int) -> list[int]:
@@ -333,10 +333,10 @@ def calibrate_step(step: Step, checks: Checks, log: TrtLog) -> None:
     """Finds ranges for one 8-bit precision, for all rows that have it."""
     with checks.check("calibrate"):
         folder, precision = ModelFolder(step.model), step.combination.precision
-        settings = Settings(precision, sentences=CALIBRATION_SENTENCES, smoothing=None)
+        settings = CalibrationSettings(precision, sentences=CALIBRATION_SENTENCES, smoothing=None)
         data = read_data(folder, DEFAULT_DATA, settings.sentences, 0)
         encoder = assemble(folder, log, batching="padded").products
-        subject = Subject(folder, encoder, data.calibration, data.path, assemble, log)
+        subject = CalibrationContext(folder, encoder, data.calibration, data.path, assemble, log)
         made = quantization_of(calibrate(subject, settings), subject.products(settings))
         values = {"products": sorted(made.products), "ranges": dict(made.ranges)}
         calibration_path(step.model, precision).write_text(json.dumps(values))

@@ -21,8 +21,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from bert_trt.command_line import model2onnx_arguments
 from bert_trt.interrupts import begin_script
-from bert_trt.options import model2onnx_arguments
 
 if __name__ == "__main__":
     begin_script(model2onnx_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch is imported
@@ -257,7 +257,7 @@ def name_weights(onnx_model: ir.Model, model: torch.nn.Module) -> None:
 
 
 def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+    return a.dtype == b.dtype and np.array_equal(a.view(np.int32), b.view(np.int32))
 
 
 def transpose_weights(onnx_model: ir.Model) -> None:
@@ -322,7 +322,7 @@ def check_onnx(
     del graph.graph.initializer[:]
     graph.graph.initializer.extend(constants)
     try:
-        outputs: Any = ReferenceEvaluator(graph).run(None, inputs | weights)
+        outputs: Any = ReferenceEvaluator(graph).run(None, {**inputs, **weights})
     except Exception as error:  # NumPy and the evaluator raise many types for a wrong graph
         raise UserError(f"the exported ONNX graph cannot be run ({first_line(error)})") from error
     output = outputs[0][0, sequence.checked]

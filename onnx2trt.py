@@ -12,12 +12,12 @@ bert_trt/onnx_conversion.py. (TensorRT 11 ignores a mere request for fp16 and bu
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
+from bert_trt.command_line import onnx2trt_arguments
 from bert_trt.interrupts import begin_script
-from bert_trt.options import onnx2trt_arguments
 
 if __name__ == "__main__":
     begin_script(onnx2trt_arguments)  # answers --help, wrong usage and Ctrl-C before TensorRT is imported
@@ -27,14 +27,15 @@ import onnx_ir as ir
 import builder
 from bert_trt.console import run_script
 from bert_trt.files import write_json
-from bert_trt.fusion import check_quantized_groups, fused_layers
 from bert_trt.model_files import ModelFolder, load_onnx
 from bert_trt.network import DefinedNetwork
 from bert_trt.onnx_conversion import convert_model, serialize
-from bert_trt.pipeline import Job, finish, print_report
+from bert_trt.options import ParserOptions, PlanOptions
+from bert_trt.pipeline import Result, Task, build_and_check
 from bert_trt.plan import create_builder, parse_onnx
 from bert_trt.plugin_layers import load_library, plugin_parser
 from bert_trt.quantization import BASE_PRECISION, Product, Quantization
+from bert_trt.report import print_report
 from bert_trt.tensorrt_log import LOGGER, TrtLog
 from bert_trt.tensorrt_product import trt
 
@@ -76,51 +77,37 @@ def parse(
     return DefinedNetwork(builder, network, contents, owner=(parser, weights))
 
 
-def run(args: argparse.Namespace) -> Job:
+def run(options: PlanOptions) -> Result:
     """Parses, builds the plan, runs it, compares it with PyTorch."""
-    folder, fused = ModelFolder(args.model_dir), fused_layers(args.fusion, args.precision)
-    check_quantized_groups(args.fusion, args.precision, args.quantize)
-    job = Job.prepare("onnx2trt.py", folder, args, fused=fused)
-    with job.logging() as log:
-        quantization = job.quantize(args, builder.assemble, log)
+    folder = ModelFolder(options.model_dir)
+    task = Task.prepare("onnx2trt.py", folder, options)
+    with task.logging() as log:
+        quantized = task.quantize(builder.assemble, log)
         start = time.perf_counter()
-        products = job.quantized.products if job.quantized is not None else ()
-        parsed = parse(folder, args.precision, log, args.layer_norm, quantization, args.fusion, products)
-        finish(job, log, parsed, time.perf_counter() - start)
-    return job
+        quantization, products = (None, ()) if quantized is None else (quantized.quantization, quantized.products)
+        parsed = parse(folder, options.precision, log, options.layer_norm, quantization, options.fusion, products)
+        return build_and_check(task, log, parsed, time.perf_counter() - start, quantized)
 
 
-def run_foreign(args: argparse.Namespace) -> int:
+def run_foreign(path: Path, options: ParserOptions) -> int:
     """Builds a file that somebody else exported. Returns 0 only if it was compared and agrees."""
     from bert_trt import foreign_onnx  # imports PyTorch, which other builds need only later
 
-    options = foreign_onnx.ForeignOptions(
-        onnx=args.onnx,
-        precision=args.precision,
-        inputs=args.inputs,
-        seq_len=args.seq_len,
-        batch=args.batch,
-        plan=args.plan,
-        json=args.json,
-        verbose=args.verbose,
-        compute_capabilities=args.compute_capability,
-        checks_structure=not args.no_structure_check,
-    )
-    result = foreign_onnx.run(options)
+    result = foreign_onnx.run(path, options)
     foreign_onnx.print_report(result)
-    write_json(args.json, result.as_dict())
+    write_json(options.json, result.as_dict())
     return 0 if result.agrees else 1
 
 
 def main() -> int:
     """The script."""
-    args = onnx2trt_arguments()
-    if args.onnx is not None:
-        return run_foreign(args)
-    job = run(args)
-    print_report(job)
-    write_json(args.json, job.as_dict())
-    return 0 if job.agrees else 1
+    options = onnx2trt_arguments()
+    if options.onnx is not None:
+        return run_foreign(options.onnx, options)
+    result = run(options)
+    print_report(result)
+    write_json(options.json, result.as_dict())
+    return 0 if result.agrees else 1
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from bert_trt.plan import BuildOptions, PlanError, build_plan, check_plan, creat
 from bert_trt.plugin_layers import PluginLayer, PluginLayers
 from bert_trt.tensorrt_log import LOGGER, TrtLog
 from bert_trt.tensorrt_product import IS_RTX, trt
-from bert_trt.tensors import as_tuple, describe_tensor, shape_of
+from bert_trt.tensors import LayerError, as_tuple, describe_tensor, shape_of
 
 __all__ = [
     "ELEMENT_TYPES",
@@ -42,10 +42,6 @@ __all__ = [
     "check_plan",
     "create_builder",
 ]
-
-
-class LayerError(UserError):
-    """TensorRT refused a layer; the message has its name, the shapes and types of its inputs, and why."""
 
 
 class TrtNetworkHelper:

@@ -42,21 +42,23 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
+from partial_fusion import ALONE
 from report import check_results, markdown_table, model_name, print_table, versions, write_results
 
 from bert_trt.comparison import relative_l2
 from bert_trt.console import log_console, run_script
+from bert_trt.fusion import LAYER_SETS
+from bert_trt.mask_filling import make_batches
 from bert_trt.model_files import ModelFolder
 from bert_trt.network_runner import NetworkRunner
-from bert_trt.options import BATCHINGS, DEFAULT_DATA, FUSIONS, ONE_SENTENCE, TOLERANCES, SequenceRange
+from bert_trt.options import BATCHINGS, DEFAULT_DATA, FUSIONS, ONE_SEQUENCE, TOLERANCES, SequenceRange
 from bert_trt.sentences import Sentence, load_tokenizer, read_sentences
 from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
-from fill_masks import make_batches
 from model2onnx import load_checkpoint
 
 # What is fused: nothing, each layer alone, and as builder.py does.
-FUSED = {"none": (), **{name: (name,) for name in FUSIONS["all"]}, **FUSIONS}
+FUSED = ALONE | {name: (name, LAYER_SETS[name], fused) for name, fused in FUSIONS.items()}
 SENTENCES = 12
 HEADINGS = ("model", "precision", "fused", "batching", "relative L2", "at most", "others unchanged")
 
@@ -85,7 +87,7 @@ def reference(checkpoint: str, sentences: Sequence[Sentence]) -> list[np.ndarray
 def run(runner: NetworkRunner, name: str, sentences: Sequence[Sentence], batching: str) -> list[np.ndarray]:
     """Our answers, in the order of the sentences; all in one batch but for ``single``."""
     longest = max(len(sentence.ids) for sentence in sentences)
-    batch = ONE_SENTENCE if batching == "single" else SequenceRange(1, 1, len(sentences))
+    batch = ONE_SEQUENCE if batching == "single" else SequenceRange(1, 1, len(sentences))
     answers: dict[int, np.ndarray] = {}
     for made in make_batches(sentences, batching, SequenceRange(1, longest, longest), batch):
         output = runner.run(made.inputs)[name].cpu().numpy()
@@ -105,11 +107,13 @@ def measure(folder: ModelFolder, checkpoint: str, device: str) -> list[dict[str,
     """All combinations of one model."""
     sentences = chosen_sentences(folder)
     expected, name, results = reference(checkpoint, sentences), folder.config.output_name, []
-    for precision, (fusion, fused), batching in itertools.product(("fp32", "fp16"), FUSED.items(), BATCHINGS):
+    for precision, (name, (fusion, layer_set, fused)), batching in itertools.product(
+        ("fp32", "fp16"), FUSED.items(), BATCHINGS
+    ):
         if precision == "fp32" and "Linear" in fused:
             continue  # the plugin has no fp32
         with log_console.status(f"{folder.path} {precision} {fusion} {batching}"):
-            made = assemble(folder, TrtLog(), precision, batching=batching, fused=fused)
+            made = assemble(folder, TrtLog(), precision, batching=batching, fusion=fusion, layer_set=layer_set)
             runner = NetworkRunner(made.network, device, contents=made.contents)
             answers = run(runner, name, sentences, batching)
             others = run(runner, name, replaced(sentences), batching)[1:]
@@ -117,7 +121,7 @@ def measure(folder: ModelFolder, checkpoint: str, device: str) -> list[dict[str,
             {
                 "model": model_name(folder),
                 "precision": precision,
-                "fused": fusion,
+                "fused": name,
                 "batching": batching,
                 "rel_l2": relative_l2(np.concatenate(answers), np.concatenate(expected)),
                 "tolerance": TOLERANCES[precision],

@@ -71,7 +71,7 @@ def build_once(way: str, folder: Path, precision: str) -> dict[str, float]:
     if way == "builder.py":
         bert = builder.assemble(ModelFolder(folder), log, precision)
         network_done = time.perf_counter()
-        info = build_plan(bert.builder, bert.network, log, options, plan, bert.weights.pages_released())
+        info = build_plan(bert.builder, bert.network, log, options, plan, bert.owner.pages_released())
     else:
         parsed = onnx2trt.parse(ModelFolder(folder), precision, log)
         network_done = time.perf_counter()

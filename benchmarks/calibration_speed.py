@@ -41,13 +41,14 @@ if __name__ == "__main__":
 import torch
 from report import check_results, print_table, versions, write_results
 
+from bert_trt.calibration import CalibrationContext
+from bert_trt.calibration_data import read_data
 from bert_trt.console import run_script
 from bert_trt.model_files import ModelFolder
-from bert_trt.options import DEFAULT_DATA, Settings
+from bert_trt.options import DEFAULT_DATA, CalibrationSettings
 from bert_trt.sentences import Sentence
 from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
-from calibrator import Subject, read_data
 from model2onnx import load_checkpoint
 
 EAGER_SENTENCES = 64  # evenly spread over the others: the CPU is slow
@@ -55,8 +56,9 @@ EAGER_SENTENCES = 64  # evenly spread over the others: the CPU is slow
 
 def calibration_rate(folder: ModelFolder, sentences: list[Sentence], device: str) -> float:
     """Sentences a second of the second run; the first warms up."""
-    subject = Subject(folder, sentences, DEFAULT_DATA, assemble, TrtLog(), device)
-    settings = Settings(smoothing=None)
+    products = assemble(folder, TrtLog(), batching="padded").products
+    subject = CalibrationContext(folder, products, sentences, DEFAULT_DATA, assemble, TrtLog(), device)
+    settings = CalibrationSettings(smoothing=None)
     rate = 0.0
     for _ in range(2):
         start = time.perf_counter()

@@ -50,11 +50,13 @@ if __name__ == "__main__":
     begin_script(parse_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch and TensorRT are imported
 
 import torch
+from partial_fusion import ALONE
 from report import check_results, markdown_table, print_table, versions, write_results
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
 from bert_trt.console import UserError, log_console, run_script
+from bert_trt.fusion import LAYER_SETS
 from bert_trt.model_files import LENGTHS_NAME, MASK_NAME, BertConfig, ModelFolder, WeightFile
 from bert_trt.network_runner import NetworkRunner
 from bert_trt.options import FUSIONS
@@ -64,8 +66,8 @@ from plugins.measure import graph_times
 
 # What is fused: nothing, each layer alone, and as builder.py does. EmbLayerNorm stands before the encoder, and the
 # kernel of TensorRT's own attention is nowhere but in TensorRT.
-FUSED = {"none": (), **{name: (name,) for name in FUSIONS["all"] if name != "EmbLayerNorm"}, **FUSIONS}
-del FUSED["tensorrt"]
+FUSED = {name: one for name, one in ALONE.items() if name != "EmbLayerNorm"}
+FUSED |= {name: (name, LAYER_SETS[name], fused) for name, fused in FUSIONS.items() if name != "tensorrt"}
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
 Function = Callable[[], Any]
 
@@ -153,9 +155,10 @@ def hugging_face(config: BertConfig) -> torch.nn.Module:
 # --- ours -------------------------------------------------------------------------------------------------
 
 
-def our_module(folder: ModelFolder, fused: tuple[str, ...], batching: str) -> torch.nn.Module:
+def our_module(folder: ModelFolder, name: str, batching: str) -> torch.nn.Module:
     """The encoder of builder.py's network: (B, S, H) or (T, H), and what keeps sentences apart, to the same."""
-    made = assemble(folder, TrtLog(), "fp16", batching=batching, fused=fused)
+    fusion, layer_set, fused = FUSED[name]
+    made = assemble(folder, TrtLog(), "fp16", batching=batching, fusion=fusion, layer_set=layer_set)
     first, *_, last = made.hidden_states
     separator = {"padded": MASK_NAME, "packed": LENGTHS_NAME}[batching]
     if "QkvToContext" not in fused:
@@ -163,12 +166,12 @@ def our_module(folder: ModelFolder, fused: tuple[str, ...], batching: str) -> to
     return NetworkRunner(made.network, "cuda", [last], made.contents, inputs=[first, separator]).module
 
 
-def our_inputs(x: torch.Tensor, fused: tuple[str, ...], batching: str) -> tuple[torch.Tensor, torch.Tensor]:
+def our_inputs(x: torch.Tensor, name: str, batching: str) -> tuple[torch.Tensor, torch.Tensor]:
     """x (B, S, H) as the network takes it, and the mask, cu_seqlens, or what native attention adds to its scores."""
     batch, length, _ = x.shape
     if batching == "packed":
         return x.flatten(0, 1), torch.arange(batch + 1, dtype=torch.int32, device="cuda") * length
-    if "QkvToContext" in fused:
+    if "QkvToContext" in FUSED[name][2]:
         return x, torch.ones(batch, length, dtype=torch.int32, device="cuda")
     return x, torch.zeros(batch, 1, 1, length, device="cuda")
 
@@ -220,10 +223,9 @@ def measure(folder: ModelFolder, batch: int, length: int) -> dict[str, Any]:
         with sdpa_kernel(BACKENDS[best]):
             add("PyTorch eager", peer, x)
             add("PyTorch compiled", peer.compiled(), x)
-            for name, fused in FUSED.items():
-                add(f"ours {name}", our_module(folder, fused, "padded"), *our_inputs(x, fused, "padded"))
-            fused = FUSIONS["all"]
-            add("ours all, packed", our_module(folder, fused, "packed"), *our_inputs(x, fused, "packed"))
+            for name in FUSED:
+                add(f"ours {name}", our_module(folder, name, "padded"), *our_inputs(x, name, "padded"))
+            add("ours all, packed", our_module(folder, "all", "packed"), *our_inputs(x, "all", "packed"))
             found = graph_times(functions, launches=4, rounds=25)
         encoder = hugging_face(config)
         found["Hugging Face eager"] = graph_times({"it": lambda: encoder(x)}, launches=4, rounds=25)["it"]

@@ -388,8 +388,7 @@ def check_network(one: Any, model: Path, checks: Any, out: Path) -> None:
     if not step.answers("runner").is_file():
         return
     seq_len, batch = gpu_check.profile(folder.config, one.batching)
-    fused = gpu_check.fused_layers(one.fusion, one.precision)
-    made = gpu_check.assemble(folder, log, one.precision, batching=one.batching, fused=fused)
+    made = gpu_check.assemble(folder, log, one.precision, batching=one.batching, fusion=one.fusion)
     engine = network_engine(made, seq_len, batch, folder.config.output_width, runner_on_gpu)
     with standing_in(engine):
         gpu_check.execute_step(step, checks, log)

@@ -41,7 +41,7 @@ from report import check_results, markdown_table, print_table, versions, write_r
 from bert_trt.console import UserError, run_script
 from bert_trt.model_files import ModelFolder
 from bert_trt.network_runner import NetworkRunner
-from bert_trt.options import DEFAULT_DATA, FUSIONS
+from bert_trt.options import DEFAULT_DATA
 from bert_trt.packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch
 from bert_trt.sentences import load_tokenizer, read_sentences
 from bert_trt.tensorrt_log import TrtLog
@@ -80,7 +80,7 @@ def in_given_order(sentences: Sequence[np.ndarray], limits: Limits) -> list[Netw
 
 def time_of(folder: ModelFolder, batches: Sequence[NetworkBatch], batching: str) -> float:
     """Microseconds for all batches, one after another, each in its own CUDA graph."""
-    made = assemble(folder, TrtLog(), "fp16", batching=batching, fused=FUSIONS["all"])
+    made = assemble(folder, TrtLog(), "fp16", batching=batching, fusion="all")
     last = made.hidden_states[-1]
     runner = NetworkRunner(made.network, "cuda", [last], made.contents)
 

@@ -41,14 +41,15 @@ if __name__ == "__main__":
 import torch
 from report import check_results, markdown_table, model_name, print_table, versions, write_results
 
+from bert_trt.calibration import CalibrationContext, calibrate_best, choose_ranges, quantization_of
+from bert_trt.calibration_data import read_data, spread
 from bert_trt.console import log_console, run_script
+from bert_trt.evaluation import Evaluation
 from bert_trt.model_files import ModelFolder
-from bert_trt.options import DEFAULT_DATA, METHODS, Settings
-from bert_trt.sentences import Sentence, read_sentences
+from bert_trt.options import DEFAULT_DATA, METHODS, CalibrationSettings
+from bert_trt.sentences import Sentence, load_tokenizer, read_sentences
 from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
-from calibrator import Subject, choose_ranges, load_tokenizer, read_data, spread
-from sensitivity import Evaluation, calibrate_best, quantization_of
 
 COUNTS = (8, 32, 128, 512)
 STRENGTHS = (None, 0.7)
@@ -64,8 +65,9 @@ def methods_and_counts(folder: ModelFolder, device: str) -> list[dict[str, Any]]
     results = []
     for count in COUNTS:
         sentences = [data.calibration[place] for place in spread(len(data.calibration), count)]
-        subject = Subject(folder, sentences, data.path, assemble, log, device)
-        settings = Settings(sentences=count, smoothing=None)
+        products = assemble(folder, TrtLog(), batching="padded").products
+        subject = CalibrationContext(folder, products, sentences, data.path, assemble, log, device)
+        settings = CalibrationSettings(sentences=count, smoothing=None)
         plain = subject.observe(settings, {})
         for strength in STRENGTHS:
             smoothing = subject.smoothing(settings, plain, strength) if strength else {}
@@ -80,7 +82,7 @@ def methods_and_counts(folder: ModelFolder, device: str) -> list[dict[str, Any]]
 
 
 def measure_method(
-    subject: Subject, evaluation: Evaluation, settings: Settings, smoothing: dict[str, Any]
+    subject: CalibrationContext, evaluation: Evaluation, settings: CalibrationSettings, smoothing: dict[str, Any]
 ) -> dict[str, Any]:
     """Calibrates with one method, from the start, and measures the error."""
 
@@ -100,14 +102,15 @@ def measure_method(
 
 def defaults(folder: ModelFolder, device: str) -> list[dict[str, Any]]:
     """int8 and fp8 as builder.py makes them by default."""
-    log, settings = TrtLog(), Settings()
+    log, settings = TrtLog(), CalibrationSettings()
     data = read_data(folder, DEFAULT_DATA, settings.sentences, EVALUATED)
     kinds_of_text = {"lines not calibrated on": data.evaluation}
     if folder.config.has_head:
         kinds_of_text["questions for capitals"] = capital_questions(folder)
     results = []
     for kind in ("int8", "fp8"):
-        subject = Subject(folder, data.calibration, data.path, assemble, log, device)
+        products = assemble(folder, TrtLog(), batching="padded").products
+        subject = CalibrationContext(folder, products, data.calibration, data.path, assemble, log, device)
         made = calibrate_best(subject, replace(settings, kind=kind), data.mask_id)
         quantization = quantization_of(made, subject.products(settings))
         for text, sentences in kinds_of_text.items():

@@ -36,15 +36,15 @@ if __name__ == "__main__":
 
 from report import check_results, markdown_table, print_table, versions, write_results
 
+from bert_trt.calibration import CalibrationContext, calibrate, quantization_of
+from bert_trt.calibration_data import read_data
 from bert_trt.console import log_console, run_script
 from bert_trt.model_files import ModelFolder
-from bert_trt.options import DEFAULT_DATA, SequenceRange, Settings
+from bert_trt.options import DEFAULT_DATA, CalibrationSettings, SequenceRange
 from bert_trt.plan import BuildOptions, build_plan
 from bert_trt.quantization import Quantization, inspect
 from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
-from calibrator import Subject, calibrate, read_data
-from sensitivity import quantization_of
 
 HEADINGS = (
     "precision",
@@ -98,9 +98,10 @@ def main() -> int:
     folder = ModelFolder(args.model_dir)
     results = [measure(folder, precision, None) for precision in ("fp32", "fp16")]
     for kind in ("int8", "fp8"):
-        settings = Settings(kind, sentences=SENTENCES, smoothing=None)
+        settings = CalibrationSettings(kind, sentences=SENTENCES, smoothing=None)
         data = read_data(folder, DEFAULT_DATA, SENTENCES, 0)
-        subject = Subject(folder, data.calibration, data.path, assemble, TrtLog())
+        products = assemble(folder, TrtLog(), batching="padded").products
+        subject = CalibrationContext(folder, products, data.calibration, data.path, assemble, TrtLog())
         quantization = quantization_of(calibrate(subject, settings), subject.products(settings))
         results.append(measure(folder, kind, quantization))
     print_table("Plans", HEADINGS, rows(results))

@@ -82,8 +82,8 @@ class Comparison:
     @classmethod
     def of(cls, output: np.ndarray, demo: DemoIO, tokens: Sequence[str]) -> Comparison:
         """Compares an output (1, S, vocabulary or H) with the demo's."""
-        ours = [best_words(output[0, position]) for position in demo.mask_positions]
-        theirs = [best_words(demo.output[0, position]) for position in demo.mask_positions]
+        ours = [top_k(output[0, position]) for position in demo.mask_positions]
+        theirs = [top_k(demo.output[0, position]) for position in demo.mask_positions]
         pairs = list(zip(ours, theirs, strict=True))
         has_masks = bool(pairs)
         finite = [bool(np.isfinite(output[0, position]).all()) for position in demo.mask_positions]
@@ -156,7 +156,7 @@ def find_swaps(
     ]
 
 
-def best_words(scores: np.ndarray) -> list[int]:
+def top_k(scores: np.ndarray) -> list[int]:
     """Ids of the ten highest scores, best first; equal scores in the order of ids."""
     return [int(number) for number in np.argsort(-scores, kind="stable")[:10]]
 

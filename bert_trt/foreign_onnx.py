@@ -31,7 +31,7 @@ from bert_trt.network_proof import check_constants
 from bert_trt.network_runner import NetworkRunner, UnsupportedLayerError
 from bert_trt.onnx_conversion import serialize
 from bert_trt.onnx_precision import QUANTIZED, NarrowGraph
-from bert_trt.options import TOLERANCES, SequenceRange
+from bert_trt.options import TOLERANCES, ParserOptions, SequenceRange
 from bert_trt.pipeline import (
     DEFAULT_SEQ_LEN,
     TIMED_RUNS,
@@ -420,46 +420,6 @@ def worst_errors(
 # --- the job --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ForeignOptions:
-    """What to build and how.
-
-    Attributes:
-        onnx: the ONNX file.
-        precision: fp32, fp16 or bf16.
-        inputs: names of inputs by role, for names that are not usual ones.
-        seq_len: sequence lengths; None: the default, or the file's fixed length.
-        batch: batch sizes; None: the default, or the file's fixed one.
-        plan: the plan file; None: beside the ONNX file.
-        json: where the caller will write the results; it must not be one of the other files.
-        verbose: write TensorRT's verbose log beside the plan.
-        compute_capabilities: GPUs to build for; empty: TensorRT chooses.
-        checks_structure: also compare the network without the roundings of the precision.
-    """
-
-    onnx: Path
-    precision: str = "fp32"
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    seq_len: SequenceRange | None = None
-    batch: SequenceRange | None = None
-    plan: Path | None = None
-    json: Path | None = None
-    verbose: bool = False
-    compute_capabilities: list[str] = field(default_factory=list)
-    checks_structure: bool = True
-
-    @property
-    def plan_path(self) -> Path:
-        """The plan file."""
-        mark = "" if self.precision == "fp32" else f".{self.precision}"
-        return self.plan or self.onnx.with_suffix(f"{mark}.plan")
-
-    @property
-    def log_path(self) -> Path | None:
-        """The file of TensorRT's verbose log."""
-        return self.plan_path.with_suffix(".log") if self.verbose else None
-
-
 @dataclass
 class ForeignResult:
     """A plan and its comparison with onnxruntime."""
@@ -529,59 +489,57 @@ class ForeignResult:
         }
 
 
-def run(options: ForeignOptions) -> ForeignResult:
+def run(path: Path, options: ParserOptions) -> ForeignResult:
     """Parses the file, builds the plan, runs it and compares it with onnxruntime.
+
+    Args:
+        path: the ONNX file.
+        options: precision, profile, files; what belongs to a folder by model2onnx.py is ignored.
 
     Raises:
         UserError: onnxruntime is not installed, the file or an option is wrong, or the parser or the builder refuses
             the file.
     """
     import_onnxruntime()
-    model = ForeignModel.load(options.onnx, options.inputs)
-    _check_files(options, model)
+    model = ForeignModel.load(path, options.inputs)
+    mark = "" if options.precision == "fp32" else f".{options.precision}"
+    plan_path = options.plan or path.with_suffix(f"{mark}.plan")
+    log_path = plan_path.with_suffix(".log") if options.verbose else None
+    timing_cache = plan_path.with_name(TIMING_CACHE_NAME)
+    outputs = {
+        "--plan": plan_path,
+        "the plan's description": info_path(plan_path),
+        "the log of --verbose": log_path,
+        "the timing cache": timing_cache,
+        "--json": options.json,
+    }
+    weights = {f"the weights in {file.name}": file for file in _data_files(path, model.model)}
+    check_outputs(outputs, {"--onnx": path} | weights)
+    for output in filter(None, (plan_path, options.json)):
+        make_folder(output.parent)
     seq_len, batch = model.sequence_range(options.seq_len), model.batch_range(options.batch)
-    profile, plan_path = model.profile(seq_len, batch), options.plan_path
+    profile = model.profile(seq_len, batch)
     build_options = BuildOptions(
         seq_len,
         batch,
-        compute_capabilities=options.compute_capabilities,
-        timing_cache=_timing_cache(options),
+        compute_capabilities=options.compute_capability,
+        timing_cache=timing_cache,
         profile=profile,
     )
     warn_of_missing_bindings()
     result = ForeignResult(model, options.precision, plan_path, profile)
-    with open_log(options.log_path) as log:
+    with open_log(log_path) as log:
         start = time.perf_counter()
         defined = parse_foreign(model, options.precision, log)
         result.seconds_network, result.num_layers = time.perf_counter() - start, defined.network.num_layers
         info = build_plan(defined.builder, defined.network, log, build_options, plan_path)
         result.plan_bytes, result.seconds_build = info.num_bytes, info.seconds_build
-        result.not_executed_because = execution_obstacle() or foreign_target(options.compute_capabilities)
+        result.not_executed_because = execution_obstacle() or foreign_target(options.compute_capability)
         try:
-            _compare(result, defined, model.examples(seq_len, batch), options.checks_structure)
+            _compare(result, defined, model.examples(seq_len, batch), not options.no_structure_check)
         except (NotComparedError, UnsupportedLayerError) as error:
             result.not_compared_because = str(error)
     return result
-
-
-def _timing_cache(options: ForeignOptions) -> Path:
-    return options.plan_path.with_name(TIMING_CACHE_NAME)
-
-
-def _check_files(options: ForeignOptions, model: ForeignModel) -> None:
-    """Refuses outputs that would overwrite the ONNX file, its weights or each other; makes the outputs' folders."""
-    outputs = {
-        "--plan": options.plan_path,
-        "the plan's description": info_path(options.plan_path),
-        "the log of --verbose": options.log_path,
-        "the timing cache": _timing_cache(options),
-        "--json": options.json,
-    }
-    weights = {f"the weights in {path.name}": path for path in _data_files(options.onnx, model.model)}
-    check_outputs(outputs, {"--onnx": options.onnx} | weights)
-    for path in (options.plan_path, options.json):
-        if path is not None:
-            make_folder(path.parent)
 
 
 def _compare(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -10,35 +10,27 @@ from rich.table import Table
 
 from bert_trt.comparison import relative_l2
 from bert_trt.console import console
-from bert_trt.model_files import DemoIO, ModelFolder
-from bert_trt.network import NetworkContents
+from bert_trt.model_files import DemoIO
+from bert_trt.network import DefinedNetwork
 from bert_trt.network_runner import NetworkRunner
-from bert_trt.tensorrt_product import trt
 
 
 def print_layer_comparison(
-    network: trt.INetworkDefinition,
-    names: Sequence[str],
-    folder: ModelFolder,
-    tolerance: float,
-    contents: NetworkContents,
-    inputs: Mapping[str, np.ndarray],
+    network: DefinedNetwork, demo: DemoIO, tolerance: float, inputs: Mapping[str, np.ndarray]
 ) -> bool:
     """Prints the difference to PyTorch's hidden states, layer by layer, and names the first one out of tolerance.
 
     Args:
-        network: our network.
-        names: its tensors that correspond to PyTorch's hidden states, L + 1 of them, each (S, H).
-        folder: where PyTorch's hidden states lie.
+        network: ours, whose tensors ``hidden_states`` are each (S, H).
+        demo: holds PyTorch's hidden states.
         tolerance: largest relative L2 error that is accepted.
-        contents: for the runner.
         inputs: the demo's sentence as the network takes it.
 
     Returns:
         Whether all layers are within tolerance.
     """
-    demo = folder.demo()
-    answers = NetworkRunner(network, outputs=names, contents=contents).run(inputs)
+    names = network.hidden_states
+    answers = NetworkRunner(network.network, outputs=names, contents=network.contents).run(inputs)
     table = Table(title="Difference to PyTorch's hidden states", title_justify="left")
     for heading in ("after", "relative L2 error", "largest difference", "largest value", ""):
         table.add_column(heading, justify="left" if heading in ("after", "") else "right")
@@ -57,18 +49,14 @@ def print_layer_comparison(
     return first_wrong is None
 
 
-def fp32_errors(
-    network: trt.INetworkDefinition,
-    names: Sequence[str],
-    demo: DemoIO,
-    contents: NetworkContents,
-    inputs: Mapping[str, np.ndarray],
-) -> dict[str, float]:
+def fp32_errors(network: DefinedNetwork, demo: DemoIO, inputs: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Relative L2 errors of the network without its roundings, see ``print_layer_comparison``: of each hidden state,
     and of the output where that is no hidden state, in the order of computation."""
-    references = dict(zip(names, demo.hidden_states, strict=True)) | {network.get_output(0).name: demo.output[0]}
-    answers = NetworkRunner(network, outputs=list(references), contents=contents, in_fp32=True).run(inputs)
-    return {name: relative_l2(_last(answers[name], one), one) for name, one in references.items()}
+    references = dict(zip(network.hidden_states, demo.hidden_states, strict=True))
+    references |= {network.network.get_output(0).name: demo.output[0]}
+    runner = NetworkRunner(network.network, outputs=list(references), contents=network.contents, in_fp32=True)
+    answers = runner.run(inputs)
+    return {name: relative_l2(_last(answers[name], reference), reference) for name, reference in references.items()}
 
 
 def _last(answer: torch.Tensor, reference: np.ndarray) -> np.ndarray:

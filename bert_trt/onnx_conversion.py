@@ -144,7 +144,7 @@ def convert_precision(
 def _shape(value: ir.Value) -> tuple[int, ...]:
     """The shape of an initializer."""
     assert value.const_value is not None
-    return value.const_value.shape.numpy()
+    return tuple(value.const_value.shape.numpy())
 
 
 def _compute_in_fp32(node: ir.Node, narrow: ir.DataType) -> None:

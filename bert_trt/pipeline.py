@@ -1,8 +1,10 @@
-"""What builder.py and onnx2trt.py share once their network is made: build the plan, run, compare, report."""
+"""What builder.py and onnx2trt.py share: check what is asked for, build the plan, run the network, compare.
+
+A script makes a ``Task`` of its options, defines the network, and ``build_and_check`` returns a ``Result``.
+"""
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,45 +14,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
 from bert_trt import tensorrt_product
 from bert_trt.comparison import (
-    OWN_NETWORK,
-    PYTORCH,
     Comparison,
     Run,
     SequenceError,
     compare_sequences,
     compare_with_own,
-    in_words,
     profile_batch,
     reference_batches,
     sequence_reasons,
-    together,
-    worst_of,
 )
-from bert_trt.console import UserError, console, log_console, warn
+from bert_trt.console import UserError, log_console, warn
 from bert_trt.files import check_outputs, make_folder
+from bert_trt.fusion import check_quantized_groups, fused_layers, plugins_of
 from bert_trt.inference import InferHelper, Latency, execution_obstacle, gpu_capability, graph_obstacle
 from bert_trt.model_files import LENGTHS_NAME, MASK_NAME, DemoIO, ModelFolder, ReferenceSequence
-from bert_trt.network import DefinedNetwork, NetworkContents
+from bert_trt.network import DefinedNetwork
 from bert_trt.options import (
     CACHE_NAME,
-    ONE_SENTENCE,
+    DEFAULT_BATCH,
+    ONE_SEQUENCE,
     QUANTIZED_PRECISIONS,
     TENSORRT_ATTENTION,
     TOLERANCES,
+    PlanOptions,
     SequenceRange,
-    fillings_path,
+    predictions_path,
 )
 from bert_trt.packing import NetworkBatch
 from bert_trt.plan import BuildOptions, build_plan, info_path
-from bert_trt.quantization import BASE_PRECISION, Quantization, QuantizedParts, check_quantized
+from bert_trt.quantization import BASE_PRECISION, QuantizedParts, check_quantized
 from bert_trt.tensorrt_log import TrtLog, raise_failure
-from bert_trt.tensorrt_product import IS_RTX, trt
-from plugins import build
+from plugins.build import library_path
 
 DEFAULT_SEQ_LEN = (1, 32, 128)  # clipped to the model's position table
 TIMED_RUNS = 200
@@ -58,88 +55,74 @@ TIMING_CACHE_NAME = "timing.cache"
 
 if TYPE_CHECKING:
     from bert_trt.network_runner import NetworkRunner
-    from sensitivity import QuantizedModel
+    from bert_trt.quantized_model import QuantizedModel
 
 
-# --- one job ----------------------------------------------------------------------------------------------
+# --- what is asked for --------------------------------------------------------------------------------------
 
 
-@dataclass
-class Job:
-    """One network on its way from definition to checked result."""
+@dataclass(frozen=True)
+class Task:
+    """One network to build, and what it is compared with.
 
-    way: str  # "builder.py" or "onnx2trt.py"
+    Attributes:
+        script: ``builder.py`` or ``onnx2trt.py``.
+        options: of the command line.
+        folder: the model.
+        demo: the example of model2onnx.py.
+        reference: sequences that PyTorch has answered.
+        fused: what stands for several layers: plugins, or ``TENSORRT_ATTENTION``.
+        build: how the plan is built.
+        plan_path: the plan file.
+        verbose_log: where TensorRT's messages go; None without --verbose.
+    """
+
+    script: str
+    options: PlanOptions
     folder: ModelFolder
     demo: DemoIO
-    precision: str
-    layer_norm: str  # "native" or a kernel of the plugin
-    batching: str  # "single", "padded" or "packed"
-    fused: tuple[str, ...]  # what stands for several layers: plugins, or TENSORRT_ATTENTION
-    options: BuildOptions
+    reference: list[ReferenceSequence]
+    fused: tuple[str, ...]
+    build: BuildOptions
     plan_path: Path
     verbose_log: Path | None
-    reference: list[ReferenceSequence] = field(default_factory=list)
-    proves_structure: bool = True
-    executed_by: str = ""
-    not_executed_because: str | None = None
-    num_layers: int = 0
-    plan_bytes: int = 0
-    seconds_network: float = 0.0
-    seconds_build: float = 0.0
-    comparison: Comparison | None = None
-    sequences: list[SequenceError] = field(default_factory=list)  # of several lengths, in batches
-    structure: list[SequenceError] | None = None  # the same sequences without any rounding; None: not looked at
-    wrong_definition: str | None = None  # what the network holds that it was not asked to hold
-    overflow: str | None = None  # where values stop to be finite, if an output is not
-    where_wrong: str | None = None  # without roundings, where the network is not PyTorch's
-    latency: dict[str, Latency] = field(default_factory=dict)
-    layers_agree: bool = True
-    quantized: QuantizedModel | None = None  # what is quantized, and its error
-    parts: QuantizedParts | None = None  # the same, read back from the network
 
     @classmethod
-    def prepare(
-        cls,
-        way: str,
-        folder: ModelFolder,
-        args: argparse.Namespace,
-        batching: str = "single",
-        batch: SequenceRange = ONE_SENTENCE,
-        fused: Sequence[str] = (),
-    ) -> Job:
-        """Checks everything that can be checked before the long work."""
-        plugins = [name for name in fused if name != TENSORRT_ATTENTION]
-        plan = args.plan or folder.path / plan_name(way, args.precision, args.layer_norm, batching, fused)
-        log = plan.with_suffix(".log") if args.verbose else None
-        _check_files(plan, log, folder, args)
-        demo = folder.demo()
-        positions = folder.config.max_positions
+    def prepare(cls, script: str, folder: ModelFolder, options: PlanOptions) -> Task:
+        """Checks everything that can be checked before the long work.
+
+        Raises:
+            UserError: an option does not suit the model, a file is missing or would be overwritten.
+        """
+        fused = fused_layers(options.fusion, options.precision)
+        check_quantized_groups(options.fusion, options.precision, options.quantization.settings.groups)
+        plan = options.plan or folder.path / plan_name(script, options)
+        log = plan.with_suffix(".log") if options.verbose else None
+        _check_files(plan, log, folder, options)
+        demo, positions = folder.demo(), folder.config.max_positions
         low, best, high = (min(length, positions) for length in DEFAULT_SEQ_LEN)
         default = SequenceRange(low, best, max(high, demo.inputs["input_ids"].shape[1]))
-        seq_len = (args.seq_len or default).check(positions)
-        options = BuildOptions(
-            seq_len=seq_len,
-            batch=batch,
-            compute_capabilities=args.compute_capability,
+        has_plugins = bool(plugins_of(fused)) or options.layer_norm != "native"
+        build = BuildOptions(
+            seq_len=(options.seq_len or default).check(positions),
+            batch=options.batch or (ONE_SEQUENCE if options.batching == "single" else DEFAULT_BATCH),
+            compute_capabilities=options.compute_capability,
             timing_cache=folder.path / TIMING_CACHE_NAME,
-            plugin_library=build.library_path() if plugins or args.layer_norm != "native" else None,
-            embed_plugins=not args.no_embed_plugins,
+            plugin_library=library_path() if has_plugins else None,
+            embed_plugins=not options.no_embed_plugins,
         )
         warn_of_missing_bindings()
-        return cls(
-            way,
-            folder,
-            demo,
-            args.precision,
-            args.layer_norm,
-            batching,
-            tuple(fused),
-            options,
-            plan,
-            log,
-            folder.reference(),
-            not args.no_structure_check,
-        )
+        return cls(script, options, folder, demo, folder.reference(), fused, build, plan, log)
+
+    @property
+    def precision(self) -> str:
+        """fp32, fp16, bf16, int8 or fp8."""
+        return self.options.precision
+
+    @property
+    def batching(self) -> str:
+        """single, padded or packed."""
+        return self.options.batching
 
     @functools.cached_property
     def example(self) -> NetworkBatch | None:
@@ -147,13 +130,13 @@ class Job:
         fit. The output for it is the last of those that the batch's ``split`` returns."""
         ids, types = (self.demo.inputs[name][0] for name in ("input_ids", "token_type_ids"))
         one = ReferenceSequence(ids, types, np.arange(len(ids)), self.demo.output[0])
-        batches = reference_batches([one], self.batching, self.options.seq_len, self.options.batch)
+        batches = reference_batches([one], self.batching, self.build.seq_len, self.build.batch)
         return batches[0] if batches else None
 
     @functools.cached_property
     def own_batch(self) -> NetworkBatch:
         """Made-up sequences of the size that the plan is tuned for."""
-        return profile_batch(self.reference, self.batching, self.options.seq_len, self.options.batch)
+        return profile_batch(self.reference, self.batching, self.build.seq_len, self.build.batch)
 
     @property
     def inputs(self) -> dict[str, np.ndarray]:
@@ -161,7 +144,7 @@ class Job:
 
         For network_runner.py: the sentence has its own length, whatever the plan takes.
         """
-        ids, copies = self.demo.inputs, self.options.batch.minimum
+        ids, copies = self.demo.inputs, self.build.batch.minimum
         if self.batching == "single":
             return ids
         length = ids["input_ids"].shape[1]
@@ -173,72 +156,22 @@ class Job:
 
     @property
     def heading(self) -> str:
-        """Of the job's column."""
-        return f"{self.way} {self.precision}{' plugins' if self.fused else ''}"
+        """Of the column in a report."""
+        return f"{self.script} {self.precision}{' plugins' if self.fused else ''}"
 
     @property
     def tolerance(self) -> float:
         """Largest relative L2 error that is accepted."""
         return TOLERANCES[self.precision]
 
-    @property
-    def agrees(self) -> bool:
-        """Whether the result is what PyTorch says, within tolerance."""
-        return not self.reasons
-
-    @property
-    def reasons(self) -> list[str]:
-        """Why the result is not what PyTorch says, the cause first; empty if it is."""
-        told = (
-            [] if self.wrong_definition is None else [f"other values than it was made from: {self.wrong_definition}"]
-        )
-        if self.overflow is not None:
-            return [*told, self.overflow]
-        for reason in sequence_reasons(self.unrounded, "fp32"):
-            told.append(
-                "the network itself is not PyTorch's, whatever its types: other weights or other layers. Without "
-                f"roundings, in fp32: {reason}"
-            )
-        told += [] if self.where_wrong is None else [self.where_wrong]
-        results = self.comparison.reasons(self.precision) if self.comparison is not None else []
-        if self.unrounded is not self.sequences:
-            results += sequence_reasons(self.sequences, self.precision)
-        if results and self.structure and not told:
-            results.append(f"without roundings the network is PyTorch's, so that it is {self._what_rounds}")
-        told += results
-        if not self.layers_agree:
-            told.append("--compare-layers: a layer is out of tolerance, see the table of layers")
-        if self.comparison is None and not self.sequences:
-            told.append("nothing was compared")
-        return told
-
-    @property
-    def unrounded(self) -> list[SequenceError]:
-        """Errors without roundings; in fp32, run by PyTorch, those are the sequences'."""
-        if self.structure is not None:
-            return self.structure
-        return self.sequences if self.precision == "fp32" and self.executed_by == "pytorch" else []
-
-    @property
-    def _what_rounds(self) -> str:
-        """Words for a result out of tolerance whose network is right."""
-        if self.precision in QUANTIZED_PRECISIONS:
-            return (
-                f"{self.precision} that is too coarse: --max-error X returns the worst products to fp16, "
-                "sensitivity.py ranks them, and --calibration-data takes text like that of the application"
-            )
-        if self.precision == "fp32":
-            return "the plan that computes something else than its network"
-        return f"the roundings of {self.precision} that are too coarse: build with --precision fp32"
-
-    def quantize(self, args: argparse.Namespace, assemble: Callable[..., Any], log: TrtLog) -> Quantization | None:
-        """Calibrates for int8 and fp8, and measures the error; nothing for other types."""
-        if self.precision not in QUANTIZED_PRECISIONS:
+    def quantize(self, assemble: Callable[..., DefinedNetwork], log: TrtLog) -> QuantizedModel | None:
+        """Calibrates for int8 and fp8, and measures the error; None for other types."""
+        if not self.options.is_quantized:
             return None
-        from sensitivity import quantize  # brings PyTorch, which other builds do not need
+        from bert_trt.quantized_model import quantize  # brings PyTorch, which other builds do not need
 
-        self.quantized = quantize(self.folder, args, assemble, log, self.plan_path.with_name(CACHE_NAME))
-        return self.quantized.quantization
+        cache = self.plan_path.with_name(CACHE_NAME)
+        return quantize(self.folder, self.options.quantization, assemble, log, cache)
 
     @contextmanager
     def logging(self) -> Iterator[TrtLog]:
@@ -246,63 +179,31 @@ class Job:
         with open_log(self.verbose_log) as log:
             yield log
 
-    def as_dict(self) -> dict[str, Any]:
-        """What --json writes. What was not compared is null."""
-        compared = {one.name: None for one in fields(Comparison)}
-        return {
-            "way": self.way,
-            "tensorrt": tensorrt_product.describe(),
-            "model": str(self.folder.path),
-            "text": self.demo.text,
-            "precision": self.precision,
-            "layer_norm": self.layer_norm,
-            "batching": self.batching,
-            "fused": list(self.fused),
-            "executed_by": self.executed_by,
-            "not_executed_because": self.not_executed_because,
-            "num_layers": self.num_layers,
-            "plan": str(self.plan_path),
-            "plan_bytes": self.plan_bytes,
-            "seconds_network": self.seconds_network,
-            "seconds_build": self.seconds_build,
-            "tolerance": self.tolerance,
-            "within_tolerance": self.agrees,
-            "reasons": self.reasons,
-            **(compared if self.comparison is None else asdict(self.comparison)),
-            "sequences": [asdict(one) for one in self.sequences],
-            "structure": None if self.structure is None else [asdict(one) for one in self.structure],
-            "latency_ms": {name: asdict(latency) for name, latency in self.latency.items()},
-            "quantized": self.quantized.as_dict() if self.quantized else None,
-            "quantized_parts": asdict(self.parts) if self.parts else None,
-        }
 
-
-def plan_name(way: str, precision: str, layer_norm: str, batching: str, fused: Sequence[str]) -> str:
+def plan_name(script: str, options: PlanOptions) -> str:
     """What a plan is called that has no name of its own."""
-    plugins = [name for name in fused if name != TENSORRT_ATTENTION]
-    fusion = ["attention" if TENSORRT_ATTENTION in fused else "", "fused" if plugins else ""]
+    fused = fused_layers(options.fusion, options.precision)
+    fusion = ["attention" if TENSORRT_ATTENTION in fused else "", "fused" if plugins_of(fused) else ""]
     fusion += ["linear" if "Linear" in fused else ""]
-    marks = [precision, layer_norm, batching, *fusion]
-    stem = ".".join([Path(way).stem, *(mark for mark in marks if mark not in ("native", "single", ""))])
+    marks = [options.precision, options.layer_norm, options.batching, *fusion]
+    stem = ".".join([Path(script).stem, *(mark for mark in marks if mark not in ("native", "single", ""))])
     return f"{stem}.plan"
 
 
-def _check_files(plan: Path, log: Path | None, folder: ModelFolder, args: argparse.Namespace) -> None:
+def _check_files(plan: Path, log: Path | None, folder: ModelFolder, options: PlanOptions) -> None:
     """Refuses outputs that would overwrite inputs or each other; makes the folders of those that are named."""
-    sentences, named = getattr(args, "sentences", None), getattr(args, "fillings", None)
-    quantized = args.precision in QUANTIZED_PRECISIONS
     outputs = {
         "--plan": plan,
         "the plan's description": info_path(plan),
         "the log of --verbose": log,
-        "--fillings": fillings_path(named, plan) if sentences is not None else None,
-        "the calibration cache": plan.with_name(CACHE_NAME) if quantized else None,
+        "--fillings": predictions_path(options.fillings, plan) if options.sentences is not None else None,
+        "the calibration cache": plan.with_name(CACHE_NAME) if options.is_quantized else None,
         "the timing cache": folder.path / TIMING_CACHE_NAME,
-        "--json": args.json,
+        "--json": options.json,
     }
-    data = args.calibration_data if quantized else None
-    check_outputs(outputs, {"--sentences": sentences, "--calibration-data": data} | folder.files())
-    for path in (plan, outputs["--fillings"], args.json):
+    data = options.quantization.data if options.is_quantized else None
+    check_outputs(outputs, {"--sentences": options.sentences, "--calibration-data": data} | folder.files())
+    for path in (plan, outputs["--fillings"], options.json):
         if path is not None:
             make_folder(path.parent)
 
@@ -326,41 +227,168 @@ def open_log(path: Path | None) -> Iterator[TrtLog]:
     raise_failure()
 
 
-def finish(
-    job: Job,
+# --- what comes of it ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Result:
+    """What came of a task.
+
+    Attributes:
+        task: the task.
+        quantized: what is quantized, and its error; None for other types.
+        parts: the quantized products and weights, read back from the network.
+        executed_by: who ran the network: ``tensorrt`` or ``pytorch``.
+        not_executed_because: why TensorRT did not execute the plan; None if it did.
+        num_layers: of the network.
+        plan_bytes: of the plan.
+        seconds_network: what defining the network took.
+        seconds_build: what building the plan took.
+        comparison: the example against PyTorch; None where it does not fit the plan.
+        sequences: errors of sequences of several lengths, in batches.
+        structure: errors of the same sequences without any rounding; None: not looked at.
+        wrong_definition: what the network holds that it was not asked to hold.
+        overflow: where values stop to be finite, if an output is not.
+        where_wrong: without roundings, where the network is not PyTorch's.
+        latency: times of the executed plan by way of launching.
+        layers_agree: whether --compare-layers found every layer within tolerance.
+    """
+
+    task: Task
+    quantized: QuantizedModel | None = None
+    parts: QuantizedParts | None = None
+    executed_by: str = ""
+    not_executed_because: str | None = None
+    num_layers: int = 0
+    plan_bytes: int = 0
+    seconds_network: float = 0.0
+    seconds_build: float = 0.0
+    comparison: Comparison | None = None
+    sequences: list[SequenceError] = field(default_factory=list)
+    structure: list[SequenceError] | None = None
+    wrong_definition: str | None = None
+    overflow: str | None = None
+    where_wrong: str | None = None
+    latency: dict[str, Latency] = field(default_factory=dict)
+    layers_agree: bool = True
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the result is what PyTorch says, within tolerance."""
+        return not self.reasons
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the result is not what PyTorch says, the cause first; empty if it is."""
+        told = (
+            [] if self.wrong_definition is None else [f"other values than it was made from: {self.wrong_definition}"]
+        )
+        if self.overflow is not None:
+            return [*told, self.overflow]
+        for reason in sequence_reasons(self.unrounded, "fp32"):
+            told.append(
+                "the network itself is not PyTorch's, whatever its types: other weights or other layers. Without "
+                f"roundings, in fp32: {reason}"
+            )
+        told += [] if self.where_wrong is None else [self.where_wrong]
+        results = self.comparison.reasons(self.task.precision) if self.comparison is not None else []
+        if self.unrounded is not self.sequences:
+            results += sequence_reasons(self.sequences, self.task.precision)
+        if results and self.structure and not told:
+            results.append(f"without roundings the network is PyTorch's, so that it is {self._what_rounds}")
+        told += results
+        if not self.layers_agree:
+            told.append("--compare-layers: a layer is out of tolerance, see the table of layers")
+        if self.comparison is None and not self.sequences:
+            told.append("nothing was compared")
+        return told
+
+    @property
+    def unrounded(self) -> list[SequenceError]:
+        """Errors without roundings; in fp32, run by PyTorch, those are the sequences'."""
+        if self.structure is not None:
+            return self.structure
+        return self.sequences if self.task.precision == "fp32" and self.executed_by == "pytorch" else []
+
+    @property
+    def _what_rounds(self) -> str:
+        """Words for a result out of tolerance whose network is right."""
+        if self.task.precision in QUANTIZED_PRECISIONS:
+            return (
+                f"{self.task.precision} that is too coarse: --max-error X returns the worst products to fp16, "
+                "sensitivity.py ranks them, and --calibration-data takes text like that of the application"
+            )
+        if self.task.precision == "fp32":
+            return "the plan that computes something else than its network"
+        return f"the roundings of {self.task.precision} that are too coarse: build with --precision fp32"
+
+    def as_dict(self) -> dict[str, Any]:
+        """What --json writes. What was not compared is null."""
+        compared = {one.name: None for one in fields(Comparison)}
+        return {
+            "way": self.task.script,
+            "tensorrt": tensorrt_product.describe(),
+            "model": str(self.task.folder.path),
+            "text": self.task.demo.text,
+            "precision": self.task.precision,
+            "layer_norm": self.task.options.layer_norm,
+            "batching": self.task.batching,
+            "fused": list(self.task.fused),
+            "executed_by": self.executed_by,
+            "not_executed_because": self.not_executed_because,
+            "num_layers": self.num_layers,
+            "plan": str(self.task.plan_path),
+            "plan_bytes": self.plan_bytes,
+            "seconds_network": self.seconds_network,
+            "seconds_build": self.seconds_build,
+            "tolerance": self.task.tolerance,
+            "within_tolerance": self.agrees,
+            "reasons": self.reasons,
+            **(compared if self.comparison is None else asdict(self.comparison)),
+            "sequences": [asdict(one) for one in self.sequences],
+            "structure": None if self.structure is None else [asdict(one) for one in self.structure],
+            "latency_ms": {name: asdict(latency) for name, latency in self.latency.items()},
+            "quantized": self.quantized.as_dict() if self.quantized else None,
+            "quantized_parts": asdict(self.parts) if self.parts else None,
+        }
+
+
+def build_and_check(
+    task: Task,
     log: TrtLog,
-    defined: DefinedNetwork,
+    network: DefinedNetwork,
     seconds_network: float,
+    quantized: QuantizedModel | None = None,
     weights_read: AbstractContextManager[None] | None = None,
-) -> None:
-    """Builds the plan, runs the network, compares; fills in ``job``.
+) -> Result:
+    """Builds the plan, runs the network, compares.
 
     Args:
-        job: from ``Job.prepare``.
+        task: what is asked for.
         log: the builder's logger.
-        defined: the network, outputs marked.
-        seconds_network: what making the network took.
+        network: the network, outputs marked.
+        seconds_network: what defining the network took.
+        quantized: for int8 and fp8.
         weights_read: see ``build_plan``.
 
     Raises:
         UserError: the build or the execution fails.
     """
-    builder, network, contents = defined.builder, defined.network, defined.contents
-    job.seconds_network = seconds_network
-    job.num_layers = network.num_layers
-    if job.quantized is not None:
-        names = len(job.quantized.quantization.products)
-        expected = names if defined.num_quantized is None else defined.num_quantized
-        job.parts = check_quantized(network, job.precision, expected)
-    info = build_plan(builder, network, log, job.options, job.plan_path, weights_read)
-    job.plan_bytes, job.seconds_build = info.num_bytes, info.seconds_build
-    job.not_executed_because = execution_obstacle() or foreign_target(job.options.compute_capabilities)
-    job.executed_by = "pytorch" if job.not_executed_because else "tensorrt"
-    own = _run_with_pytorch(job, network, contents) if job.not_executed_because else _execute_plan(job)
-    _prove_definition(job, network, contents, own)
-    job.overflow = _find_overflow(job, network, contents)
-    if defined.hidden_states and job.overflow is None and sequence_reasons(job.unrounded, "fp32"):
-        job.where_wrong = _find_wrong_layer(job, network, contents, defined.hidden_states)
+    result = Result(task, quantized, seconds_network=seconds_network, num_layers=network.network.num_layers)
+    if quantized is not None:
+        names = len(quantized.quantization.products)
+        expected = names if network.num_quantized is None else network.num_quantized
+        result.parts = check_quantized(network.network, task.precision, expected)
+    info = build_plan(network.builder, network.network, log, task.build, task.plan_path, weights_read)
+    result.plan_bytes, result.seconds_build = info.num_bytes, info.seconds_build
+    result.not_executed_because = execution_obstacle() or foreign_target(task.build.compute_capabilities)
+    result.executed_by = "pytorch" if result.not_executed_because else "tensorrt"
+    own = _run_with_pytorch(result, network) if result.not_executed_because else _execute_plan(result)
+    _prove_definition(result, network, own)
+    result.overflow = _find_overflow(result, network)
+    if network.hidden_states and result.overflow is None and sequence_reasons(result.unrounded, "fp32"):
+        result.where_wrong = _find_wrong_layer(task, network)
+    return result
 
 
 @functools.cache
@@ -387,76 +415,91 @@ def foreign_target(capabilities: Sequence[str]) -> str | None:
     return None if here in capabilities else f"built for {', '.join(capabilities)}, this GPU is {here}"
 
 
-def _batches(job: Job, seq_len: SequenceRange | None = None) -> list[NetworkBatch]:
-    return reference_batches(job.reference, job.batching, seq_len or job.options.seq_len, job.options.batch)
+def _batches(result: Result, seq_len: SequenceRange | None = None) -> list[NetworkBatch]:
+    task = result.task
+    return reference_batches(task.reference, task.batching, seq_len or task.build.seq_len, task.build.batch)
 
 
-def _execute_plan(job: Job) -> list[np.ndarray]:
-    name = job.folder.config.output_name
-    with InferHelper(job.plan_path) as helper:
-        own = _run(job, lambda inputs: helper.infer(inputs)[name])
-        timed = (job.example or job.own_batch).inputs
-        job.latency["enqueue"] = helper.benchmark(timed, TIMED_RUNS)
+def _execute_plan(result: Result) -> list[np.ndarray]:
+    task = result.task
+    name = task.folder.config.output_name
+    with InferHelper(task.plan_path) as helper:
+        own = _run(result, lambda inputs: helper.infer(inputs)[name])
+        timed = (task.example or task.own_batch).inputs
+        result.latency["enqueue"] = helper.benchmark(timed, TIMED_RUNS)
         if graph_obstacle() is None:
-            job.latency["cuda_graph"] = helper.benchmark(timed, TIMED_RUNS, cuda_graph=True)
+            result.latency["cuda_graph"] = helper.benchmark(timed, TIMED_RUNS, cuda_graph=True)
     return own
 
 
-def _run_with_pytorch(job: Job, network: trt.INetworkDefinition, contents: NetworkContents) -> list[np.ndarray]:
-    return _run(job, _pytorch_run(job, network, contents))
+def _run_with_pytorch(result: Result, network: DefinedNetwork) -> list[np.ndarray]:
+    return _run(result, _pytorch_run(result, network))
 
 
-def _run(job: Job, run: Run) -> list[np.ndarray]:
+def _run(result: Result, run: Run) -> list[np.ndarray]:
     """Runs what PyTorch has answered and the plan takes, and compares.
 
     Returns:
-        Where nothing of it fits the plan, the outputs for ``job.own_batch``, which are still to be compared.
+        Where nothing of it fits the plan, the outputs for ``task.own_batch``, which are still to be compared.
     """
-    if job.example is not None:
-        tokens = job.folder.tokens() if job.demo.mask_positions else []
-        output = job.example.split(run(job.example.inputs))[-1]  # (S, vocabulary or H)
-        job.comparison = Comparison.of(output[None], job.demo, tokens)
-    batches = _batches(job)
-    job.sequences = compare_sequences(run, batches, job.reference)
-    return [] if job.example is not None or batches else job.own_batch.split(run(job.own_batch.inputs))
+    task = result.task
+    if task.example is not None:
+        tokens = task.folder.tokens() if task.demo.mask_positions else []
+        output = task.example.split(run(task.example.inputs))[-1]  # (S, vocabulary or H)
+        result.comparison = Comparison.of(output[None], task.demo, tokens)
+    batches = _batches(result)
+    result.sequences = compare_sequences(run, batches, task.reference)
+    return [] if task.example is not None or batches else task.own_batch.split(run(task.own_batch.inputs))
 
 
-def _prove_definition(
-    job: Job, network: trt.INetworkDefinition, contents: NetworkContents, own: Sequence[np.ndarray]
-) -> None:
+@contextmanager
+def running(result: Result, network: DefinedNetwork) -> Iterator[Run]:
+    """A function that runs the plan, or, where TensorRT cannot execute it here, its network with PyTorch."""
+    name = result.task.folder.config.output_name
+    if result.executed_by == "tensorrt":
+        with InferHelper(result.task.plan_path) as helper:
+            yield lambda inputs: helper.infer(inputs)[name]
+        return
+    runner = _pytorch_runner(network)
+    yield lambda inputs: runner.run(inputs)[name].cpu().numpy()
+
+
+def _prove_definition(result: Result, network: DefinedNetwork, own: Sequence[np.ndarray]) -> None:
     """What the network holds, and what it computes without its roundings. In fp32 that has been compared already,
     unless TensorRT executed the plan.
 
-    ``own``, outputs for ``job.own_batch``, are compared with the network without its roundings, and that one, since
+    ``own``, outputs for ``task.own_batch``, are compared with the network without its roundings, and that one, since
     then all depends on it, with PyTorch at every length of the reference sequences.
     """
+    task = result.task
     from bert_trt.network_proof import WrongNetworkError, check_definition
 
     try:
-        check_definition(network, contents, job.folder.config.layer_norm_eps)
+        check_definition(network.network, network.contents, task.folder.config.layer_norm_eps)
     except WrongNetworkError as error:
-        job.wrong_definition = str(error)
+        result.wrong_definition = str(error)
     if own:
-        run = _pytorch_run(job, network, contents, in_fp32=True)
-        job.sequences = compare_with_own(job.own_batch, own, run)
-        every = SequenceRange(1, job.folder.config.max_positions, job.folder.config.max_positions)
-        batches = reference_batches(job.reference, job.batching, every, replace(job.options.batch, minimum=1))
-        job.structure = compare_sequences(run, batches, job.reference)
-    elif job.proves_structure and (job.precision != "fp32" or job.executed_by == "tensorrt"):
-        run = _pytorch_run(job, network, contents, in_fp32=True)
-        lengths = replace(job.options.seq_len, minimum=1)  # PyTorch takes shorter sequences than the plan
-        job.structure = compare_sequences(run, _batches(job, lengths), job.reference)
+        run = _pytorch_run(result, network, in_fp32=True)
+        result.sequences = compare_with_own(task.own_batch, own, run)
+        every = SequenceRange(1, task.folder.config.max_positions, task.folder.config.max_positions)
+        batches = reference_batches(task.reference, task.batching, every, replace(task.build.batch, minimum=1))
+        result.structure = compare_sequences(run, batches, task.reference)
+    elif not task.options.no_structure_check and (task.precision != "fp32" or result.executed_by == "tensorrt"):
+        run = _pytorch_run(result, network, in_fp32=True)
+        lengths = replace(task.build.seq_len, minimum=1)  # PyTorch takes shorter sequences than the plan
+        result.structure = compare_sequences(run, _batches(result, lengths), task.reference)
 
 
-def _find_overflow(job: Job, network: trt.INetworkDefinition, contents: NetworkContents) -> str | None:
+def _find_overflow(result: Result, network: DefinedNetwork) -> str | None:
     """Where values stop to be finite, in words; None if all outputs are finite."""
-    errors = [one.rel_l2 for one in job.sequences]
-    errors += [] if job.comparison is None else [job.comparison.rel_l2]
+    task = result.task
+    errors = [one.rel_l2 for one in result.sequences]
+    errors += [] if result.comparison is None else [result.comparison.rel_l2]
     if all(map(math.isfinite, errors)):
         return None
-    base = BASE_PRECISION if job.precision in QUANTIZED_PRECISIONS else job.precision
-    runner = _pytorch_runner(network, contents)
-    examples = [batch.inputs for batch in (job.example, *_batches(job), job.own_batch) if batch is not None]
+    base = BASE_PRECISION if task.precision in QUANTIZED_PRECISIONS else task.precision
+    runner = _pytorch_runner(network)
+    examples = [batch.inputs for batch in (task.example, *_batches(result), task.own_batch) if batch is not None]
     found = next(filter(None, map(runner.first_not_finite, examples)), None)
     where = (
         f"in {base}, after layer {found}"
@@ -471,38 +514,36 @@ def _find_overflow(job: Job, network: trt.INetworkDefinition, contents: NetworkC
     return f"overflow {where}: the output has values that are not finite; {remedy}"
 
 
-def _find_wrong_layer(
-    job: Job, network: trt.INetworkDefinition, contents: NetworkContents, hidden_states: Sequence[str]
-) -> str:
+def _find_wrong_layer(task: Task, network: DefinedNetwork) -> str:
     """Where the network without its roundings is not PyTorch's, in words."""
     from bert_trt.layer_comparison import fp32_errors
 
-    errors = fp32_errors(network, hidden_states, job.demo, contents, job.inputs)
+    errors = fp32_errors(network, task.demo, task.inputs)
     wrong = [name for name, error in errors.items() if not error <= TOLERANCES["fp32"]]
     if not wrong:
         return (
             "for the sentence alone every layer gives what PyTorch's does: what differs is how other lengths, token "
             "types, or several sequences in a batch are treated"
         )
-    if wrong[0] not in hidden_states:
+    if wrong[0] not in network.hidden_states:
         return "every encoder layer gives what PyTorch's does: it is the head that differs"
     return f"the first layer after which it differs from PyTorch's is {wrong[0]!r}"
 
 
-def _pytorch_runner(
-    network: trt.INetworkDefinition, contents: NetworkContents, in_fp32: bool = False
-) -> NetworkRunner:
+def _pytorch_runner(network: DefinedNetwork, in_fp32: bool = False) -> NetworkRunner:
     # Imported here: while a plan is built, PyTorch would only take memory.
     import torch
 
     from bert_trt.network_runner import NetworkRunner
 
-    return NetworkRunner(network, "cuda" if torch.cuda.is_available() else "cpu", contents=contents, in_fp32=in_fp32)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return NetworkRunner(network.network, device, contents=network.contents, in_fp32=in_fp32)
 
 
-def _pytorch_run(job: Job, network: trt.INetworkDefinition, contents: NetworkContents, in_fp32: bool = False) -> Run:
+def _pytorch_run(result: Result, network: DefinedNetwork, in_fp32: bool = False) -> Run:
     """A function that runs the network with PyTorch, on CUDA where there is a GPU."""
-    name, runner = job.folder.config.output_name, _pytorch_runner(network, contents, in_fp32)
+    task = result.task
+    name, runner = task.folder.config.output_name, _pytorch_runner(network, in_fp32)
 
     def run(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         with log_console.status(
@@ -511,158 +552,3 @@ def _pytorch_run(job: Job, network: trt.INetworkDefinition, contents: NetworkCon
             return runner.run(inputs)[name].cpu().numpy()
 
     return run
-
-
-# --- the table --------------------------------------------------------------------------------------------
-
-
-def print_report(*jobs: Job) -> None:
-    """Prints one table with a column for PyTorch and one for each job."""
-    demo, folder = jobs[0].demo, jobs[0].folder
-    table = Table(title=Text(demo.text), title_justify="left")
-    for heading in ("", "PyTorch fp32", *(job.heading for job in jobs)):
-        table.add_column(heading, overflow="fold")
-    if demo.mask_positions:
-        reference = Comparison.of(demo.output, demo, folder.tokens())
-        for rank in range(len(reference.top10)):
-            cells = [_word_cell(comparison, rank) for comparison in (reference, *(job.comparison for job in jobs))]
-            table.add_row(f"{rank + 1}.", *cells)
-        table.add_section()
-    rows = [
-        ("relative L2 error", _error_cell),
-        ("largest difference", lambda job: "" if job.comparison is None else f"{job.comparison.max_abs:.2e}"),
-        ("other lengths, worst", _sequences_cell),
-        ("without roundings, worst", _structure_cell),
-        ("network layers", lambda job: str(job.num_layers)),
-        ("plan", lambda job: f"{job.plan_bytes / 2**20:.2f} MiB"),
-        *([("products in int8 or fp8", _products_cell)] if jobs[0].parts is not None else []),
-        ("seconds for network + plan", lambda job: f"{job.seconds_network:.2f} + {job.seconds_build:.2f}"),
-        ("network run by", lambda job: {"tensorrt": "TensorRT", "pytorch": "PyTorch"}[job.executed_by]),
-        ("milliseconds, median (p99)", _latency_cell),
-        ("agrees with PyTorch", lambda job: "[green]yes[/]" if job.agrees else "[bold red]NO[/]"),
-    ]
-    for label, cell in rows:
-        table.add_row(label, "", *(cell(job) for job in jobs))
-    console.print(table)
-    console.print(_explain_execution(jobs[0]), soft_wrap=True)
-    for job in jobs:
-        if job.quantized is not None:
-            console.print(_explain_quantization(job), soft_wrap=True)
-            job.quantized.print_change()
-    for job in jobs:
-        for line in _remarks(job):
-            console.print(Text(f"{job.heading}: {line}"), soft_wrap=True)  # Text: words such as [unused1]
-        if job.reasons:
-            console.print(Text(f"{job.heading} does not agree with PyTorch:"), soft_wrap=True)
-        for reason in job.reasons:
-            console.print(Text(f"- {reason}"), soft_wrap=True)
-
-
-def _remarks(job: Job) -> list[str]:
-    """What was compared, where it is not the sentence, and near-ties."""
-    told = [] if job.example is not None else [_explain_length(job)]
-    ties = job.comparison.near_ties(job.precision) if job.comparison is not None else []
-    return told + [f"a near-tie, which counts as the same: {swap.describe()}" for swap in ties]
-
-
-def _explain_length(job: Job) -> str:
-    """What took the place of a sentence that does not fit the plan."""
-    tokens, seq_len, batch = job.demo.inputs["input_ids"].shape[1], job.options.seq_len, job.options.batch
-    takes = f"{_told_range(seq_len)} tokens"
-    takes += "" if batch == ONE_SENTENCE else f" in each of {_told_range(batch)} sequences"
-    told = f"the sentence has {tokens} tokens and does not fit the plan, which takes {takes}; compared were "
-    compared = _lengths(job.sequences)
-    if any(one.expected_from == OWN_NETWORK for one in job.sequences):
-        return (
-            f"{told}made-up sequences of {compared} tokens, with the same network without its roundings, and that "
-            f"one with PyTorch at {_lengths(job.structure or [])} tokens"
-        )
-    return f"{told}other sequences that PyTorch has answered, of {compared} tokens"
-
-
-def _told_range(allowed: SequenceRange) -> str:
-    low, high = allowed.minimum, allowed.maximum
-    return str(low) if low == high else f"{low} to {high}"
-
-
-def _lengths(errors: Sequence[SequenceError]) -> str:
-    return in_words([str(length) for length in sorted({one.tokens for one in errors})])
-
-
-def _error_cell(job: Job) -> str:
-    if job.comparison is None:
-        return "the sentence does not fit"
-    return f"{job.comparison.rel_l2:.2e} (at most {job.tolerance:.0e})"
-
-
-def _word_cell(comparison: Comparison | None, rank: int) -> Text:  # Text, not markup: there is a word [unused1]
-    if comparison is None:
-        return Text("not run")
-    if not comparison.top10:
-        return Text("not finite")
-    entry = comparison.top10[rank]
-    return Text(f"{entry['word']} {entry['probability']:.4f}")
-
-
-def _sequences_cell(job: Job) -> str:
-    """The worst sequence; in 8 bits, where all of them count together, that too."""
-    if job.precision in QUANTIZED_PRECISIONS and job.sequences:
-        return f"{together(job.sequences):.2e}\n{_worst(job.sequences)}"
-    return _worst(job.sequences)
-
-
-def _structure_cell(job: Job) -> str:
-    if job.structure is None:
-        return "as above" if job.precision == "fp32" and job.executed_by == "pytorch" else "not looked at"
-    return f"{_worst(job.structure)}\n(at most {TOLERANCES['fp32']:.0e})"
-
-
-def _worst(errors: Sequence[SequenceError]) -> str:
-    if not errors:
-        return "none fits the plan"
-    worst = worst_of(errors)
-    against = "" if worst.expected_from == PYTORCH else f"\nagainst {worst.expected_from}"
-    return f"{worst.rel_l2:.2e} at {worst.tokens} tokens{against}"
-
-
-def _products_cell(job: Job) -> str:
-    assert job.parts is not None
-    return f"{job.parts.quantized_products} of {job.parts.products}"
-
-
-def _explain_quantization(job: Job) -> str:
-    """The weights' bytes in the network and in the plan."""
-    assert job.parts is not None
-    parts, plan = job.parts, job.plan_bytes / 1e6
-    narrow, every = parts.quantized_weights / 1e6, parts.weight_bytes / 1e6
-    shown = {
-        True: f"which proves it: with 2 bytes an element the weights alone would take {every + narrow:.1f} MB",
-        False: "[bold red]too large for that[/]: TensorRT has widened them",
-        None: "of which so small a model is too little to prove it",
-    }[parts.plan_has_narrow_weights(job.plan_bytes)]
-    return (
-        f"{job.way}: {parts.quantized_products} of {parts.products} products have both factors in {job.precision}; "
-        f"their weights take {narrow:.2f} MB at 1 byte an element, all weights {every:.2f} MB. The plan has "
-        f"{plan:.2f} MB, {shown}."
-    )
-
-
-def _latency_cell(job: Job) -> str:
-    if not job.latency:
-        return "plan not executed"
-    shape = (
-        "" if job.example is not None else f"\nof {job.options.batch.optimum} x {job.options.seq_len.optimum} tokens"
-    )
-    lines = (f"{name}: {times.median:.3f} ({times.p99:.3f})" for name, times in job.latency.items())
-    return "\n".join(lines) + shape
-
-
-def _explain_execution(job: Job) -> str:
-    built_by = tensorrt_product.describe()
-    if job.executed_by == "tensorrt":
-        return f"Plans built and executed by {built_by}."
-    where = " It builds without a GPU." if IS_RTX else ""
-    return (
-        f"Plans built by {built_by}, not executed: {job.not_executed_because}.{where} "
-        "The results above are those of the same network definition, run by PyTorch."
-    )

@@ -19,7 +19,7 @@ from bert_trt import interrupts, tensorrt_product
 from bert_trt.console import UserError, log_console, warn
 from bert_trt.files import atomic_write
 from bert_trt.model_files import LENGTHS_NAME
-from bert_trt.options import ONE_SENTENCE, SequenceRange
+from bert_trt.options import ONE_SEQUENCE, SequenceRange
 from bert_trt.tensorrt_log import LOGGER, TrtLog, called_by_tensorrt, has_failed, raise_failure
 from bert_trt.tensorrt_product import IS_RTX, trt
 from bert_trt.tensors import as_tuple
@@ -70,7 +70,7 @@ class BuildOptions:
     """How to build a plan."""
 
     seq_len: SequenceRange
-    batch: SequenceRange = ONE_SENTENCE
+    batch: SequenceRange = ONE_SEQUENCE
     allow_tf32: bool = False  # fp32 products on tensor cores, with 10 bits of mantissa
     compute_capabilities: list[str] = field(default_factory=list)  # "8.6", rtx only
     timing_cache: Path | None = None  # full product only

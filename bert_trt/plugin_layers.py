@@ -21,13 +21,15 @@ from onnx import helper as onnx_helper
 
 from bert_trt.console import UserError
 from bert_trt.element_types import element_type
+from bert_trt.plan import create_network
 from bert_trt.tensorrt_log import LOGGER, TrtLog
 from bert_trt.tensorrt_product import IS_RTX, trt
+from bert_trt.tensors import LayerError, as_tuple, describe_tensor
 from plugins import build, rtx_parser_shim
 
 VERSION, NAMESPACE = "1", ""
 
-Input = tuple[trt.DataType, tuple[int, ...]]  # type and shape of a tensor, -1 where dynamic
+TensorType = tuple[trt.DataType, tuple[int, ...]]  # type and shape, -1 where dynamic
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,28 @@ class PluginLayer:
     name: str
     plugin: str
     fields: Mapping[str, float | int | str]
-    outputs: tuple[Input, ...]
+    outputs: tuple[TensorType, ...]
+
+
+@dataclass(frozen=True)
+class RecordedLayer:
+    """A plugin layer that a network will hold.
+
+    Attributes:
+        layer: the layer.
+        inputs: type and shape of each input.
+        description: of the inputs, for messages.
+    """
+
+    layer: PluginLayer
+    inputs: tuple[TensorType, ...]
+    description: str
+
+    @classmethod
+    def of(cls, layer: PluginLayer, inputs: Sequence[trt.ITensor]) -> RecordedLayer:
+        """The layer with these inputs."""
+        types = tuple((tensor.dtype, as_tuple(tensor.shape)) for tensor in inputs)
+        return cls(layer, types, "; ".join(describe_tensor(tensor) for tensor in inputs))
 
 
 def load_library(path: Path | None = None) -> Path:
@@ -97,19 +120,18 @@ class PluginLayers:
     Args:
         network: a network without any layer.
         log: its builder's logger.
-        recorded: every plugin layer that the network will hold, with its inputs; read by TensorRT for RTX alone.
+        recorded: every plugin layer that the network will hold.
 
     Raises:
-        UserError: the library is not built, or TensorRT refuses a layer.
+        UserError: the library is not built, or lacks a plugin.
+        LayerError: TensorRT refuses a layer.
     """
 
-    def __init__(
-        self, network: trt.INetworkDefinition, log: TrtLog, recorded: Sequence[tuple[PluginLayer, Sequence[Input]]]
-    ) -> None:
+    def __init__(self, network: trt.INetworkDefinition, log: TrtLog, recorded: Sequence[RecordedLayer]) -> None:
         self._network = network
         self._log = log
         self.library = load_library()
-        check_creators(self.library, {layer.plugin for layer, _ in recorded})
+        check_creators(self.library, {one.layer.plugin for one in recorded})
         self._has_plugin_call = hasattr(network, "add_plugin_v3")
         self._reserved = {} if self._has_plugin_call else self._reserve(recorded)
 
@@ -128,15 +150,23 @@ class PluginLayers:
             reserved.set_input(index, tensor)
         return reserved
 
-    def _reserve(self, recorded: Sequence[tuple[PluginLayer, Sequence[Input]]]) -> dict[str, trt.ILayer]:
+    def _reserve(self, recorded: Sequence[RecordedLayer]) -> dict[str, trt.ILayer]:
         """Lets the ONNX parser make the layers, with constants for inputs. Returns them by name."""
-        parser = plugin_parser(self._network)
-        if not parser.parse(placeholder_model(recorded)):
-            raise UserError(f"TensorRT refuses the plugin layers: {self._log.take_errors()}")
+        if not plugin_parser(self._network).parse(placeholder_model(recorded)):
+            raise self._refusal(recorded, self._log.take_errors())
         for index in reversed(range(self._network.num_outputs)):
             self._network.unmark_output(self._network.get_output(index))
         layers = (self._network.get_layer(index) for index in range(self._network.num_layers))
         return {layer.name: layer for layer in layers if layer.type == trt.LayerType.PLUGIN_V3}
+
+    def _refusal(self, recorded: Sequence[RecordedLayer], message: str) -> UserError:
+        """The error for layers that TensorRT refuses together; it names the first that is refused alone."""
+        for one in recorded:
+            network = create_network(self._network.builder)
+            if not plugin_parser(network).parse(placeholder_model([one])):
+                reason = self._log.take_errors()
+                return LayerError(f"layer {one.layer.name!r} refused. Inputs: {one.description}. TensorRT: {reason}")
+        return UserError(f"TensorRT refuses the plugin layers: {message}")
 
 
 def _create(layer: PluginLayer) -> Any:
@@ -170,14 +200,15 @@ def plugin_node(layer: PluginLayer, inputs: Sequence[str], outputs: Sequence[str
     return node
 
 
-def placeholder_model(recorded: Sequence[tuple[PluginLayer, Sequence[Input]]]) -> bytes:
+def placeholder_model(recorded: Sequence[RecordedLayer]) -> bytes:
     """A small ONNX model: each plugin layer once, its inputs constants of the right types and ranks.
 
     Dynamic axes have the length 1. So have all axes of a layer that reads matrices of weights: as large as those, the
     placeholders would take their memory once more.
     """
     nodes, constants, outputs = [], [], []
-    for layer, inputs in recorded:
+    for one in recorded:
+        layer, inputs = one.layer, one.inputs
         names = [f"{layer.name}.placeholder{index}" for index in range(len(inputs))]
         reads_matrices = any(len(shape) > 1 and -1 not in shape for _, shape in inputs)
         for name, (dtype, shape) in zip(names, inputs, strict=True):

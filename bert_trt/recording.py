@@ -13,10 +13,9 @@ from typing import TypeVar
 import numpy as np
 
 from bert_trt.plan import create_builder, create_network
-from bert_trt.plugin_layers import Input, PluginLayer, PluginLayers
+from bert_trt.plugin_layers import PluginLayer, PluginLayers, RecordedLayer
 from bert_trt.tensorrt_log import TrtLog
 from bert_trt.tensorrt_product import trt
-from bert_trt.tensors import as_tuple
 from trt_helper import TrtNetworkHelper
 
 Defined = TypeVar("Defined")
@@ -29,12 +28,12 @@ class RecordingHelper(TrtNetworkHelper):
     of weights and the outputs of plugins are inputs of the network.
 
     Attributes:
-        recorded: the plugin layers, each with type and shape of its inputs.
+        recorded: the plugin layers so far.
     """
 
     def __init__(self, builder: trt.Builder, log: TrtLog, dtype: trt.DataType) -> None:
         super().__init__(create_network(builder), log, dtype)
-        self.recorded: list[tuple[PluginLayer, list[Input]]] = []
+        self.recorded: list[RecordedLayer] = []
 
     def addConstant(
         self,
@@ -50,7 +49,7 @@ class RecordingHelper(TrtNetworkHelper):
 
     def addPlugin(self, layer: PluginLayer, inputs: Sequence[trt.ITensor]) -> tuple[trt.ITensor, ...]:
         """Notes the layer; its outputs are inputs of the network."""
-        self.recorded.append((layer, [(tensor.dtype, as_tuple(tensor.shape)) for tensor in inputs]))
+        self.recorded.append(RecordedLayer.of(layer, inputs))
         return tuple(
             self.addInput(layer.name if place == 0 else f"{layer.name}.{place}", dtype, shape)
             for place, (dtype, shape) in enumerate(layer.outputs)

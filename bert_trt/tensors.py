@@ -1,10 +1,15 @@
-"""Shapes and descriptions of TensorRT's tensors."""
+"""Shapes and descriptions of TensorRT's tensors, and the error that names them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from bert_trt.console import UserError
 from bert_trt.tensorrt_product import trt
+
+
+class LayerError(UserError):
+    """TensorRT refused a layer; the message has its name, the shapes and types of its inputs, and why."""
 
 
 def as_tuple(dims: Any) -> tuple[int, ...]:

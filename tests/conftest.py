@@ -14,9 +14,13 @@ import torch
 from hypothesis import HealthCheck, settings
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizer
 
+import builder
 import model2onnx
 from bert_trt.console import run_script
+from bert_trt.model_files import ModelFolder
 from bert_trt.options import DEFAULT_TEXT
+from bert_trt.quantization import Product
+from bert_trt.tensorrt_log import TrtLog
 
 ROOT = Path(__file__).parent.parent
 # How long an example takes says something of the machine, which others may be using, and nothing of the code.
@@ -146,3 +150,8 @@ def sentence_file(tmp_path: Path) -> Path:
     """Twelve sentences in the random checkpoint's vocabulary, of different lengths."""
     (tmp_path / "sentences.txt").write_text(SENTENCES)
     return tmp_path / "sentences.txt"
+
+
+def encoder_products(folder: ModelFolder) -> list[Product]:
+    """All products of the model's encoder, in the order of computation."""
+    return builder.assemble(folder, TrtLog(), batching="padded").products

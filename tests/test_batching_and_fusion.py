@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,19 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_checkpoint
+from conftest import encoder_products, make_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plugin_build_for_tests import built_plugins
-from test_fill_masks import run_main
+from test_fill_mask import run_main
 from transformers import BertForMaskedLM
 
 import builder
 import model2onnx
+from benchmarks.partial_fusion import ALONE, OnlySkipLayerNorm
 from bert_trt.comparison import relative_l2
 from bert_trt.console import UserError
+from bert_trt.fusion import fused_layers
 from bert_trt.inference import check_in_profile
+from bert_trt.layers import tensorrt_attention
+from bert_trt.layers.native import NativeLayers
 from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
+from bert_trt.network import DefinedNetwork
 from bert_trt.network_runner import NetworkRunner
 from bert_trt.options import (
     BATCHINGS,
@@ -32,24 +36,22 @@ from bert_trt.options import (
     FUSED_LAYERS,
     FUSIONS,
     LINEAR_GROUPS,
-    ONE_SENTENCE,
+    ONE_SEQUENCE,
     TOLERANCES,
+    PlanOptions,
     SequenceRange,
-    add_common_arguments,
 )
 from bert_trt.packing import Limits, check_batch, pack, pad, scatter
-from bert_trt.pipeline import Job
+from bert_trt.pipeline import Task
 from bert_trt.plan import BuildOptions, build_plan, check_plan, read_info
 from bert_trt.quantization import (
     Quantization,
-    encoder_products,
     in_groups,
     inspect,
     range_name,
 )
 from bert_trt.tensorrt_log import TrtLog
 from bert_trt.tensorrt_product import trt
-from builder import fused_layers
 from plugins import build
 
 POSITIONS = 64  # of the fixture's checkpoint
@@ -134,23 +136,23 @@ def error(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
     return relative_l2(np.concatenate(found), np.concatenate(expected))
 
 
-Made = tuple[NetworkRunner, builder.AssembledBert]  # the second owns what the first reads
+Made = tuple[NetworkRunner, DefinedNetwork]  # the second owns what the first reads
 
 
-def make_runner(folder: Path, precision: str, batching: str, fused: Sequence[str], **options: Any) -> Made:
-    bert = builder.assemble(ModelFolder(folder), TrtLog(), precision, batching=batching, fused=fused, **options)
+def make_runner(folder: Path, precision: str, batching: str, fusion: str = "none", **options: Any) -> Made:
+    bert = builder.assemble(ModelFolder(folder), TrtLog(), precision, batching=batching, fusion=fusion, **options)
     return NetworkRunner(bert.network, contents=bert.contents), bert
 
 
 @pytest.fixture(scope="module")
-def runner_of(model_dir: Path) -> Callable[[str, str, Sequence[str]], NetworkRunner]:
+def runner_of(model_dir: Path) -> Callable[[str, str, str], NetworkRunner]:
     """Makes each network once for all tests of this file."""
     made: dict[Any, Made] = {}
 
-    def get(precision: str, batching: str, fused: Sequence[str]) -> NetworkRunner:
-        key = (precision, batching, tuple(fused))
+    def get(precision: str, batching: str, fusion: str) -> NetworkRunner:
+        key = (precision, batching, fusion)
         if key not in made:
-            made[key] = make_runner(model_dir, precision, batching, fused)
+            made[key] = make_runner(model_dir, precision, batching, fusion)
         return made[key][0]
 
     return get
@@ -160,9 +162,14 @@ def layer_kinds(network: trt.INetworkDefinition) -> list[str]:
     return [network.get_layer(index).type.name for index in range(network.num_layers)]
 
 
-def linear_layers(bert: builder.AssembledBert) -> dict[str, Any]:
+def linear_layers(bert: DefinedNetwork) -> dict[str, Any]:
     """The layers of the Linear plugin: activation by name."""
     return {name: one.fields["activation"] for name, one in bert.contents.plugins.items() if one.plugin == "Linear"}
+
+
+def num_inputs(bert: DefinedNetwork, name: str) -> int:
+    layers = (bert.network.get_layer(index) for index in range(bert.network.num_layers))
+    return next(layer.num_inputs for layer in layers if layer.name == name)
 
 
 # --- against PyTorch ----------------------------------------------------------------------------------------
@@ -173,7 +180,7 @@ def linear_layers(bert: builder.AssembledBert) -> dict[str, Any]:
 @EVERY_FUSION
 def test_a_ragged_batch_equals_pytorch(runner_of, hugging_face, fusion, batching, precision):
     sentences = make_sentences(LENGTHS)
-    found = run_sentences(runner_of(precision, batching, FUSIONS[fusion]), batching, sentences)
+    found = run_sentences(runner_of(precision, batching, fusion), batching, sentences)
     assert error(found, pytorchs_answer(hugging_face, sentences)) <= TOLERANCES[precision]
 
 
@@ -182,7 +189,7 @@ def test_a_ragged_batch_equals_pytorch(runner_of, hugging_face, fusion, batching
 @pytest.mark.parametrize("layer", FUSED_LAYERS)
 def test_each_fused_layer_alone(model_dir, hugging_face, layer, batching, precision):
     sentences = make_sentences(LENGTHS, seed=1)
-    runner, bert = make_runner(model_dir, precision, batching, (layer,))
+    runner, bert = make_runner(model_dir, precision, batching, layer_set=ALONE[layer][1])
     found = run_sentences(runner, batching, sentences)
     assert error(found, pytorchs_answer(hugging_face, sentences)) <= TOLERANCES[precision]
     assert {one.plugin for one in bert.contents.plugins.values()} == {layer}
@@ -190,7 +197,7 @@ def test_each_fused_layer_alone(model_dir, hugging_face, layer, batching, precis
 
 @EVERY_BATCHING
 def test_tensorrts_attention_takes_the_place_of_elementary_layers(model_dir, batching):
-    _, bert = make_runner(model_dir, "fp16", batching, FUSIONS["tensorrt"])
+    _, bert = make_runner(model_dir, "fp16", batching, "tensorrt")
     kinds = layer_kinds(bert.network)
     assert kinds.count("ATTENTION_INPUT") == kinds.count("ATTENTION_OUTPUT") == 2
     assert kinds.count("SOFTMAX") == kinds.count("PLUGIN_V3") == 0
@@ -200,9 +207,9 @@ def test_tensorrts_attention_takes_the_place_of_elementary_layers(model_dir, bat
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_packed_attention_where_tensorrt_has_it(model_dir, hugging_face, monkeypatch, precision):
     """The full TensorRT 11: cu_seqlens goes into each attention. RTX assembles this too, but builds no plan of it."""
-    monkeypatch.setattr(builder, "has_packed_attention", lambda dtype: dtype != trt.DataType.FLOAT)
+    monkeypatch.setattr(tensorrt_attention, "has_packed_attention", lambda dtype: dtype != trt.DataType.FLOAT)
     sentences = make_sentences(LENGTHS)
-    runner, bert = make_runner(model_dir, precision, "packed", FUSIONS["tensorrt"])
+    runner, bert = make_runner(model_dir, precision, "packed", "tensorrt")
     found = run_sentences(runner, "packed", sentences)
     assert error(found, pytorchs_answer(hugging_face, sentences)) <= TOLERANCES[precision]
     kinds = layer_kinds(bert.network)
@@ -219,13 +226,13 @@ def test_a_tensorrt_without_attention_is_an_error_before_the_long_work(monkeypat
 
 @EVERY_BATCHING
 def test_fused_layers_take_the_place_of_elementary_ones(model_dir, batching):
-    _, bert = make_runner(model_dir, "fp16", batching, FUSED_LAYERS)
+    _, bert = make_runner(model_dir, "fp16", batching, "plugins")
     kinds = layer_kinds(bert.network)
     assert kinds.count("PLUGIN_V3") == 1 + 2 * (1 + 2)  # embeddings; in each layer attention and two sums
     assert kinds.count("SOFTMAX") == 0
     assert kinds.count("NORMALIZATION") == 1  # of the head
     assert kinds.count("MATRIX_MULTIPLY") == 2 * 4 + 2
-    _, plain = make_runner(model_dir, "fp16", batching, ())
+    _, plain = make_runner(model_dir, "fp16", batching)
     assert "PLUGIN_V3" not in layer_kinds(plain.network)
 
 
@@ -234,23 +241,23 @@ def test_fused_layers_take_the_place_of_elementary_ones(model_dir, batching):
 def test_the_linear_plugin_alone(model_dir, hugging_face, batching, precision):
     """Without the other plugins it has three products for Q, K and V, and every bias."""
     sentences = make_sentences(LENGTHS, seed=1)
-    runner, bert = make_runner(model_dir, precision, batching, ("Linear",))
+    runner, bert = make_runner(model_dir, precision, batching, "all", layer_set=NativeLayers)
     found = run_sentences(runner, batching, sentences)
     assert error(found, pytorchs_answer(hugging_face, sentences)) <= TOLERANCES[precision]
     assert len(linear_layers(bert)) == len(bert.contents.plugins) == 2 * 6
-    assert {len(one.inputs) for one in bert.contents.plugins.values()} == {3}
+    assert {num_inputs(bert, name) for name in linear_layers(bert)} == {3}
 
 
 @EVERY_BATCHING
 def test_all_products_of_the_encoder_are_the_linear_plugins(model_dir, batching):
-    _, bert = make_runner(model_dir, "fp16", batching, FUSIONS["all"])
+    _, bert = make_runner(model_dir, "fp16", batching, "all")
     layers = [f"bert.encoder.layer.{index}" for index in range(2)]
     products = ("attention.self.qkv", "attention.output.dense", "output.dense")
     expected = {f"{layer}.{product}": "none" for layer in layers for product in products}
     assert linear_layers(bert) == expected | dict.fromkeys(
         (f"{layer}.intermediate.intermediate_act_fn" for layer in layers), "gelu"
     )
-    with_bias = {name for name in linear_layers(bert) if len(bert.contents.plugins[name].inputs) == 3}
+    with_bias = {name for name in linear_layers(bert) if num_inputs(bert, name) == 3}
     assert with_bias == {name for name in linear_layers(bert) if not name.endswith("output.dense")}
     kinds = layer_kinds(bert.network)
     assert kinds.count("PLUGIN_V3") == 1 + 2 * (1 + 2 + 4)
@@ -264,8 +271,7 @@ def test_all_products_of_the_encoder_are_the_linear_plugins(model_dir, batching)
 @EVERY_FUSION
 def test_the_plugins_kernels_in_the_whole_network(model_dir, hugging_face, fusion, batching, precision):
     sentences = make_sentences(LENGTHS)
-    fused = FUSIONS[fusion]
-    bert = builder.assemble(ModelFolder(model_dir), TrtLog(), precision, batching=batching, fused=fused)
+    bert = builder.assemble(ModelFolder(model_dir), TrtLog(), precision, batching=batching, fusion=fusion)
     runner = NetworkRunner(bert.network, "cuda", contents=bert.contents)
     found = run_sentences(runner, batching, sentences)
     assert error(found, pytorchs_answer(hugging_face, sentences)) <= TOLERANCES[precision]
@@ -273,7 +279,7 @@ def test_the_plugins_kernels_in_the_whole_network(model_dir, hugging_face, fusio
 
 def test_in_fp32_all_is_what_plugins_is(model_dir):
     """The Linear plugin has no fp32."""
-    (_, bert), (_, same) = (make_runner(model_dir, "fp32", "packed", FUSIONS[name]) for name in ("all", "plugins"))
+    (_, bert), (_, same) = (make_runner(model_dir, "fp32", "packed", name) for name in ("all", "plugins"))
     assert bert.contents.plugins == same.contents.plugins
     assert layer_kinds(bert.network) == layer_kinds(same.network)
     assert fused_layers("all", "fp32") == fused_layers("plugins", "fp16") == FUSED_LAYERS
@@ -285,7 +291,7 @@ def test_in_fp32_all_is_what_plugins_is(model_dir):
 @pytest.mark.parametrize("gelu", ["tanh", "decomposed"])
 def test_another_gelu_is_no_part_of_the_product(model_dir, hugging_face, gelu):
     sentences = make_sentences(LENGTHS)
-    runner, bert = make_runner(model_dir, "fp16", "packed", FUSIONS["all"], gelu=gelu)
+    runner, bert = make_runner(model_dir, "fp16", "packed", "all", gelu=gelu)
     assert len(linear_layers(bert)) == 8
     assert set(linear_layers(bert).values()) == {"none"}
     found = run_sentences(runner, "packed", sentences)
@@ -295,7 +301,7 @@ def test_another_gelu_is_no_part_of_the_product(model_dir, hugging_face, gelu):
 @BATCHED
 def test_other_layer_norms_are_of_the_layer_norm_plugin(model_dir, hugging_face, batching):
     sentences = make_sentences(LENGTHS, seed=2)
-    runner, bert = make_runner(model_dir, "fp32", batching, ("SkipLayerNorm",), layer_norm="fast")
+    runner, bert = make_runner(model_dir, "fp32", batching, layer_norm="fast", layer_set=OnlySkipLayerNorm)
     assert error(run_sentences(runner, batching, sentences), pytorchs_answer(hugging_face, sentences)) <= 1e-5
     assert layer_kinds(bert.network).count("NORMALIZATION") == 0
 
@@ -315,7 +321,7 @@ def other_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 def test_other_checkpoints(other_model, fusion, precision, batching):
     demo = other_model.demo()
     sentence = Words(demo.inputs["input_ids"][0], demo.inputs["token_type_ids"][0])
-    runner, _owner = make_runner(other_model.path, precision, batching, FUSIONS[fusion])
+    runner, _owner = make_runner(other_model.path, precision, batching, fusion)
     for found in run_sentences(runner, batching, [sentence, sentence]):
         assert relative_l2(found[None], demo.output) <= TOLERANCES[precision]
 
@@ -325,7 +331,7 @@ def test_other_checkpoints(other_model, fusion, precision, batching):
 @given(lengths=st.lists(st.integers(1, POSITIONS), min_size=1, max_size=7), seed=st.integers(0, 9))
 def test_packed_sentences_of_any_lengths(runner_of, hugging_face, fusion, lengths, seed):
     sentences = make_sentences(lengths, seed)
-    runner = runner_of("fp32", "packed", FUSIONS[fusion])
+    runner = runner_of("fp32", "packed", fusion)
     found = run_sentences(runner, "packed", sentences)
     assert error(found, pytorchs_answer(hugging_face, sentences)) <= 1e-5
 
@@ -338,7 +344,7 @@ def test_batches_of_packing_go_in_and_results_come_back_in_order(runner_of, hugg
     make, key = (pack, LENGTHS_NAME) if batching == "packed" else (pad, MASK_NAME)
     batches: Any = make(ids, Limits(100, 4, POSITIONS), token_types=types)
     assert len(batches) > 1
-    runner = runner_of("fp32", batching, FUSIONS[fusion])
+    runner = runner_of("fp32", batching, fusion)
     results = []
     for batch in batches:
         inputs = {name: getattr(batch, name) for name in INPUT_NAMES}
@@ -361,7 +367,7 @@ def test_another_sentence_changes_nothing_for_the_others(runner_of, fusion, batc
     """Bit for bit: what is masked out must not even round differently."""
     before = make_sentences(LENGTHS)
     others = make_sentences(LENGTHS, seed=99)
-    runner = runner_of(precision, batching, FUSIONS[fusion])
+    runner = runner_of(precision, batching, fusion)
     expected = run_sentences(runner, batching, before)
     for changed in (0, 3, len(LENGTHS) - 1):
         after = [*before[:changed], others[changed], *before[changed + 1 :]]
@@ -373,7 +379,7 @@ def test_another_sentence_changes_nothing_for_the_others(runner_of, fusion, batc
 @EVERY_FUSION
 def test_what_stands_in_the_padding_does_not_matter(runner_of, fusion):
     sentences = make_sentences(LENGTHS)
-    runner = runner_of("fp16", "padded", FUSIONS[fusion])
+    runner = runner_of("fp16", "padded", fusion)
     results = [runner.run(padded_inputs(sentences, filling))["logit"].numpy() for filling in (0, 1)]
     assert not same_bits(*results)  # rows of the padding itself
     for row, one in enumerate(sentences):
@@ -385,7 +391,7 @@ def test_what_stands_in_the_padding_does_not_matter(runner_of, fusion):
 def test_the_order_of_sentences_does_not_matter(runner_of, fusion, batching):
     sentences = make_sentences(LENGTHS)
     order = np.random.default_rng(0).permutation(len(sentences))
-    runner = runner_of("fp32", batching, FUSIONS[fusion])
+    runner = runner_of("fp32", batching, fusion)
     found = run_sentences(runner, batching, [sentences[place] for place in order])
     expected = run_sentences(runner, batching, sentences)
     assert error(found, [expected[place] for place in order]) <= 2e-6  # a product sums in blocks of rows
@@ -395,7 +401,7 @@ def test_the_order_of_sentences_does_not_matter(runner_of, fusion, batching):
 def test_without_the_mask_the_answers_are_wrong(runner_of, hugging_face, fusion):
     """The tests above can fail: a mask of ones lets words look at the padding."""
     sentences = make_sentences(LENGTHS)
-    runner = runner_of("fp32", "padded", FUSIONS[fusion])
+    runner = runner_of("fp32", "padded", fusion)
     inputs = padded_inputs(sentences)
     rows = runner.run(inputs | {MASK_NAME: np.ones_like(inputs[MASK_NAME])})["logit"].numpy()
     found = [row[: len(one.ids)] for row, one in zip(rows, sentences, strict=True)]
@@ -408,7 +414,7 @@ def test_without_the_mask_the_answers_are_wrong(runner_of, hugging_face, fusion)
 @pytest.fixture(scope="module")
 def quantization(model_dir: Path) -> Quantization:
     """Every linear layer of the encoder in int8, ranges from the very sentences."""
-    products = in_groups(encoder_products(ModelFolder(model_dir).config), LINEAR_GROUPS)
+    products = in_groups(encoder_products(ModelFolder(model_dir)), LINEAR_GROUPS)
     names = sorted({range_name(tensor, {}) for product in products for tensor in product.activations})
     bert = builder.assemble(ModelFolder(model_dir), TrtLog(), batching="packed")
     values = NetworkRunner(bert.network, outputs=names, contents=bert.contents).run(
@@ -422,11 +428,11 @@ def quantization(model_dir: Path) -> Quantization:
 @EVERY_FUSION
 def test_int8_equals_pytorch(model_dir, hugging_face, quantization, fusion, batching):
     sentences = make_sentences(LENGTHS)
-    runner, bert = make_runner(model_dir, "int8", batching, FUSIONS[fusion], quantization=quantization)
+    runner, bert = make_runner(model_dir, "int8", batching, fusion, quantization=quantization)
     found = run_sentences(runner, batching, sentences)
     assert error(found, pytorchs_answer(hugging_face, sentences)) <= TOLERANCES["int8"]
     expected = 2 * PRODUCTS[fusion]
-    assert bert.quantized_products == inspect(bert.network).quantized_products == expected
+    assert bert.num_quantized == inspect(bert.network).quantized_products == expected
     assert not linear_layers(bert)
 
 
@@ -435,9 +441,9 @@ def test_int8_equals_pytorch(model_dir, hugging_face, quantization, fusion, batc
 def test_a_merged_product_with_a_part_in_fp16_is_in_fp16(model_dir, hugging_face, quantization, kept, fusion):
     sentences, layer = make_sentences(LENGTHS), "bert.encoder.layer.1.attention.self"
     partly = replace(quantization, products=quantization.products - {f"{layer}.{part}" for part in kept})
-    runner, bert = make_runner(model_dir, "int8", "packed", FUSIONS[fusion], quantization=partly)
+    runner, bert = make_runner(model_dir, "int8", "packed", fusion, quantization=partly)
     assert linear_layers(bert) == ({f"{layer}.qkv": "none"} if fusion == "all" else {})
-    assert bert.quantized_products == inspect(bert.network).quantized_products == 7
+    assert bert.num_quantized == inspect(bert.network).quantized_products == 7
     names = {bert.network.get_layer(index).name for index in range(bert.network.num_layers)}
     assert f"{layer}.qkv.weight" in names
     assert f"{layer}.qkv.weight.dequantized" not in names
@@ -452,7 +458,7 @@ def test_smoothed_channels_change_nothing_but_rounding(model_dir, hugging_face, 
     divisors = np.random.default_rng(0).uniform(0.25, 4, 128).astype(np.float32)
     tensors = ("bert.embeddings.LayerNorm", "bert.encoder.layer.0.attention.self")
     smoothed = Quantization("int8", smoothing=dict.fromkeys(tensors, divisors))
-    runner, _owner = make_runner(model_dir, precision, "packed", FUSIONS[fusion], quantization=smoothed)
+    runner, _owner = make_runner(model_dir, precision, "packed", fusion, quantization=smoothed)
     found = run_sentences(runner, "packed", sentences)
     assert error(found, pytorchs_answer(hugging_face, sentences)) <= TOLERANCES[precision]
 
@@ -462,7 +468,7 @@ def test_smoothed_channels_change_nothing_but_rounding(model_dir, hugging_face, 
 def test_attentions_own_products_cannot_be_int8_in_one_layer(model_dir, quantization, part, fusion):
     own = replace(quantization, products=frozenset({f"bert.encoder.layer.0.attention.self.{part}"}))
     with pytest.raises(UserError, match=r"--quantize attention: .* leave attention out, or .*--fusion none"):
-        make_runner(model_dir, "int8", "single", FUSIONS[fusion], quantization=own)
+        make_runner(model_dir, "int8", "single", fusion, quantization=own)
 
 
 # --- plans --------------------------------------------------------------------------------------------------
@@ -479,8 +485,8 @@ PROFILES = {
 @EVERY_FUSION
 def test_tensorrt_builds_the_plan(model_dir, quantization, tmp_path, fusion, batching, precision):
     chosen = {"quantization": quantization} if precision == "int8" else {}
-    _, bert = make_runner(model_dir, precision, batching, FUSIONS[fusion], **chosen)
-    batch = ONE_SENTENCE if batching == "single" else SequenceRange(2, 4, 16)
+    _, bert = make_runner(model_dir, precision, batching, fusion, **chosen)
+    batch = ONE_SEQUENCE if batching == "single" else SequenceRange(2, 4, 16)
     library = None if fusion in WITHOUT_PLUGINS else build.library_path()
     options = BuildOptions(SequenceRange(1, 8, 64), batch, plugin_library=library)
     build_plan(bert.builder, bert.network, TrtLog(), options, tmp_path / "p.plan")
@@ -511,29 +517,25 @@ def test_a_plan_for_several_sentences_at_least_is_checked_with_so_many(model_dir
     said = json.loads(result.read_text())
     assert (said["batching"], said["fused"]) == (batching, list(FUSED_LAYERS))
     assert said["within_tolerance"] is True
-    job = make_job(model_dir, batching, SequenceRange(3, 4, 8))
+    task = Task.prepare(
+        "builder.py",
+        ModelFolder(model_dir),
+        PlanOptions(model_dir, batching=batching, batch=SequenceRange(3, 4, 8)),
+    )
     info = read_info(plan)
     assert info is not None
-    for name, values in job.inputs.items():
+    for name, values in task.inputs.items():
         check_in_profile(name, values.shape, info.profile[name])
-    check_batch(job.inputs)
+    check_batch(task.inputs)
 
 
 @EVERY_FUSION
 def test_plans_of_different_networks_have_different_names(model_dir, fusion):
-    parser = argparse.ArgumentParser()
-    add_common_arguments(parser)
-    args, fused = parser.parse_args(["--precision", "fp16"]), fused_layers(fusion, "fp16")
-    job = Job.prepare("builder.py", ModelFolder(model_dir), args, "packed", SequenceRange(1, 2, 3), fused)
+    options = PlanOptions(model_dir, "fp16", fusion, batching="packed", batch=SequenceRange(1, 2, 3))
+    task = Task.prepare("builder.py", ModelFolder(model_dir), options)
     mark = {"none": "", "tensorrt": ".attention", "plugins": ".fused", "all": ".fused.linear"}[fusion]
-    assert job.plan_path.name == f"builder.fp16.packed{mark}.plan"
-    assert (job.options.plugin_library is None) == (fusion in WITHOUT_PLUGINS)
-
-
-def make_job(folder: Path, batching: str, batch: SequenceRange) -> Job:
-    parser = argparse.ArgumentParser()
-    add_common_arguments(parser)
-    return Job.prepare("builder.py", ModelFolder(folder), parser.parse_args([]), batching, batch)
+    assert task.plan_path.name == f"builder.fp16.packed{mark}.plan"
+    assert (task.build.plugin_library is None) == (fusion in WITHOUT_PLUGINS)
 
 
 @EVERY_FUSION
@@ -552,8 +554,8 @@ def test_a_head_size_that_the_plugin_has_not_is_an_error(tmp_path):
     """8 heads of 16: elementary layers take any size."""
     source = make_checkpoint(tmp_path / "source", num_attention_heads=8)
     model2onnx.export(str(source), DEFAULT_TEXT, tmp_path / "out")
-    make_runner(tmp_path / "out", "fp16", "packed", ("EmbLayerNorm", "SkipLayerNorm"))
+    make_runner(tmp_path / "out", "fp16", "packed", layer_set=OnlySkipLayerNorm)
     with pytest.raises(
         UserError, match=r"heads have 16 elements, and .* takes 32, 64, 128; build with --fusion none"
     ):
-        make_runner(tmp_path / "out", "fp16", "packed", FUSED_LAYERS)
+        make_runner(tmp_path / "out", "fp16", "packed", "plugins")

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import InProcess, Script, make_checkpoint
+from conftest import InProcess, Script, encoder_products, make_checkpoint
 from plugin_build_for_tests import built_plugins
 from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM
@@ -20,26 +20,33 @@ import demo
 import model2onnx
 import onnx2trt
 from bert_trt import pipeline, plan, tensorrt_product
+from bert_trt.calibration import CalibrationContext, calibrate, quantization_of
+from bert_trt.calibration_data import read_data
 from bert_trt.comparison import relative_l2
 from bert_trt.console import UserError
 from bert_trt.element_types import ELEMENT_TYPES
-from bert_trt.model_files import INPUT_NAMES, MASK_NAME, ModelFolder, load_onnx
+from bert_trt.model_files import INPUT_NAMES, MASK_NAME, ModelFolder
 from bert_trt.network_runner import NetworkRunner, read_layer
-from bert_trt.options import DEFAULT_DATA, DEFAULT_TEXT, GROUPS, LINEAR_GROUPS, TOLERANCES, SequenceRange, Settings
+from bert_trt.options import (
+    DEFAULT_DATA,
+    DEFAULT_TEXT,
+    GROUPS,
+    LINEAR_GROUPS,
+    TOLERANCES,
+    CalibrationSettings,
+    SequenceRange,
+)
 from bert_trt.plan import BuildOptions, build_plan, check_plan
 from bert_trt.quantization import (
     MEASURABLE_BYTES,
     Quantization,
     check_quantized,
-    encoder_products,
     in_groups,
     inspect,
 )
 from bert_trt.sentences import load_tokenizer
 from bert_trt.tensorrt_log import TrtLog
 from bert_trt.tensorrt_product import trt
-from calibrator import Subject, calibrate, read_data
-from sensitivity import quantization_of
 
 
 def api_runner(folder, precision="fp32", gelu=None, **options):
@@ -145,23 +152,6 @@ def test_the_parsers_softmax_computes_in_fp32(model_dir, precision):
     ):
         sums = probabilities.double().sum(-1)
         assert (sums - 1).abs().max() <= 1e-6
-
-
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("layer_norm", ["native", "fast"])
-def test_around_wide_operators_the_graph_is_cast_to_fp32_and_back(model_dir, precision, layer_norm):
-    folder = ModelFolder(model_dir)
-    model = onnx.load(str(folder.onnx_path), load_external_data=False)
-    onnx2trt.convert_precision(model, folder.weights(), precision, layer_norm)
-    made_by = {name: node for node in model.graph.node for name in node.output}
-    wide = ["Softmax", *(["LayerNormalization"] if layer_norm == "native" else [])]
-    found = [node for node in model.graph.node if node.op_type in wide]
-    assert len(found) == 2 + (6 if layer_norm == "native" else 0)
-    for node in found:
-        before = made_by[node.input[0]]
-        after = [other for other in model.graph.node if node.output[0] in other.input]
-        assert (before.op_type, before.attribute[0].i) == ("Cast", onnx.TensorProto.FLOAT)
-        assert [(one.op_type, one.attribute[0].i) for one in after] == [("Cast", ELEMENT_TYPES[precision].onnx)]
 
 
 def test_decomposed_gelu_is_the_erf_gelu_in_elementary_layers(model_dir):
@@ -388,9 +378,11 @@ def test_input_names(model_dir):
 
 def quantization_for(folder, sentences, kind, groups=LINEAR_GROUPS, smoothing=None) -> Quantization:
     data = read_data(folder, sentences, 12, 0)
-    subject = Subject(folder, data.calibration, data.path, builder.assemble, TrtLog(), "cpu")
-    made = calibrate(subject, Settings(kind, sentences=12, groups=groups, smoothing=smoothing))
-    return quantization_of(made, in_groups(encoder_products(folder.config), groups))
+    subject = CalibrationContext(
+        folder, encoder_products(folder), data.calibration, data.path, builder.assemble, TrtLog(), "cpu"
+    )
+    made = calibrate(subject, CalibrationSettings(kind, sentences=12, groups=groups, smoothing=smoothing))
+    return quantization_of(made, in_groups(encoder_products(folder), groups))
 
 
 def constants_of(network, dtype) -> dict[str, np.ndarray]:
@@ -415,9 +407,7 @@ def test_both_ways_quantize_the_same(model_dir, sentence_file, groups, smoothing
     parsed = onnx2trt.parse(folder, "int8", TrtLog(), quantization=quantization)
     parts = [check_quantized(made.network, "int8", len(quantization.products)) for made in (api, parsed)]
     weights = [constants_of(made.network, trt.DataType.INT8) for made in (api, parsed)]
-    linear = [
-        one for one in encoder_products(folder.config) if one.name in quantization.products and one.weight_shape
-    ]
+    linear = [one for one in encoder_products(folder) if one.name in quantization.products and one.weight_shape]
     assert len(weights[0]) == len(linear)
     for product in linear:
         ours = weights[0][f"{product.name}.weight"].reshape(product.weight_shape)
@@ -509,8 +499,9 @@ def test_the_parser_makes_tensorrts_own_attention(model_dir, sentence_file, tmp_
     folder, log = ModelFolder(model_dir), TrtLog()
     demo = folder.demo()
     quantization = quantization_for(folder, sentence_file, "int8", LINEAR_GROUPS) if precision == "int8" else None
-    fused = builder.FUSIONS["tensorrt"]
-    parsed = onnx2trt.parse(folder, precision, log, quantization=quantization, fused=fused)
+    parsed = onnx2trt.parse(
+        folder, precision, log, quantization=quantization, fusion="tensorrt", products=encoder_products(folder)
+    )
     kinds = kinds_of(parsed.network)
     assert kinds.count("ATTENTION_INPUT") == kinds.count("ATTENTION_OUTPUT") == folder.config.num_layers
     assert "SOFTMAX" not in kinds
@@ -518,14 +509,6 @@ def test_the_parser_makes_tensorrts_own_attention(model_dir, sentence_file, tmp_
     assert relative_l2(output, demo.output) <= TOLERANCES[precision]
     options = BuildOptions(SequenceRange(1, 8, 64))
     assert build_plan(parsed.builder, parsed.network, log, options, tmp_path / "p.plan").num_bytes > 0
-
-
-def test_a_graph_without_the_attention_that_we_write_is_an_error(model_dir):
-    folder = ModelFolder(model_dir)
-    model = load_onnx(folder.onnx_path)
-    next(node for node in model.graph.node if node.op_type == "Mul").op_type = "Div"
-    with pytest.raises(UserError, match="the ONNX graph has no attention around 'node_softmax'; write it again"):
-        onnx2trt.use_attention(model, folder.config)
 
 
 def test_attention_in_one_layer_through_the_parser_is_not_int8(in_process: InProcess, small_weights_dir, tmp_path):
@@ -565,7 +548,7 @@ def mid_size(tmp_path_factory) -> ModelFolder:
 
 @pytest.mark.parametrize("way", ["api", "parser"])
 def test_a_plan_is_smaller_by_a_byte_for_each_quantized_weight(mid_size, tmp_path, way):
-    products = in_groups(encoder_products(mid_size.config), LINEAR_GROUPS)
+    products = in_groups(encoder_products(mid_size), LINEAR_GROUPS)
     ranges = {tensor: 6.0 for product in products for tensor in product.activations}
     names = frozenset(product.name for product in products)
     count = sum(math.prod(product.weight_shape or ()) for product in products)

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, InProcess, Script, make_checkpoint
+from conftest import WORDS, InProcess, Script, encoder_products, make_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnxruntime.quantization.calibrate import HistogramCollector
@@ -20,35 +20,20 @@ from transformers import BertForMaskedLM
 
 import calibrator
 import model2onnx
+from bert_trt import histograms
+from bert_trt.calibration import BertCalibrator, Calibration, CalibrationContext, calibrate, tensors_of
+from bert_trt.calibration_cache import calibrate_cached, fingerprint, read_cache, write_cache
+from bert_trt.calibration_data import BATCH_TOKENS, batch_inputs, batches, read_data, spread
 from bert_trt.console import UserError
 from bert_trt.element_types import ELEMENT_TYPES
+from bert_trt.histograms import BINS, COUNTED_AT_ONCE, Histogram, find_range
 from bert_trt.model_files import MASK_NAME, ModelFolder
 from bert_trt.network_runner import NetworkRunner
-from bert_trt.options import GROUPS, LINEAR_GROUPS, METHODS, QUANTIZED_PRECISIONS, Settings
-from bert_trt.quantization import encoder_products, in_groups
+from bert_trt.options import GROUPS, LINEAR_GROUPS, METHODS, QUANTIZED_PRECISIONS, CalibrationSettings
+from bert_trt.quantization import in_groups
 from bert_trt.sentences import Sentence, load_tokenizer
 from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
-from calibrator import (
-    BATCH_TOKENS,
-    BINS,
-    COUNTED_AT_ONCE,
-    BertCalibrator,
-    Calibration,
-    Histogram,
-    Subject,
-    batch_inputs,
-    batches,
-    calibrate,
-    calibrate_cached,
-    find_range,
-    fingerprint,
-    read_cache,
-    read_data,
-    spread,
-    tensors_of,
-    write_cache,
-)
 
 BIN = 2.0 / BINS  # a bin's width, relative to the largest value: the limit is at most twice that
 
@@ -188,7 +173,7 @@ def test_entropy_is_the_published_algorithm(monkeypatch, seed):
     monkeypatch.setattr(calibrator, "ENTROPY_LEVELS", 16)
     counts = np.random.default_rng(seed).poisson(3000 * np.exp(-np.linspace(0, 9, 96)))
     counts[-1] = 2
-    assert calibrator.entropy_range(counts, 1.0, 1 - 1e-9) == pytest.approx(plain_entropy(counts, 16) / 96)
+    assert histograms.entropy_range(counts, 1.0, 1 - 1e-9) == pytest.approx(plain_entropy(counts, 16) / 96)
 
 
 @pytest.mark.parametrize("case", ["normal", "half of it zero, as after GELU", "three planted outliers"])
@@ -196,7 +181,7 @@ def test_entropy_is_near_onnx_runtimes(case):
     """ONNX Runtime puts the bins that 255 does not divide into its last level, and smooths: hence not the same."""
     values = np.abs(HARD[case]).astype(np.float64)
     largest = values.max()
-    histogram = np.histogram(np.concatenate([values, -values]), 2 * calibrator.ENTROPY_BINS + 1, (-largest, largest))
+    histogram = np.histogram(np.concatenate([values, -values]), 2 * histograms.ENTROPY_BINS + 1, (-largest, largest))
     collector: Any = object.__new__(HistogramCollector)
     _, theirs = collector.get_entropy_threshold((*histogram, -largest, largest), 255)
     assert range_of(HARD[case], "entropy") == pytest.approx(float(theirs), rel=0.25)
@@ -240,7 +225,7 @@ def test_mse_finds_ranges_far_below_the_largest(outlier, bulk):
         return float(np.sum(counts * (rounded - middles) ** 2))
 
     least = min(error(candidate) for candidate in outlier * np.linspace(1 / 16, 1, 2000))
-    found = calibrator.mse_range(counts, limit, outlier, "int8")
+    found = histograms.mse_range(counts, limit, outlier, "int8")
     # Of a histogram the error goes up and down by some percent, by how many bins there are in a step.
     assert error(found) <= 1.1 * least
     assert outlier / 16 <= found < 0.75 * outlier
@@ -294,18 +279,20 @@ def folder(model_dir: Path) -> ModelFolder:
     return ModelFolder(model_dir)
 
 
-def subject_of(folder: ModelFolder, path: Path, wanted: int) -> Subject:
+def subject_of(folder: ModelFolder, path: Path, wanted: int) -> CalibrationContext:
     data = read_data(folder, path, wanted, 0)
-    return Subject(folder, data.calibration, data.path, assemble, TrtLog(), "cpu")
+    return CalibrationContext(
+        folder, encoder_products(folder), data.calibration, data.path, assemble, TrtLog(), "cpu"
+    )
 
 
-PLAIN = Settings(sentences=12, smoothing=None, method="max", groups=GROUPS)
+PLAIN = CalibrationSettings(sentences=12, smoothing=None, method="max", groups=GROUPS)
 
 
 def test_maxima_are_those_of_the_sentences_one_by_one(folder, sentence_file):
     subject = subject_of(folder, sentence_file, 12)
     found = calibrate(subject, PLAIN)
-    names = tensors_of(encoder_products(folder.config), {})
+    names = tensors_of(encoder_products(folder), {})
     assert list(found.ranges) == names
     made = assemble(folder, TrtLog())
     runner = NetworkRunner(made.network, outputs=names)
@@ -453,13 +440,16 @@ def test_a_pair_is_calibrated_as_a_pair(folder, tmp_path):
     (pair,) = read_data(folder, tmp_path / "text.txt", 1, 0).calibration
     assert batch_inputs([pair])["token_type_ids"].tolist() == [[0, 0, 0, 1, 1]]
     flat = replace(pair, types=np.zeros_like(pair.types))
-    assert fingerprint(folder, [pair], Settings()) != fingerprint(folder, [flat], Settings())
+    assert fingerprint(folder, [pair], CalibrationSettings()) != fingerprint(folder, [flat], CalibrationSettings())
 
 
 # --- the cache --------------------------------------------------------------------------------------------
 
 MADE = Calibration(
-    Settings(), {"x.smoothed": 0.1, "y": 3.0}, {"x.smoothed": 0.2, "y": 4.0}, {"x": np.array([1, 2], np.float32)}
+    CalibrationSettings(),
+    {"x.smoothed": 0.1, "y": 3.0},
+    {"x.smoothed": 0.2, "y": 4.0},
+    {"x": np.array([1, 2], np.float32)},
 )
 
 
@@ -470,7 +460,7 @@ class Cache:
         shutil.copytree(model, place)
         self.folder = ModelFolder(place)
         self.sentences = [sentence(1, 5), sentence(2, 7)]
-        self.settings = Settings()
+        self.settings = CalibrationSettings()
         self.path = place / "calibration.json"
         self.made = 0
 
@@ -547,7 +537,7 @@ def test_a_cache_that_does_not_fit_is_made_again_and_says_why(cache, capsys, cha
 
 @pytest.mark.parametrize("method", ["mse", "max", "entropy"])
 def test_a_percentile_that_the_method_does_not_read_leaves_the_cache(cache, method):
-    cache.settings = Settings(method=method)
+    cache.settings = CalibrationSettings(method=method)
     cache.get()
     cache.settings = replace(cache.settings, percentile=90.0)
     cache.get()
@@ -555,7 +545,7 @@ def test_a_percentile_that_the_method_does_not_read_leaves_the_cache(cache, meth
 
 
 def test_a_percentile_that_the_method_reads_is_part_of_the_fingerprint(cache, capsys):
-    cache.settings = Settings(method="percentile")
+    cache.settings = CalibrationSettings(method="percentile")
     cache.get()
     cache.settings = replace(cache.settings, percentile=90.0)
     cache.get()
@@ -566,7 +556,7 @@ def test_a_percentile_that_the_method_reads_is_part_of_the_fingerprint(cache, ca
 def test_smoothing_is_read_for_linear_layers_alone(cache):
     for groups, made in ((("attention",), 1), (("qkv", "attention"), 3)):
         for smoothing in ("auto", 0.5):
-            cache.settings = Settings(groups=groups, smoothing=smoothing)
+            cache.settings = CalibrationSettings(groups=groups, smoothing=smoothing)
             cache.get()
         assert cache.made == made
 
@@ -575,16 +565,15 @@ def test_a_cache_of_an_earlier_version_that_holds_more_settings_is_used(cache):
     """It has the percentile, whatever the method."""
     cache.get()
     entry = json.loads(cache.path.read_text())["int8"]
-    del entry["checksum"]
     entry["fingerprint"]["setting percentile"] = 99.99
-    cache.path.write_text(json.dumps({"int8": {**entry, "checksum": calibrator._checksum(entry)}}))
+    cache.path.write_text(json.dumps({"int8": {**entry, "checksum": "0123"}}))
     cache.get()
     assert cache.made == 1
 
 
 def test_int8_and_fp8_are_kept_beside_each_other(cache):
     for kind in ("int8", "fp8", "int8", "fp8"):
-        cache.settings = Settings(kind)
+        cache.settings = CalibrationSettings(kind)
         assert cache.get().settings.kind == kind
     assert cache.made == 2
     assert set(json.loads(cache.path.read_text())) == {"int8", "fp8"}
@@ -602,13 +591,13 @@ DAMAGE = {
     "an entry that is a list": lambda text: '{"int8": []}',
     "an entry that is a number": lambda text: '{"int8": 5}',
     "an empty entry": lambda text: '{"int8": {}}',
-    "a changed range": lambda text: text.replace("3.0", "8.0"),
     "a negative range": lambda text: text.replace("3.0", "-3.0"),
     "a range that is NaN": lambda text: text.replace("3.0", "NaN"),
     "a range that is text": lambda text: text.replace("3.0", '"3.0"'),
     "a range that is missing": changed_entry(ranges={"y": 3.0}),
     "ranges that are a list": changed_entry(ranges=[3.0]),
-    "divisors that are missing": changed_entry(smoothing={"x": [1.0]}),
+    "divisors that are negative": changed_entry(smoothing={"x": [1.0, -2.0]}),
+    "divisors of another tensor": changed_entry(smoothing={"y": [1.0, 2.0]}),
     "smoothing that is null": changed_entry(smoothing=None),
     "a fingerprint that is null": changed_entry(fingerprint=None),
     "too deep": lambda text: "[" * 100_000,
@@ -650,8 +639,8 @@ def test_a_cache_that_cannot_be_written_is_named(cache):
 def test_a_failed_write_leaves_the_old_cache(cache, monkeypatch):
     cache.get()
     before = cache.path.read_bytes()
-    cache.settings = Settings("fp8")
-    monkeypatch.setattr(calibrator.json, "dumps", lambda *_, **__: 1 / 0)
+    cache.settings = CalibrationSettings("fp8")
+    monkeypatch.setattr(json, "dumps", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_cache(cache.path, replace(MADE, settings=cache.settings), {})
     monkeypatch.undo()
@@ -738,4 +727,4 @@ def test_a_model_without_tokenizer_says_so(model_dir, tmp_path, sentence_file):
 
 
 def test_groups_of_products(folder):
-    assert len(in_groups(encoder_products(folder.config), ["attention"])) == 4
+    assert len(in_groups(encoder_products(folder), ["attention"])) == 4

@@ -493,12 +493,11 @@ def test_a_damaged_timing_cache_must_be_replaced(tmp_path, replaced):
 def test_late_weights_are_a_field_of_the_plugins(model_dir, precision, values):
     built_plugins()
     from bert_trt.network_proof import check_definition
-    from builder import assemble, fused_layers
+    from builder import assemble
 
-    fused = fused_layers("all", precision)
     found = set()
     for constant in (True, False):
-        made = assemble(ModelFolder(model_dir), TrtLog(), precision, fused=fused, constant_weights=constant)
+        made = assemble(ModelFolder(model_dir), TrtLog(), precision, fusion="all", constant_weights=constant)
         check_definition(made.network, made.contents, ModelFolder(model_dir).config.layer_norm_eps)
         fields = [layer.fields for layer in made.contents.plugins.values()]
         own = {one[key] for one in fields for key in one if key in gpu_check.CONSTANT_FIELDS}

@@ -472,7 +472,7 @@ def test_gpu_capability_needs_nothing_but_the_driver(monkeypatch, answer, capabi
 @pytest.fixture
 def missing_bindings(cuda, monkeypatch):
     """A machine with a GPU and pycuda, but without cuda-bindings."""
-    monkeypatch.setattr(inference, "gpu_capability", lambda: (8, 9))
+    monkeypatch.setattr(pipeline, "gpu_capability", lambda: (8, 9))
     for name in ("cuda", "cuda.bindings", "cuda.bindings.runtime"):
         monkeypatch.setitem(sys.modules, name, None)
     pipeline.warn_of_missing_bindings.cache_clear()
@@ -493,18 +493,18 @@ def test_without_cuda_bindings_there_is_a_warning_and_no_graph(missing_bindings,
 def test_a_plan_is_timed_without_cuda_bindings(missing_bindings, engine, plan):
     config = types.SimpleNamespace(output_name="y")
     ones = SequenceRange(1, 1, 1)
-    job: Any = types.SimpleNamespace(
+    task: Any = types.SimpleNamespace(
         plan_path=plan,
         example=None,
         own_batch=NetworkBatch({"x": np.ones((1, 2))}, [0], lambda output: [output[0]]),
-        latency={},
         folder=types.SimpleNamespace(config=config),
         reference=[],
         batching="single",
-        options=types.SimpleNamespace(seq_len=ones, batch=ones),
+        build=types.SimpleNamespace(seq_len=ones, batch=ones),
     )
-    np.testing.assert_array_equal(pipeline._execute_plan(job), [[2, 2]])
-    assert list(job.latency) == ["enqueue"]
+    result = pipeline.Result(task)
+    np.testing.assert_array_equal(pipeline._execute_plan(result), [[2, 2]])
+    assert list(result.latency) == ["enqueue"]
 
 
 def test_a_missing_pycuda_is_told_before_the_build(missing_bindings, monkeypatch, capsys):
@@ -516,7 +516,7 @@ def test_a_missing_pycuda_is_told_before_the_build(missing_bindings, monkeypatch
 
 
 def test_without_a_gpu_nothing_is_missing(missing_bindings, monkeypatch, capsys):
-    monkeypatch.setattr(inference, "gpu_capability", lambda: None)
+    monkeypatch.setattr(pipeline, "gpu_capability", lambda: None)
     pipeline.warn_of_missing_bindings()
     assert capsys.readouterr().err == ""
 

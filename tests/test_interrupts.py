@@ -80,7 +80,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 # --- while a script imports -------------------------------------------------------------------------------
 
 ARGUMENTS = {  # those that a script does not go without
-    "fill_masks.py": ["x.plan", "x.txt"],
+    "fill_mask.py": ["x.plan", "x.txt"],
     "demo_model/train.py": ["--text", "x.txt"],
     "benchmarks/batching_accuracy.py": ["x", "y"],
     "benchmarks/calibration_speed.py": ["x", "y"],
@@ -108,12 +108,12 @@ def test_while_a_library_is_imported(script, tmp_path):
 @pytest.mark.parametrize(
     ("script", "where"),
     [
-        ("builder.py", "tensorrt_log.TrtLog.hear"),  # in TensorRT's logger, called from C++
-        ("onnx2trt.py", "tensorrt_log.TrtLog.hear"),
+        ("builder.py", "bert_trt.tensorrt_log.TrtLog.hear"),  # in TensorRT's logger, called from C++
+        ("onnx2trt.py", "bert_trt.tensorrt_log.TrtLog.hear"),
         ("builder.py", "trt_helper.TrtNetworkHelper.addLinear"),
         ("onnx2trt.py", "bert_trt.model_files.WeightFile.get"),
-        ("builder.py", "plan._ProgressMonitor.phase_start"),
-        ("builder.py", "plan._PlanWriter.write"),
+        ("builder.py", "bert_trt.plan._ProgressMonitor.phase_start"),
+        ("builder.py", "bert_trt.plan._PlanWriter.write"),
         ("builder.py", "json.dumps"),  # of the file beside the plan, which is not in its place yet
     ],
 )
@@ -123,7 +123,7 @@ def test_before_the_plan_is_there_none_is_left(script, where, folder):
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("where", ["bert_trt.network_runner.NetworkRunner.run", "bert_trt.pipeline.print_report"])
+@pytest.mark.parametrize("where", ["bert_trt.network_runner.NetworkRunner.run", "bert_trt.report.print_report"])
 def test_after_the_plan_is_there_it_is_left_whole(where, folder):
     before = contents(folder)
     run_interrupted("builder.py", where, "--model-dir", folder, "--json", folder / "results.json")
@@ -135,7 +135,7 @@ def test_after_the_plan_is_there_it_is_left_whole(where, folder):
     ("script", "where", "arguments"),
     [
         ("calibrator.py", "torch.histc", []),
-        ("sensitivity.py", "calibrator.BertCalibrator.run", ["--smooth", "off"]),
+        ("sensitivity.py", "bert_trt.calibration.BertCalibrator.run", ["--smooth", "off"]),
     ],
 )
 def test_while_it_calibrates(script, where, arguments, folder, sentence_file):
@@ -195,9 +195,7 @@ def test_a_command_under_progress_is_ended_too(tmp_path):
 
 
 def run_code(code: str, default: bool = True) -> subprocess.Popen[str]:
-    head = (
-        "import os, signal, time\nfrom common import run_script\nfrom interrupts import begin_script, uninterrupted\n"
-    )
+    head = "import os, signal, time\nfrom bert_trt.console import run_script\nfrom bert_trt.interrupts import begin_script, uninterrupted\n"
     return start("-c", f"{head}begin_script(lambda: None)\n{code}\nrun_script(main)", default=default)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import encoder_products
 from plugin_build_for_tests import built_plugins
 
 import builder
@@ -17,8 +18,8 @@ from bert_trt.comparison import compare_sequences, reference_batches
 from bert_trt.model_files import ModelFolder
 from bert_trt.network_proof import WrongNetworkError, check_definition, read_fields
 from bert_trt.network_runner import NetworkRunner
-from bert_trt.options import ONE_SENTENCE, SequenceRange
-from bert_trt.quantization import Quantization, encoder_products
+from bert_trt.options import ONE_SEQUENCE, SequenceRange
+from bert_trt.quantization import Quantization
 from bert_trt.tensorrt_log import TrtLog
 from trt_helper import TrtNetworkHelper
 
@@ -31,7 +32,7 @@ def folder(model_dir) -> ModelFolder:
 
 
 def quantization_of(folder: ModelFolder, kind: str, smoothed: bool) -> Quantization:
-    products = encoder_products(folder.config)
+    products = encoder_products(folder)
     linear = [product for product in products if product.weight_shape is not None]
     smoothing = {}
     if smoothed:
@@ -58,7 +59,7 @@ def test_a_right_network_passes_and_without_roundings_gives_pytorchs_answers(fol
     for made in ways(folder, precision):
         check_definition(made.network, made.contents, EPSILON)
         runner = NetworkRunner(made.network, contents=made.contents, in_fp32=True)
-        batches = reference_batches(sequences, "single", SequenceRange(1, 16, 64), ONE_SENTENCE)
+        batches = reference_batches(sequences, "single", SequenceRange(1, 16, 64), ONE_SEQUENCE)
         errors = compare_sequences(lambda inputs, run=runner.run: run(inputs)["logit"].numpy(), batches, sequences)
         assert len(errors) == len(sequences)
         assert max(error.rel_l2 for error in errors) <= 1e-5
@@ -124,11 +125,10 @@ def test_a_plugin_with_other_fields_than_were_asked_for(folder, monkeypatch, cas
         changed = replace(layer, fields={**layer.fields, **changes}) if layer.plugin == plugin else layer
         return original(changed, inputs, outputs)
 
-    fused = ("EmbLayerNorm", "SkipLayerNorm", "QkvToContext")
-    made = builder.assemble(folder, TrtLog(), "fp16", fused=fused)
+    made = builder.assemble(folder, TrtLog(), "fp16", fusion="plugins")
     check_definition(made.network, made.contents, EPSILON)
     monkeypatch.setattr(plugin_layers, "plugin_node", plugin_node)
-    made = builder.assemble(folder, TrtLog(), "fp16", fused=fused)
+    made = builder.assemble(folder, TrtLog(), "fp16", fusion="plugins")
     with pytest.raises(WrongNetworkError, match=message):
         check_definition(made.network, made.contents, EPSILON)
 

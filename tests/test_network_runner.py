@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from conftest import encoder_products
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plugin_build_for_tests import built_plugins
@@ -28,8 +29,8 @@ from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFold
 from bert_trt.network import NetworkContents
 from bert_trt.network_runner import NetworkRunner, UnsupportedLayerError
 from bert_trt.options import BATCHINGS
-from bert_trt.plugin_layers import layer_norm_layer
-from bert_trt.quantization import Quantization, encoder_products
+from bert_trt.plugin_layers import PluginLayer
+from bert_trt.quantization import Quantization
 from bert_trt.tensorrt_log import TrtLog
 from bert_trt.tensorrt_product import trt
 from plugins.plugin_host import TensorSpec
@@ -449,11 +450,11 @@ def test_the_graph_can_be_printed_and_traced(model_dir):
 @pytest.mark.parametrize("way", ["api", "parser"])
 def test_the_graph_can_be_compiled_as_a_whole(model_dir, way, fusion):
     """No break in the graph: nothing in it has to go back to Python, which would also forbid a CUDA graph."""
-    folder, fused = ModelFolder(model_dir), builder.FUSIONS[fusion]
+    folder = ModelFolder(model_dir)
     made: Any = (
-        builder.assemble(folder, TrtLog(), fused=fused)
+        builder.assemble(folder, TrtLog(), fusion=fusion)
         if way == "api"
-        else onnx2trt.parse(folder, "fp32", TrtLog(), fused=fused)
+        else onnx2trt.parse(folder, "fp32", TrtLog(), fusion=fusion)
     )
     runner = NetworkRunner(made.network, contents=made.contents)
     integers = torch.int32 if way == "api" else torch.int64
@@ -593,7 +594,7 @@ def test_an_fp8_product_sums_in_fp32():
 
 
 def quantized_bert(folder: ModelFolder, kind: str = "int8", batching: str = "single"):
-    products = encoder_products(folder.config)
+    products = encoder_products(folder)
     ranges = {tensor: 6.0 for product in products for tensor in product.activations}
     quantization = Quantization(kind, frozenset(product.name for product in products), ranges)
     return builder.assemble(folder, TrtLog(), kind, batching=batching, quantization=quantization)
@@ -849,7 +850,7 @@ def test_a_wrong_batch_is_refused_before_it_runs(model_dir, batching, wrong, tol
 def test_networks_of_batches_and_plugins_can_be_compiled_as_a_whole(model_dir, fusion, precision, batching):
     built_plugins()
     folder = ModelFolder(model_dir)
-    made = builder.assemble(folder, TrtLog(), precision, batching=batching, fused=builder.FUSIONS[fusion])
+    made = builder.assemble(folder, TrtLog(), precision, batching=batching, fusion=fusion)
     runner = NetworkRunner(made.network, contents=made.contents)
     inputs = folder.demo().inputs if batching == "single" else batch_inputs(batching)
     tensors = [torch.as_tensor(inputs[name]).to(torch.int32) for name in runner.input_names]
@@ -879,7 +880,7 @@ class FakeHost:
 
 
 def plugin_module(epsilon: float) -> network_runner.PluginModule:
-    layer = layer_norm_layer("norm", 4, trt.DataType.FLOAT, epsilon, "fast")
+    layer = PluginLayer("norm", "LayerNorm", {"epsilon": epsilon, "kernel": "fast"}, ())
     return network_runner.PluginModule(layer, torch.device("cuda"))
 
 
@@ -907,8 +908,7 @@ def test_plugins_in_a_compiled_graph(monkeypatch):
 @pytest.mark.parametrize("fusion", ["plugins", "all"])
 def test_a_compiled_fused_encoder_equals_the_uncompiled_one(model_dir, batching, fusion):
     built_plugins()
-    fused = builder.FUSIONS[fusion]
-    made = builder.assemble(ModelFolder(model_dir), TrtLog(), "fp16", batching=batching, fused=fused)
+    made = builder.assemble(ModelFolder(model_dir), TrtLog(), "fp16", batching=batching, fusion=fusion)
     first, *_, last = made.hidden_states
     separator = LENGTHS_NAME if batching == "packed" else MASK_NAME
     runner = NetworkRunner(made.network, "cuda", [last], made.contents, inputs=[first, separator])

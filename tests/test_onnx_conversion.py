@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -48,7 +49,7 @@ def test_fp32_operators_are_between_casts(model_dir, precision, layer_norm):
     nodes = [node for node in model.graph if node.op_type in operators]
     assert len(nodes) == 2 + (6 if layer_norm == "native" else 0)
     for node in nodes:
-        before = node.inputs[0].producer()
+        before: Any = node.inputs[0] and node.inputs[0].producer()
         assert (before.op_type, before.attributes["to"].as_int()) == ("Cast", ir.DataType.FLOAT)
         after = [(user.op_type, user.attributes["to"].as_int()) for user in node.outputs[0].consumers()]
         assert after == [("Cast", ELEMENT_TYPES[precision].onnx)]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bert_trt import options
+from bert_trt import command_line, options
 from bert_trt.element_types import ELEMENT_TYPES
 
 ROOT = Path(__file__).parent.parent
@@ -64,19 +62,21 @@ QUANTIZING = {
     "--smooth": "off",
     "--max-error": "0.1",
 }
-BUILDING = [options.builder_arguments, options.onnx2trt_arguments, options.demo_arguments]
-EVERY = [*BUILDING, options.calibrator_arguments, options.sensitivity_arguments]
+BUILDING = [command_line.builder_arguments, command_line.onnx2trt_arguments, command_line.demo_arguments]
+EVERY = [*BUILDING, command_line.calibrator_arguments, command_line.sensitivity_arguments]
 
 
-def read(monkeypatch: pytest.MonkeyPatch, arguments: Callable[[], argparse.Namespace], *given: str) -> Any:
+def read(monkeypatch: pytest.MonkeyPatch, arguments: Callable[[], Any], *given: str) -> Any:
+    """The options of a plan, of demo.py too, or of a calibration."""
     monkeypatch.setattr(sys, "argv", ["script.py", *given])
-    return arguments()
+    found = arguments()
+    return found[1] if isinstance(found, tuple) else found
 
 
 def refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    arguments: Callable[[], argparse.Namespace],
+    arguments: Callable[[], Any],
     *given: str,
 ) -> str:
     with pytest.raises(SystemExit) as ended:
@@ -97,14 +97,13 @@ def test_an_option_of_quantization_is_refused_in_other_types(monkeypatch, capsys
 @pytest.mark.parametrize("arguments", BUILDING)
 def test_all_of_them_are_taken_where_they_are_read(monkeypatch, arguments, precision):
     given = [part for pair in QUANTIZING.items() for part in pair]
-    args = read(monkeypatch, arguments, "--precision", precision, *given, "--calibration", "percentile")
-    assert (args.percentile, args.calibration, args.max_error) == (99.99, "percentile", 0.1)
+    found = read(monkeypatch, arguments, "--precision", precision, *given, "--calibration", "percentile").quantization
+    assert (found.settings.percentile, found.settings.method, found.max_error) == (99.99, "percentile", 0.1)
 
 
 @pytest.mark.parametrize("arguments", EVERY)
 def test_nothing_given_is_nothing_refused(monkeypatch, arguments):
-    args = read(monkeypatch, arguments)
-    assert options.Settings.of(args) == replace(options.Settings(), kind=args.precision)
+    assert read(monkeypatch, arguments).quantization == options.QuantizationOptions()
 
 
 @pytest.mark.parametrize("method", ["max", "mse", "entropy"])
@@ -121,21 +120,22 @@ def test_smoothing_needs_a_linear_layer(monkeypatch, capsys, arguments):
     assert "--smooth has no effect with --quantize attention" in refused(
         monkeypatch, capsys, arguments, *given, "0.5"
     )
-    assert read(monkeypatch, arguments, *given, "off").smooth is None
-    assert read(monkeypatch, arguments, *given[:3], "attention,qkv", "--smooth", "0.5").smooth == 0.5
+    assert read(monkeypatch, arguments, *given, "off").quantization.settings.smoothing is None
+    taken = read(monkeypatch, arguments, *given[:3], "attention,qkv", "--smooth", "0.5")
+    assert taken.quantization.settings.smoothing == 0.5
 
 
 @pytest.mark.parametrize(
     ("arguments", "given", "taken"),
     [
-        (options.builder_arguments, (), False),
-        (options.builder_arguments, ("--fusion", "tensorrt"), False),
-        (options.builder_arguments, ("--fusion", "plugins"), True),
-        (options.builder_arguments, ("--layer-norm", "fast"), True),
-        (options.onnx2trt_arguments, (), False),
-        (options.onnx2trt_arguments, ("--layer-norm", "fast"), True),
-        (options.demo_arguments, (), True),  # its third network has plugins
-        (options.demo_arguments, ("--fusion", "tensorrt"), False),
+        (command_line.builder_arguments, (), False),
+        (command_line.builder_arguments, ("--fusion", "tensorrt"), False),
+        (command_line.builder_arguments, ("--fusion", "plugins"), True),
+        (command_line.builder_arguments, ("--layer-norm", "fast"), True),
+        (command_line.onnx2trt_arguments, (), False),
+        (command_line.onnx2trt_arguments, ("--layer-norm", "fast"), True),
+        (command_line.demo_arguments, (), True),  # its third network has plugins
+        (command_line.demo_arguments, ("--fusion", "tensorrt"), False),
     ],
 )
 def test_nothing_is_left_out_of_a_plan_without_plugins(monkeypatch, capsys, arguments, given, taken):

@@ -14,7 +14,7 @@ from conftest import ROOT, InProcess
 import builder
 import calibrator
 import demo
-import fill_masks
+import fill_mask
 import model2onnx
 import onnx2trt
 import sensitivity
@@ -150,9 +150,9 @@ def test_a_script_refuses(script, arguments, overwritten, in_process, folder, se
     ],
 )
 def test_fill_masks_refuses(arguments, overwritten, in_process, folder, sentence_file, monkeypatch):
-    monkeypatch.setattr(fill_masks, "read_info", lambda _plan: object())
+    monkeypatch.setattr(fill_mask, "read_info", lambda _plan: object())
     words = [{"S": str(sentence_file)}.get(word, word.replace("M/", f"{folder}/")) for word in arguments.split()]
-    ended = in_process(fill_masks.main, *words, "--model-dir", folder)
+    ended = in_process(fill_mask.main, *words, "--model-dir", folder)
     assert ended.code == 1
     assert f" would overwrite {overwritten} (" in ended.err
 

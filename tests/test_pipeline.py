@@ -20,22 +20,23 @@ from transformers import BertForMaskedLM
 import builder
 import model2onnx
 import onnx2trt
-from bert_trt import inference, network_proof, pipeline, plan
+from bert_trt import network_proof, pipeline
+from bert_trt.command_line import capability_list, sequence_range
 from bert_trt.comparison import (
     OWN_NETWORK,
     PYTORCH,
     Comparison,
     SequenceError,
-    best_words,
     profile_batch,
     reference_batches,
     relative_l2,
     sequence_reasons,
+    top_k,
 )
 from bert_trt.inference import check_in_profile
 from bert_trt.model_files import INPUT_NAMES, DemoIO, ReferenceSequence
 from bert_trt.network_proof import WrongNetworkError
-from bert_trt.options import BATCHINGS, DEFAULT_TEXT, ONE_SENTENCE, SequenceRange, capability_list, sequence_range
+from bert_trt.options import BATCHINGS, DEFAULT_TEXT, ONE_SEQUENCE, SequenceRange
 from bert_trt.packing import check_batch
 from bert_trt.plan import profile_shapes
 
@@ -67,7 +68,7 @@ def test_the_same_output_agrees(output):
     assert (compared.rel_l2, compared.max_abs, compared.top1_same, compared.top10_same) == (0.0, 0.0, True, True)
     assert compared.agrees("fp32")
     assert sum(entry["probability"] for entry in compared.top10) < 1.0
-    assert [entry["id"] for entry in compared.top10] == best_words(output[0, 1])
+    assert [entry["id"] for entry in compared.top10] == top_k(output[0, 1])
     assert compared.top10[0]["word"] == TOKENS[int(output[0, 1].argmax())]
 
 
@@ -107,7 +108,7 @@ def with_gap(output: np.ndarray, first: int, gap: float) -> np.ndarray:
 def test_a_near_tie_is_no_disagreement_and_another_word_is(output, first, gap, fp32, fp16):
     """fp32 looks at all ten words, the other types at the first; all of them let near-ties be."""
     reference = with_gap(output, first, gap)
-    ranks = best_words(reference[0, 1])
+    ranks = top_k(reference[0, 1])
     ours = reference.copy()
     ours[0, 1, [ranks[first], ranks[first + 1]]] = ours[0, 1, [ranks[first + 1], ranks[first]]]
     compared = Comparison.of(ours, demo_of(reference), TOKENS)
@@ -223,7 +224,7 @@ def ranges(draw: st.DrawFn, largest: int) -> SequenceRange:
 @given(st.sampled_from(BATCHINGS), ranges(128), ranges(9))
 def test_whatever_is_run_lies_in_the_profile(batching, seq_len, batch):
     """Reference sequences as far as they fit, and made-up ones of the profile's size, for every profile."""
-    batch = ONE_SENTENCE if batching == "single" else batch
+    batch = ONE_SEQUENCE if batching == "single" else batch
     real = reference_batches(REFERENCE, batching, seq_len, batch)
     own = profile_batch(REFERENCE, batching, seq_len, batch)
     for made in (*real, own):
@@ -267,7 +268,7 @@ def run(in_process: InProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     def build(*arguments: Any) -> Any:
         return SimpleNamespace(num_bytes=1, seconds_build=0.0)
 
-    monkeypatch.setattr(plan, "build_plan", build)
+    monkeypatch.setattr(pipeline, "build_plan", build)
 
     def call(model: Path, *options: object, main: Any = builder.main) -> tuple[dict[str, Any], Ended]:
         result = tmp_path / "result.json"
@@ -362,17 +363,17 @@ def test_a_plan_is_run_and_timed_with_what_it_takes(run, model_dir, monkeypatch)
             return pipeline.Latency.of([1.0, 1.0])
 
     answers: Any = None
-    finish = pipeline.finish
+    build_and_check = pipeline.build_and_check
 
-    def capture(job: Any, log: Any, made: Any, network: Any, known: Any, *rest: Any) -> None:
+    def capture(task: Any, log: Any, network: Any, *rest: Any) -> Any:
         nonlocal answers
-        answers = pipeline._pytorch_run(job, network, known)
-        finish(job, log, made, network, known, *rest)
+        answers = pipeline._pytorch_run(pipeline.Result(task), network)
+        return build_and_check(task, log, network, *rest)
 
-    monkeypatch.setattr(builder, "finish", capture)
-    monkeypatch.setattr(inference, "InferHelper", Helper)
-    monkeypatch.setattr(inference, "execution_obstacle", lambda: None)
-    monkeypatch.setattr(inference, "graph_obstacle", lambda: None)
+    monkeypatch.setattr(builder, "build_and_check", capture)
+    monkeypatch.setattr(pipeline, "InferHelper", Helper)
+    monkeypatch.setattr(pipeline, "execution_obstacle", lambda: None)
+    monkeypatch.setattr(pipeline, "graph_obstacle", lambda: None)
     said, done = run(model_dir, "--seq-len", "50,50,50")
     assert done.code == 0, done.out
     assert given == [(1, 50)] * 3  # compared, enqueued, as a graph

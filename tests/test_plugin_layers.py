@@ -1,11 +1,14 @@
 """The plugins inside networks of the real TensorRT: built through the API and through the parser."""
 
+import functools
 import json
 import os
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import Script
@@ -22,17 +25,10 @@ from bert_trt.network import NetworkContents
 from bert_trt.network_runner import NetworkRunner, UnsupportedLayerError
 from bert_trt.options import LAYER_NORM_KERNELS, TOLERANCES, SequenceRange
 from bert_trt.plan import BuildOptions, build_plan, create_builder, read_info
-from bert_trt.plugin_layers import (
-    PluginLayers,
-    check_creators,
-    emb_layer_norm_layer,
-    layer_norm_layer,
-    linear_layer,
-    qkv_to_context_layer,
-    skip_layer_norm_layer,
-)
+from bert_trt.plugin_layers import PluginLayer, PluginLayers, RecordedLayer, check_creators
+from bert_trt.recording import RecordingHelper, define_network
 from bert_trt.tensorrt_log import TrtLog
-from bert_trt.tensorrt_product import trt
+from bert_trt.tensorrt_product import IS_RTX, trt
 from bert_trt.tensors import shape_of
 from plugins import build, reference
 from trt_helper import LayerError, TrtNetworkHelper
@@ -128,28 +124,31 @@ def test_an_unknown_kernel_is_wrong_usage(script: Script, model_dir):
 # --- what the plugin refuses, told by TensorRT ------------------------------------------------------------
 
 
-def one_layer(dtype=trt.DataType.HALF, hidden=8, epsilon=1e-12, kernel="fast"):
-    log = TrtLog()
-    parts = create_builder(log)
-    planned = [layer_norm_layer("norm", hidden, dtype, epsilon, kernel)]
-    helper = TrtNetworkHelper(parts[1], log, dtype, PluginLayers(parts[1], log, planned))
-    return parts, helper
+def define(steps: Callable[[TrtNetworkHelper], Any], dtype: trt.DataType = trt.DataType.HALF) -> Any:
+    """A builder, which owns the network; a helper; and what ``steps`` has returned for it."""
+    return define_network(TrtLog(), dtype, steps)
+
+
+def one_layer(hidden=8, epsilon=1e-12, kernel="fast", gamma=8, dtype=trt.DataType.HALF):
+    """A layer norm of x (1, S, hidden)."""
+
+    def steps(helper):
+        x = helper.addInput("x", dtype, (1, -1, hidden))
+        parameters = np.ones(gamma, np.float32), np.ones(hidden, np.float32)
+        helper.markOutput(helper.addLayerNorm(x, *parameters, epsilon, "norm", kernel), "y")
+
+    return define(steps)
 
 
 def test_one_layer_engine(tmp_path):
-    (made_builder, network), helper = one_layer()
-    x = helper.addInput("x", trt.DataType.HALF, (1, -1, 8))
-    ones = np.ones(8, np.float32)
-    helper.markOutput(helper.addLayerNorm(x, ones, ones, 1e-12, "norm", "fast"), "y")
+    made_builder, helper, _ = one_layer()
     options = BuildOptions(SequenceRange(1, 4, 8), plugin_library=build.library_path())
-    assert build_plan(made_builder, network, helper.log, options, tmp_path / "p.plan").num_bytes > 0
+    assert build_plan(made_builder, helper.network, helper.log, options, tmp_path / "p.plan").num_bytes > 0
 
 
 def test_gamma_of_the_wrong_length_is_named():
-    _owner, helper = one_layer()
-    x = helper.addInput("x", trt.DataType.HALF, (1, -1, 8))
     with pytest.raises(LayerError) as error:
-        helper.addLayerNorm(x, np.ones(9, np.float32), np.ones(8, np.float32), 1e-12, "norm", "fast")
+        one_layer(gamma=9)
     message = str(error.value)
     assert "'norm'" in message
     assert "norm.weight FLOAT [9]" in message
@@ -158,11 +157,15 @@ def test_gamma_of_the_wrong_length_is_named():
 
 
 def test_integers_are_refused():
-    _owner, helper = one_layer()
-    x = helper.addInput("x", trt.DataType.INT32, (1, -1, 8))
-    constants = [helper.addConstant(np.ones(8, np.float32), name, trt.DataType.FLOAT) for name in ("g", "b")]
+    def steps(helper):
+        x = helper.addInput("x", trt.DataType.INT32, (1, -1, 8))
+        constants = [helper.addConstant(np.ones(8, np.float32), name, trt.DataType.FLOAT) for name in ("g", "b")]
+        outputs = ((trt.DataType.INT32, (1, -1, 8)),)
+        layer = PluginLayer("norm", "LayerNorm", {"epsilon": 1e-12, "kernel": "fast"}, outputs)
+        return helper.addPlugin(layer, [x, *constants])
+
     with pytest.raises(LayerError, match=r"'norm'.*x INT32.*x is int32; expected fp32, fp16 or bf16"):
-        helper.addPlugin("norm", [x, *constants])
+        define(steps)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, -1e-12, float("nan"), float("inf")])
@@ -176,28 +179,67 @@ def test_an_unknown_kernel_field_is_refused():
         one_layer(kernel="slow")
 
 
-def test_a_layer_that_was_not_planned():
-    _owner, helper = one_layer()
-    with pytest.raises(ValueError, match="no plugin layer 'other' was planned"):
-        helper.addPlugin("other", [])
+@pytest.mark.skipif(not IS_RTX, reason="the full TensorRT adds plugin layers at any time")
+def test_a_layer_that_was_not_recorded():
+    _owner, helper, _ = one_layer()
+    with pytest.raises(ValueError, match=r"plugin layer 'other' was not recorded: .*define_network"):
+        helper.addPlugin(PluginLayer("other", "LayerNorm", {}, ()), [])
+
+
+def test_a_helper_without_plugins_says_how_to_get_them():
+    _owner, network = create_builder(TrtLog())
+    helper = TrtNetworkHelper(network, TrtLog())
+    x = helper.addInput("x", trt.DataType.FLOAT, (1, -1, 8))
+    with pytest.raises(ValueError, match=r"layer 'norm'.*define_network"):
+        helper.addLayerNorm(x, np.ones(8, np.float32), np.ones(8, np.float32), 1e-12, "norm", "fast")
 
 
 def test_the_runner_needs_the_fields(model_dir):
     made = assemble("api", ModelFolder(model_dir), "fp32", "fast")
-    with pytest.raises(UnsupportedLayerError, match=r"'bert\.embeddings\.LayerNorm'.*known\.plugins"):
+    with pytest.raises(UnsupportedLayerError, match=r"'bert\.embeddings\.LayerNorm'.*contents\.plugins"):
         NetworkRunner(made.network, contents=NetworkContents(made.contents.weights))
 
 
-def test_placeholders_have_the_planned_types():
-    model = plugin_layers.placeholder_model([layer_norm_layer("norm", 8, ELEMENT_TYPES["bf16"].trt, 1e-12, "fast")])
-    import onnx
+def placeholders(steps, dtype) -> list[tuple[list[int], int]]:
+    """Shapes and types of the constants that TensorRT for RTX reserves plugin layers with."""
+    made_builder, _ = create_builder(TrtLog())
+    recorder = RecordingHelper(made_builder, TrtLog(), dtype)
+    steps(recorder)
+    graph = onnx.load_from_string(plugin_layers.placeholder_model(recorder.recorded)).graph
+    return [(list(tensor.dims), tensor.data_type) for tensor in graph.initializer]
 
-    graph = onnx.load_from_string(model).graph
-    assert [(list(tensor.dims), tensor.data_type) for tensor in graph.initializer] == [
-        ([1, 8], onnx.TensorProto.BFLOAT16),
-        ([8], onnx.TensorProto.FLOAT),
-        ([8], onnx.TensorProto.FLOAT),
-    ]
+
+def test_placeholders_have_the_recorded_types():
+    dtype = ELEMENT_TYPES["bf16"].trt
+
+    def steps(helper):
+        x = helper.addInput("x", dtype, (-1, 8))
+        helper.addLayerNorm(x, np.ones(8, np.float32), np.ones(8, np.float32), 1e-12, "norm", "fast")
+
+    bf16, fp32 = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
+    assert placeholders(steps, dtype) == [([1, 8], bf16), ([8], fp32), ([8], fp32)]
+
+
+def test_placeholders_take_no_room_for_weights():
+    def steps(helper):
+        x = helper.addInput("x", trt.DataType.HALF, (-1, 768))
+        helper.addFusedLinear(x, np.ones((768, 3072), np.float32), np.ones(3072, np.float32), "dense")
+
+    assert [shape for shape, _ in placeholders(steps, trt.DataType.HALF)] == [[1, 1], [1, 1], [1]]
+
+
+def test_a_recording_is_the_network(model_dir, monkeypatch):
+    """Each step of the description adds to both what it adds; matrices of weights are not converted for the first."""
+    helpers = []
+    original = TrtNetworkHelper.__init__
+    monkeypatch.setattr(
+        TrtNetworkHelper, "__init__", lambda self, *rest: (helpers.append(self), original(self, *rest))[1]
+    )
+    builder.assemble(ModelFolder(model_dir), TrtLog(), "fp16", batching="packed", fusion="all")
+    recorder, helper = helpers
+    assert [one.layer for one in recorder.recorded] == list(helper.plugin_layers.values())
+    assert all(values.ndim < 2 for values in recorder.weights.values())
+    assert set(recorder.weights) == {name for name, values in helper.weights.items() if values.ndim < 2}
 
 
 # --- SkipLayerNorm and EmbLayerNorm -----------------------------------------------------------------------
@@ -205,20 +247,14 @@ def test_placeholders_have_the_planned_types():
 H, EPSILON, SCALE = 16, 1e-12, 0.05
 
 
-def planned_network(planned, dtype=trt.DataType.HALF) -> Any:
-    log = TrtLog()
-    parts = create_builder(log)
-    return parts, TrtNetworkHelper(parts[1], log, dtype, PluginLayers(parts[1], log, planned))
-
-
-def known(helper: Any) -> NetworkContents:
-    return NetworkContents(helper.weights, helper.plugins.planned)
+def contents(helper: TrtNetworkHelper) -> NetworkContents:
+    return NetworkContents(helper.weights, helper.plugin_layers)
 
 
 def build_with_plugins(made, path):
-    (made_builder, network), helper = made
+    made_builder, helper, _ = made
     options = BuildOptions(SequenceRange(1, 4, 8), plugin_library=build.library_path())
-    return build_plan(made_builder, network, helper.log, options, path)
+    return build_plan(made_builder, helper.network, helper.log, options, path)
 
 
 def weights(count) -> Any:
@@ -230,17 +266,20 @@ def weights(count) -> Any:
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_residual_sum_and_norm_in_one_layer(tmp_path, precision, bias):
     dtype = ELEMENT_TYPES[precision].trt
-    parts, helper = planned_network([skip_layer_norm_layer("norm", H, dtype, EPSILON, bias)], dtype)
-    x, skip = (helper.addInput(name, dtype, (1, -1, H)) for name in ("x", "skip"))
     gamma, beta, linear_bias = weights(3)
-    (y,) = helper.addSkipLayerNorm(x, skip, gamma, beta, EPSILON, "norm", linear_bias if bias else None)
-    helper.markOutput(y, "y")
+
+    def steps(helper):
+        x, skip = (helper.addInput(name, dtype, (1, -1, H)) for name in ("x", "skip"))
+        (y,) = helper.addSkipLayerNorm(x, skip, gamma, beta, EPSILON, "norm", linear_bias if bias else None)
+        helper.markOutput(y, "y")
+
+    made = define(steps, dtype)
     tensors = {name: torch.randn(1, 5, H) for name in ("x", "skip")}
-    found = NetworkRunner(parts[1], contents=known(helper)).run(tensors)["y"]
+    found = NetworkRunner(made[1].network, contents=contents(made[1])).run(tensors)["y"]
     total = tensors["x"] + tensors["skip"] + (torch.from_numpy(linear_bias) if bias else 0)
     expected = torch.nn.functional.layer_norm(total, (H,), torch.from_numpy(gamma), torch.from_numpy(beta), EPSILON)
     assert relative_l2(found.numpy(), expected.numpy()) <= TOLERANCES[precision]
-    assert build_with_plugins((parts, helper), tmp_path / "p.plan").num_bytes > 0
+    assert build_with_plugins(made, tmp_path / "p.plan").num_bytes > 0
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -249,25 +288,27 @@ def test_a_residual_sum_and_norm_in_one_layer(tmp_path, precision, bias):
 @pytest.mark.parametrize("shape", [(1, -1, H), (-1, H)])
 def test_a_product_with_bias_and_activation_in_one_layer(tmp_path, precision, bias, activation, shape):
     dtype = ELEMENT_TYPES[precision].trt
-    parts, helper = planned_network([linear_layer("gelu", dtype, bias, activation)], dtype)
-    x = helper.addInput("x", dtype, shape)
     weight, linear_bias = (
         np.random.default_rng(0).standard_normal((H, 24), np.float32),
         np.arange(24, dtype=np.float32),
     )
-    y = helper.addFusedLinear(x, weight, linear_bias if bias else None, "dense", "gelu")
-    assert (y.name, y.dtype, tuple(y.shape)) == ("gelu", dtype, (*shape[:-1], 24))
-    helper.markOutput(y, "y")
+
+    def steps(helper):
+        x = helper.addInput("x", dtype, shape)
+        y = helper.addFusedLinear(x, weight, linear_bias if bias else None, "dense", "gelu", activation)
+        assert (y.name, y.dtype, tuple(y.shape)) == ("gelu", dtype, (*shape[:-1], 24))
+        helper.markOutput(y, "y")
+
+    made_builder, helper, _ = define(steps, dtype)
     assert {"dense.weight", "dense.bias"} & helper.weights.keys() == {"dense.weight", *(["dense.bias"] * bias)}
     tensor = torch.randn(1, 5, H) if len(shape) == 3 else torch.randn(5, H)
-    found = NetworkRunner(parts[1], contents=known(helper)).run({"x": tensor})["y"]
+    found = NetworkRunner(helper.network, contents=contents(helper)).run({"x": tensor})["y"]
     expected = tensor @ torch.from_numpy(weight) + (torch.from_numpy(linear_bias) if bias else 0)
     expected = torch.nn.functional.gelu(expected) if activation == "gelu" else expected
     assert relative_l2(found.numpy(), expected.numpy()) <= TOLERANCES[precision]
     options = BuildOptions(SequenceRange(1, 4, 8), plugin_library=build.library_path())
-    made_builder, network = parts
     if len(shape) == 3:
-        assert build_plan(made_builder, network, helper.log, options, tmp_path / "p.plan").num_bytes > 0
+        assert build_plan(made_builder, helper.network, helper.log, options, tmp_path / "p.plan").num_bytes > 0
 
 
 @pytest.mark.parametrize(
@@ -279,54 +320,61 @@ def test_a_product_with_bias_and_activation_in_one_layer(tmp_path, precision, bi
 )
 def test_a_wrong_product_is_named(precision, width, bias, told):
     dtype = ELEMENT_TYPES[precision].trt
-    _owner, helper = planned_network([linear_layer("dense", dtype)], dtype)
-    x = helper.addInput("x", dtype, (1, -1, H))
+
+    def steps(helper):
+        x = helper.addInput("x", dtype, (1, -1, H))
+        helper.addFusedLinear(x, np.ones((width, H), np.float32), np.ones(bias, np.float32), "dense")
+
     with pytest.raises(LayerError) as error:
-        helper.addFusedLinear(x, np.ones((width, H), np.float32), np.ones(bias, np.float32), "dense", "dense")
+        define(steps, dtype)
     assert "'dense'" in str(error.value)
     assert told in str(error.value)
 
 
 def test_a_product_in_fp32_is_refused():
-    wide = trt.DataType.FLOAT
+    def steps(helper):
+        x = helper.addInput("x", trt.DataType.FLOAT, (1, -1, H))
+        helper.addFusedLinear(x, np.ones((H, H)), np.ones(H), "dense")
+
     with pytest.raises(UserError, match=r"x is fp32; expected fp16 or bf16; for other types take TensorRT's own"):
-        _owner, helper = planned_network([linear_layer("dense", wide)], wide)  # TensorRT for RTX tells it here
-        helper.addFusedLinear(helper.addInput("x", wide, (1, -1, H)), np.ones((H, H)), np.ones(H), "dense", "dense")
+        define(steps, trt.DataType.FLOAT)
 
 
 def two_outputs() -> Any:
     """SkipLayerNorm in fp16 that gives y and y in int8, both marked as outputs."""
-    planned = [skip_layer_norm_layer("norm", H, trt.DataType.HALF, EPSILON, output_scale=SCALE, outputs="both")]
-    parts, helper = planned_network(planned)
-    x, skip = (helper.addInput(name, trt.DataType.HALF, (1, -1, H)) for name in ("x", "skip"))
-    y, quantized = helper.addSkipLayerNorm(x, skip, *weights(2), EPSILON, "norm")
-    assert (quantized.name, quantized.dtype, tuple(quantized.shape)) == ("norm.1", trt.DataType.INT8, (1, -1, H))
-    helper.markOutput(y, "y")
-    parts[1].mark_output(quantized)
-    return parts, helper
+
+    def steps(helper):
+        x, skip = (helper.addInput(name, trt.DataType.HALF, (1, -1, H)) for name in ("x", "skip"))
+        scales = {"output_scale": SCALE, "outputs": "both"}
+        y, quantized = helper.addSkipLayerNorm(x, skip, *weights(2), EPSILON, "norm", **scales)
+        assert (quantized.name, quantized.dtype, tuple(quantized.shape)) == ("norm.1", trt.DataType.INT8, (1, -1, H))
+        helper.markOutput(y, "y")
+        helper.network.mark_output(quantized)
+
+    return define(steps)
 
 
 def test_the_runner_gives_both_outputs():
-    parts, helper = two_outputs()
+    _owner, helper, _ = two_outputs()
     tensors = {name: torch.randn(1, 5, H).half() for name in ("x", "skip")}
-    runner = NetworkRunner(parts[1], contents=known(helper))
+    runner = NetworkRunner(helper.network, contents=contents(helper))
     found = runner.run(tensors)
     gamma, beta = (torch.from_numpy(values) for values in weights(2))
-    fields = helper.plugins.planned["norm"].fields
+    fields = helper.plugin_layers["norm"].fields
     y, quantized = reference.REFERENCES["SkipLayerNorm"](tensors["x"], tensors["skip"], gamma, beta, **fields)
     assert found["norm.1"].dtype == torch.int8
     assert torch.equal(found["norm.1"], quantized)
     assert torch.equal(found["y"], y.float())
-    only = NetworkRunner(parts[1], outputs=["norm.1"], contents=known(helper)).run(tensors)
+    only = NetworkRunner(helper.network, outputs=["norm.1"], contents=contents(helper)).run(tensors)
     assert torch.equal(only["norm.1"], quantized)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and PyTorch for CUDA")
 def test_the_runner_gives_both_outputs_of_the_plugins_kernel():
-    parts, helper = two_outputs()
+    _owner, helper, _ = two_outputs()
     tensors = {name: torch.randn(1, 5, H).half() for name in ("x", "skip")}
     on_cpu, on_gpu = (
-        NetworkRunner(parts[1], device, contents=known(helper)).run(tensors) for device in ("cpu", "cuda")
+        NetworkRunner(helper.network, device, contents=contents(helper)).run(tensors) for device in ("cpu", "cuda")
     )
     torch.testing.assert_close(on_gpu["y"].cpu(), on_cpu["y"], rtol=2e-3, atol=2e-3)
     assert (on_gpu["norm.1"].cpu().int() - on_cpu["norm.1"].int()).abs().max() <= 1
@@ -348,71 +396,65 @@ def dequantize(helper, x, name):
 
 def test_tensorrt_builds_an_engine_with_int8_in_and_out(tmp_path):
     """int8 from QUANTIZE into a plugin, from plugin to plugin, and from a plugin into DEQUANTIZE."""
-    scales: Any = {"x_scale": SCALE, "output_scale": SCALE}
-    planned = [
-        skip_layer_norm_layer("first", H, trt.DataType.HALF, EPSILON, True, outputs="both", **scales),
-        skip_layer_norm_layer("second", H, trt.DataType.HALF, EPSILON, skip_scale=SCALE, **scales),
-        skip_layer_norm_layer("third", H, trt.DataType.HALF, EPSILON, x_scale=SCALE, skip_scale=SCALE),
-    ]
-    parts, helper = planned_network(planned)
-    x, skip = (helper.addInput(name, trt.DataType.HALF, (1, -1, H)) for name in ("x", "skip"))
     gamma, beta, bias = weights(3)
-    narrow = [quantize(helper, tensor, f"quantized_{tensor.name}") for tensor in (x, skip)]
-    wide, first = helper.addSkipLayerNorm(narrow[0], skip, gamma, beta, EPSILON, "first", bias)
-    (second,) = helper.addSkipLayerNorm(first, narrow[1], gamma, beta, EPSILON, "second")
-    (third,) = helper.addSkipLayerNorm(second, narrow[1], gamma, beta, EPSILON, "third")
-    types = [tensor.dtype for tensor in (wide, first, second, third)]
-    assert types == [trt.DataType.HALF, trt.DataType.INT8, trt.DataType.INT8, trt.DataType.HALF]
-    total = helper.addAdd(dequantize(helper, second, "wide_again"), helper.addAdd(wide, third, "half"), "sum")
-    helper.markOutput(total, "y")
-    assert build_with_plugins((parts, helper), tmp_path / "p.plan").num_bytes > 0
+
+    def steps(helper):
+        x, skip = (helper.addInput(name, trt.DataType.HALF, (1, -1, H)) for name in ("x", "skip"))
+        narrow = [quantize(helper, tensor, f"quantized_{tensor.name}") for tensor in (x, skip)]
+        norm = functools.partial(helper.addSkipLayerNorm, gamma=gamma, beta=beta, epsilon=EPSILON)
+        scales = {"x_scale": SCALE, "output_scale": SCALE}
+        wide, first = norm(narrow[0], skip, name="first", bias=bias, outputs="both", **scales)
+        (second,) = norm(first, narrow[1], name="second", skip_scale=SCALE, **scales)
+        (third,) = norm(second, narrow[1], name="third", x_scale=SCALE, skip_scale=SCALE)
+        types = [tensor.dtype for tensor in (wide, first, second, third)]
+        assert types == [trt.DataType.HALF, trt.DataType.INT8, trt.DataType.INT8, trt.DataType.HALF]
+        total = helper.addAdd(dequantize(helper, second, "wide_again"), helper.addAdd(wide, third, "half"), "sum")
+        helper.markOutput(total, "y")
+
+    made = define(steps)
+    fields = made[1].plugin_layers["third"].fields
+    assert fields["output_type"] == "fp16"  # both inputs are int8, so that no type says it
+    assert fields["constant_weights"] == 1
+    assert build_with_plugins(made, tmp_path / "p.plan").num_bytes > 0
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_embeddings_and_norm_in_one_layer(tmp_path, precision):
     dtype = ELEMENT_TYPES[precision].trt
-    parts, helper = planned_network([emb_layer_norm_layer("emb", H, dtype, EPSILON)], dtype)
     names, sizes = ("input_ids", "token_type_ids", "position_ids"), (50, 20, 2)
     generator = np.random.default_rng(1)
     values = [generator.standard_normal((size, H), np.float32) for size in sizes]
-    ids = [helper.addInput(name, trt.DataType.INT32, (1, -1)) for name in names]
-    tables = [helper.addConstant(table, f"table{index}") for index, table in enumerate(values)]
     gamma, beta = weights(2)
-    helper.markOutput(helper.addEmbLayerNorm(ids, tables, gamma, beta, EPSILON, "emb"), "y")
+
+    def steps(helper):
+        ids = [helper.addInput(name, trt.DataType.INT32, (1, -1)) for name in names]
+        tables = [helper.addConstant(table, f"table{index}") for index, table in enumerate(values)]
+        helper.markOutput(helper.addEmbLayerNorm(ids, tables, gamma, beta, EPSILON, "emb"), "y")
+
+    made = define(steps, dtype)
     chosen = {name: np.array([[0, 1, 1, 0]], np.int32) for name in names}
     chosen["input_ids"] = np.array([[49, 3, 50, 0]], np.int32)  # 50 is not in the table
-    found = NetworkRunner(parts[1], contents=known(helper)).run(chosen)["y"]
+    found = NetworkRunner(made[1].network, contents=contents(made[1])).run(chosen)["y"]
     assert found.shape == (1, 4, H)
     assert found[0, 2].isnan().all()
     rows = [values[0][[49, 3, 0]], values[1][[0, 1, 0]], values[2][[0, 1, 0]]]
     total, affine = torch.from_numpy(sum(rows)), (torch.from_numpy(gamma), torch.from_numpy(beta))
     expected = torch.nn.functional.layer_norm(total, (H,), *affine, EPSILON)
     assert relative_l2(found[0, [0, 1, 3]].numpy(), expected.numpy()) <= TOLERANCES[precision]
-    assert build_with_plugins((parts, helper), tmp_path / "p.plan").num_bytes > 0
-
-
-def test_another_epsilon_than_planned_is_an_error():
-    _owner, helper = planned_network([skip_layer_norm_layer("norm", H, trt.DataType.HALF, EPSILON)])
-    x = helper.addInput("x", trt.DataType.HALF, (1, -1, H))
-    with pytest.raises(ValueError, match="'norm' was planned with epsilon 1e-12, not 1e-05"):
-        helper.addSkipLayerNorm(x, x, *weights(2), 1e-5, "norm")
+    assert build_with_plugins(made, tmp_path / "p.plan").num_bytes > 0
 
 
 def test_int8_without_a_scale_is_refused_by_name():
-    _owner, helper = planned_network([skip_layer_norm_layer("norm", H, trt.DataType.HALF, EPSILON)])
-    x = helper.addInput("x", trt.DataType.HALF, (1, -1, H))
+    def steps(helper):
+        x = helper.addInput("x", trt.DataType.HALF, (1, -1, H))
+        gamma, beta = weights(2)
+        parameters = [helper.addConstant(gamma, "gamma", trt.DataType.FLOAT)]
+        parameters.append(helper.addConstant(beta, "beta", trt.DataType.FLOAT))
+        layer = PluginLayer("norm", "SkipLayerNorm", {"epsilon": EPSILON}, ((trt.DataType.HALF, (1, -1, H)),))
+        return helper.addPlugin(layer, [quantize(helper, x, "q"), x, *parameters])
+
     with pytest.raises(LayerError, match=r"'norm'.*x is int8; give its scale in the field x_scale"):
-        helper.addSkipLayerNorm(quantize(helper, x, "q"), x, *weights(2), EPSILON, "norm")
-
-
-def test_a_planned_layer_knows_its_types():
-    half, int8 = trt.DataType.HALF, trt.DataType.INT8
-    layer = skip_layer_norm_layer("norm", H, half, EPSILON, True, 0.1, 0.2, 0.3, "both")
-    assert [dtype for dtype, _ in layer.inputs] == [int8, int8, *[trt.DataType.FLOAT] * 3]
-    assert layer.outputs == (half, int8)
-    assert layer.fields["output_type"] == "fp16"
-    assert layer.fields["constant_weights"] == 1
-    assert skip_layer_norm_layer("norm", H, half, EPSILON, output_scale=0.3).outputs == (int8,)
+        define(steps)
 
 
 @pytest.mark.parametrize("layout", ["single", "padded", "packed"])
@@ -432,46 +474,41 @@ def test_a_planned_layer_knows_its_types():
 def test_attention_plugin_in_an_engine(tmp_path, layout, dtype, options, output):
     """Placed by the parser's way, and built by TensorRT; int8 comes from a quantize layer."""
     hidden, heads, given = 128, 2, trt.DataType.HALF if dtype == "int8" else ELEMENT_TYPES[dtype].trt
-    kind = trt.DataType.INT8 if dtype == "int8" else given
-    log = TrtLog()
-    parts = create_builder(log)
-    layer = qkv_to_context_layer("attention", hidden, heads, kind, layout, **options)
-    helper = TrtNetworkHelper(parts[1], log, given, PluginLayers(parts[1], log, [layer]))
     leading = (-1, -1) if layout == "padded" else (-1,)
-    qkv = helper.addInput("qkv", given, (*leading, 3 * hidden))
-    if dtype == "int8":
-        scale = helper.addConstant(np.array(0.1, np.float32), "scale", trt.DataType.FLOAT)
-        quantized = parts[1].add_quantize(qkv, scale, trt.DataType.INT8)
-        qkv = quantized.get_output(0)
-    inputs = [qkv]
-    if layout != "single":
-        inputs.append(helper.addInput("second", trt.DataType.INT32, (-1, -1) if layout == "padded" else (-1,)))
-    context = helper.addPlugin("attention", inputs)
-    assert context.dtype == output
-    assert shape_of(context) == (*leading, hidden)
-    parts[1].mark_output(context)
-    config = parts[0].create_builder_config()
-    profile = parts[0].create_optimization_profile()
-    for tensor in (parts[1].get_input(index) for index in range(parts[1].num_inputs)):
+
+    def steps(helper):
+        qkv, lengths = helper.addInput("qkv", given, (*leading, 3 * hidden)), None
+        if dtype == "int8":
+            qkv = helper.addQuantize(qkv, 0.1, "quantized", trt.DataType.INT8)
+        if layout != "single":
+            lengths = helper.addInput("second", trt.DataType.INT32, (-1, -1) if layout == "padded" else (-1,))
+        context = helper.addQkvToContext(qkv, heads, "attention", layout, lengths, **options)
+        assert context.dtype == output
+        assert shape_of(context) == (*leading, hidden)
+        helper.network.mark_output(context)
+
+    made_builder, helper, _ = define(steps, given)
+    network, config = helper.network, made_builder.create_builder_config()
+    profile = made_builder.create_optimization_profile()
+    for tensor in (network.get_input(index) for index in range(network.num_inputs)):
         shapes = [[size if axis == -1 else axis for axis in tensor.shape] for size in (1, 4, 8)]
         profile.set_shape(tensor.name, *(trt.Dims(shape) for shape in shapes))
     config.add_optimization_profile(profile)
-    plan = parts[0].build_serialized_network(parts[1], config)
-    assert plan is not None, log.errors
+    plan = made_builder.build_serialized_network(network, config)
+    assert plan is not None, helper.log.errors
 
 
 def test_wrong_attention_fields_are_named():
-    log = TrtLog()
-    _builder, network = create_builder(log)
-    wrong = qkv_to_context_layer("attention", 96, 2, trt.DataType.HALF)
-    with pytest.raises(UserError, match=r"a head has 48 elements; expected 32, 64 or 128"):
-        PluginLayers(network, log, [wrong])
+    def steps(helper):
+        helper.addQkvToContext(helper.addInput("qkv", trt.DataType.HALF, (-1, 3 * 96)), 2, "attention")
+
+    with pytest.raises(LayerError, match=r"'attention'.*a head has 48 elements; expected 32, 64 or 128"):
+        define(steps)
 
 
 def test_attention_on_a_cpu_is_its_reference():
-    layer = qkv_to_context_layer("attention", 64, 2, trt.DataType.FLOAT, "padded")
     qkv, mask = torch.randn(2, 3, 192), torch.tensor([[1, 1, 0], [1, 0, 0]], dtype=torch.int32)
-    found = reference.REFERENCES[layer.plugin](qkv, mask, **layer.fields)
+    found = reference.REFERENCES["QkvToContext"](qkv, mask, num_heads=2, layout="padded")
     torch.testing.assert_close(found[1, 0], qkv[1, 0, 128:])  # one key: its value
 
 
@@ -496,10 +533,10 @@ def test_the_network_decides_how_plugins_are_added(monkeypatch):
     monkeypatch.setattr(trt, "OnnxParser", refuse)
     monkeypatch.setattr(plugin_layers, "_create", lambda layer: layer.name)
     network: Any = NetworkWithPluginCall()
-    layer = layer_norm_layer("norm", 8, trt.DataType.FLOAT, 1e-12, "fast")
-    layers = PluginLayers(network, TrtLog(), [layer])
+    layer = PluginLayer("norm", "LayerNorm", {"epsilon": 1e-12, "kernel": "fast"}, ())
+    layers = PluginLayers(network, TrtLog(), [RecordedLayer(layer, (), "")])
     tensors: Any = ["x", "gamma", "beta"]
-    assert layers.place("norm", tensors) == "layer"
+    assert layers.add(layer, tensors) == "layer"
     assert network.added == [(["x", "gamma", "beta"], [], "norm")]
 
 

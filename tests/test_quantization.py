@@ -1,19 +1,22 @@
 """quantization.py: which products there are, what smoothing does to them, what is read back from a network."""
 
-import argparse
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import encoder_products
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_trt_helper import OneLayer, random
 
 import builder
+from bert_trt.command_line import sensitivity_arguments
 from bert_trt.console import UserError
 from bert_trt.model_files import ModelFolder
-from bert_trt.options import BATCHINGS, DEFAULT_DATA, GROUPS, LINEAR_GROUPS, Settings, add_quantization_arguments
+from bert_trt.options import BATCHINGS, DEFAULT_DATA, GROUPS, LINEAR_GROUPS, CalibrationSettings, QuantizationOptions
 from bert_trt.quantization import (
     DIVISORS,
     MEASURABLE_BYTES,
@@ -21,7 +24,6 @@ from bert_trt.quantization import (
     Quantization,
     QuantizedParts,
     check_quantized,
-    encoder_products,
     in_groups,
     inspect,
     range_name,
@@ -47,7 +49,7 @@ def test_products_and_their_tensors_are_in_the_network(folder, batching):
         if layer.type == trt.LayerType.MATRIX_MULTIPLY:
             multiplied[layer.name.removesuffix(".product")] = [layer.get_input(place).name for place in (0, 1)]
     head = {name for name in multiplied if name.startswith("cls.")}
-    products = encoder_products(folder.config)
+    products = encoder_products(folder)
     assert {product.name for product in products} == set(multiplied) - head
     for product in products:
         factors = multiplied[product.name]
@@ -58,7 +60,7 @@ def test_products_and_their_tensors_are_in_the_network(folder, batching):
 
 
 def test_groups(folder):
-    products = encoder_products(folder.config)
+    products = encoder_products(folder)
     assert len(products) == 2 * 8
     counts = {group: len(in_groups(products, [group])) for group in GROUPS}
     assert counts == {"qkv": 6, "attention-output": 2, "intermediate": 2, "output": 2, "attention": 4}
@@ -202,31 +204,33 @@ def test_the_plans_size_shows_the_weights_width():
 # --- options ----------------------------------------------------------------------------------------------
 
 
-def parse(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--precision", default="int8")
-    add_quantization_arguments(parser)
-    return parser.parse_args(arguments)
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., QuantizationOptions]:
+    def read(*arguments: str) -> QuantizationOptions:
+        monkeypatch.setattr(sys, "argv", ["sensitivity.py", *arguments])
+        return sensitivity_arguments().quantization
+
+    return read
 
 
-def test_defaults():
-    args = parse()
-    assert Settings.of(args) == Settings()
-    assert args.max_error is None
-    assert args.calibration_data == DEFAULT_DATA
+def test_defaults(parse):
+    assert parse() == QuantizationOptions()
+    assert parse().settings == CalibrationSettings()
+    assert parse().max_error is None
+    assert parse().data == DEFAULT_DATA
     assert DEFAULT_DATA.is_file()
-    assert Settings().groups == LINEAR_GROUPS
+    assert CalibrationSettings().groups == LINEAR_GROUPS
 
 
-def test_what_is_given_arrives():
-    args = parse("--precision", "fp8", "--calibration", "percentile", "--percentile", "99", "--max-error", "1e-2")
-    args = argparse.Namespace(**vars(args) | {"quantize": parse("--quantize", "attention, qkv").quantize})
-    assert Settings.of(args) == Settings("fp8", "percentile", 99.0, groups=("qkv", "attention"))
-    assert args.max_error == 0.01
-    assert parse("--smooth", "off").smooth is None
-    assert parse("--smooth", "auto").smooth == "auto"
-    assert [parse("--smooth", text).smooth for text in ("0", "0.5", "1")] == [0.0, 0.5, 1.0]
-    assert parse("--calibration-sentences", "512").calibration_sentences == 512
+def test_what_is_given_arrives(parse):
+    given = ("--precision", "fp8", "--calibration", "percentile", "--percentile", "99", "--max-error", "1e-2")
+    found = parse(*given, "--quantize", "attention, qkv")
+    assert found.settings == CalibrationSettings("fp8", "percentile", 99.0, groups=("qkv", "attention"))
+    assert found.max_error == 0.01
+    assert parse("--smooth", "off").settings.smoothing is None
+    assert parse("--smooth", "auto").settings.smoothing == "auto"
+    assert [parse("--smooth", text).settings.smoothing for text in ("0", "0.5", "1")] == [0.0, 0.5, 1.0]
+    assert parse("--calibration-sentences", "512").settings.sentences == 512
 
 
 @pytest.mark.parametrize(
@@ -240,7 +244,7 @@ def test_what_is_given_arrives():
         ("--calibration", ["average", ""]),
     ],
 )
-def test_wrong_values_are_named(capsys, option, values):
+def test_wrong_values_are_named(parse, capsys, option, values):
     for value in values:
         with pytest.raises(SystemExit) as ended:
             parse(f"{option}={value}")
@@ -249,6 +253,6 @@ def test_wrong_values_are_named(capsys, option, values):
 
 
 def test_entropy_is_for_int8_alone():
-    assert Settings("int8", "entropy").check()
+    assert CalibrationSettings("int8", "entropy")
     with pytest.raises(UserError, match="choose max, percentile or mse"):
-        Settings("fp8", "entropy").check()
+        CalibrationSettings("fp8", "entropy")

@@ -9,25 +9,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES, InProcess, make_checkpoint
+from conftest import SENTENCES, InProcess, encoder_products, make_checkpoint
 from transformers import BertForMaskedLM
 
 import model2onnx
 import sensitivity
-from bert_trt.comparison import best_words, relative_l2
+from bert_trt.calibration import CalibrationContext, calibrate, calibrate_best, quantization_of
+from bert_trt.calibration_data import batch_inputs, batches, read_data
+from bert_trt.comparison import relative_l2, top_k
 from bert_trt.console import UserError
+from bert_trt.evaluation import Evaluation, OutputChange, hide_word
 from bert_trt.model_files import ModelFolder
-from bert_trt.options import DEFAULT_TEXT, LINEAR_GROUPS, Settings
-from bert_trt.quantization import Quantization, encoder_products, in_groups
+from bert_trt.options import DEFAULT_TEXT, LINEAR_GROUPS, CalibrationSettings
+from bert_trt.quantization import Quantization, in_groups
+from bert_trt.quantized_model import rank_products, return_products
 from bert_trt.sentences import Sentence
 from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
-from calibrator import Subject, batch_inputs, batches, calibrate, read_data
-from sensitivity import Change, Evaluation, calibrate_best, hide_word, quantization_of, rank, spare
 
 BAD = "bert.encoder.layer.1.intermediate.dense"
 MASK = 4
-SETTINGS = Settings(sentences=6, smoothing=None, method="max")
+SETTINGS = CalibrationSettings(sentences=6, smoothing=None, method="max")
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +62,17 @@ class Case:
         self.folder = ModelFolder(path)
         self.data = read_data(self.folder, sentences_path, 6, 6)
         self.log = TrtLog()
-        self.subject = Subject(self.folder, self.data.calibration, sentences_path, assemble, self.log, "cpu")
+        self.subject = CalibrationContext(
+            self.folder,
+            encoder_products(self.folder),
+            self.data.calibration,
+            sentences_path,
+            assemble,
+            self.log,
+            "cpu",
+        )
         self.evaluation = Evaluation(self.folder, self.data.evaluation, MASK, assemble, self.log, "cpu")
-        self.products = in_groups(encoder_products(self.folder.config), LINEAR_GROUPS)
+        self.products = in_groups(encoder_products(self.folder), LINEAR_GROUPS)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +113,7 @@ def test_a_sentence_with_a_mask_or_a_model_without_stays():
 
 def test_the_same_outputs_have_no_error(case):
     change = case.evaluation.compare(case.evaluation.run("fp32", None))
-    assert replace(change, cosine=1.0) == Change(6, 0.0, 1.0, 1.0, 10.0)
+    assert replace(change, cosine=1.0) == OutputChange(6, 0.0, 1.0, 1.0, 10.0)
     assert change.cosine == pytest.approx(1.0, abs=1e-6)
 
 
@@ -120,7 +130,7 @@ def test_errors_are_those_of_numpy(case):
     for batch, x, y in zip(batches(case.data.evaluation), outputs, reference, strict=True):
         for row, sentence in enumerate(batch):
             position = int(np.flatnonzero(hide_word(sentence, MASK).ids == MASK)[0])
-            a, b = best_words(x[row, position]), best_words(y[row, position])
+            a, b = top_k(x[row, position]), top_k(y[row, position])
             same.append(a[0] == b[0])
             ten.append(len(set(a) & set(b)))
     assert (found.first_word_same, found.ten_best_same) == (np.mean(same), np.mean(ten))
@@ -159,7 +169,7 @@ def test_the_reference_is_pytorch(case, checkpoint):
 
 def test_the_bad_layer_is_ranked_first_and_alone_returned(bad_case):
     quantization = quantization_of(calibrate(bad_case.subject, SETTINGS), bad_case.products)
-    ranking = rank(bad_case.evaluation, quantization, bad_case.products)
+    ranking = rank_products(bad_case.evaluation, quantization, bad_case.products)
     assert sorted(one.name for one in ranking) == sorted(product.name for product in bad_case.products)
     assert [one.rel_l2 for one in ranking] == sorted((one.rel_l2 for one in ranking), reverse=True)
     assert (ranking[0].name, ranking[0].group) == (BAD, "intermediate")
@@ -168,41 +178,43 @@ def test_the_bad_layer_is_ranked_first_and_alone_returned(bad_case):
     whole = bad_case.evaluation.measure("int8", quantization).rel_l2
     rest = bad_case.evaluation.measure("int8", quantization.without(BAD)).rel_l2
     assert rest < 0.5 * whole
-    spared = spare(bad_case.evaluation, quantization, bad_case.products, (whole + rest) / 2)
-    assert spared.steps == [(BAD, pytest.approx(rest))]
-    assert spared.quantization.products == quantization.products - {BAD}
-    assert spared.ranking == ranking
+    returned = return_products(bad_case.evaluation, quantization, bad_case.products, (whole + rest) / 2)
+    assert returned.steps == [(BAD, pytest.approx(rest))]
+    assert returned.quantization.products == quantization.products - {BAD}
+    assert returned.ranking == ranking
 
 
 def test_nothing_is_returned_when_the_error_is_small_enough(case):
     quantization = quantization_of(calibrate(case.subject, SETTINGS), case.products)
-    spared = spare(case.evaluation, quantization, case.products, 0.9)
-    assert spared.quantization is quantization
-    assert (spared.steps, spared.ranking) == ([], [])
+    returned = return_products(case.evaluation, quantization, case.products, 0.9)
+    assert returned.quantization is quantization
+    assert (returned.steps, returned.ranking) == ([], [])
 
 
 def test_products_are_returned_until_it_is_enough_even_all_of_them(case):
     products = case.products[:3]
     quantization = quantization_of(calibrate(case.subject, SETTINGS), products)
     best = case.evaluation.measure("fp16", None).rel_l2
-    spared = spare(case.evaluation, quantization, products, best * 1.0001)
-    assert spared.quantization.products == frozenset()
-    assert [name for name, _ in spared.steps] == [one.name for one in spared.ranking]
-    assert spared.steps[-1][1] == pytest.approx(best)
+    returned = return_products(case.evaluation, quantization, products, best * 1.0001)
+    assert returned.quantization.products == frozenset()
+    assert [name for name, _ in returned.steps] == [one.name for one in returned.ranking]
+    assert returned.steps[-1][1] == pytest.approx(best)
 
 
 def test_an_error_that_cannot_be_reached_says_the_best(case):
     quantization = quantization_of(calibrate(case.subject, SETTINGS), case.products)
     best = case.evaluation.measure("fp16", None).rel_l2
     with pytest.raises(UserError, match=r"--max-error 1e-06 cannot be met: with everything in fp16") as told:
-        spare(case.evaluation, quantization, case.products, 1e-6)
+        return_products(case.evaluation, quantization, case.products, 1e-6)
     assert f"{best:.2e}, the best that can be reached; with all 12 products in int8 it is" in str(told.value)
 
 
 def test_a_ranking_with_infinite_errors(case, monkeypatch):
     errors = iter([0.1, math.inf, 0.3])
-    monkeypatch.setattr(case.evaluation, "measure", lambda *_: Change(1, next(errors), 1.0, None, None), raising=True)
-    ranking = rank(case.evaluation, Quantization("int8"), case.products[:3])
+    monkeypatch.setattr(
+        case.evaluation, "measure", lambda *_: OutputChange(1, next(errors), 1.0, None, None), raising=True
+    )
+    ranking = rank_products(case.evaluation, Quantization("int8"), case.products[:3])
     assert [one.rel_l2 for one in ranking] == [math.inf, 0.3, 0.1]
 
 

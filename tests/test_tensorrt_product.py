@@ -18,7 +18,7 @@ def import_with(product: str, extra_path: Path | None = None) -> subprocess.Comp
     environment = os.environ | {"BERT_TENSORRT_PRODUCT": product, "PYTHONPATH": os.pathsep.join(paths)}
     if not product:
         del environment["BERT_TENSORRT_PRODUCT"]
-    command = [sys.executable, "-c", "import tensorrt_product as p; print(p.describe())"]
+    command = [sys.executable, "-c", "from bert_trt import tensorrt_product as p; print(p.describe())"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -78,7 +78,7 @@ SCRIPTS = {
     "demo.py": (),
     "calibrator.py": (),
     "sensitivity.py": (),
-    "fill_masks.py": ("a.plan", "sentences.txt"),
+    "fill_mask.py": ("a.plan", "sentences.txt"),
 }
 
 

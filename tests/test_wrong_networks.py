@@ -1,15 +1,15 @@
 """Wrong networks, each of which builder.py's own run must call wrong, in every precision.
 
-Each is made by a small change of builder.py, trt_helper.py or of the weights, as a slip of the hand would be. The
-tolerances of fp16 to fp8 hide most of them: what finds them is the run without roundings, the sequences of several
-lengths, and the definition that is read back. (A key bias that is lost in all layers is none of them: a softmax does
-not see it.) The plan itself is not built here, which other tests do: the verdict does not need it.
+Each is made by a small change of builder.py, the layer sets, trt_helper.py or of the weights, as a slip of the hand
+would be. The tolerances of fp16 to fp8 hide most of them: what finds them is the run without roundings, the sequences
+of several lengths, and the definition that is read back. (A key bias that is lost in all layers is none of them: a
+softmax does not see it.) The plan itself is not built here, which other tests do: the verdict does not need it.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +22,16 @@ from conftest import SENTENCES
 
 import builder
 import trt_helper
-from bert_trt import element_types, options, pipeline, plan, plugin_layers
+from bert_trt import element_types, options, pipeline, plugin_layers
+from bert_trt.command_line import builder_arguments
 from bert_trt.console import UserError
+from bert_trt.layers import fused, native
+from bert_trt.layers.layouts import SingleLayout
+from bert_trt.layers.native import NativeLayers
 from bert_trt.model_files import WeightFile
+from bert_trt.pipeline import Result, Task
 from bert_trt.tensorrt_product import trt
-from builder import BertBuilder
+from builder import Bert
 from plugins import build
 from trt_helper import TrtNetworkHelper
 
@@ -89,10 +94,10 @@ def scaled_scores(factor: float) -> Mutate:
 
 
 def residual(change: Callable[..., Any]) -> Mutate:
-    def wide_sum(original: Any, self: Any, a: Any, b: Any, name: str) -> Any:
+    def residual_sum(original: Any, self: Any, a: Any, b: Any, name: str) -> Any:
         return change(original, self, a, b, name) if name == f"{LAYER}.output.sum" else original(self, a, b, name)
 
-    return patch_method(BertBuilder, "wide_sum", wide_sum)
+    return patch_method(NativeLayers, "residual_sum", residual_sum)
 
 
 def layer_norm(change: Callable[[Any], Any], only: str = "") -> Mutate:
@@ -113,9 +118,7 @@ def swapped_parameters(arguments: Any) -> None:
 
 def embeddings_of(order: Sequence[int]) -> Mutate:
     """Ids, types and positions given to the embeddings in another order."""
-    return patch_method(
-        BertBuilder, "embeddings", lambda original, self, *ids: original(self, *(ids[place] for place in order))
-    )
+    return patch_method(Bert, "embeddings", lambda original, self, ids: original(self, [ids[i] for i in order]))
 
 
 def layer_order(order: Callable[[int], int]) -> Mutate:
@@ -124,12 +127,12 @@ def layer_order(order: Callable[[int], int]) -> Mutate:
         changed = order(int(index))
         return x if changed < 0 else original(self, x, f"{prefix}.{changed}")
 
-    return patch_method(BertBuilder, "encoder_layer", encoder_layer)
+    return patch_method(Bert, "encoder_layer", encoder_layer)
 
 
-def wrong_heads(original: Any, self: Any, x: Any, name: str) -> Any:
+def wrong_heads(original: Any, self: Any, x: Any, num_heads: int, head_size: int, name: str) -> Any:
     """(S, D, N) where it should be (S, N, D)."""
-    shape = (-1, self.config.head_size, self.config.num_heads)
+    shape = (-1, head_size, num_heads)
     return self.helper.addShuffle(x, name, shape=shape, second_transpose=(2, 0, 1))
 
 
@@ -148,9 +151,9 @@ def softmax_over_queries(original: Any, self: Any, x: Any, name: str, axis: int 
 
 ANY = {  # wrong whatever the batching; elementary layers
     "softmax over queries": patch_method(TrtNetworkHelper, "addSoftmax", softmax_over_queries),
-    "query and key swapped": attribute(builder, "QKV", ("key", "query", "value")),
-    "key and value swapped": attribute(builder, "QKV", ("query", "value", "key")),
-    "query and value swapped": attribute(builder, "QKV", ("value", "key", "query")),
+    "query and key swapped": attribute(native, "QKV", ("key", "query", "value")),
+    "key and value swapped": attribute(native, "QKV", ("query", "value", "key")),
+    "query and value swapped": attribute(native, "QKV", ("value", "key", "query")),
     "a transposed weight": one_weight(f"{LAYER}.attention.output.dense.weight", np.transpose),
     "a transposed query weight": one_weight(f"{LAYER}.attention.self.query.weight", np.transpose),
     "one element of a weight": one_weight(f"{LAYER}.output.dense.weight", one_more),
@@ -199,18 +202,18 @@ ANY = {  # wrong whatever the batching; elementary layers
         ),
     ),
     "the head's layer norm left out": patch_method(
-        BertBuilder,
+        NativeLayers,
         "layer_norm",
         lambda original, self, x, name: x if name.startswith("cls") else original(self, x, name),
     ),
     "the head's activation left out": patch_method(
-        BertBuilder,
-        "activation",
-        lambda original, self, x, name: x if name.startswith("cls") else original(self, x, name),
+        TrtNetworkHelper,
+        "addActivation",
+        lambda original, self, x, name, kind: x if name.startswith("cls") else original(self, x, name, kind),
     ),
 }
 SINGLE = {
-    "heads of the wrong columns": patch_method(BertBuilder, "split_heads", wrong_heads),
+    "heads of the wrong columns": patch_method(SingleLayout, "split_heads", wrong_heads),
     "heads not put side by side": patch_method(TrtNetworkHelper, "addShuffle", unmerged_heads),
 }
 
@@ -235,29 +238,24 @@ def ends_off_by(step: float) -> Mutate:
 
 
 PADDED = {
-    "mask ignored": patch_method(BertBuilder, "bias", ignored),
-    "mask inverted": patch_method(BertBuilder, "bias", inverted),
-    "mask too weak": patch_method(BertBuilder, "bias", too_weak),
+    "mask ignored": patch_method(SingleLayout, "_additive", ignored),
+    "mask inverted": patch_method(SingleLayout, "_additive", inverted),
+    "mask too weak": patch_method(SingleLayout, "_additive", too_weak),
 }
 PACKED = {
-    "cu_seqlens ignored": patch_method(BertBuilder, "bias", ignored),
+    "cu_seqlens ignored": patch_method(SingleLayout, "_additive", ignored),
     "cu_seqlens one too large": ends_off_by(1.0),
     "cu_seqlens one too small": ends_off_by(-1.0),
 }
 
 
-def separator(change: Callable[[Any, Any], Any]) -> Mutate:
+def lengths(change: Callable[[Any, Any], Any]) -> Mutate:
     """What keeps sequences apart is changed before the QkvToContext plugin gets it."""
 
-    def fused_attention(original: Any, self: Any, x: Any, name: str) -> Any:
-        kept = self.separator
-        self.separator = change(self.helper, kept)
-        try:
-            return original(self, x, name)
-        finally:
-            self.separator = kept
+    def add(original: Any, self: Any, qkv: Any, num_heads: int, name: str, layout: str, given: Any) -> Any:
+        return original(self, qkv, num_heads, name, layout, change(self, given))
 
-    return patch_method(BertBuilder, "fused_attention", fused_attention)
+    return patch_method(TrtNetworkHelper, "addQkvToContext", add)
 
 
 def all_words(helper: Any, mask: Any) -> Any:
@@ -274,7 +272,7 @@ def shorter_first(helper: Any, cu_seqlens: Any) -> Any:
 
 
 def in_the_network_only(plugin: str, **changes: Any) -> Mutate:
-    """The plugin is created with other fields than were planned."""
+    """The plugin is created with other fields than the network was asked for."""
 
     def mutate(monkeypatch: pytest.MonkeyPatch) -> None:
         for maker in ("plugin_node", "_create"):
@@ -289,31 +287,20 @@ def in_the_network_only(plugin: str, **changes: Any) -> Mutate:
     return mutate
 
 
-def planned(maker: str, **changes: Any) -> Mutate:
-    """The plugin is planned with other fields than the model has."""
-
-    def mutate(monkeypatch: pytest.MonkeyPatch) -> None:
-        original = getattr(builder, maker)
-
-        def make(*rest: Any, **named: Any) -> Any:
-            layer = original(*rest, **named)
-            return replace(layer, fields={**layer.fields, **changes})
-
-        monkeypatch.setattr(builder, maker, make)
-
-    return mutate
-
-
 PLUGINS = {
     "num_heads in the network": in_the_network_only("QkvToContext", num_heads=4),
-    "num_heads as planned": planned("qkv_to_context_layer", num_heads=4),
+    "num_heads as asked for": patch_method(
+        TrtNetworkHelper,
+        "addQkvToContext",
+        lambda original, self, qkv, num_heads, *rest: original(self, qkv, 4, *rest),
+    ),
     "epsilon of SkipLayerNorm in the network": in_the_network_only("SkipLayerNorm", epsilon=1e-5),
     "epsilon of EmbLayerNorm in the network": in_the_network_only("EmbLayerNorm", epsilon=1e-6),
-    "query and key swapped, fused": attribute(builder, "QKV", ("key", "query", "value")),
+    "query and key swapped, fused": attribute(fused, "QKV", ("key", "query", "value")),
     "a lost bias before a residual": one_weight(f"{LAYER}.output.dense.bias", np.zeros_like),
 }
-PLUGINS_PADDED = {"mask ignored by the plugin": separator(all_words)}
-PLUGINS_PACKED = {"cu_seqlens off by one in the plugin": separator(shorter_first)}
+PLUGINS_PADDED = {"mask ignored by the plugin": lengths(all_words)}
+PLUGINS_PACKED = {"cu_seqlens off by one in the plugin": lengths(shorter_first)}
 LINEAR = {
     "GELU of Linear in the network": in_the_network_only("Linear", activation="none"),
     "constant_weight in the network": in_the_network_only("Linear", constant_weight=0),
@@ -327,7 +314,9 @@ def mistaken_scale(original: Any, self: Any, q: Any, scale: Any, name: str, axis
 QUANTIZED = {
     "a weight's scale twice as large": patch_method(TrtNetworkHelper, "addDequantize", mistaken_scale),
     "smoothing of the weight alone": patch_method(
-        BertBuilder, "smooth", lambda original, self, x, divisors: original(self, x, np.ones_like(divisors))
+        TrtNetworkHelper,
+        "addChannelScale",
+        lambda original, self, x, factors, name: original(self, x, np.ones_like(factors), name),
     ),
     "scales of one channel for another": attribute(
         trt_helper,
@@ -386,34 +375,30 @@ class Runs:
 
     def __init__(self, model_dir: Path, sentences: Path) -> None:
         data = ["--calibration-data", str(sentences), "--calibration-sentences", "8"]
-        self._given = ["--model-dir", str(model_dir), *data]
+        self._model, self._data = ["--model-dir", str(model_dir)], data
         self._quantized: dict[tuple[str, ...], Any] = {}
 
     def calibrate(self, *given: str) -> None:
         """Finds the ranges that runs with these options have; call it while the network is right."""
         if {"int8", "fp8"}.intersection(given) and given not in self._quantized:
             with pytest.MonkeyPatch.context() as monkeypatch:
-                monkeypatch.setattr(builder, "finish", lambda *_: None)
-                self._quantized[given] = builder.run(self._arguments(*given)).quantized
+                monkeypatch.setattr(builder, "build_and_check", lambda task, *_: Result(task, _[3]))
+                self._quantized[given] = builder.run(self._options(*given)).quantized
 
     def agrees(self, *given: str) -> bool:
         """Whether the run is called right."""
 
-        def quantize(job: pipeline.Job, *_: Any) -> Any:
-            job.quantized = self._quantized.get(given)
-            return job.quantized and job.quantized.quantization
-
         with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(pipeline.Job, "quantize", quantize)
-            return builder.run(self._arguments(*given)).agrees
+            monkeypatch.setattr(Task, "quantize", lambda *_: self._quantized.get(given))
+            return builder.run(self._options(*given)).agrees
 
-    def _arguments(self, *given: str) -> argparse.Namespace:
-        parser = argparse.ArgumentParser()
-        options.add_common_arguments(parser)
-        options.add_network_arguments(parser)
-        args = parser.parse_args([*self._given, *given])
-        args.gelu, args.compare_layers = None, False
-        return args
+    def _options(self, *given: str) -> options.PlanOptions:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            calibrates = {"int8", "fp8"}.intersection(given)
+            monkeypatch.setattr(
+                sys, "argv", ["builder.py", *self._model, *(self._data if calibrates else []), *given]
+            )
+            return builder_arguments()
 
 
 @pytest.fixture(scope="module")
@@ -425,7 +410,7 @@ def runs(small_weights_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> R
 
 @pytest.fixture(autouse=True)
 def no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "build_plan", lambda *_: SimpleNamespace(num_bytes=10**9, seconds_build=0.0))
+    monkeypatch.setattr(pipeline, "build_plan", lambda *_: SimpleNamespace(num_bytes=10**9, seconds_build=0.0))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -406,7 +406,7 @@ def test_help_and_wrong_usage_end_like_everything_else(tmp_path, rest, code):
 
 
 SCRIPTS = [
-    *("model2onnx.py", "builder.py", "onnx2trt.py", "calibrator.py", "sensitivity.py", "fill_masks.py", "demo.py"),
+    *("model2onnx.py", "builder.py", "onnx2trt.py", "calibrator.py", "sensitivity.py", "fill_mask.py", "demo.py"),
     *("plugins/build.py", "plugins/testLayerNormPlugin.py"),
 ]
 
@@ -419,7 +419,7 @@ def test_every_script_runs_by_run_script(name):
 @pytest.mark.parametrize(("kind", "shown"), [("UserError", "error: [told] \n"), ("ValueError", "Traceback")])
 def test_a_users_error_while_modules_are_imported_has_no_traceback(kind, shown):
     """Before ``run_script`` is there; every other error is shown as Python does."""
-    code = f"import common; from bert_trt.console import UserError; raise {kind}('[told] ')"
+    code = f"from bert_trt.console import UserError; raise {kind}('[told] ')"
     done = run_code(code)
     assert done.returncode == 1
     assert done.stderr.startswith(shown)

@@ -1,48 +1,26 @@
-"""Fills every [MASK] of a text file, one sentence a line, and writes the ten best words as JSON lines.
-
-    python builder.py --batching packed --fusion plugins --sentences FILE      builds a plan and fills
-    python fill_masks.py out/builder.fp16.packed.fused.plan FILE               with a plan that is there already
-
-The sentences are put into batches as the network wants them (packing.py), and the answers come in the file's order.
-A line that cannot be used gets an error with its number, and does not cost the others.
-"""
+"""Fills every [MASK] of a text file: batches as a network takes them, the top-k predictions as JSON lines."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from bert_trt.interrupts import begin_script
-from bert_trt.options import fill_masks_arguments
-
-if __name__ == "__main__":
-    begin_script(fill_masks_arguments)  # answers --help, wrong usage and Ctrl-C before TensorRT is imported
+from typing import Any
 
 import numpy as np
 from rich.progress import track
 
-from bert_trt.comparison import best_words, describe_words
-from bert_trt.console import UserError, console, log_console, run_script, warn
-from bert_trt.files import atomic_write, check_outputs, make_folder
-from bert_trt.inference import InferHelper
+from bert_trt.comparison import Run, describe_words, top_k
+from bert_trt.console import UserError, console, log_console, warn
+from bert_trt.files import atomic_write
 from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
-from bert_trt.network import NetworkContents
-from bert_trt.options import SequenceRange, fillings_path
+from bert_trt.options import SequenceRange
 from bert_trt.packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch, single_batch
-from bert_trt.plan import info_path, read_info
 from bert_trt.sentences import Problem, Sentence, load_tokenizer, read_sentences
-from bert_trt.tensorrt_product import trt
-
-if TYPE_CHECKING:
-    from bert_trt.pipeline import Job
 
 TOKENS_AT_ONCE = 4096  # the output of a batch has so many rows, each as wide as the vocabulary
 BUCKET = 16  # padded lengths are multiples of it
-
-Run = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # a network's inputs to its output
 
 
 def make_batches(
@@ -60,7 +38,7 @@ def make_batches(
     return [padded_batch(made) for made in pad(ids, limits, types, lines, buckets=BUCKET)]
 
 
-def fill(
+def predict(
     sentences: Sequence[Sentence], batches: Iterable[NetworkBatch], run: Run, mask_id: int, tokens: Sequence[str]
 ) -> dict[int, list[list[dict[str, Any]]] | None]:
     """Runs the batches.
@@ -74,7 +52,7 @@ def fill(
         for place, all_scores in zip(batch.sentences, batch.split(run(batch.inputs)), strict=True):
             scores = all_scores[sentences[place].ids == mask_id]  # (number of [MASK], vocabulary)
             usable = np.isfinite(scores).all()
-            words = [describe_words(row, best_words(row), tokens) for row in scores] if usable else None
+            words = [describe_words(row, top_k(row), tokens) for row in scores] if usable else None
             found[sentences[place].line] = words
     return found
 
@@ -133,7 +111,7 @@ def read_source(folder: ModelFolder, path: Path, seq_len: SequenceRange, batch: 
     return Source(path, sentences, problems)
 
 
-def fill_file(
+def fill_text_file(
     folder: ModelFolder,
     source: Source,
     target: Path,
@@ -152,12 +130,12 @@ def fill_file(
     shown = {"console": log_console, "transient": True, "disable": not log_console.is_terminal}
     progress: Iterator[NetworkBatch] = iter(track(batches, "filling", **shown))
     mask_id = load_tokenizer(folder).mask_token_id
-    fillings = fill(sentences, progress, run, mask_id, folder.tokens())
+    predictions = predict(sentences, progress, run, mask_id, folder.tokens())
     told = "the network's scores are not finite; build with --precision bf16 or fp32"
-    overflown = [one.line for one in sentences if fillings[one.line] is None]
+    overflown = [one.line for one in sentences if predictions[one.line] is None]
     problems += [Problem(line, f"{source.path}, line {line}: {told}") for line in overflown]
     records: dict[int, dict[str, Any]] = {
-        one.line: {"line": one.line, "text": one.text, "fillings": fillings[one.line]} for one in sentences
+        one.line: {"line": one.line, "text": one.text, "fillings": predictions[one.line]} for one in sentences
     }
     for problem in problems:
         warn(problem.message)
@@ -168,26 +146,6 @@ def fill_file(
     filled = len(sentences) - len(overflown)
     console.print(
         f"{filled} sentences in {len(batches)} batches, {len(problems)} bad lines -> {target}", soft_wrap=True
-    )
-
-
-def fill_network(
-    job: Job, network: trt.INetworkDefinition, contents: NetworkContents, source: Source, target: Path
-) -> None:
-    """Fills with the plan that builder.py has just built, or, where it cannot be executed, with its network."""
-    ranges = (job.options.seq_len, job.options.batch)
-    name = job.folder.config.output_name
-    if job.executed_by == "tensorrt":
-        with InferHelper(job.plan_path) as helper:
-            fill_file(job.folder, source, target, job.batching, *ranges, lambda inputs: helper.infer(inputs)[name])
-        return
-    import torch
-
-    from bert_trt.network_runner import NetworkRunner
-
-    runner = NetworkRunner(network, "cuda" if torch.cuda.is_available() else "cpu", contents=contents)
-    fill_file(
-        job.folder, source, target, job.batching, *ranges, lambda inputs: runner.run(inputs)[name].cpu().numpy()
     )
 
 
@@ -205,26 +163,3 @@ def ranges_of_plan(profile: Mapping[str, Sequence[Sequence[int]]]) -> tuple[str,
         return "packed", SequenceRange(*(ids[:, 0] // sentences).tolist()), SequenceRange(*sentences.tolist())
     lengths = SequenceRange(*ids[:, 1].tolist())
     return ("padded" if MASK_NAME in profile else "single"), lengths, SequenceRange(*ids[:, 0].tolist())
-
-
-def main() -> int:
-    """The script."""
-    args = fill_masks_arguments()
-    folder = ModelFolder(args.model_dir)
-    info = read_info(args.plan)
-    if info is None:
-        raise UserError(f"{args.plan}.json is missing; build the plan again with builder.py")
-    target = fillings_path(args.fillings, args.plan)
-    inputs = {"PLAN": args.plan, "PLAN.json": info_path(args.plan), "FILE": args.sentences}
-    check_outputs({"--fillings": target}, inputs | folder.files())
-    make_folder(target.parent)
-    batching, seq_len, batch = ranges_of_plan(info.profile)
-    source = read_source(folder, args.sentences, seq_len, batch)
-    with InferHelper(args.plan) as helper:
-        name = folder.config.output_name
-        fill_file(folder, source, target, batching, seq_len, batch, lambda inputs: helper.infer(inputs)[name])
-    return 0
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -1,4 +1,4 @@
-"""fill_masks.py: every line gets its answer or its error, in order, however the sentences are put into batches."""
+"""fill_mask.py: every line gets its answer or its error, in order, however the sentences are put into batches."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from plugin_build_for_tests import built_plugins
 from transformers import AutoTokenizer, BertForMaskedLM
 
 import builder
-import fill_masks
+import fill_mask
 import model2onnx
 from bert_trt import pipeline
 from bert_trt.console import UserError, run_script
 from bert_trt.inference import check_in_profile, execution_obstacle
+from bert_trt.mask_filling import fill_text_file, make_batches, ranges_of_plan, read_source
 from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder
 from bert_trt.network_runner import NetworkRunner
-from bert_trt.options import BATCHINGS, FUSIONS, ONE_SENTENCE, SequenceRange
+from bert_trt.options import BATCHINGS, ONE_SEQUENCE, SequenceRange
 from bert_trt.packing import check_batch
 from bert_trt.plan import info_path, profile_shapes, read_info
 from bert_trt.sentences import Sentence
 from bert_trt.tensorrt_log import TrtLog
-from fill_masks import fill_file, make_batches, ranges_of_plan, read_source
 
 SEQ_LEN, BATCH = SequenceRange(1, 8, 24), SequenceRange(1, 2, 3)
 COMBINATIONS = [(batching, fusion) for batching in BATCHINGS for fusion in ("none", "plugins")]  # in fp32
@@ -177,7 +177,7 @@ def test_products_of_our_own_fill_with_the_same_words(filled, model_dir, source,
 def test_ranges_are_those_that_the_plan_was_built_for(filled, batching, fusion):
     info = read_info(filled[batching, fusion].plan)
     assert info is not None
-    expected = ONE_SENTENCE if batching == "single" else BATCH
+    expected = ONE_SEQUENCE if batching == "single" else BATCH
     assert ranges_of_plan(info.profile) == (batching, SEQ_LEN, expected)
 
 
@@ -207,7 +207,7 @@ class StandIn:
         self.profile = info.profile
         batching, fusion, _ = plan.name.split(".")
         folder = ModelFolder(self.folder)
-        self.bert = builder.assemble(folder, TrtLog(), batching=batching, fused=FUSIONS[fusion])
+        self.bert = builder.assemble(folder, TrtLog(), batching=batching, fusion=fusion)
         self.runner = NetworkRunner(self.bert.network, contents=self.bert.contents)
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -226,10 +226,10 @@ class StandIn:
 @EVERY_COMBINATION
 def test_a_plan_fills_as_builder_does(filled, model_dir, source, tmp_path, monkeypatch, capsys, batching, fusion):
     monkeypatch.setattr(StandIn, "folder", model_dir, raising=False)
-    monkeypatch.setattr(fill_masks, "InferHelper", StandIn)
+    monkeypatch.setattr(fill_mask, "InferHelper", StandIn)
     made, target = filled[batching, fusion], tmp_path / "made" / "f.jsonl"
     arguments = [made.plan, source, "--model-dir", model_dir, "--fillings", target]
-    assert run_main(fill_masks.main, *arguments) == 0
+    assert run_main(fill_mask.main, *arguments) == 0
     assert read_lines(target) == made.records
     said = capsys.readouterr()
     assert f"{len(GOOD)} sentences in" in said.out
@@ -241,7 +241,7 @@ def test_a_plan_fills_as_builder_does(filled, model_dir, source, tmp_path, monke
 def test_where_plans_cannot_be_executed_it_says_so(filled, model_dir, source, capsys):
     plan = filled["packed", "none"].plan
     before = plan.with_suffix(".fillings.jsonl").read_bytes()
-    assert run_main(fill_masks.main, plan, source, "--model-dir", model_dir) == 1
+    assert run_main(fill_mask.main, plan, source, "--model-dir", model_dir) == 1
     assert "plans cannot be executed here: " in capsys.readouterr().err
     assert plan.with_suffix(".fillings.jsonl").read_bytes() == before
 
@@ -267,7 +267,7 @@ def numbered(lengths: Sequence[int]) -> list[Sentence]:
 def test_every_batch_is_in_the_profile_and_every_sentence_in_one(lengths, batching, most, longest):
     sentences = numbered(lengths)
     seq_len = SequenceRange(3, 16, longest)
-    batch = ONE_SENTENCE if batching == "single" else SequenceRange(1, 1, most)
+    batch = ONE_SEQUENCE if batching == "single" else SequenceRange(1, 1, most)
     shape = {"single": (1, -1), "padded": (-1, -1), "packed": (-1,)}[batching]
     seen = []
     for one in make_batches(sentences, batching, seq_len, batch):
@@ -288,7 +288,7 @@ def fill_with(run, model_dir: Path, text: str, target: Path, seq_len=SEQ_LEN, ba
     source = target.with_suffix(".txt")
     source.write_text(text, encoding="utf-8")
     folder = ModelFolder(model_dir)
-    fill_file(folder, read_source(folder, source, seq_len, batch), target, "packed", seq_len, batch, run)
+    fill_text_file(folder, read_source(folder, source, seq_len, batch), target, "packed", seq_len, batch, run)
     return read_lines(target)
 
 
@@ -422,20 +422,20 @@ def test_wrong_options_of_fill_masks(filled, model_dir, source, tmp_path, capsys
     ]
     for arguments, code, message in cases:
         given = arguments if "--model-dir" in arguments else [*arguments, "--model-dir", model_dir]
-        assert run_main(fill_masks.main, *given) == code
+        assert run_main(fill_mask.main, *given) == code
         assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_place_that_cannot_be_written(filled, model_dir, source, monkeypatch, capsys):
     monkeypatch.setattr(StandIn, "folder", model_dir, raising=False)
-    monkeypatch.setattr(fill_masks, "InferHelper", StandIn)
+    monkeypatch.setattr(fill_mask, "InferHelper", StandIn)
     plan = filled["packed", "none"].plan
-    assert run_main(fill_masks.main, plan, source, "--model-dir", model_dir, "--fillings", "/proc/none/f.jsonl") == 1
+    assert run_main(fill_mask.main, plan, source, "--model-dir", model_dir, "--fillings", "/proc/none/f.jsonl") == 1
     assert "/proc/none" in capsys.readouterr().err
 
 
 def test_the_script_itself(script, filled, model_dir):
-    done = script("fill_masks.py", filled["single", "none"].plan, "none.txt", "--model-dir", model_dir)
+    done = script("fill_mask.py", filled["single", "none"].plan, "none.txt", "--model-dir", model_dir)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
@@ -461,9 +461,9 @@ def test_a_file_without_a_usable_line_is_found_before_the_work(
     source = tmp_path / "lines.txt"
     if content is not None:
         source.write_bytes(content)
-    for work in ("assemble", "finish"):
+    for work in ("assemble", "build_and_check"):
         monkeypatch.setattr(builder, work, None)  # a call would be a TypeError
-    monkeypatch.setattr(pipeline.Job, "quantize", None if precision == "int8" else lambda *_arguments: None)
+    monkeypatch.setattr(pipeline.Task, "quantize", None if precision == "int8" else lambda *_arguments: None)
     arguments = ["--model-dir", model_dir, "--plan", tmp_path / "x.plan", "--precision", precision]
     ended = in_process(builder.main, *arguments, "--sentences", source, *options)
     assert ended.code == 1

@@ -1,0 +1,516 @@
+"""The command line of each script, read into its dataclass of options.py.
+
+Each ``..._arguments`` function ends the process after --help (exit code 0) and wrong usage (2). Nothing here imports
+more than the standard library and ``console``, so that both are answered before TensorRT is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bert_trt.options import (
+    BATCHINGS,
+    BUNDLED_MODEL,
+    CACHE_NAME,
+    DEFAULT_DATA,
+    DEFAULT_OUT_DIR,
+    DEFAULT_TEXT,
+    FUSIONS,
+    GELU_KINDS,
+    GROUPS,
+    INPUT_ROLES,
+    LAYER_NORM_KERNELS,
+    LINEAR_GROUPS,
+    METHODS,
+    QUANTIZED_PRECISIONS,
+    TENSORRT_ATTENTION,
+    TOLERANCES,
+    CalibrationSettings,
+    CalibratorOptions,
+    ExportOptions,
+    FillOptions,
+    GpuCheckOptions,
+    ParserOptions,
+    PlanOptions,
+    QuantizationOptions,
+    SequenceRange,
+    has_linear,
+)
+
+Options = TypeVar("Options")
+
+
+def _as(options: type[Options], args: argparse.Namespace, **given: Any) -> Options:
+    """The dataclass with what the namespace holds of its fields; ``given`` comes first."""
+    names = [one.name for one in fields(options)]  # pyright: ignore[reportArgumentType]
+    return options(**{name: getattr(args, name) for name in names if name in args} | given)
+
+
+def _quantization(args: argparse.Namespace) -> QuantizationOptions:
+    """Those of ``add_quantization_arguments``; the settings are read only where something is quantized."""
+    if args.precision not in QUANTIZED_PRECISIONS:
+        return QuantizationOptions()
+    settings = CalibrationSettings(
+        args.precision, args.calibration, args.percentile, args.calibration_sentences, args.quantize, args.smooth
+    )
+    return QuantizationOptions(settings, args.calibration_data, getattr(args, "max_error", None))
+
+
+# --- options that several scripts have ---------------------------------------------------------------------
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that both ways to a plan understand."""
+    parser.add_argument(
+        "--model-dir", type=Path, default=Path("out"), help="folder written by model2onnx.py (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=list(TOLERANCES),
+        default="fp32",
+        help="type of weights and tensors; int8 and fp8: of the encoder's linear layers (default: %(default)s)",
+    )
+    parser.add_argument("--plan", type=Path, help="plan file to write (default: in the model folder)")
+    parser.add_argument(
+        "--seq-len",
+        type=sequence_range,
+        metavar="MIN,OPT,MAX",
+        help="sequence lengths that the plan accepts and is tuned for (default: 1,32,128)",
+    )
+    parser.add_argument(
+        "--compute-capability",
+        type=capability_list,
+        default=[],
+        metavar="LIST",
+        help="GPUs to build for, e.g. 8.6,8.9 (tensorrt_rtx only; default: all that it supports)",
+    )
+    parser.add_argument(
+        "--layer-norm",
+        choices=("native", *LAYER_NORM_KERNELS),
+        default="native",
+        help="layer norm by TensorRT's own layer or by a kernel of the LayerNorm plugin (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-embed-plugins",
+        action="store_true",
+        help="leave the plugin library out of the plan; whoever loads the plan then needs the library",
+    )
+    parser.add_argument("--verbose", action="store_true", help="write TensorRT's verbose log beside the plan")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
+    parser.add_argument(
+        "--no-structure-check",
+        action="store_true",
+        help="do not run the network without its roundings, in fp32, where a lost bias or a wrong GELU would show; "
+        "it is run all the same if the plan takes no sequence that PyTorch has answered",
+    )
+    add_quantization_arguments(parser)
+
+
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the network that the parser's way does not have."""
+    group = parser.add_argument_group("the network of builder.py")
+    group.add_argument(
+        "--fusion",
+        choices=list(FUSIONS),
+        default="none",
+        help="none: elementary layers; tensorrt: TensorRT's own attention layer, without any plugin; "
+        "plugins: EmbLayerNorm, SkipLayerNorm and QkvToContext; all: Linear too, for "
+        "the encoder's matrix products in fp16 and bf16; in fp32, or quantized, they are TensorRT's own all the same "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--batching",
+        choices=BATCHINGS,
+        default="single",
+        help="one sentence, a padded batch with a mask, or packed tokens without padding (default: %(default)s)",
+    )
+    group.add_argument(
+        "--batch",
+        type=sequence_range,
+        metavar="MIN,OPT,MAX",
+        help="sentences in a batch that the plan accepts and is tuned for (default: 1,8,32)",
+    )
+    group.add_argument(
+        "--sentences", type=Path, metavar="FILE", help="text with [MASK], one sentence a line: fill every [MASK]"
+    )
+    group.add_argument(
+        "--fillings",
+        type=Path,
+        metavar="FILE",
+        help="where the ten best fillings of --sentences go, as JSON lines (default: beside the plan)",
+    )
+
+
+def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of everything that calibrates."""
+    defaults = CalibrationSettings()
+    group = parser.add_argument_group("calibration, for int8 and fp8")
+    group.add_argument(
+        "--calibration",
+        action=_Given,
+        choices=METHODS,
+        default=defaults.method,
+        help="how ranges are chosen (default: %(default)s)",
+    )
+    group.add_argument(
+        "--percentile",
+        action=_Given,
+        type=_percentage,
+        default=defaults.percentile,
+        metavar="P",
+        help="for --calibration percentile (default: %(default)s)",
+    )
+    group.add_argument(
+        "--calibration-data",
+        action=_Given,
+        type=Path,
+        default=DEFAULT_DATA,
+        metavar="FILE",
+        help="text, one sentence a line",
+    )
+    group.add_argument(
+        "--calibration-sentences",
+        action=_Given,
+        type=_count,
+        default=defaults.sentences,
+        metavar="N",
+        help="how many of its lines to calibrate on (default: %(default)s); others serve to measure the error",
+    )
+    group.add_argument(
+        "--quantize",
+        action=_Given,
+        type=_groups,
+        default=defaults.groups,
+        metavar="GROUPS",
+        help=f"which products, of {','.join(GROUPS)} (default: {','.join(LINEAR_GROUPS)})",
+    )
+    group.add_argument(
+        "--smooth",
+        action=_Given,
+        type=_strength,
+        default=defaults.smoothing,
+        metavar="S",
+        help="SmoothQuant: move outliers of activations into the weights: off, a strength from 0 to 1, or auto, "
+        "which measures several and takes the best (default: %(default)s)",
+    )
+
+
+def add_quantization_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of everything that quantizes."""
+    add_calibration_arguments(parser)
+    parser.add_argument(
+        "--max-error",
+        action=_Given,
+        type=_error,
+        metavar="X",
+        help="int8 and fp8: return the worst products to fp16 until the relative L2 error is at most X",
+    )
+
+
+# --- options without effect --------------------------------------------------------------------------------
+
+
+class _Given(argparse.Action):
+    """Stores the value, and in ``given`` that the option stood on the command line."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.given = [*getattr(namespace, "given", []), self.option_strings[0]]
+
+
+def _refuse_idle_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the process with exit code 2 if an option was given that nothing reads; the message says what it needs."""
+    given = getattr(args, "given", [])
+    if given and args.precision not in QUANTIZED_PRECISIONS:
+        needed = " or ".join(QUANTIZED_PRECISIONS)
+        parser.error(
+            f"{given[0]} has no effect with --precision {args.precision}; it needs {needed}, or leave it out"
+        )
+    if "--percentile" in given and args.calibration != "percentile":
+        parser.error(
+            f"--percentile has no effect with --calibration {args.calibration}; it needs --calibration percentile"
+        )
+    if "--smooth" in given and args.smooth is not None and not has_linear(args.quantize):
+        parser.error(
+            f"--smooth has no effect with --quantize {','.join(args.quantize)}: only inputs of linear layers are "
+            f"smoothed; add one of {', '.join(LINEAR_GROUPS)}"
+        )
+
+
+def _refuse_idle_plugin_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """The same for --no-embed-plugins in a network without plugins."""
+    if args.no_embed_plugins and args.layer_norm == "native" and not set(FUSIONS[args.fusion]) - {TENSORRT_ATTENTION}:
+        parser.error("--no-embed-plugins has no effect without plugins; it needs --layer-norm or --fusion with some")
+
+
+# --- values of options -------------------------------------------------------------------------------------
+
+
+def sequence_range(text: str) -> SequenceRange:
+    """Reads ``MIN,OPT,MAX``."""
+    try:
+        low, best, high = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not three whole numbers MIN,OPT,MAX") from None
+    if not 1 <= low <= best <= high:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 1 <= MIN <= OPT <= MAX")
+    return SequenceRange(low, best, high)
+
+
+def capability_list(text: str) -> list[str]:
+    """Reads ``8.6,8.9``."""
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        major, dot, minor = part.partition(".")
+        if not (dot and major.isdigit() and minor.isdigit()):
+            raise argparse.ArgumentTypeError(f"{part!r} is no compute capability; expected e.g. 8.6")
+    return parts
+
+
+def picture_path(text: str) -> Path:
+    """A path for --plot; its ending says which kind of picture."""
+    path = Path(text)
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a name that ends in .png, .svg or .pdf")
+    return path
+
+
+def _percentage(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected more than 0 and at most 100, such as 99.99")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
+    return int(text)
+
+
+def _groups(text: str) -> tuple[str, ...]:
+    parts = tuple(part.strip() for part in text.split(","))
+    for part in parts:
+        if part not in GROUPS:
+            raise argparse.ArgumentTypeError(f"{part!r} is none of {', '.join(GROUPS)}")
+    return tuple(group for group in GROUPS if group in parts)
+
+
+def _input_names(text: str) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for part in text.split(","):
+        role, _, name = part.partition("=")
+        if role not in INPUT_ROLES or not name:
+            raise argparse.ArgumentTypeError(f"{part!r}: expected ROLE=NAME with one of {', '.join(INPUT_ROLES)}")
+        names[role] = name
+    return names
+
+
+def _strength(text: str) -> float | str | None:
+    if text in ("off", "auto"):
+        return None if text == "off" else text
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected off, auto, or a number from 0 to 1")
+    return value
+
+
+def _error(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number greater than 0, such as 0.02")
+    return value
+
+
+# --- the scripts -------------------------------------------------------------------------------------------
+
+
+def model2onnx_arguments() -> ExportOptions:
+    """The command line of model2onnx.py."""
+    parser = argparse.ArgumentParser(description="Export a BERT checkpoint to ONNX with a checked example.")
+    parser.add_argument(
+        "--model",
+        default=str(BUNDLED_MODEL),
+        help="checkpoint folder or hub name (default: the bundled demo_model)",
+    )
+    _add_example_arguments(parser)
+    parser.add_argument("--out-dir", type=Path, default=DEFAULT_OUT_DIR, help="where to write (default: %(default)s)")
+    return _as(ExportOptions, parser.parse_args())
+
+
+def _add_example_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is exported: the example, and what of the checkpoint may be left out."""
+    parser.add_argument(
+        "--text", default=DEFAULT_TEXT, help="the sentence to run, with [MASK] (default: %(default)s)"
+    )
+    parser.add_argument("--text-pair", metavar="TEXT", help="a second sentence, which makes a pair with the first")
+    parser.add_argument(
+        "--ignore-extra-weights",
+        action="store_true",
+        help="go on without what cannot be exported of the checkpoint: other heads, layers that config.json does not "
+        "count, pooling, an adapter",
+    )
+
+
+def builder_arguments() -> PlanOptions:
+    """The command line of builder.py."""
+    parser = argparse.ArgumentParser(description="Build BERT layer by layer with the TensorRT API, run and check it.")
+    add_common_arguments(parser)
+    add_network_arguments(parser)
+    parser.add_argument(
+        "--gelu", choices=GELU_KINDS, help="which GELU (default: the checkpoint's; decomposed: elementary layers)"
+    )
+    parser.add_argument(
+        "--compare-layers", action="store_true", help="print the difference to PyTorch after every encoder layer"
+    )
+    args = parser.parse_args()
+    _refuse_idle_options(parser, args)
+    _refuse_idle_plugin_options(parser, args)
+    return _as(PlanOptions, args, quantization=_quantization(args))
+
+
+def onnx2trt_arguments() -> ParserOptions:
+    """The command line of onnx2trt.py."""
+    parser = argparse.ArgumentParser(description="Build BERT through TensorRT's ONNX parser, run and check it.")
+    add_common_arguments(parser)
+    parser.add_argument(
+        "--fusion",
+        choices=("none", "tensorrt"),
+        default="none",
+        help="none: attention as exported; tensorrt: as one Attention node, of which the parser makes TensorRT's own "
+        "attention layer (default: %(default)s)",
+    )
+    group = parser.add_argument_group(
+        "a BERT that somebody else exported",
+        "The exit code is 0 only if the network was compared with onnxruntime and agrees.",
+    )
+    group.add_argument("--onnx", type=Path, metavar="FILE", help="the ONNX file, instead of --model-dir")
+    group.add_argument(
+        "--inputs",
+        type=_input_names,
+        default={},
+        metavar="ROLE=NAME,...",
+        help=f"which input is which, where the names do not say it; roles: {', '.join(INPUT_ROLES)}",
+    )
+    group.add_argument(
+        "--batch",
+        type=sequence_range,
+        metavar="MIN,OPT,MAX",
+        help="sequences in a batch, where the file leaves it open (default: 1,8,32)",
+    )
+    args = parser.parse_args()
+    if args.onnx is None and (args.inputs or args.batch is not None):
+        parser.error("--inputs and --batch belong to --onnx FILE")
+    if args.onnx is not None:
+        if args.precision in QUANTIZED_PRECISIONS:
+            parser.error(
+                f"--precision {args.precision} needs a folder by model2onnx.py, where products have known names;"
+                " a file that is quantized already is built as it is with --precision fp32"
+            )
+        if args.layer_norm != "native" or args.fusion != "none":
+            parser.error(
+                "--layer-norm and --fusion need a folder by model2onnx.py, whose graph is known; leave them out"
+            )
+    _refuse_idle_options(parser, args)
+    _refuse_idle_plugin_options(parser, args)
+    return _as(ParserOptions, args, quantization=_quantization(args))
+
+
+def demo_arguments() -> tuple[ExportOptions, PlanOptions]:
+    """The command line of demo.py: what is exported, and how the plans are built."""
+    parser = argparse.ArgumentParser(description="Export the bundled checkpoint, build its plans, run and compare.")
+    parser.add_argument("--model", default=str(BUNDLED_MODEL), help="checkpoint folder or hub name")
+    _add_example_arguments(parser)
+    add_common_arguments(parser)
+    add_network_arguments(parser)
+    args = parser.parse_args()
+    if args.plan is not None:
+        parser.error("--plan names one file, and here are several plans; use builder.py or onnx2trt.py")
+    _refuse_idle_options(parser, args)
+    if args.fusion != "none":  # else the third network has plugins
+        _refuse_idle_plugin_options(parser, args)
+    if args.fillings is not None and args.fusion == "none":
+        parser.error("--fillings names one file, and here two plans fill; use builder.py, or leave it out")
+    export = _as(ExportOptions, args, out_dir=args.model_dir)
+    return export, _as(PlanOptions, args, quantization=_quantization(args))
+
+
+def fill_mask_arguments() -> FillOptions:
+    """The command line of fill_mask.py."""
+    parser = argparse.ArgumentParser(description="Fill every [MASK] of a text file with a plan.")
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="written by builder.py")
+    parser.add_argument("sentences", type=Path, metavar="FILE", help="UTF-8, one sentence a line")
+    parser.add_argument("--model-dir", type=Path, default=DEFAULT_OUT_DIR, help="folder written by model2onnx.py")
+    parser.add_argument("--fillings", type=Path, metavar="FILE", help="JSON lines (default: beside the plan)")
+    return _as(FillOptions, parser.parse_args())
+
+
+def calibrator_arguments() -> CalibratorOptions:
+    """The command line of calibrator.py."""
+    parser = argparse.ArgumentParser(description="Find the ranges of activations for int8 or fp8.")
+    parser.add_argument("--model-dir", type=Path, default=DEFAULT_OUT_DIR, help="folder written by model2onnx.py")
+    parser.add_argument("--precision", choices=QUANTIZED_PRECISIONS, default="int8")
+    parser.add_argument("--cache", type=Path, metavar="FILE", help=f"default: {CACHE_NAME} in the model folder")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the ranges as JSON")
+    parser.add_argument("--plot", type=picture_path, metavar="FILE", help="picture of the worst tensors' histograms")
+    add_calibration_arguments(parser)
+    args = parser.parse_args()
+    _refuse_idle_options(parser, args)
+    return _as(CalibratorOptions, args, quantization=_quantization(args))
+
+
+def sensitivity_arguments() -> CalibratorOptions:
+    """The command line of sensitivity.py."""
+    parser = argparse.ArgumentParser(description="Rank the encoder's products by the error that each alone brings.")
+    parser.add_argument("--model-dir", type=Path, default=DEFAULT_OUT_DIR, help="folder written by model2onnx.py")
+    parser.add_argument("--precision", choices=QUANTIZED_PRECISIONS, default="int8")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the ranking as JSON")
+    parser.add_argument("--plot", type=picture_path, metavar="FILE", help="the ranking as a picture")
+    add_quantization_arguments(parser)
+    args = parser.parse_args()
+    _refuse_idle_options(parser, args)
+    return _as(CalibratorOptions, args, quantization=_quantization(args))
+
+
+def gpu_check_arguments() -> GpuCheckOptions:
+    """The command line of gpu_check.py."""
+    parser = argparse.ArgumentParser(description="Check on this machine's GPU all that TensorRT executes.")
+    rows = parser.add_mutually_exclusive_group()
+    rows.add_argument(
+        "--all",
+        action="store_true",
+        help="every fusion with every batching and every precision (default: so many that every two meet)",
+    )
+    names = ",".join((*FUSIONS, *BATCHINGS, *TOLERANCES))
+    rows.add_argument("--only", type=_row_names, metavar="NAMES", help=f"of all rows those with these names: {names}")
+    parser.add_argument("--model", default=str(BUNDLED_MODEL), help="checkpoint folder or hub name")
+    parser.add_argument("--out-dir", type=Path, default=DEFAULT_OUT_DIR / "gpu_check", help="default: %(default)s")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="default: gpu_check.json in the --out-dir")
+    parser.add_argument(
+        "--jobs", type=_count, default=1, metavar="N", help="rows at a time (default: 1); times mean nothing then"
+    )
+    parser.add_argument("--step", type=Path, help=argparse.SUPPRESS)  # what a process of the script itself is to do
+    return _as(GpuCheckOptions, parser.parse_args())
+
+
+def _row_names(text: str) -> list[str]:
+    contents, names = (*FUSIONS, *BATCHINGS, *TOLERANCES), text.split(",")
+    for name in names:
+        if name not in contents:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(contents)}")
+    return names
