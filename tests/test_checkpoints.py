@@ -30,7 +30,7 @@ import onnx2trt
 from bert_trt.checkpoint import load_checkpoint, quiet_libraries
 from bert_trt.comparison import relative_l2
 from bert_trt.console import UserError
-from bert_trt.model_files import ACTIVATIONS, CONFIG_NAME, BertConfig, ModelFolder, ReferenceSequence, load_onnx
+from bert_trt.model_files import ACTIVATIONS, CONFIG_NAME, BertConfig, ModelFolder, ReferenceSequence
 from bert_trt.network_runner import NetworkRunner
 from bert_trt.options import TOLERANCES
 from bert_trt.tensorrt_log import TrtLog
@@ -201,9 +201,11 @@ Graph = tuple[ir.Model, dict[str, np.ndarray], list[ReferenceSequence]]
 def exported(model_dir: Path) -> Graph:
     """An exported graph, its weights and PyTorch's outputs, which a test may change."""
     folder = ModelFolder(model_dir)
-    graph, weights = ir.from_proto(load_onnx(folder.onnx_path)), folder.weights().arrays()
-    is_weight = {name: value.dtype == np.float32 and value.ndim > 0 for name, value in weights.items()}
-    return graph, {name: value.copy() for name, value in weights.items() if is_weight[name]}, folder.reference()
+    graph, weights = ir.load(folder.onnx_path), {}
+    for name, value in graph.graph.initializers.items():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            weights[name] = value.const_value.numpy().copy()
+    return graph, weights, folder.reference()
 
 
 def test_an_exported_graph_passes_the_check(exported):
