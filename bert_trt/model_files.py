@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import math
 import mmap
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -217,7 +215,8 @@ class ReferenceSequence:
 class WeightFile:
     """The initializers of ``model.onnx`` by name, as read-only views into a memory map.
 
-    Nothing is copied: the system reads the file's pages when TensorRT reads the weights.
+    Nothing is copied: the system reads the file's pages when TensorRT reads the weights. They count as resident
+    memory, but they are the system's file cache, which it reclaims when memory is short.
     """
 
     def __init__(self, onnx_path: Path) -> None:
@@ -286,27 +285,6 @@ class WeightFile:
             except (OSError, ValueError) as error:
                 raise UserError(f"cannot read {path}: {error}; write it again with model2onnx.py") from error
         return self._map
-
-    @contextmanager
-    def pages_released(self, every_seconds: float = 0.02) -> Iterator[None]:
-        """While inside, gives pages that were already read back to the system.
-
-        TensorRT reads each weight a few times and keeps a copy of its own; the pages of the file would
-        otherwise count against this process until the end, as much memory again as all weights.
-        """
-        stop = threading.Event()
-
-        def release() -> None:
-            while self._map is not None and not stop.wait(every_seconds):
-                self._map.madvise(mmap.MADV_DONTNEED)  # a page that is needed again is simply read again
-
-        thread = threading.Thread(target=release, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
