@@ -174,7 +174,7 @@ def run(options: PlanOptions) -> Result:
             fusion=options.fusion,
         )
         seconds = time.perf_counter() - start
-        result = build_and_check(task, log, bert, seconds, quantized, bert.owner.pages_released())
+        result = build_and_check(task, log, bert, seconds, quantized)
         if options.compare_layers:
             from bert_trt.layer_comparison import print_layer_comparison  # imports PyTorch, which a build needs not
 

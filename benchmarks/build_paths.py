@@ -71,7 +71,7 @@ def build_once(way: str, folder: Path, precision: str) -> dict[str, float]:
     if way == "builder.py":
         bert = builder.assemble(ModelFolder(folder), log, precision)
         network_done = time.perf_counter()
-        info = build_plan(bert.builder, bert.network, log, options, plan, bert.owner.pages_released())
+        info = build_plan(bert.builder, bert.network, log, options, plan)
     else:
         parsed = onnx2trt.parse(ModelFolder(folder), precision, log)
         network_done = time.perf_counter()
@@ -175,7 +175,8 @@ BOUNDS = (
     "(less than 0.1 s in fp32). builder.py hands the optimiser fewer and simpler layers; what is left is "
     "compilation, and page faults, since TensorRT takes fresh memory for its copy of all weights. Memory: "
     "TensorRT's copy of the weights, once more the same bytes when they are passed to Python to be written, and "
-    "about 0.2 GB of libraries; the weight file itself is mapped, and its pages are given back while TensorRT reads."
+    "about 0.2 GB of libraries. The pages of the mapped weight file are counted too, though they are the system's "
+    "file cache and can be reclaimed."
 )
 HEADINGS = ("precision", "way", "layers", "network + plan, s", "ratio", "peak memory, MB", "over weights", "plan, MB")
 

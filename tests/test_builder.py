@@ -26,7 +26,7 @@ from bert_trt.calibration_data import read_data
 from bert_trt.comparison import relative_l2
 from bert_trt.console import UserError
 from bert_trt.element_types import ELEMENT_TYPES
-from bert_trt.model_files import INPUT_NAMES, MASK_NAME, ModelFolder, load_onnx
+from bert_trt.model_files import INPUT_NAMES, MASK_NAME, ModelFolder
 from bert_trt.network_runner import NetworkRunner, read_layer
 from bert_trt.options import (
     DEFAULT_DATA,
@@ -153,23 +153,6 @@ def test_the_parsers_softmax_computes_in_fp32(model_dir, precision):
     ):
         sums = probabilities.double().sum(-1)
         assert (sums - 1).abs().max() <= 1e-6
-
-
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("layer_norm", ["native", "fast"])
-def test_around_wide_operators_the_graph_is_cast_to_fp32_and_back(model_dir, precision, layer_norm):
-    folder = ModelFolder(model_dir)
-    model = onnx.load(str(folder.onnx_path), load_external_data=False)
-    onnx2trt.convert_precision(model, folder.weights(), precision, layer_norm)
-    made_by = {name: node for node in model.graph.node for name in node.output}
-    wide = ["Softmax", *(["LayerNormalization"] if layer_norm == "native" else [])]
-    found = [node for node in model.graph.node if node.op_type in wide]
-    assert len(found) == 2 + (6 if layer_norm == "native" else 0)
-    for node in found:
-        before = made_by[node.input[0]]
-        after = [other for other in model.graph.node if node.output[0] in other.input]
-        assert (before.op_type, before.attribute[0].i) == ("Cast", onnx.TensorProto.FLOAT)
-        assert [(one.op_type, one.attribute[0].i) for one in after] == [("Cast", ELEMENT_TYPES[precision].onnx)]
 
 
 def test_decomposed_gelu_is_the_erf_gelu_in_elementary_layers(model_dir):
@@ -527,14 +510,6 @@ def test_the_parser_makes_tensorrts_own_attention(model_dir, sentence_file, tmp_
     assert relative_l2(output, demo.output) <= TOLERANCES[precision]
     options = BuildOptions(SequenceRange(1, 8, 64))
     assert build_plan(parsed.builder, parsed.network, log, options, tmp_path / "p.plan").num_bytes > 0
-
-
-def test_a_graph_without_the_attention_that_we_write_is_an_error(model_dir):
-    folder = ModelFolder(model_dir)
-    model = load_onnx(folder.onnx_path)
-    next(node for node in model.graph.node if node.op_type == "Mul").op_type = "Div"
-    with pytest.raises(UserError, match="the ONNX graph has no attention around 'node_softmax'; write it again"):
-        onnx2trt.use_attention(model, folder.config)
 
 
 def test_attention_in_one_layer_through_the_parser_is_not_int8(in_process: InProcess, small_weights_dir, tmp_path):
