@@ -146,11 +146,11 @@ class TrtNetworkHelper:
         name: str,
         quantized: trt.DataType | None = None,
     ) -> trt.ITensor:
-        """x @ weight + bias.
+        """x @ weightᵀ + bias.
 
         Args:
             x: (..., in); for a quantized product, what ``addQuantizedRange`` returned.
-            weight: (in, out), as in ONNX's MatMul: the transpose of PyTorch's ``Linear.weight``.
+            weight: (out, in), PyTorch's ``Linear.weight``.
             bias: (out,); None where a fused layer adds it.
             name: the module's name.
             quantized: the type of a quantized product, INT8 or FP8: the weight is stored in this type with a scale
@@ -160,12 +160,12 @@ class TrtNetworkHelper:
             (..., out).
         """
         if quantized is None:
-            w = self.addConstant(weight, f"{name}.weight", shape=_as_rank(weight.shape, x))  # (1 ..., in, out)
+            w = self.addConstant(weight, f"{name}.weight", shape=_as_rank(weight.shape, x))  # (1 ..., out, in)
         else:
             w = self._addQuantizedWeight(x, weight, f"{name}.weight", quantized)
         if bias is None:
-            return self.addMatMul(x, w, name)
-        product = self.addMatMul(x, w, f"{name}.product")  # (..., out)
+            return self.addMatMul(x, w, name, transpose_b=True)
+        product = self.addMatMul(x, w, f"{name}.product", transpose_b=True)  # (..., out)
         return self.addBias(product, bias, name)
 
     def addTiedLinear(self, x: trt.ITensor, table: trt.ITensor, bias: np.ndarray, name: str) -> trt.ITensor:
@@ -187,9 +187,9 @@ class TrtNetworkHelper:
 
     def _addQuantizedWeight(self, x: trt.ITensor, weight: np.ndarray, name: str, dtype: trt.DataType) -> trt.ITensor:
         values, scales = quantize_weight(weight, dtype, name)
-        stored = self.addConstant(values, name, dtype, _as_rank(values.shape, x))  # (1 ..., in, out)
+        stored = self.addConstant(values, name, dtype, _as_rank(values.shape, x))  # (1 ..., out, in)
         self.sources[name] = weight
-        return self.addDequantize(stored, scales, f"{name}.dequantized", axis=len(x.shape) - 1)
+        return self.addDequantize(stored, scales, f"{name}.dequantized", axis=len(x.shape) - 2)
 
     # explicit, symmetric quantization (Q/DQ)
 
@@ -576,11 +576,11 @@ class TrtNetworkHelper:
         activation: str = "none",
         constant_weight: bool = True,
     ) -> trt.ITensor:
-        """activation(x @ weight + bias) by the Linear plugin.
+        """activation(x @ weightᵀ + bias) by the Linear plugin.
 
         Args:
             x: (..., in) in the helper's type, fp16 or bf16.
-            weight: (in, out).
+            weight: (out, in).
             bias: (out,), or None.
             name: the module's name, which begins the names of its parameters.
             layer_name: the layer's name, for example the activation's; default: ``name``.
@@ -590,11 +590,11 @@ class TrtNetworkHelper:
         Returns:
             (..., out).
         """
-        inputs = [x, self.addConstant(weight.T, f"{name}.weight")]  # (out, in), the plugin's order
+        inputs = [x, self.addConstant(weight, f"{name}.weight")]
         if bias is not None:
             inputs.append(self.addConstant(bias, f"{name}.bias"))
         fields = {"activation": activation, "constant_weight": int(constant_weight)}
-        output_types = ((self.dtype, (*as_tuple(x.shape)[:-1], weight.shape[1])),)
+        output_types = ((self.dtype, (*as_tuple(x.shape)[:-1], weight.shape[0])),)
         (y,) = self.addPlugin(PluginLayer(layer_name or name, "Linear", fields, output_types), inputs)
         return y
 

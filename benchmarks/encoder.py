@@ -85,8 +85,7 @@ class Peer(torch.nn.Module):
         self.layers: list[dict[str, torch.Tensor]] = []
 
         def get(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-            values = torch.from_numpy(weights.get(name, shape).copy()).cuda().half()
-            return values.t().contiguous() if values.dim() == 2 else values  # (out, in), as linear wants it
+            return torch.from_numpy(weights.get(name, shape).copy()).cuda().half()
 
         for index in range(config.num_layers):
             name = f"{config.prefix}encoder.layer.{index}"
@@ -100,7 +99,7 @@ class Peer(torch.nn.Module):
                 ("inner", "intermediate.dense", hidden, inner),
                 ("outer", "output.dense", inner, hidden),
             ):
-                layer[short] = get(f"{name}.{part}.weight", (width_in, width_out))
+                layer[short] = get(f"{name}.{part}.weight", (width_out, width_in))
                 layer[f"{short}_bias"] = get(f"{name}.{part}.bias", (width_out,))
             for short, part in (("first", "attention.output.LayerNorm"), ("second", "output.LayerNorm")):
                 layer[f"{short}_gamma"] = get(f"{name}.{part}.weight", (hidden,))

@@ -118,19 +118,19 @@ def quantize_weight(values: np.ndarray, dtype: trt.DataType, name: str) -> tuple
     """Quantizes a weight symmetrically, with a scale for each output channel.
 
     Args:
-        values: (in, out).
+        values: (out, in).
         dtype: INT8 or FP8.
         name: the weight's name, for the error.
 
     Returns:
-        The quantized weight (in, out), and the scales, float32 (out,): values ≈ weight · scales.
+        The quantized weight (out, in), and the scales, float32 (out,): values ≈ weight · scales[:, None].
 
     Raises:
         UserError: the weight has values that are not finite.
     """
     target, source = element_type(dtype), convert_weight(values, trt.DataType.FLOAT, name)
-    amax = np.abs(source).max(axis=0)  # (out,)
+    amax = np.abs(source).max(axis=1)  # (out,)
     scales = (amax / np.float32(target.largest)).astype(np.float32)
     scales[scales < np.finfo(np.float32).tiny] = 1  # zeros, or values too small for an fp32 scale
-    scaled = source / scales
+    scaled = source / scales[:, None]
     return (np.rint(scaled) if target is INT8 else scaled).astype(target.numpy), scales

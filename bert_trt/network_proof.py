@@ -119,9 +119,12 @@ def _check_scales(layer: Any, producers: Mapping[str, tuple[str, Any]], contents
     scales = constant_values(producers[scale_name][1], contents).reshape(-1)
     if kind == "CONSTANT":
         source = contents.sources[producer.name]
+        weight = source.reshape(source.shape[-2:])
+        is_transposed = layer.axis == len(producer.get_output(0).shape) - 1  # (in, out): a scale for each column
         values, expected = quantize_weight(
-            source.reshape(source.shape[-2:]), producer.get_output(0).dtype, producer.name
+            weight.T if is_transposed else weight, producer.get_output(0).dtype, producer.name
         )
+        values = values.T if is_transposed else values
         if values.tobytes() != constant_values(producer, contents).tobytes():
             raise WrongNetworkError(f"constant {producer.name!r} does not hold the quantized values of its source")
     else:

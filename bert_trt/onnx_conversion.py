@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common as passes
 
 from bert_trt.console import UserError
 from bert_trt.element_types import ELEMENT_TYPES, convert_weight, element_type, quantize_weight
@@ -262,6 +263,7 @@ class GraphQuantizer:
         quantization: Quantization,
         products: Sequence[Product],
     ) -> None:
+        self.model = model
         self.graph = model.graph
         self.weights = weights
         self.config = config
@@ -285,37 +287,43 @@ class GraphQuantizer:
         attention = [product for product in products if product.weight_shape is None]  # in the order of the graph
         done = set()
         for node in [node for node in self.graph if node.op_type == "MatMul"]:
-            factor = node.inputs[1]
-            assert factor is not None
+            transpose = _producer(node, 1)  # of a weight, or of K or V
+            factor = None if transpose is None else transpose.inputs[0]
+            if transpose is None or factor is None:
+                continue
             if factor.name in linear:
-                done.add(self._linear(node, linear[factor.name]))
+                done.add(self._linear(node, transpose, linear[factor.name]))
             elif not factor.is_initializer() and attention:
                 done.add(self._attention_product(node, attention.pop(0)))
         missing = [product.name for product in products if product.name not in done]
         if missing:
             raise UserError(f"the ONNX graph has no product {missing[0]!r}; write it again with model2onnx.py")
-        for value in list(self.graph.initializers.values()):
-            if not value.uses():
-                del self.graph.initializers[str(value.name)]
+        passes.RemoveUnusedNodesPass()(self.model)  # Transposes and fp16 weights of quantized products
 
-    def _linear(self, node: ir.Node, product: Product) -> str:
-        """x @ W, smoothed and quantized as asked for. Returns the product's name."""
+    def _linear(self, node: ir.Node, transpose: ir.Node, product: Product) -> str:
+        """x @ Wᵀ, smoothed and quantized as asked for. Returns the product's name.
+
+        Args:
+            node: the MatMul.
+            transpose: the Transpose of W, the MatMul's second input.
+            product: the product.
+        """
         (tensor,) = product.activations
-        x, factor = node.inputs
+        x, factor = node.inputs[0], transpose.inputs[0]
         assert product.weight_shape is not None and x is not None and factor is not None
-        weight = self.weights.get(str(factor.name), product.weight_shape)
+        weight = self.weights.get(str(factor.name), product.weight_shape)  # (out, in)
         divisors = self.quantization.smoothing.get(tensor)
         if divisors is not None:
-            weight = weight * divisors[:, None]
+            weight = weight * divisors
             x = self._smoothed(node, x, divisors)
             fp16 = convert_weight(weight, ELEMENT_TYPES[BASE_PRECISION].trt, product.name)
             factor = self._constant(f"{factor.name}.smoothed", fp16, weight)
         if product.name in self.quantization.products:
             amax = self.quantization.ranges[range_name(tensor, self.quantization.smoothing)]
             x = self._quantized(node, x, amax)
-            factor = self._quantized_weight(node, product.name, weight)
+            node.replace_input_with(1, self._quantized_weight(node, product.name, weight))
         node.replace_input_with(0, x)
-        node.replace_input_with(1, factor)
+        transpose.replace_input_with(0, factor)
         return product.name
 
     def _attention_product(self, node: ir.Node, product: Product) -> str:
@@ -352,10 +360,13 @@ class GraphQuantizer:
         return self._added[name]
 
     def _quantized_weight(self, node: ir.Node, product: str, weight: np.ndarray) -> ir.Value:
-        """The weight (in, out) in one byte an element, dequantized before ``node`` to (1, in, out), the other
-        factor's rank."""
-        values, scales = quantize_weight(weight, self.quantization.dtype, product)
-        stored = self._constant(f"{product}.weight.quantized", values[None], weight)
+        """The weight in one byte an element, dequantized before ``node`` to (1, in, out).
+
+        It is stored transposed and with the other factor's rank, so that nothing stands between the DequantizeLinear
+        and the MatMul, which TensorRT fuses.
+        """
+        values, scales = quantize_weight(weight, self.quantization.dtype, product)  # (out, in)
+        stored = self._constant(f"{product}.weight.quantized", values.T[None], weight.T)
         scale = self._constant(f"{product}.scale", scales)
         return self._dequantize(node, [stored, scale], f"{product}.dequantized", axis=2)
 

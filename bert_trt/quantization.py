@@ -34,7 +34,7 @@ class Product:
         name: the linear layer's name, or the name of one of attention's own two products.
         group: one of ``options.GROUPS``.
         activations: the names of its operands that are no weights: one for a linear layer, else two.
-        weight_shape: (in, out); None for attention's own products, which have no weight.
+        weight_shape: (out, in); None for attention's own products, which have no weight.
     """
 
     name: str
@@ -163,7 +163,7 @@ def smoothing_factors(
     for product in products:
         if product.weight_shape is not None:
             (tensor,) = product.activations
-            amax = np.abs(weights.get(f"{product.name}.weight", product.weight_shape)).max(axis=1)  # (in,)
+            amax = np.abs(weights.get(f"{product.name}.weight", product.weight_shape)).max(axis=0)  # (in,)
             weight_amax[tensor] = np.maximum(weight_amax[tensor], amax) if tensor in weight_amax else amax
     smoothing = {}
     for tensor, w_amax in weight_amax.items():

@@ -412,7 +412,7 @@ def test_both_ways_quantize_the_same(model_dir, sentence_file, groups, smoothing
     assert len(weights[0]) == len(linear)
     for product in linear:
         ours = weights[0][f"{product.name}.weight"].reshape(product.weight_shape)
-        theirs = weights[1][f"{product.name}.weight.quantized"].reshape(product.weight_shape)
+        theirs = weights[1][f"{product.name}.weight.quantized"].reshape(ours.T.shape).T  # stored as (in, out)
         assert ours.dtype == np.int8
         np.testing.assert_array_equal(ours, theirs)
     for part in parts:

@@ -124,13 +124,12 @@ def export(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def expected_weights(export: Export) -> dict[str, np.ndarray]:
-    """What the checkpoint's file holds, in fp32, weights of ``Linear`` as (in, out)."""
+    """What the checkpoint's file holds, in fp32."""
     weights = {name: weight.float().numpy() for name, weight in export.checkpoint.items()}
     if "cls.predictions.decoder.weight" in weights:  # untied: one bias, under the name of the module that adds it
         bias = weights.pop("cls.predictions.bias")
         weights.setdefault("cls.predictions.decoder.bias", bias)
-    is_linear = re.compile(r"(query|key|value|dense|decoder)\.weight$")
-    return {name: weight.T if is_linear.search(name) else weight for name, weight in weights.items()}
+    return weights
 
 
 def test_initializers_are_the_checkpoints_weights_by_name_and_bit_for_bit(export):
@@ -152,8 +151,8 @@ def test_each_module_reads_its_own_weight(export):
     made_by = {output: node for node in export.graph.graph.node for output in node.output}
     for name, node in readers.items():
         if name.endswith("dense.bias") or re.search(r"(query|key|value)\.bias$", name):
-            products = [made_by[value] for value in node.input if value in made_by]
-            assert [product.input[1] for product in products] == [name.replace(".bias", ".weight")]
+            (product,) = [made_by[value] for value in node.input if value in made_by]
+            assert list(made_by[product.input[1]].input) == [name.replace(".bias", ".weight")]
         if name.endswith("LayerNorm.weight"):
             assert node.op_type == "LayerNormalization"
             assert list(node.input[1:]) == [name, name.replace(".weight", ".bias")]
@@ -281,13 +280,11 @@ def test_checkpoints_of_any_size_keep_their_weights(
 
 @pytest.fixture(scope="module")
 def exported_again(checkpoint: Path) -> tuple[Any, Callable[[], ir.Model]]:
-    """The model, and a function that copies its graph, as it is before weights are transposed."""
+    """The model, and a function that copies its graph."""
     quiet_libraries()
     model, tokenizer, config = load_checkpoint(str(checkpoint))
     inputs, _ = model2onnx.tokenize(TEXT, tokenizer, config)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model2onnx, "transpose_weights", lambda onnx_model: None)
-        proto = ir.to_proto(model2onnx.export_onnx(model, inputs, config))
+    proto = ir.to_proto(model2onnx.export_onnx(model, inputs, config))
     return model, lambda: ir.from_proto(proto)
 
 

@@ -38,7 +38,7 @@ def quantization_of(folder: ModelFolder, kind: str, smoothed: bool) -> Quantizat
     if smoothed:
         for product in linear:
             assert product.weight_shape is not None
-            smoothing[product.activations[0]] = np.linspace(0.5, 2.0, product.weight_shape[0]).astype(np.float32)
+            smoothing[product.activations[0]] = np.linspace(0.5, 2.0, product.weight_shape[1]).astype(np.float32)
     ranges = {tensor: 6.0 for product in products for tensor in product.activations}
     ranges |= {f"{tensor}.smoothed": 6.0 for tensor in smoothing}
     return Quantization(kind, frozenset(product.name for product in linear), ranges, smoothing)

@@ -110,7 +110,7 @@ def test_fp16_products_accumulate_in_fp32():
     """4096 ones after 4096: summed in fp16 the total would stop at 4096, where the next number is 4100."""
     net = OneLayer("fp16")
     a = np.concatenate([np.full((1, 1, 1), 4096.0), np.ones((1, 1, 4096))], axis=2).astype(np.float32)
-    weight = np.ones((4097, 1), np.float32)
+    weight = np.ones((1, 4097), np.float32)
     net.helper.markOutput(net.helper.addLinear(net.input(a), weight, np.zeros(1, np.float32), "d"), "y")
     assert net_output(net).item() == 8192.0
 
@@ -432,7 +432,7 @@ def test_bf16_constants_need_known_weights():
     net.helper.markOutput(net.helper.addLinear(net.input(random(1, 2, 4)), weight, np.zeros(4, np.float32), "d"), "y")
     with pytest.raises(UnsupportedLayerError, match=r"cannot read the BF16 constant 'd\..*contents.weights"):
         NetworkRunner(net.network)
-    reference = torch.from_numpy(net.inputs["x0"]).bfloat16().float() @ torch.from_numpy(weight).bfloat16().float()
+    reference = torch.from_numpy(net.inputs["x0"]).bfloat16().float() @ torch.from_numpy(weight).T.bfloat16().float()
     np.testing.assert_allclose(net_output(net), reference.bfloat16().float().numpy(), rtol=1e-2, atol=1e-2)
 
 

@@ -223,7 +223,7 @@ def test_placeholders_have_the_recorded_types():
 def test_placeholders_take_no_room_for_weights():
     def steps(helper):
         x = helper.addInput("x", trt.DataType.HALF, (-1, 768))
-        helper.addFusedLinear(x, np.ones((768, 3072), np.float32), np.ones(3072, np.float32), "dense")
+        helper.addFusedLinear(x, np.ones((3072, 768), np.float32), np.ones(3072, np.float32), "dense")
 
     assert [shape for shape, _ in placeholders(steps, trt.DataType.HALF)] == [[1, 1], [1, 1], [1]]
 
@@ -289,7 +289,7 @@ def test_a_residual_sum_and_norm_in_one_layer(tmp_path, precision, bias):
 def test_a_product_with_bias_and_activation_in_one_layer(tmp_path, precision, bias, activation, shape):
     dtype = ELEMENT_TYPES[precision].trt
     weight, linear_bias = (
-        np.random.default_rng(0).standard_normal((H, 24), np.float32),
+        np.random.default_rng(0).standard_normal((24, H), np.float32),
         np.arange(24, dtype=np.float32),
     )
 
@@ -303,7 +303,7 @@ def test_a_product_with_bias_and_activation_in_one_layer(tmp_path, precision, bi
     assert {"dense.weight", "dense.bias"} & helper.weights.keys() == {"dense.weight", *(["dense.bias"] * bias)}
     tensor = torch.randn(1, 5, H) if len(shape) == 3 else torch.randn(5, H)
     found = NetworkRunner(helper.network, contents=contents(helper)).run({"x": tensor})["y"]
-    expected = tensor @ torch.from_numpy(weight) + (torch.from_numpy(linear_bias) if bias else 0)
+    expected = tensor @ torch.from_numpy(weight).T + (torch.from_numpy(linear_bias) if bias else 0)
     expected = torch.nn.functional.gelu(expected) if activation == "gelu" else expected
     assert relative_l2(found.numpy(), expected.numpy()) <= TOLERANCES[precision]
     options = BuildOptions(SequenceRange(1, 4, 8), plugin_library=build.library_path())
@@ -323,7 +323,7 @@ def test_a_wrong_product_is_named(precision, width, bias, told):
 
     def steps(helper):
         x = helper.addInput("x", dtype, (1, -1, H))
-        helper.addFusedLinear(x, np.ones((width, H), np.float32), np.ones(bias, np.float32), "dense")
+        helper.addFusedLinear(x, np.ones((H, width), np.float32), np.ones(bias, np.float32), "dense")
 
     with pytest.raises(LayerError) as error:
         define(steps, dtype)

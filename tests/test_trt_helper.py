@@ -92,10 +92,10 @@ sizes = st.integers(1, 40)
 @settings(max_examples=15, deadline=None)
 @given(length=sizes, width_in=sizes, width_out=sizes)
 def test_linear(precision, length, width_in, width_out):
-    x, weight, bias = random(1, length, width_in), random(width_in, width_out, seed=1), random(width_out, seed=2)
+    x, weight, bias = random(1, length, width_in), random(width_out, width_in, seed=1), random(width_out, seed=2)
     net = OneLayer(precision)
     output = net.run(net.helper.addLinear(net.input(x, dynamic=(1,)), weight, bias, "dense"))
-    reference = as_stored(x, precision) @ as_stored(weight, precision) + as_stored(bias, precision)
+    reference = as_stored(x, precision) @ as_stored(weight, precision).T + as_stored(bias, precision)
     close(output, reference, precision, factor=2)
 
 
@@ -331,11 +331,11 @@ def test_outputs_are_fp32_whatever_the_precision():
 def test_shapes_that_do_not_fit_are_an_error_with_names_shapes_and_tensorrts_words():
     net = OneLayer()
     with pytest.raises(LayerError) as error:
-        net.helper.addLinear(net.input(random(1, 4, 8)), random(9, 3), random(3), "bert.pooler.dense")
+        net.helper.addLinear(net.input(random(1, 4, 8)), random(3, 9), random(3), "bert.pooler.dense")
     message = str(error.value)
     assert "'bert.pooler.dense.product'" in message
     assert "x0 FLOAT [1, 4, 8]" in message
-    assert "bert.pooler.dense.weight FLOAT [1, 9, 3]" in message
+    assert "bert.pooler.dense.weight FLOAT [1, 3, 9]" in message
     assert "TensorRT: " in message
     assert "CUDA driver" not in message
 
@@ -522,7 +522,7 @@ def test_layer_norm_takes_the_newer_call_where_there_is_one(tmp_path):
 def small_network(log=None):
     net = OneLayer()
     x = net.input(random(1, 3, 8), dynamic=(1,))
-    net.helper.markOutput(net.helper.addLinear(x, random(8, 4), random(4), "dense"), "y")
+    net.helper.markOutput(net.helper.addLinear(x, random(4, 8), random(4), "dense"), "y")
     return net
 
 
@@ -791,7 +791,7 @@ QUANTIZED = pytest.mark.parametrize("kind", [INT8, FP8])
 def test_a_quantized_linear_has_these_layers_types_and_shapes(kind, shape):
     net = OneLayer("fp16")
     x = net.input(random(*shape), dynamic=(0, 1) if len(shape) == 3 else (0,))
-    y = net.helper.addLinear(net.helper.addQuantizedRange(x, 2.0, kind), random(8, 3), random(3), "m", kind)
+    y = net.helper.addLinear(net.helper.addQuantizedRange(x, 2.0, kind), random(3, 8), random(3), "m", kind)
     assert y.dtype == HALF
     found = {
         layer.name: (layer.type.name, layer.get_output(0).dtype.name, as_tuple(layer.get_output(0).shape))
@@ -804,9 +804,9 @@ def test_a_quantized_linear_has_these_layers_types_and_shapes(kind, shape):
         "x0.quantized": ("QUANTIZE", kind.name, dynamic),
         "x0.dequantized.scale": ("CONSTANT", "FLOAT", ()),
         "x0.dequantized": ("DEQUANTIZE", "HALF", dynamic),
-        "m.weight": ("CONSTANT", kind.name, (*front, 8, 3)),
+        "m.weight": ("CONSTANT", kind.name, (*front, 3, 8)),
         "m.weight.dequantized.scale": ("CONSTANT", "FLOAT", (3,)),
-        "m.weight.dequantized": ("DEQUANTIZE", "HALF", (*front, 8, 3)),
+        "m.weight.dequantized": ("DEQUANTIZE", "HALF", (*front, 3, 8)),
         "m.product": ("MATRIX_MULTIPLY", "HALF", (*dynamic[:-1], 3)),
         "m.bias": ("CONSTANT", "HALF", (*front, 1, 3)),
         "m": ("ELEMENTWISE", "HALF", (*dynamic[:-1], 3)),
@@ -820,7 +820,7 @@ def test_a_quantized_linear_has_these_layers_types_and_shapes(kind, shape):
 def test_a_quantized_linear_computes_with_the_rounded_factors(kind, length, width_in, width_out, seed):
     x, weight, bias = (
         random(length, width_in, seed=seed),
-        random(width_in, width_out, seed=1),
+        random(width_out, width_in, seed=1),
         random(width_out, seed=2),
     )
     net = OneLayer("fp32")
@@ -830,7 +830,7 @@ def test_a_quantized_linear_computes_with_the_rounded_factors(kind, length, widt
     scale = np.float32(largest / element_type(kind).largest)
     scaled = x / scale
     rounded = np.clip(np.rint(scaled), -128, 127) if kind == INT8 else scaled.astype(ml_dtypes.float8_e4m3fn)
-    reference = (rounded.astype(np.float64) * scale) @ (q.astype(np.float64) * scales) + bias
+    reference = (rounded.astype(np.float64) * scale) @ (q.astype(np.float64) * scales[:, None]).T + bias
     close(net.run(y), reference, factor=4)
 
 
@@ -856,22 +856,25 @@ def test_quantize_and_dequantize_along_an_axis(axis):
 
 
 def test_weights_are_rounded_half_to_even_with_a_scale_for_each_output_channel():
-    weight = np.array([[127, 0.5, 0], [2.5, -127, 0], [-3.5, 1.5, 0], [0.4, -0.5, 0]], np.float32)  # (in 4, out 3)
+    weight = np.array([[127, 2.5, -3.5, 0.4], [0.5, -127, 1.5, -0.5], [0, 0, 0, 0]], np.float32)  # (out 3, in 4)
     q, scales = quantize_weight(weight, INT8, "w")
     assert q.dtype == np.int8
     assert scales.dtype == np.float32
     assert scales.tolist() == [1, 1, 1]  # a channel of zeros must not divide by zero
-    assert q.T.tolist() == [[127, 2, -4, 0], [0, -127, 2, 0], [0, 0, 0, 0]]
+    assert q.tolist() == [[127, 2, -4, 0], [0, -127, 2, 0], [0, 0, 0, 0]]
 
 
 @QUANTIZED
 @settings(max_examples=25, deadline=None)
 @given(rows=sizes, columns=sizes, exponent=st.integers(-100, 100), seed=st.integers(0, 99))
 def test_every_channel_uses_the_whole_range_and_is_within_half_a_step(kind, rows, columns, exponent, seed):
-    weight = np.ldexp(random(rows, columns, seed=seed), exponent) * np.geomspace(1, 1e3, columns, dtype=np.float32)
+    weight = (
+        np.ldexp(random(rows, columns, seed=seed), exponent) * np.geomspace(1, 1e3, rows, dtype=np.float32)[:, None]
+    )
     weight = weight.astype(np.float32)
     q, scales = quantize_weight(weight, kind, "w")
-    np.testing.assert_allclose(np.abs(q.astype(np.float64)).max(0), element_type(kind).largest)
+    scales = scales[:, None]
+    np.testing.assert_allclose(np.abs(q.astype(np.float64)).max(1), element_type(kind).largest)
     error = np.abs(q.astype(np.float64) * scales - weight)
     if kind == INT8:
         assert (error <= 0.5001 * scales).all()
@@ -881,29 +884,29 @@ def test_every_channel_uses_the_whole_range_and_is_within_half_a_step(kind, rows
 
 @QUANTIZED
 def test_channels_too_small_for_a_scale_become_zero(kind):
-    weight = np.array([[1e-44, 1e-39, 1.0], [-3e-44, 1e-40, -1.0]], np.float32)
+    weight = np.array([[1e-44, -3e-44], [1e-39, 1e-40], [1.0, -1.0]], np.float32)
     q, scales = quantize_weight(weight, kind, "w")
     assert np.isfinite(scales).all()
-    np.testing.assert_allclose(q.astype(np.float64) * scales, weight, atol=1e-38)
-    assert np.abs(q[:, 2].astype(np.float64)).tolist() == [element_type(kind).largest] * 2
+    np.testing.assert_allclose(q.astype(np.float64) * scales[:, None], weight, atol=1e-38)
+    assert np.abs(q[2].astype(np.float64)).tolist() == [element_type(kind).largest] * 2
 
 
 def test_fp8_weights_are_the_nearest_numbers_of_e4m3():
     weight = np.array(
-        [[448, 448], [17, 19], [0.001, -21]], np.float32
+        [[448, 17, 0.001], [448, 19, -21]], np.float32
     )  # between 16 and 18: a tie, to the even mantissa
     q, scales = quantize_weight(weight, FP8, "w")
     assert scales.tolist() == [1, 1]
     assert q.dtype == ml_dtypes.float8_e4m3fn
-    assert q.astype(np.float32).tolist() == [[448, 448], [16, 20], [0.001953125, -20]]
+    assert q.astype(np.float32).tolist() == [[448, 16, 0.001953125], [448, 20, -20]]
 
 
 @QUANTIZED
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_weight_that_is_not_finite_is_named_before_it_is_quantized(kind, value):
     net = OneLayer("fp16")
-    weight = random(8, 3)
-    weight[4, 1] = value
+    weight = random(3, 8)
+    weight[1, 4] = value
     x = net.helper.addQuantizedRange(net.input(random(2, 8)), 2.0, kind)
     with pytest.raises(UserError, match=r"weight 'm\.weight' has values that are not finite"):
         net.helper.addLinear(x, weight, random(3), "m", kind)
@@ -939,10 +942,10 @@ def test_channel_scale(precision):
 @PRECISIONS
 def test_linear_without_a_bias_is_the_product_alone(precision):
     """A fused layer adds the bias; the product then carries the module's name."""
-    x, weight = random(2, 3, 8), random(8, 5, seed=1)
+    x, weight = random(2, 3, 8), random(5, 8, seed=1)
     net = OneLayer(precision)
     output = net.run(net.helper.addLinear(net.input(x), weight, None, "dense"))
-    close(output, as_stored(x, precision) @ as_stored(weight, precision), precision)
+    close(output, as_stored(x, precision) @ as_stored(weight, precision).T, precision)
     assert "dense" in {net.network.get_layer(index).name for index in range(net.network.num_layers)}
 
 

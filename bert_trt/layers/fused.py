@@ -60,13 +60,13 @@ class FusedLayers(NativeLayers):
         modules = [f"{name}.{part}" for part in QKV]
         weights, biases = zip(*(self.linear_weights(module, hidden, hidden) for module in modules), strict=True)
         qkv = self.products.linear(
-            x, np.concatenate(weights, axis=1), np.concatenate(biases), f"{name}.qkv", modules
+            x, np.concatenate(weights), np.concatenate(biases), f"{name}.qkv", modules
         )  # (S, 3 H)
         layout = self.layout
         return self.helper.addQkvToContext(qkv, self.config.num_heads, name, layout.name, layout.lengths)
 
     def linear_add_norm(self, x: trt.ITensor, residual: trt.ITensor, name: str) -> trt.ITensor:
-        """LN(x @ weight + bias + residual): (S, in) and (S, H) -> (S, H). The plugin also adds the bias."""
+        """LN(x @ weightᵀ + bias + residual): (S, in) and (S, H) -> (S, H). The plugin also adds the bias."""
         weight, bias = self.linear_weights(f"{name}.dense", x.shape[-1], self.config.hidden_size)
         x = self.products.linear(x, weight, None, f"{name}.dense")
         gamma, beta = self.norm_weights(f"{name}.LayerNorm")

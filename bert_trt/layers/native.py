@@ -32,7 +32,7 @@ class NativeLayers:
     Args:
         helper: adds the layers.
         config: the model's sizes.
-        weights: the checkpoint's parameters by name. A ``Linear`` weight is (in, out), see model2onnx.py.
+        weights: the checkpoint's parameters by name. A ``Linear`` weight is (out, in), PyTorch's.
         layout: how the sequences of a batch lie in the tensors.
         products: computes the encoder's matrix products.
         gelu: which GELU (``options.GELU_KINDS``); None takes the checkpoint's.
@@ -92,18 +92,18 @@ class NativeLayers:
         return self.layout.merge_heads(context, self.config.hidden_size, name)
 
     def linear_activation(self, x: trt.ITensor, name: str, width: int) -> trt.ITensor:
-        """activation(x @ weight + bias): (S, in) -> (S, width)."""
+        """activation(x @ weightᵀ + bias): (S, in) -> (S, width)."""
         weight, bias = self.linear_weights(f"{name}.dense", x.shape[-1], width)
         activation_name = f"{name}.{name.rpartition('.')[2]}_act_fn"
         return self.products.linear_activation(x, weight, bias, f"{name}.dense", self.activation, activation_name)
 
     def linear_add_norm(self, x: trt.ITensor, residual: trt.ITensor, name: str) -> trt.ITensor:
-        """LN(x @ weight + bias + residual): (S, in) and (S, H) -> (S, H)."""
+        """LN(x @ weightᵀ + bias + residual): (S, in) and (S, H) -> (S, H)."""
         x = self.linear(x, f"{name}.dense")
         return self.layer_norm(self.residual_sum(x, residual, f"{name}.sum"), f"{name}.LayerNorm")
 
     def head_transform(self, x: trt.ITensor, name: str) -> trt.ITensor:
-        """LN(activation(x @ weight + bias)): (S, H) -> (S, H). Every layer set has this head of elementary layers."""
+        """LN(activation(x @ weightᵀ + bias)): (S, H) -> (S, H). Every layer set has this elementary head."""
         weight, bias = self.linear_weights(f"{name}.dense", self.config.hidden_size, self.config.hidden_size)
         x = self.helper.addLinear(x, weight, bias, f"{name}.dense")
         x = self.helper.addActivation(x, f"{name}.{name.rpartition('.')[2]}_act_fn", self.activation)
@@ -155,8 +155,8 @@ class NativeLayers:
     # parameters
 
     def linear_weights(self, name: str, width_in: int, width_out: int) -> tuple[np.ndarray, np.ndarray]:
-        """Weight (in, out) and bias (out,) of a ``Linear``."""
-        weight = self.weights.get(f"{name}.weight", (width_in, width_out))
+        """Weight (out, in) and bias (out,) of a ``Linear``."""
+        weight = self.weights.get(f"{name}.weight", (width_out, width_in))
         return weight, self.weights.get(f"{name}.bias", (width_out,))
 
     def norm_weights(self, name: str) -> tuple[np.ndarray, np.ndarray]:

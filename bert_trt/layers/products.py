@@ -41,11 +41,11 @@ class Products:
     def linear(
         self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray | None, name: str, modules: Sequence[str] = ()
     ) -> trt.ITensor:
-        """x @ weight + bias: (..., in) -> (..., out).
+        """x @ weightᵀ + bias: (..., in) -> (..., out).
 
         Args:
             x: (..., in).
-            weight: (in, out).
+            weight: (out, in).
             bias: (out,); None where a fused layer adds it.
             name: the layer's name.
             modules: names of the model's modules whose weights are concatenated; default: the module ``name``.
@@ -56,7 +56,7 @@ class Products:
     def linear_activation(
         self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray, name: str, activation: str, activation_name: str
     ) -> trt.ITensor:
-        """activation(x @ weight + bias): (..., in) -> (..., out); ``activation`` as for ``addActivation``."""
+        """activation(x @ weightᵀ + bias): (..., in) -> (..., out); ``activation`` as for ``addActivation``."""
         return self.helper.addActivation(self.linear(x, weight, bias, name), activation_name, activation)
 
     def matmul(self, a: trt.ITensor, b: trt.ITensor, name: str, transpose_b: bool = False) -> trt.ITensor:

@@ -60,18 +60,18 @@ class QuantizedProducts(Products):
         return self.quantization.products.issuperset(modules)
 
     def smooth(self, x: trt.ITensor, weight: np.ndarray) -> tuple[trt.ITensor, np.ndarray]:
-        """Returns x / s and s · weight where x is smoothed (SmoothQuant, arXiv:2211.10438), else both unchanged.
+        """Returns x / s and weight · s where x is smoothed (SmoothQuant, arXiv:2211.10438), else both unchanged.
 
         Args:
             x: (..., H); the layer that divides it is added once, however many products read x.
-            weight: (H, out).
+            weight: (out, H).
         """
         s = self.quantization.smoothing.get(x.name)  # (H,)
         if s is None:
             return x, weight
         if x.name not in self._smoothed:
             self._smoothed[x.name] = self.helper.addChannelScale(x, 1 / s, f"{x.name}.smoothed")
-        return self._smoothed[x.name], weight * s[:, None]
+        return self._smoothed[x.name], weight * s
 
     def _quantize(self, x: trt.ITensor) -> trt.ITensor:
         return self.helper.addQuantizedRange(x, self.quantization.ranges[x.name], self.quantization.dtype)
