@@ -174,8 +174,8 @@ BOUNDS = (
     "What bounds a build. Time: both paths end in the same optimiser, and defining the network takes little of it "
     "(less than 0.1 s in fp32). builder.py gives the optimiser fewer and simpler layers; the rest is compilation "
     "and page faults, since TensorRT allocates new memory for its copy of the weights. Memory: TensorRT's copy of "
-    "the weights, the same bytes once more when they are passed to Python to be written, and about 0.2 GB of libraries. "
-    "The weight file itself is mapped, and its pages are released while TensorRT reads."
+    "the weights, the same bytes once more when they are passed to Python to be written, and about 0.2 GB of "
+    "libraries. The weight file itself is mapped, and its pages are released while TensorRT reads."
 )
 HEADINGS = (
     "precision",
