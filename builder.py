@@ -68,24 +68,22 @@ class Bert:
     def forward(self, ids: Sequence[trt.ITensor]) -> trt.ITensor:
         """Token ids, token types and positions, three (S,), to logits (S, vocabulary); without a head to (S, H)."""
         x = self.embeddings(ids)  # (S, H)
+        self.hidden_states.append(x.name)
         for index in range(self.config.num_layers):
             x = self.encoder_layer(x, f"{self.config.prefix}encoder.layer.{index}")  # (S, H)
+            self.hidden_states.append(x.name)
         return self.head(x) if self.config.has_head else x
 
     def embeddings(self, ids: Sequence[trt.ITensor]) -> trt.ITensor:
         """LN(word + type + position): three (S,) -> (S, H)."""
-        x = self.layers.embeddings(ids, f"{self.config.prefix}embeddings")
-        self.hidden_states.append(x.name)
-        return x
+        return self.layers.embeddings(ids, f"{self.config.prefix}embeddings")
 
     def encoder_layer(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """Attention and feed-forward network, each followed by residual sum and layer norm: (S, H) -> (S, H)."""
         context = self.layers.self_attention(x, f"{name}.attention.self")  # (S, H)
         x = self.layers.linear_add_norm(context, x, f"{name}.attention.output")  # (S, H)
         inner = self.layers.linear_activation(x, f"{name}.intermediate", self.config.intermediate_size)  # (S, 4 H)
-        x = self.layers.linear_add_norm(inner, x, f"{name}.output")  # (S, H)
-        self.hidden_states.append(x.name)
-        return x
+        return self.layers.linear_add_norm(inner, x, f"{name}.output")
 
     def head(self, x: trt.ITensor) -> trt.ITensor:
         """Hidden states to the logits of the masked language model: (S, H) -> (S, vocabulary)."""
@@ -138,7 +136,7 @@ def assemble(
             products = QuantizedProducts(products, quantization)
         layers = layer_set(helper, config, weights, layout, products, gelu, layer_norm, constant_weights)
         bert = Bert(config, layers)
-        layout.mark_output(bert.forward(layout.ids), config.output_name, config.output_width)
+        layout.add_output(bert.forward(layout.ids), config.output_name, config.output_width)
         return bert
 
     has_plugins = layer_norm != "native" or fusion in ("plugins", "all") or layer_set is not LAYER_SETS[fusion]
@@ -176,7 +174,7 @@ def run(options: PlanOptions) -> Result:
             fusion=options.fusion,
         )
         seconds = time.perf_counter() - start
-        result = build_and_check(task, log, bert, seconds, quantized, bert.owner.pages_released())
+        result = build_and_check(task, log, bert, seconds, quantized)
         if options.compare_layers:
             from bert_trt.layer_comparison import print_layer_comparison  # imports PyTorch, which a build needs not
 

@@ -71,7 +71,7 @@ def build_once(script: str, folder: Path, precision: str) -> dict[str, float]:
     if script == "builder.py":
         bert = builder.assemble(ModelFolder(folder), log, precision)
         network_done = time.perf_counter()
-        info = build_plan(bert.builder, bert.network, log, options, plan, bert.owner.pages_released())
+        info = build_plan(bert.builder, bert.network, log, options, plan)
     else:
         parsed = onnx2trt.parse(ModelFolder(folder), precision, log)
         network_done = time.perf_counter()
@@ -175,7 +175,8 @@ BOUNDS = (
     "(less than 0.1 s in fp32). builder.py gives the optimiser fewer and simpler layers; the rest is compilation "
     "and page faults, since TensorRT allocates new memory for its copy of the weights. Memory: TensorRT's copy of "
     "the weights, the same bytes once more when they are passed to Python to be written, and about 0.2 GB of "
-    "libraries. The weight file itself is mapped, and its pages are released while TensorRT reads."
+    "libraries. The pages of the mapped weight file are counted too, though they are the system's file cache and can "
+    "be reclaimed."
 )
 HEADINGS = (
     "precision",

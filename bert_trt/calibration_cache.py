@@ -69,6 +69,8 @@ def read_cache(path: Path, wanted: Mapping[str, Any], settings: CalibrationSetti
             raise ValueError(f"its {settings.kind} part is {entry!r}")
         cached, ranges, amax = entry["fingerprint"], entry["ranges"], entry["largest values"]
         smoothing = {name: np.array(values, np.float32) for name, values in entry["smoothing"].items()}
+        if not isinstance(cached, dict):
+            raise ValueError(f"its fingerprint is {cached!r}")
         _check_values(ranges, amax, smoothing)
     except (UserError, AttributeError, LookupError, TypeError, ValueError) as error:
         warn(f"{path} is damaged ({error}); calibrating again")

@@ -1,12 +1,12 @@
-"""The folder that model2onnx.py writes and the other scripts read.
+"""Reads the folder that model2onnx.py writes.
 
 ======================  ============================================================================
 ``model.onnx``          the graph; its weights carry the checkpoint's own parameter names
 ``model.onnx.data``     the weights themselves, read through a memory map
 ``config.json``         sizes, in Hugging Face's format
 ``tokenizer.json`` ...  the tokenizer
-``demo_io.npz``         one tokenised sentence and what PyTorch answers to it in fp32
-``reference_batch.npz`` sequences of several lengths and PyTorch's answers to them in a padded batch
+``demo_io.npz``         one tokenised sentence and PyTorch's fp32 output for it
+``reference_batch.npz`` sequences of several lengths and PyTorch's fp32 outputs for them in a padded batch
 ======================  ============================================================================
 """
 
@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import math
 import mmap
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,27 +33,27 @@ CONFIG_NAME = "config.json"
 TOKENIZER_NAME = "tokenizer.json"
 DEMO_NAME = "demo_io.npz"
 REFERENCE_NAME = "reference_batch.npz"
-FILE_NAMES = (  # all that are written, or read where they are there
+FILE_NAMES = (  # written by model2onnx.py, or read if they are there
     *(ONNX_NAME, DATA_NAME, CONFIG_NAME, DEMO_NAME, REFERENCE_NAME, TOKENIZER_NAME),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"),
 )
 
 INPUT_NAMES = ("input_ids", "token_type_ids", "position_ids")
-MASK_NAME = "attention_mask"  # of a padded batch: 1 for a word, 0 for padding
+MASK_NAME = "attention_mask"  # of a padded batch: 1 for a token, 0 for padding
 LENGTHS_NAME = "cu_seqlens"  # of a packed batch: the running sum of the lengths, from 0
-ACTIVATIONS = {  # Hugging Face's name for the activation -> what addGELU / addReLU are asked for
+ACTIVATIONS = {  # Hugging Face's name of an activation -> the kind that addActivation takes
     "gelu": "erf",
-    "gelu_python": "erf",  # the same function, written in elementary operations
+    "gelu_python": "erf",  # the same function in elementary operations
     "gelu_new": "tanh",
     "gelu_pytorch_tanh": "tanh",
-    "gelu_accurate": "tanh",  # these three are the same function too
+    "gelu_accurate": "tanh",  # these three compute the same function
     "gelu_fast": "tanh",
     "gelu_python_tanh": "tanh",
     "relu": "relu",
 }
-KINDS = {"i": "whole numbers", "U": "text", "f": "floating point"}  # numpy's letters for dtypes
-OTHERS_PATTERNS = ("*.onnx", "onnx/*.onnx")  # in folders that others wrote
-OTHERS_FILES = (
+KINDS = {"i": "whole numbers", "U": "text", "f": "floating point"}  # NumPy's letters for dtypes
+FOREIGN_PATTERNS = ("*.onnx", "onnx/*.onnx")  # where exports of other tools lie
+FOREIGN_FILES = (
     "write one from the checkpoint: python model2onnx.py --model CHECKPOINT; an ONNX file by itself is built with "
     "python onnx2trt.py --onnx FILE"
 )
@@ -64,7 +62,22 @@ NOT_TOGETHER = "the files in this folder do not belong together: write them agai
 
 @dataclass(frozen=True)
 class BertConfig:
-    """The sizes of a BERT. H = ``hidden_size``, N = ``num_heads``, D = ``head_size``, H = N · D."""
+    """The sizes of a BERT and what it is made of. H = ``hidden_size``, N = ``num_heads``, D = ``head_size``, H = N D.
+
+    Attributes:
+        vocab_size: rows of the word embeddings.
+        hidden_size: H, the width of the encoder.
+        num_layers: L, the number of encoder layers.
+        num_heads: N, the number of attention heads.
+        intermediate_size: the width of the feed-forward layers.
+        max_positions: rows of the position embeddings, the length of the longest sequence.
+        type_vocab_size: rows of the token type embeddings.
+        layer_norm_eps: the epsilon of every layer norm.
+        activation: "erf", "tanh" or "relu", as ``addActivation`` takes it.
+        tied_decoder: the decoder's weight is the word embeddings.
+        has_head: the checkpoint is a BertForMaskedLM, whose output is logits; else a BertModel, whose output is
+            hidden states.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -74,9 +87,9 @@ class BertConfig:
     max_positions: int
     type_vocab_size: int
     layer_norm_eps: float
-    activation: str  # "erf", "tanh" or "relu"
-    tied_decoder: bool  # the head multiplies with the word embeddings
-    has_head: bool  # BertForMaskedLM (logits) or BertModel (hidden states)
+    activation: str
+    tied_decoder: bool
+    has_head: bool
 
     @property
     def head_size(self) -> int:
@@ -85,7 +98,7 @@ class BertConfig:
 
     @property
     def prefix(self) -> str:
-        """What the encoder's parameter names begin with: a masked language model calls its encoder ``bert``."""
+        """The prefix of the encoder's parameter names: ``bert.`` in a masked language model."""
         return "bert." if self.has_head else ""
 
     @property
@@ -101,6 +114,10 @@ class BertConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str) -> BertConfig:
         """Reads a Hugging Face configuration.
+
+        Args:
+            values: the entries of config.json.
+            source: names the file in messages.
 
         Raises:
             UserError: it is not a BERT, a size is missing or wrong, or a variant that is not supported.
@@ -161,7 +178,7 @@ class BertConfig:
 
 @dataclass(frozen=True)
 class DemoIO:
-    """One sentence and PyTorch's fp32 answer.
+    """One sentence and PyTorch's fp32 output for it.
 
     Attributes:
         text: the sentence.
@@ -180,12 +197,12 @@ class DemoIO:
 
 @dataclass(frozen=True)
 class ReferenceSequence:
-    """One sequence of a padded batch, and PyTorch's fp32 answer to it.
+    """One sequence of a padded batch, and PyTorch's fp32 output for it.
 
     Attributes:
         input_ids: int64 (S,).
         token_type_ids: int64 (S,).
-        checked: int64 (P,), the tokens whose output is kept, ascending: all of a short sequence, some of a long one.
+        checked: int64 (P,), positions whose output is kept, ascending: all of a short sequence, some of a long one.
         output: float32 (P, vocabulary or H).
     """
 
@@ -196,13 +213,14 @@ class ReferenceSequence:
 
 
 class WeightFile:
-    """The initializers of ``model.onnx``, by name, as read-only views into a memory map.
+    """The initializers of ``model.onnx`` by name, as read-only views into a memory map.
 
-    Nothing is copied: the file's pages are read when TensorRT reads the weights.
+    Nothing is copied: the system reads the file's pages when TensorRT reads the weights. They count as resident
+    memory, but they are the system's file cache, which it reclaims when memory is short.
     """
 
     def __init__(self, onnx_path: Path) -> None:
-        """Opens the file and checks that every weight lies inside the data file.
+        """Opens the file and checks that every weight is inside the data file.
 
         Raises:
             UserError: the file is missing, corrupt or truncated.
@@ -214,24 +232,13 @@ class WeightFile:
         for index, tensor in enumerate(model.graph.initializer):
             try:
                 self._arrays[tensor.name] = self._view(tensor)
-            except (ValueError, LookupError, TypeError, OverflowError) as error:  # what numpy and onnx raise
+            except (ValueError, LookupError, TypeError, OverflowError) as error:  # of NumPy and onnx
                 raise UserError(
                     f"{onnx_path}: initializer {index} is damaged ({error}); write it again with model2onnx.py"
                 ) from error
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._arrays
-
-    def names(self) -> list[str]:
-        """All names in the file's order."""
-        return list(self._arrays)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All initializers by name, of any type and shape."""
-        return dict(self._arrays)
-
     def get(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The weight ``name``, float32, after a check of its shape.
+        """The weight ``name``, float32 of shape ``shape``, read-only.
 
         Raises:
             UserError: no such weight, or it has another shape or type; the message names it.
@@ -252,17 +259,18 @@ class WeightFile:
     def _view(self, tensor: onnx.TensorProto) -> np.ndarray:
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             return numpy_helper.to_array(tensor)
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        offset = int(place.get("offset", 0))
+        reference = {entry.key: entry.value for entry in tensor.external_data}
+        offset = int(reference.get("offset", 0))
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         count = math.prod(tensor.dims)
-        data = self._open_data(place.get("location", ""))
+        data = self._open_data(reference.get("location", ""))
         if min(tensor.dims, default=0) < 0:
             raise ValueError(f"shape {list(tensor.dims)}")
-        if offset + count * dtype.itemsize > len(data):
+        end = offset + count * dtype.itemsize
+        if end > len(data):
             raise UserError(
-                f"{self.path.with_name(place['location'])} has {len(data)} bytes, but weight {tensor.name!r} ends "
-                f"at byte {offset + count * dtype.itemsize}: the file is truncated; write it again with model2onnx.py"
+                f"{self.path.with_name(DATA_NAME)} has {len(data)} bytes, but weight {tensor.name!r} ends at byte "
+                f"{end}: the file is truncated; write it again with model2onnx.py"
             )
         return np.frombuffer(data, dtype, count, offset).reshape(tuple(tensor.dims))
 
@@ -278,30 +286,9 @@ class WeightFile:
                 raise UserError(f"cannot read {path}: {error}; write it again with model2onnx.py") from error
         return self._map
 
-    @contextmanager
-    def pages_released(self, every_seconds: float = 0.02) -> Iterator[None]:
-        """While inside, gives pages that were already read back to the system.
-
-        TensorRT reads each weight a few times and keeps a copy of its own; the pages of the file would
-        otherwise count against this process until the end, as much memory again as all weights.
-        """
-        stop = threading.Event()
-
-        def release() -> None:
-            while self._map is not None and not stop.wait(every_seconds):
-                self._map.madvise(mmap.MADV_DONTNEED)  # a page that is needed again is simply read again
-
-        thread = threading.Thread(target=release, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-
 
 def load_onnx(path: Path) -> onnx.ModelProto:
-    """Reads the graph without the weights in the data file.
+    """Reads ``model.onnx`` without the weights in the data file.
 
     Raises:
         UserError: the file is missing, empty, or not ONNX.
@@ -320,7 +307,12 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 
 
 class ModelFolder:
-    """A folder written by model2onnx.py. Everything in it is read only when asked for."""
+    """A folder written by model2onnx.py. Each file is read on request.
+
+    Attributes:
+        path: the folder.
+        config: the model's sizes.
+    """
 
     def __init__(self, path: Path) -> None:
         """Reads the configuration.
@@ -330,21 +322,21 @@ class ModelFolder:
         """
         self.path = path
         if path.is_file():
-            raise UserError(f"{path} is a file, expected a folder by model2onnx.py; {OTHERS_FILES}")
+            raise UserError(f"{path} is a file, expected a folder by model2onnx.py; {FOREIGN_FILES}")
         ours = any((path / name).exists() for name in (DEMO_NAME, REFERENCE_NAME))
-        if not ours and any(next(path.glob(pattern), None) for pattern in OTHERS_PATTERNS):
-            raise UserError(f"{path} was not written by model2onnx.py: it has no {DEMO_NAME}; {OTHERS_FILES}")
+        if not ours and any(next(path.glob(pattern), None) for pattern in FOREIGN_PATTERNS):
+            raise UserError(f"{path} was not written by model2onnx.py: it has no {DEMO_NAME}; {FOREIGN_FILES}")
         if not path.is_dir():
             raise UserError(f"no model folder at {path}; write it first: python model2onnx.py --out-dir {path}")
         self.config = BertConfig.from_dict(read_json(path / CONFIG_NAME), str(path / CONFIG_NAME))
 
     @property
     def onnx_path(self) -> Path:
-        """Where the ONNX graph lies."""
+        """The file of the ONNX graph."""
         return self.path / ONNX_NAME
 
     def files(self) -> dict[str, Path]:
-        """Everything that is read from the folder, by a name for messages."""
+        """Every file of the folder, by its name in messages."""
         return {f"the model's {name}": self.path / name for name in FILE_NAMES}
 
     def weights(self) -> WeightFile:
@@ -370,7 +362,7 @@ class ModelFolder:
             check_inputs(inputs, self.config, str(path))
         except UserError as error:
             raise UserError(f"{error}; {NOT_TOGETHER}") from error
-        self._check_answers(values, inputs["input_ids"].shape[1], path)
+        self._check_outputs(values, inputs["input_ids"].shape[1], path)
         return DemoIO(
             text=str(values["text"]),
             inputs=inputs,
@@ -379,7 +371,7 @@ class ModelFolder:
             mask_positions=values["mask_positions"].tolist(),
         )
 
-    def _check_answers(self, values: Mapping[str, np.ndarray], length: int, path: Path) -> None:
+    def _check_outputs(self, values: Mapping[str, np.ndarray], length: int, path: Path) -> None:
         config = self.config
         shapes = {
             "input_ids": (1, length),
@@ -420,28 +412,27 @@ class ModelFolder:
             raise UserError(f"{path}: {shapes}, expected sequences and answers of width {width}; {NOT_TOGETHER}")
         sequences = []
         for start, end in zip(ends - lengths, ends, strict=True):
-            one = {
+            inputs = {
                 "input_ids": ids[None, start:end],
                 "token_type_ids": types[None, start:end],
                 "position_ids": np.arange(end - start)[None],
             }
             try:
-                check_inputs(one, self.config, str(path))
+                check_inputs(inputs, self.config, str(path))
             except UserError as error:
                 raise UserError(f"{error}; {NOT_TOGETHER}") from error
-            here = (checked >= start) & (checked < end)
-            sequences.append(
-                ReferenceSequence(ids[start:end], types[start:end], checked[here] - start, values["output"][here])
-            )
+            in_sequence = (checked >= start) & (checked < end)
+            positions, output = checked[in_sequence] - start, values["output"][in_sequence]
+            sequences.append(ReferenceSequence(ids[start:end], types[start:end], positions, output))
         return sequences
 
     def tokens(self) -> list[str]:
-        """The word pieces, by id, whatever the kind of vocabulary: WordPiece, BPE, Unigram or WordLevel.
+        """The vocabulary's tokens by id, of any kind of tokenizer: WordPiece, BPE, Unigram or WordLevel.
 
         Raises:
             UserError: the tokenizer is missing or damaged.
         """
-        from tokenizers import Tokenizer  # not needed by who only builds
+        from tokenizers import Tokenizer  # imported here, since most builds need no tokenizer
 
         path = self.path / TOKENIZER_NAME
         try:
@@ -451,12 +442,12 @@ class ModelFolder:
         except Exception as error:  # the tokenizers library raises plain Exception
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path} is no usable tokenizer ({reason}); write it again with model2onnx.py") from error
-        pieces = map(tokenizer.id_to_token, range(self.config.vocab_size))
-        return [f"[unknown id {number}]" if piece is None else piece for number, piece in enumerate(pieces)]
+        tokens = map(tokenizer.id_to_token, range(self.config.vocab_size))
+        return [f"[unknown id {token_id}]" if token is None else token for token_id, token in enumerate(tokens)]
 
 
 def _check_kinds(path: Path, values: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> None:
-    """Checks that every array is there and of its kind (``KINDS``)."""
+    """Checks that every array is in the file and has its kind of dtype (``KINDS``)."""
     missing = [key for key in kinds if key not in values]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; write it again with model2onnx.py")
@@ -478,7 +469,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], config: BertConfig, source: str) -> None:
-    """Checks ids against the sizes of the tables they index.
+    """Checks ids against the sizes of the tables that they index.
 
     Args:
         inputs: ``input_ids``, ``token_type_ids``, ``position_ids``, each integer (B, S).

@@ -1,15 +1,16 @@
-"""Turns an fp32 ONNX graph, whoever exported it, into an fp16 or bf16 one; for a strongly typed network.
+"""Converts an fp32 ONNX graph of any exporter to fp16 or bf16, for a strongly typed network.
 
-Almost everything becomes narrow. What keeps computing in fp32, with casts around it:
+Most tensors become narrow, that is fp16 or bf16. These are computed in fp32, between casts:
 
-* softmax and layer norm, and where a layer norm is written out (before opset 17) its mean, variance and root.
-* attention masks. Exported graphs hide a token by adding −3.4e38 or −∞ to its score. fp16 and bf16 have no −3.4e38,
-  and −∞ gives a row of NaN where every token is hidden. So a constant beyond the narrow type stays fp32, and so does
-  what is computed from it, up to the softmax. There −3.4e38 + score is −3.4e38, as in PyTorch. If such a tensor has
-  to become narrow before, it is clamped to the type's largest finite numbers.
-* sizes and masks that were whole numbers, and what is computed from them: fp16 counts to 2048 only, bf16 to 256.
+* Softmax and layer norm, and the mean, variance and root of a layer norm in elementary operators (before opset 17).
+* Attention masks. Exported graphs hide a token by adding −3.4e38 or −∞ to its score. fp16 and bf16 cannot represent
+  −3.4e38, and −∞ gives a row of NaN if every token is hidden. So a constant beyond the narrow type stays fp32, and so
+  do the tensors computed from it, up to the softmax. There −3.4e38 + score is −3.4e38, as in PyTorch. If such a
+  tensor must become narrow earlier, it is clamped to the type's finite range.
+* Sizes and masks that were integers, and the tensors computed from them: fp16 is exact up to 2048, bf16 up to 256.
 
-onnx2trt.convert_precision does the same for model2onnx.py's own graphs, whose operators are contents.
+onnx_conversion.convert_precision converts model2onnx.py's own graphs, where a constant beyond the narrow type is a
+weight that does not fit, and an error.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Mat
 
 @dataclass
 class NarrowGraph:
-    """An fp32 graph on its way to a narrow one.
+    """An fp32 graph that is converted to a narrow one.
 
     Attributes:
         model: changed in place.
         precision: "fp16" or "bf16".
         weights: the converted constants by name.
-        sources: what they were converted from.
+        sources: their fp32 values by name.
     """
 
     model: ir.Model
@@ -49,14 +50,14 @@ class NarrowGraph:
     sources: dict[str, np.ndarray] = field(default_factory=dict)
     _wide: set[ir.Node] = field(default_factory=set)  # nodes that compute in fp32
     _exact: set[ir.Value] = field(default_factory=set)  # tensors whose readers compute in fp32
-    _huge: set[ir.Value] = field(default_factory=set)  # those of them that may be beyond the narrow type
-    _cast: dict[tuple[ir.Value, bool], ir.Value] = field(default_factory=dict)
+    _huge: set[ir.Value] = field(default_factory=set)  # the exact tensors that may be beyond the narrow type
+    _cast: dict[tuple[ir.Value, bool], ir.Value] = field(default_factory=dict)  # (tensor, to fp32) -> its cast
 
     def run(self) -> None:
         """Converts the model.
 
         Raises:
-            UserError: it has operators that cannot be converted, or a weight that does not fit; the message names it.
+            UserError: an operator cannot be converted, or a weight does not fit; the message names it.
         """
         self._prepare()
         nodes = list(self.model.graph)
@@ -65,11 +66,11 @@ class NarrowGraph:
         for node in nodes:
             self._connect(node)
         self._widen_outputs()
-        passes.RemoveUnusedNodesPass()(self.model)  # the fp32 constants that only narrow nodes read
+        passes.RemoveUnusedNodesPass()(self.model)  # among them fp32 constants that only narrow nodes read
 
     def _prepare(self) -> None:
-        """Constants become initializers, functions their nodes; every tensor gets its type."""
-        logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns where a shape stays unknown
+        """Turns constants into initializers, inlines functions, infers every tensor's type, and finds masks."""
+        logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns if a shape stays unknown
         passes.InlinePass()(self.model)
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(self.model)
         passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(self.model)
@@ -88,41 +89,44 @@ class NarrowGraph:
             if _is_float(value) and self._is_beyond(value):
                 self._exact.add(value)
                 self._huge.add(value)
-        for value in filter(_is_float, self.model.graph.inputs):  # a mask, to be added to scores
+        for value in filter(_is_float, self.model.graph.inputs):  # an additive attention mask
             self._exact.add(value)
             self._huge.add(value)
 
     def _is_beyond(self, value: ir.Value) -> bool:
-        """Whether a constant has a number that the narrow type has not."""
+        """Whether a constant has a value beyond the narrow type's range; NaN and infinity are."""
         assert value.const_value is not None
-        numbers = value.const_value.numpy()
-        largest = max(-numbers.min(initial=0), numbers.max(initial=0))
-        return not largest < ELEMENT_TYPES[self.precision].overflow  # NaN and infinity too
+        array = value.const_value.numpy()
+        amax = max(-array.min(initial=0), array.max(initial=0))
+        return not amax < ELEMENT_TYPES[self.precision].overflow
 
     def _decide(self, node: ir.Node) -> None:
-        """Whether the node computes in fp32, and whether what it makes must stay so."""
+        """Decides whether the node computes in fp32, and whether its outputs must stay fp32."""
         floats = [value for value in node.inputs if _is_float(value)]
         carries = node.op_type not in PRODUCTS and any(value in self._exact for value in floats)
         makes_floats = any(map(_is_float, node.outputs)) and not floats
         converts = node.op_type == "Cast" and any(map(_is_float, node.outputs))
         if carries or makes_floats or converts or node.op_type in NORMALIZED or self._is_statistic(node):
             self._wide.add(node)
-        counts = converts and node.inputs[0] is not None and _is_whole(node.inputs[0])
+        counts = converts and node.inputs[0] is not None and _is_integer(node.inputs[0])
         if node.op_type not in NORMALIZED and (carries or counts):
             self._exact.update(node.outputs)
         if node.op_type not in NORMALIZED and carries and any(value in self._huge for value in floats):
             self._huge.update(node.outputs)
 
     def _is_statistic(self, node: ir.Node) -> bool:
-        """Whether the node is one of a layer norm that is written out, up to the division by the root."""
+        """Whether the node belongs to a layer norm in elementary operators, up to the division by the root."""
         if node.op_type in STATISTICS or _is_square(node):
             return True
-        makers = [value.producer() for value in node.inputs if value is not None]
-        beside = any(maker is not None and (maker.op_type in STATISTICS or _is_square(maker)) for maker in makers)
-        return node.op_type in ELEMENTWISE and beside
+        producers = [value.producer() for value in node.inputs if value is not None]
+        reads_statistic = any(
+            producer is not None and (producer.op_type in STATISTICS or _is_square(producer))
+            for producer in producers
+        )
+        return node.op_type in ELEMENTWISE and reads_statistic
 
     def _connect(self, node: ir.Node) -> None:
-        """Gives the node inputs of its own type; says what type its outputs have."""
+        """Replaces the node's inputs by tensors of its own type, and sets the type of its outputs."""
         is_wide = node in self._wide
         for index, value in enumerate(node.inputs):
             if value is not None and _was_float(value):
@@ -157,11 +161,11 @@ class NarrowGraph:
         nodes.append(ir.node("Cast", [before], {"to": target}, name=f"cast_{name}"))
         result = nodes[-1].outputs[0]
         result.name, result.type, result.shape = name, ir.TensorType(target), value.shape
-        maker, graph = value.producer(), self.model.graph
-        if maker is None:
+        producer, graph = value.producer(), self.model.graph
+        if producer is None:
             graph.insert_before(graph[0], nodes)
         else:
-            graph.insert_after(maker, nodes)
+            graph.insert_after(producer, nodes)
         return result
 
     def _constant(self, name: str, values: np.ndarray | np.floating) -> ir.Value:
@@ -175,7 +179,7 @@ class NarrowGraph:
         return graph.initializers[name]
 
     def _widen_outputs(self) -> None:
-        """The graph's outputs stay fp32: what made NAME makes NAME_narrow, and a cast follows."""
+        """Keeps the graph's outputs in fp32: the producer of NAME now writes NAME_narrow, and a cast writes NAME."""
         graph = self.model.graph
         for index, value in enumerate(graph.outputs):
             if value.meta.get("was_float"):
@@ -199,7 +203,7 @@ def _was_float(value: ir.Value) -> bool:
     return _is_float(value) or bool(value.meta.get("was_float"))
 
 
-def _is_whole(value: ir.Value) -> bool:
+def _is_integer(value: ir.Value) -> bool:
     return value.dtype is not None and (value.dtype.is_integer() or value.dtype == ir.DataType.BOOL)
 
 

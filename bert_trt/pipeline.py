@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -360,7 +360,6 @@ def build_and_check(
     network: DefinedNetwork,
     seconds_network: float,
     quantized: QuantizedModel | None = None,
-    weights_read: AbstractContextManager[None] | None = None,
 ) -> Result:
     """Builds the plan, runs it or the network, and compares the outputs with PyTorch's.
 
@@ -370,7 +369,6 @@ def build_and_check(
         network: the network, outputs marked.
         seconds_network: time that defining the network took.
         quantized: what ``Task.quantize`` returned.
-        weights_read: see ``build_plan``.
 
     Raises:
         UserError: the build or the execution fails.
@@ -380,7 +378,7 @@ def build_and_check(
         count = len(quantized.quantization.products)
         expected = count if network.num_quantized is None else network.num_quantized
         result.parts = check_quantized(network.network, task.precision, expected)
-    info = build_plan(network.builder, network.network, log, task.build, task.plan_path, weights_read)
+    info = build_plan(network.builder, network.network, log, task.build, task.plan_path)
     result.plan_bytes, result.seconds_build = info.num_bytes, info.seconds_build
     result.not_executed_because = execution_obstacle() or foreign_target(task.build.compute_capabilities)
     result.executed_by = "pytorch" if result.not_executed_because else "tensorrt"

@@ -8,10 +8,10 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -23,9 +23,6 @@ from bert_trt.options import ONE_SEQUENCE, SequenceRange
 from bert_trt.tensorrt_log import LOGGER, TrtLog, called_by_tensorrt, has_failed, raise_failure
 from bert_trt.tensorrt_product import IS_RTX, trt
 from bert_trt.tensors import as_tuple
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
 
 
 def profile_shapes(name: str, shape: Sequence[int], seq_len: SequenceRange, batch: SequenceRange) -> list[list[int]]:
@@ -129,7 +126,6 @@ def build_plan(
     log: TrtLog,
     options: BuildOptions,
     path: Path,
-    weights_read: AbstractContextManager[None] | None = None,
 ) -> PlanInfo:
     """Builds the network and writes the plan to ``path`` and its description to ``path``.json.
 
@@ -139,7 +135,6 @@ def build_plan(
         log: the builder's log.
         options: profile, targets, caches.
         path: the plan file.
-        weights_read: a context that is entered while TensorRT reads the weights.
 
     Raises:
         UserError: TensorRT refuses the network or the options, or the file cannot be written.
@@ -154,11 +149,7 @@ def build_plan(
         config.plugins_to_serialize = [library]  # pyright: ignore[reportAttributeAccessIssue]
     start = time.perf_counter()
     with atomic_write(path) as file:
-        with (
-            timing_cache(config, options.timing_cache),
-            build_progress(config) as monitor,
-            weights_read or nullcontext(),
-        ):
+        with timing_cache(config, options.timing_cache), build_progress(config) as monitor:
             checksum, size = _build_to_file(builder, network, config, log, path, file, monitor)
         info = PlanInfo(
             product=tensorrt_product.PRODUCT,

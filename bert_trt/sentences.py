@@ -1,7 +1,6 @@
-"""Reads a text file with one sentence a line and tokenises it; a bad line does not cost the others.
+"""Reads a text file with one sentence a line and tokenises it. Bad lines are reported and skipped.
 
-Both the calibration and the inference on many sentences read their text here, so that a line means the same to
-both. The lengths are true ones: nothing is padded, that is left to packing.py.
+The calibration and the mask filling read their text here. Nothing is padded, see packing.py.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ class Sentence:
     """One line of the file.
 
     Attributes:
-        line: its number, from 1; blank lines count.
-        text: without spaces around it.
-        ids: word ids with those of [CLS] and [SEP], int32 (S,).
+        line: the line's number, from 1; blank lines count.
+        text: the line without surrounding spaces.
+        ids: token ids with those of [CLS] and [SEP], int32 (S,).
         types: token types, int32 (S,); see ``pair_types``.
     """
 
@@ -39,8 +38,8 @@ class Problem:
     """A line that cannot be used.
 
     Attributes:
-        line: its number, from 1.
-        message: what is wrong and how to correct it; begins with the file and the line.
+        line: the line's number, from 1.
+        message: what is wrong and how to correct it; begins with file and line.
     """
 
     line: int
@@ -59,28 +58,32 @@ def _tokenizer_at(path: Path) -> Any:
 
 
 def load_tokenizer(folder: ModelFolder) -> Any:
-    """The tokenizer that model2onnx.py put beside the model; nothing is downloaded."""
+    """Loads the tokenizer from the model folder. Nothing is downloaded.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
     if not (folder.path / TOKENIZER_NAME).is_file():
         raise UserError(f"{folder.path / TOKENIZER_NAME} is missing; write it again with model2onnx.py")
     return _tokenizer_at(folder.path.resolve())
 
 
-def pair_types(ids: np.ndarray, separator: int | None, type_vocab_size: int) -> np.ndarray:
-    """Token types of a text as it stands: where it says ``[SEP]`` itself, those of a pair of texts.
+def pair_types(ids: np.ndarray, sep_token_id: int | None, type_vocab_size: int) -> np.ndarray:
+    """Token types of a text in which the user may have typed ``[SEP]``, which makes it a pair of texts.
 
     Args:
-        ids: word ids, whole numbers (S,).
-        separator: the id of [SEP]; None if the tokenizer has none.
-        type_vocab_size: token types of the model.
+        ids: token ids, integer (S,).
+        sep_token_id: the id of [SEP]; None if the tokenizer has none.
+        type_vocab_size: the model's number of token types.
 
     Returns:
-        Like ``ids``: 0 up to the first [SEP], 1 behind it. All 0 where nothing but [SEP] follows, and where the model
-        has one type.
+        An array like ``ids``: 0 up to the first [SEP], 1 after it. All 0 if only [SEP] follows, or if the model has
+        one type.
     """
     types = np.zeros_like(ids)
-    places = np.flatnonzero(ids == separator)
-    if type_vocab_size > 1 and len(places) and (ids[places[0] :] != separator).any():
-        types[places[0] + 1 :] = 1
+    separators = np.flatnonzero(ids == sep_token_id)
+    if type_vocab_size > 1 and len(separators) and (ids[separators[0] :] != sep_token_id).any():
+        types[separators[0] + 1 :] = 1
     return types
 
 
@@ -90,20 +93,20 @@ def read_sentences(
     """Reads and tokenises ``path``: UTF-8, one sentence a line. Blank lines are skipped.
 
     Args:
-        path: the file. A byte order mark and any of the usual line ends will do.
+        path: the file. It may have a byte order mark and any of the usual line ends.
         tokenizer: the checkpoint's, from transformers.
         config: the model's sizes.
-        need_mask: a line without the tokenizer's [MASK] is a problem.
-        truncate: a line longer than the position table is cut, [SEP] kept; otherwise it is a problem.
+        need_mask: report lines without the tokenizer's [MASK] as problems.
+        truncate: cut lines longer than the position table, keeping [SEP], instead of reporting them.
 
     Returns:
-        (at least one sentence, the lines that cannot be used), each in the file's order. A line cannot be used
-        if it is not UTF-8, has no word, is too long, lacks a [MASK] that is needed, or has an id outside the
+        The sentences, at least one, and the lines that cannot be used, each in the file's order. A line cannot be
+        used if it is not UTF-8, has no word, is too long, lacks a [MASK] that is needed, or has an id outside the
         vocabulary.
 
     Raises:
-        UserError: the file cannot be read or has nothing but spaces, no line of it can be used, or the tokenizer
-            has no mask token and one is needed.
+        UserError: the file cannot be read or is blank, no line of it can be used, or the tokenizer lacks a mask
+            token that is needed.
     """
     if need_mask and tokenizer.mask_token is None:
         raise UserError("the checkpoint's tokenizer has no mask token; expected one, such as [MASK]")
@@ -134,11 +137,11 @@ def _read_lines(path: Path) -> list[bytes]:
         raise UserError(
             f"cannot read {path}: {error.strerror or error}; name a text file with one sentence a line"
         ) from error
-    return content.removeprefix(b"\xef\xbb\xbf").splitlines()  # of bytes: at \n, \r and \r\n only
+    return content.removeprefix(b"\xef\xbb\xbf").splitlines()  # bytes are split at \n, \r and \r\n only
 
 
 def _decode(line: bytes, source: str) -> str:
-    """UTF-8 to text. A NUL is valid UTF-8, but stands where the file is UTF-16, and tokenizers pass over it."""
+    """Decodes UTF-8. NUL is valid UTF-8, but a sign of UTF-16, and tokenizers ignore it."""
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
@@ -151,9 +154,9 @@ def _decode(line: bytes, source: str) -> str:
 
 
 def _tokenize(text: str, tokenizer: Any, config: BertConfig, source: str, truncate: bool) -> np.ndarray:
-    """Text to ids, int32 (S,), S at most the length of the position table."""
+    """Token ids, int32 (S,), S at most the length of the position table."""
     try:
-        # Given a max_length, the library does not print a warning of its own about a line that is too long.
+        # With a max_length the library prints no warning of its own about a line that is too long.
         encoded = tokenizer(text, truncation=truncate, max_length=config.max_positions)
     except Exception as error:  # the tokenizers library raises plain Exception
         reason = " ".join(str(error).split())
@@ -174,5 +177,5 @@ def _tokenize(text: str, tokenizer: Any, config: BertConfig, source: str, trunca
 
 def _check_mask(ids: np.ndarray, tokenizer: Any, config: BertConfig, source: str) -> None:
     if tokenizer.mask_token_id not in ids:
-        place = f" among its first {len(ids)} tokens" if len(ids) == config.max_positions else ""
-        raise UserError(f"{source}: no {tokenizer.mask_token}{place}; write it where a word is to be filled in")
+        where = f" among its first {len(ids)} tokens" if len(ids) == config.max_positions else ""
+        raise UserError(f"{source}: no {tokenizer.mask_token}{where}; write it where a word is to be filled in")

@@ -19,13 +19,14 @@ import builder
 import demo
 import model2onnx
 import onnx2trt
+from bert_trt import fusion as fusion_module
 from bert_trt import pipeline, plan, tensorrt_product
 from bert_trt.calibration import CalibrationContext, calibrate, quantization_of
 from bert_trt.calibration_data import read_data
 from bert_trt.comparison import relative_l2
 from bert_trt.console import UserError
 from bert_trt.element_types import ELEMENT_TYPES
-from bert_trt.model_files import INPUT_NAMES, MASK_NAME, ModelFolder, load_onnx
+from bert_trt.model_files import INPUT_NAMES, MASK_NAME, ModelFolder
 from bert_trt.network_runner import NetworkRunner, read_layer
 from bert_trt.options import (
     DEFAULT_DATA,
@@ -152,23 +153,6 @@ def test_the_parsers_softmax_computes_in_fp32(model_dir, precision):
     ):
         sums = probabilities.double().sum(-1)
         assert (sums - 1).abs().max() <= 1e-6
-
-
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("layer_norm", ["native", "fast"])
-def test_around_wide_operators_the_graph_is_cast_to_fp32_and_back(model_dir, precision, layer_norm):
-    folder = ModelFolder(model_dir)
-    model = onnx.load(str(folder.onnx_path), load_external_data=False)
-    onnx2trt.convert_precision(model, folder.weights(), precision, layer_norm)
-    made_by = {name: node for node in model.graph.node for name in node.output}
-    wide = ["Softmax", *(["LayerNormalization"] if layer_norm == "native" else [])]
-    found = [node for node in model.graph.node if node.op_type in wide]
-    assert len(found) == 2 + (6 if layer_norm == "native" else 0)
-    for node in found:
-        before = made_by[node.input[0]]
-        after = [other for other in model.graph.node if node.output[0] in other.input]
-        assert (before.op_type, before.attribute[0].i) == ("Cast", onnx.TensorProto.FLOAT)
-        assert [(one.op_type, one.attribute[0].i) for one in after] == [("Cast", ELEMENT_TYPES[precision].onnx)]
 
 
 def test_decomposed_gelu_is_the_erf_gelu_in_elementary_layers(model_dir):
@@ -421,7 +405,7 @@ def test_both_ways_quantize_the_same(model_dir, sentence_file, groups, smoothing
     demo = folder.demo()
     quantization = quantization_for(folder, sentence_file, "int8", groups, smoothing)
     api = builder.assemble(folder, TrtLog(), "int8", quantization=quantization)
-    parsed = onnx2trt.parse(folder, "int8", TrtLog(), quantization=quantization)
+    parsed = onnx2trt.parse(folder, "int8", TrtLog(), quantization=quantization, products=encoder_products(folder))
     parts = [check_quantized(made.network, "int8", len(quantization.products)) for made in (api, parsed)]
     weights = [constants_of(made.network, trt.DataType.INT8) for made in (api, parsed)]
     linear = [one for one in encoder_products(folder) if one.name in quantization.products and one.weight_shape]
@@ -447,7 +431,7 @@ def test_scales_of_activations_are_the_same_in_both_ways(model_dir, sentence_fil
     found = []
     for made in (
         builder.assemble(folder, TrtLog(), "int8", quantization=quantization),
-        onnx2trt.parse(folder, "int8", TrtLog(), quantization=quantization),
+        onnx2trt.parse(folder, "int8", TrtLog(), quantization=quantization, products=encoder_products(folder)),
     ):
         layers = [read_layer(made.network, index) for index in range(made.network.num_layers)]
         constants = {layer.get_output(0).name: layer for kind, layer in layers if kind == "CONSTANT"}
@@ -477,7 +461,7 @@ def test_no_zero_point_stands_beside_an_output_type(model_dir, sentence_file, mo
     monkeypatch.setattr(trt, "OnnxParser", Listening)
     folder = ModelFolder(model_dir)
     quantization = quantization_for(folder, sentence_file, kind, GROUPS)
-    onnx2trt.parse(folder, kind, TrtLog(), quantization=quantization)
+    onnx2trt.parse(folder, kind, TrtLog(), quantization=quantization, products=encoder_products(folder))
     (graph,) = (model.graph for model in parsed)
     constants = {tensor.name: tensor for tensor in graph.initializer}
     narrow = onnx.helper.np_dtype_to_tensor_dtype(ELEMENT_TYPES[kind].numpy)
@@ -526,14 +510,6 @@ def test_the_parser_makes_tensorrts_own_attention(model_dir, sentence_file, tmp_
     assert relative_l2(output, demo.output) <= TOLERANCES[precision]
     options = BuildOptions(SequenceRange(1, 8, 64))
     assert build_plan(parsed.builder, parsed.network, log, options, tmp_path / "p.plan").num_bytes > 0
-
-
-def test_a_graph_without_the_attention_that_we_write_is_an_error(model_dir):
-    folder = ModelFolder(model_dir)
-    model = load_onnx(folder.onnx_path)
-    next(node for node in model.graph.node if node.op_type == "Mul").op_type = "Div"
-    with pytest.raises(UserError, match="the ONNX graph has no attention around 'node_softmax'; write it again"):
-        onnx2trt.use_attention(model, folder.config)
 
 
 def test_attention_in_one_layer_through_the_parser_is_not_int8(in_process: InProcess, small_weights_dir, tmp_path):
@@ -585,7 +561,7 @@ def test_a_plan_is_smaller_by_a_byte_for_each_quantized_weight(mid_size, tmp_pat
         if way == "api":
             made = builder.assemble(mid_size, log, kind, quantization=quantization)
         else:
-            made = onnx2trt.parse(mid_size, kind, log, quantization=quantization)
+            made = onnx2trt.parse(mid_size, kind, log, quantization=quantization, products=encoder_products(mid_size))
         options = BuildOptions(SequenceRange(1, 2, 8))
         sizes[kind] = build_plan(made.builder, made.network, log, options, tmp_path / "p.plan").num_bytes
         parts = inspect(made.network)
@@ -719,8 +695,8 @@ def test_missing_bindings_are_told_before_the_build(in_process: InProcess, model
 def test_the_linear_plugin_off_hopper_is_a_warning(
     in_process: InProcess, model_dir, tmp_path, monkeypatch, is_rtx, capability, told
 ):
-    monkeypatch.setattr(builder, "IS_RTX", is_rtx)
-    monkeypatch.setattr(builder, "gpu_capability", lambda: capability)
+    monkeypatch.setattr(fusion_module, "IS_RTX", is_rtx)
+    monkeypatch.setattr(fusion_module, "gpu_capability", lambda: capability)
     monkeypatch.setattr(builder, "assemble", ends_here("assemble"))
     options = ["--model-dir", model_dir, "--plan", tmp_path / "p.plan"]
     done = in_process(builder.main, *options, "--fusion", "all", "--precision", "fp16")

@@ -169,8 +169,8 @@ def plain_entropy(fine: np.ndarray, levels: int) -> int:
 @pytest.mark.parametrize("seed", range(3))
 def test_entropy_is_the_published_algorithm(monkeypatch, seed):
     """Beside a literal version in loops, with fewer bins; the largest value is at the very end of the last one."""
-    monkeypatch.setattr(calibrator, "ENTROPY_BINS", 96)
-    monkeypatch.setattr(calibrator, "ENTROPY_LEVELS", 16)
+    monkeypatch.setattr(histograms, "ENTROPY_BINS", 96)
+    monkeypatch.setattr(histograms, "ENTROPY_LEVELS", 16)
     counts = np.random.default_rng(seed).poisson(3000 * np.exp(-np.linspace(0, 9, 96)))
     counts[-1] = 2
     assert histograms.entropy_range(counts, 1.0, 1 - 1e-9) == pytest.approx(plain_entropy(counts, 16) / 96)
@@ -490,7 +490,7 @@ def test_the_cache_is_used_again(cache, capsys):
 
 
 def test_a_range_comes_back_bit_for_bit(cache):
-    ranges = {"x": 0.1 + 0.2, "y": float(np.float32(1e-7))}
+    ranges = {"x.smoothed": 0.1 + 0.2, "y": float(np.float32(1e-7))}
     write_cache(cache.path, replace(MADE, ranges=ranges), fingerprint(cache.folder, cache.sentences, cache.settings))
     assert cache.get().ranges == ranges
 

@@ -139,14 +139,13 @@ Batches = Sequence[Mapping[str, np.ndarray]]
 def errors(path: Path, precision: str, batches: Batches, in_fp32: bool = False) -> list[float]:
     """The errors of every output of the parsed and converted network, against onnxruntime."""
     session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    _, network, parser, known = parse_foreign(ForeignModel.load(path, {}), precision, TrtLog())
-    runner = NetworkRunner(network, contents=known, in_fp32=in_fp32, checks_batch=False)
-    found = []
+    defined = parse_foreign(ForeignModel.load(path, {}), precision, TrtLog())
+    runner = NetworkRunner(defined.network, contents=defined.contents, in_fp32=in_fp32, checks_batch=False)
+    results = []
     for batch in batches:
         outputs = [value.float().numpy() for value in runner.run(batch).values()]
-        found += map(output_error, outputs, session.run(None, dict(batch)))
-    del parser
-    return found
+        results += map(output_error, outputs, session.run(None, dict(batch)))
+    return results
 
 
 EXPORTS = [
@@ -627,10 +626,18 @@ def test_the_file_and_its_data_are_not_overwritten(exported, in_process):
     path = exported(dynamo=True, opset=20, attention="sdpa")
     files = [path, path.with_name(f"{path.name}.data")]
     before = [file.read_bytes() for file in files]
-    for option, file in zip(("--plan", "--json"), files, strict=True):
+    names = ("--onnx", f"the weights in {files[1].name}")
+    for option, file, name in zip(("--plan", "--json"), files, names, strict=True):
         ended = in_process(onnx2trt.main, "--onnx", path, option, file)
-        assert (ended.code, f"{file} belongs to the ONNX file itself; name another" in ended.err) == (1, True)
+        assert (ended.code, f"{option} {file} would overwrite {name} ({file})" in ended.err) == (1, True)
     assert [file.read_bytes() for file in files] == before
+
+
+def test_the_results_do_not_overwrite_the_plans_description(exported, in_process, tmp_path):
+    plan = tmp_path / "a.plan"
+    ended = in_process(onnx2trt.main, "--onnx", exported(), "--plan", plan, "--json", f"{plan}.json")
+    assert (ended.code, f"--json {plan}.json would overwrite the plan's description" in ended.err) == (1, True)
+    assert not plan.exists()
 
 
 def test_builder_says_what_folder_it_wants(exported, in_process):

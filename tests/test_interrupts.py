@@ -49,12 +49,14 @@ def check_interrupted(process: subprocess.Popen[str]) -> None:
 
 
 def run_interrupted(script: str, where: str, *arguments: object) -> None:
-    """Runs a script that gets Ctrl-C when it comes to a function, such as ``tensorrt_log.TrtLog.receive``."""
-    module, *names = where.split(".")
-    owner = ".".join(["module", *names[:-1]])
+    """Runs a script that gets Ctrl-C when it calls a function, such as ``bert_trt.tensorrt_log:TrtLog.receive``."""
+    module, _, path = where.partition(":")
+    *parents, name = path.split(".")
+    owner = ".".join(["module", *parents])
     driver = (
-        f"import os, runpy, signal, sys, {module} as module\n"
-        f"owner, name = {owner}, {names[-1]!r}\n"
+        f"import importlib, os, runpy, signal, sys\n"
+        f"module = importlib.import_module({module!r})\n"
+        f"owner, name = {owner}, {name!r}\n"
         f"before = getattr(owner, name)\n"
         f"def struck(*arguments, **options):\n"
         f"    setattr(owner, name, before)\n"
@@ -108,13 +110,13 @@ def test_while_a_library_is_imported(script, tmp_path):
 @pytest.mark.parametrize(
     ("script", "where"),
     [
-        ("builder.py", "bert_trt.tensorrt_log.TrtLog.receive"),  # in TensorRT's logger, called from C++
-        ("onnx2trt.py", "bert_trt.tensorrt_log.TrtLog.receive"),
-        ("builder.py", "trt_helper.TrtNetworkHelper.addLinear"),
-        ("onnx2trt.py", "bert_trt.model_files.WeightFile.get"),
-        ("builder.py", "bert_trt.plan._ProgressMonitor.phase_start"),
-        ("builder.py", "bert_trt.plan._PlanWriter.write"),
-        ("builder.py", "json.dumps"),  # of the file beside the plan, which is not in its place yet
+        ("builder.py", "bert_trt.tensorrt_log:TrtLog.receive"),  # in TensorRT's logger, called from C++
+        ("onnx2trt.py", "bert_trt.tensorrt_log:TrtLog.receive"),
+        ("builder.py", "trt_helper:TrtNetworkHelper.addLinear"),
+        ("onnx2trt.py", "bert_trt.model_files:WeightFile.get"),
+        ("builder.py", "bert_trt.plan:_ProgressMonitor.phase_start"),
+        ("builder.py", "bert_trt.plan:_PlanWriter.write"),
+        ("builder.py", "json:dumps"),  # of the file beside the plan, which is not in its place yet
     ],
 )
 def test_before_the_plan_is_there_none_is_left(script, where, folder):
@@ -123,7 +125,7 @@ def test_before_the_plan_is_there_none_is_left(script, where, folder):
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("where", ["bert_trt.network_runner.NetworkRunner.run", "bert_trt.report.print_report"])
+@pytest.mark.parametrize("where", ["bert_trt.network_runner:NetworkRunner.run", "bert_trt.report:print_report"])
 def test_after_the_plan_is_there_it_is_left_whole(where, folder):
     before = contents(folder)
     run_interrupted("builder.py", where, "--model-dir", folder, "--json", folder / "results.json")
@@ -134,8 +136,8 @@ def test_after_the_plan_is_there_it_is_left_whole(where, folder):
 @pytest.mark.parametrize(
     ("script", "where", "arguments"),
     [
-        ("calibrator.py", "torch.histc", []),
-        ("sensitivity.py", "bert_trt.calibration.BertCalibrator.run", ["--smooth", "off"]),
+        ("calibrator.py", "torch:histc", []),
+        ("sensitivity.py", "bert_trt.calibration:BertCalibrator.run", ["--smooth", "off"]),
     ],
 )
 def test_while_it_calibrates(script, where, arguments, folder, sentence_file):
@@ -145,7 +147,7 @@ def test_while_it_calibrates(script, where, arguments, folder, sentence_file):
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("where", ["torch.onnx.export", "numpy.savez"])
+@pytest.mark.parametrize("where", ["torch:onnx.export", "numpy:savez"])
 def test_while_it_exports_the_old_folder_stays(where, checkpoint, folder):
     before = contents(folder)
     run_interrupted("model2onnx.py", where, "--model", checkpoint, "--out-dir", folder)
@@ -154,7 +156,7 @@ def test_while_it_exports_the_old_folder_stays(where, checkpoint, folder):
 
 def test_while_an_exports_files_are_put_in_their_place_all_of_them_are(checkpoint, folder, tmp_path):
     names = set(contents(folder))
-    run_interrupted("model2onnx.py", "pathlib.Path.replace", "--model", checkpoint, "--out-dir", tmp_path / "new")
+    run_interrupted("model2onnx.py", "pathlib:Path.replace", "--model", checkpoint, "--out-dir", tmp_path / "new")
     assert set(contents(tmp_path / "new")) == names
 
 
@@ -195,7 +197,8 @@ def test_a_command_under_progress_is_ended_too(tmp_path):
 
 
 def run_code(code: str, default: bool = True) -> subprocess.Popen[str]:
-    head = "import os, signal, time\nfrom bert_trt.console import run_script\nfrom bert_trt.interrupts import begin_script, uninterrupted\n"
+    head = "import os, signal, time\nfrom bert_trt.console import run_script\n"
+    head += "from bert_trt.interrupts import begin_script, uninterrupted\n"
     return start("-c", f"{head}begin_script(lambda: None)\n{code}\nrun_script(main)", default=default)
 
 

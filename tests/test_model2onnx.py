@@ -27,6 +27,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertForMaskedLM
 
 import model2onnx
+from bert_trt import reference
+from bert_trt.checkpoint import load_checkpoint, quiet_libraries
 from bert_trt.console import UserError
 from bert_trt.model_files import (
     CONFIG_NAME,
@@ -38,6 +40,7 @@ from bert_trt.model_files import (
     TOKENIZER_NAME,
     ModelFolder,
 )
+from bert_trt.reference import reference_sequences, run_reference
 
 TEXT = "the capital of france is [MASK]"
 
@@ -114,9 +117,9 @@ def export(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     if change is not None:
         change_weights(source, change)
     folder = tmp_path_factory.mktemp("model")
-    model2onnx.quiet_libraries()
+    quiet_libraries()
     model2onnx.export(str(source), TEXT, folder)
-    model, _, config = model2onnx.load_checkpoint(str(source))
+    model, _, config = load_checkpoint(str(source))
     return Export(load_file(source / "model.safetensors"), model, config, folder, onnx.load(folder / ONNX_NAME))
 
 
@@ -214,7 +217,11 @@ def test_the_folder_holds_what_the_other_scripts_read_and_nothing_else(export):
     assert names == {ONNX_NAME, DATA_NAME, CONFIG_NAME, TOKENIZER_NAME, "tokenizer_config.json", *answers}
     folder = ModelFolder(export.folder)
     assert folder.config == export.config
-    assert folder.weights().names() == [tensor.name for tensor in export.graph.graph.initializer]
+    weights = folder.weights()
+    for tensor in export.graph.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            array = weights.get(tensor.name, tuple(tensor.dims))
+            np.testing.assert_array_equal(array, numpy_helper.to_array(tensor), strict=True)
 
 
 def test_the_example_is_the_sentence_and_pytorchs_answer(export):
@@ -264,32 +271,34 @@ def test_checkpoints_of_any_size_keep_their_weights(
     )
     folder = tmp_path_factory.mktemp("any_model")
     model2onnx.export(str(source), "[MASK]", folder)
-    model, _, config = model2onnx.load_checkpoint(str(source))
+    model, _, config = load_checkpoint(str(source))
     made = Export(load_file(source / "model.safetensors"), model, config, folder, onnx.load(folder / ONNX_NAME))
     test_initializers_are_the_checkpoints_weights_by_name_and_bit_for_bit(made)
 
 
-# --- names that cannot be restored ------------------------------------------------------------------------
+# --- weights that the exporter changed or lost --------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def exported_again(checkpoint: Path) -> tuple[Any, Callable[[], ir.Model]]:
-    """The model, and a maker of fresh copies of its graph in memory."""
-    model2onnx.quiet_libraries()
-    model, tokenizer, config = model2onnx.load_checkpoint(str(checkpoint))
+    """The model, and a function that copies its graph, as it is before weights are transposed."""
+    quiet_libraries()
+    model, tokenizer, config = load_checkpoint(str(checkpoint))
     inputs, _ = model2onnx.tokenize(TEXT, tokenizer, config)
-    proto = ir.to_proto(model2onnx.export_onnx(model, inputs, config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model2onnx, "transpose_weights", lambda onnx_model: None)
+        proto = ir.to_proto(model2onnx.export_onnx(model, inputs, config))
     return model, lambda: ir.from_proto(proto)
 
 
 QUERY = "bert.encoder.layer.1.attention.self.query"
 
 
-def test_restoring_names_again_changes_nothing(exported_again):
+def test_naming_weights_again_changes_nothing(exported_again):
     model, fresh = exported_again
     onnx_model = fresh()
     before = list(onnx_model.graph.initializers)
-    model2onnx.restore_names(onnx_model, model)
+    model2onnx.name_weights(onnx_model, model)
     assert list(onnx_model.graph.initializers) == before
 
 
@@ -302,7 +311,7 @@ def test_one_changed_bit_of_a_weight_is_an_error_that_names_it(exported_again, n
     changed.reshape(-1).view(np.uint32)[-1] ^= 1
     value.const_value = ir.tensor(changed, name=name)
     with pytest.raises(UserError) as raised:
-        model2onnx.restore_names(onnx_model, model)
+        model2onnx.name_weights(onnx_model, model)
     assert f"weight '{name}' {list(changed.shape)} equals no parameter of the checkpoint" in str(raised.value)
     assert "the exporter changed it" in str(raised.value)
 
@@ -313,7 +322,7 @@ def test_a_reshaped_weight_is_an_error_that_names_it(exported_again):
     value = onnx_model.graph.initializers[f"{QUERY}.bias"]
     value.const_value = ir.tensor(value.const_value.numpy().reshape(2, 64), name=value.name)
     with pytest.raises(UserError, match=re.escape(f"weight '{QUERY}.bias' [2, 64] equals no parameter")):
-        model2onnx.restore_names(onnx_model, model)
+        model2onnx.name_weights(onnx_model, model)
 
 
 def test_a_parameter_that_the_graph_lacks_is_named(exported_again):
@@ -321,7 +330,7 @@ def test_a_parameter_that_the_graph_lacks_is_named(exported_again):
     onnx_model = fresh()
     del onnx_model.graph.initializers[f"{QUERY}.bias"]
     with pytest.raises(UserError) as raised:
-        model2onnx.restore_names(onnx_model, model)
+        model2onnx.name_weights(onnx_model, model)
     assert f"parameter '{QUERY}.bias' of the checkpoint is not in the ONNX graph" in str(raised.value)
 
 
@@ -331,7 +340,7 @@ def test_equal_weights_that_were_merged_are_an_error_that_names_the_lost_one(exp
     kept, merged = (onnx_model.graph.initializers[f"{QUERY}.{part}"] for part in ("bias", "weight"))
     merged.const_value = kept.const_value
     with pytest.raises(UserError, match="equals no parameter"):
-        model2onnx.restore_names(onnx_model, model)
+        model2onnx.name_weights(onnx_model, model)
 
 
 # --- bad checkpoints --------------------------------------------------------------------------------------
@@ -344,9 +353,9 @@ def damaged(checkpoint: Path, tmp_path: Path) -> Path:
 
 
 def refusal(folder: Path | str) -> str:
-    model2onnx.quiet_libraries()
+    quiet_libraries()
     with pytest.raises(UserError) as raised:
-        model2onnx.load_checkpoint(str(folder))
+        load_checkpoint(str(folder))
     assert str(raised.value).startswith(f"--model {folder}: ")
     return str(raised.value)
 
@@ -404,7 +413,7 @@ def test_a_name_that_cannot_be_a_model_is_refused_with_the_remedy(name):
 
 def test_an_empty_name_is_refused():
     with pytest.raises(UserError, match="--model is empty; give a checkpoint folder or a hub name"):
-        model2onnx.load_checkpoint("")
+        load_checkpoint("")
 
 
 def test_safetensors_truncated_anywhere_are_corrupt(damaged):
@@ -467,9 +476,9 @@ def test_names_of_the_first_bert_checkpoints_are_read(damaged):
         old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
         return {re.sub(r"LayerNorm\.\w+", lambda found: old[found[0]], name): w for name, w in weights.items()}
 
-    before, _, _ = model2onnx.load_checkpoint(str(damaged))
+    before, _, _ = load_checkpoint(str(damaged))
     change_weights(damaged, rename)
-    after, _, _ = model2onnx.load_checkpoint(str(damaged))
+    after, _, _ = load_checkpoint(str(damaged))
     for name, weight in before.state_dict().items():
         assert torch.equal(weight, after.state_dict()[name]), name
 
@@ -477,7 +486,7 @@ def test_names_of_the_first_bert_checkpoints_are_read(damaged):
 def test_weights_that_bert_does_not_read_are_ignored(damaged):
     extra = {"bert.pooler.dense.weight": torch.ones(128, 128), "cls.seq_relationship.weight": torch.ones(2, 128)}
     change_weights(damaged, lambda weights: weights | extra)
-    assert model2onnx.load_checkpoint(str(damaged))[2].has_head
+    assert load_checkpoint(str(damaged))[2].has_head
 
 
 def test_a_checkpoint_in_several_files_is_read(damaged):
@@ -486,7 +495,7 @@ def test_a_checkpoint_in_several_files_is_read(damaged):
     model.save_pretrained(damaged, max_shard_size="300KB")
     parts = sorted(damaged.glob("model-*.safetensors"))
     assert len(parts) > 1
-    model2onnx.load_checkpoint(str(damaged))
+    load_checkpoint(str(damaged))
     parts[1].unlink()
     assert parts[1].name in refusal(damaged)
 
@@ -517,7 +526,7 @@ TOLD_OTHERWISE = dict.fromkeys(
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model2onnx.quiet_libraries()
+    quiet_libraries()
     return make_checkpoint(tmp_path_factory.mktemp("tiny"), num_hidden_layers=1, hidden_size=16, intermediate_size=24)
 
 
@@ -525,14 +534,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_configuration_value_of_another_type_is_refused_by_name_or_changes_nothing(tiny, key):
     path = tiny / "config.json"
     before = path.read_text()
-    model, tokenizer, config = model2onnx.load_checkpoint(str(tiny))
+    model, tokenizer, config = load_checkpoint(str(tiny))
     inputs, _ = model2onnx.tokenize(TEXT, tokenizer, config)
     expected, _ = model2onnx.run_pytorch(model, inputs, config.has_head)
     try:
         for value in WRONG_VALUES:
             path.write_text(json.dumps(json.loads(before) | {key: value}))
             try:
-                model, _, config = model2onnx.load_checkpoint(str(tiny))
+                model, _, config = load_checkpoint(str(tiny))
             except UserError as error:
                 told = str(error)
                 assert told.startswith(f"--model {tiny}: "), told
@@ -594,7 +603,7 @@ def test_the_largest_finite_weights_are_accepted_and_an_answer_that_overflows_is
         return weights
 
     change_weights(damaged, change)
-    model, tokenizer, config = model2onnx.load_checkpoint(str(damaged))
+    model, tokenizer, config = load_checkpoint(str(damaged))
     inputs, _ = model2onnx.tokenize(TEXT, tokenizer, config)
     with pytest.raises(UserError, match="PyTorch's answer in fp32 has values that are not finite"):
         model2onnx.run_pytorch(model, inputs, config.has_head)
@@ -602,7 +611,7 @@ def test_the_largest_finite_weights_are_accepted_and_an_answer_that_overflows_is
 
 def test_weights_that_bert_does_not_read_may_be_anything(damaged):
     change_weights(damaged, lambda weights: weights | {"bert.pooler.dense.bias": torch.full((128,), float("nan"))})
-    model2onnx.load_checkpoint(str(damaged))
+    load_checkpoint(str(damaged))
 
 
 def remove_tokenizer(folder: Path, *kept: str) -> None:
@@ -612,7 +621,7 @@ def remove_tokenizer(folder: Path, *kept: str) -> None:
 
 def test_vocab_txt_is_tokenizer_enough(damaged, checkpoint):
     remove_tokenizer(damaged, "vocab.txt")
-    tokenizers = [model2onnx.load_checkpoint(str(folder))[1] for folder in (damaged, checkpoint)]
+    tokenizers = [load_checkpoint(str(folder))[1] for folder in (damaged, checkpoint)]
     assert tokenizers[0](TEXT)["input_ids"] == tokenizers[1](TEXT)["input_ids"]
 
 
@@ -633,7 +642,7 @@ def test_a_damaged_tokenizer_is_refused(damaged, content):
 def test_a_vocabulary_without_its_special_words_is_refused(damaged):
     remove_tokenizer(damaged, "vocab.txt")
     (damaged / "vocab.txt").write_text("the\ncapital\n")
-    _, tokenizer, config = model2onnx.load_checkpoint(str(damaged))
+    _, tokenizer, config = load_checkpoint(str(damaged))
     with pytest.raises(UserError, match="vocabulary is incomplete or damaged"):
         model2onnx.tokenize("paris [MASK]", tokenizer, config)
 
@@ -643,8 +652,8 @@ def test_a_vocabulary_without_its_special_words_is_refused(damaged):
 
 @pytest.fixture(scope="module")
 def loaded(checkpoint: Path) -> tuple[Any, Any]:
-    model2onnx.quiet_libraries()
-    _, tokenizer, config = model2onnx.load_checkpoint(str(checkpoint))
+    quiet_libraries()
+    _, tokenizer, config = load_checkpoint(str(checkpoint))
     return tokenizer, config
 
 
@@ -727,7 +736,7 @@ def test_a_tokenizer_with_more_words_than_the_embedding_table_is_refused(tmp_pat
     with (tmp_path / "vocab.txt").open("a") as file:
         file.write("berlin\n")
     remove_tokenizer(tmp_path, "vocab.txt")
-    _, tokenizer, config = model2onnx.load_checkpoint(str(tmp_path))
+    _, tokenizer, config = load_checkpoint(str(tmp_path))
     model2onnx.tokenize("paris [MASK]", tokenizer, config)
     with pytest.raises(UserError) as raised:
         model2onnx.tokenize("berlin [MASK]", tokenizer, config)
@@ -748,7 +757,7 @@ def test_words_with_brackets_and_rows_without_a_word_are_shown(loaded, capsys):
 
     logits = np.full((2, 30), -100, np.float32)
     logits[1, 2:12] = np.arange(10)
-    model2onnx.print_answer("[red] [MASK]", logits, 1, Tokenizer())
+    model2onnx.print_predictions("[red] [MASK]", logits, 1, Tokenizer())
     shown = capsys.readouterr().out
     assert "[red] [MASK]" in shown
     assert "[unknown id 11]" in shown
@@ -849,7 +858,7 @@ def test_reference_sequences_have_both_types_masks_and_every_length(checkpoint, 
 
 def test_reference_answers_are_those_of_each_sequence_alone(checkpoint, model_dir):
     """PyTorch's own attention mask was used: padding changes nothing."""
-    model, _, _ = model2onnx.load_checkpoint(str(checkpoint))
+    model, _, _ = load_checkpoint(str(checkpoint))
     for one in ModelFolder(model_dir).reference():
         with torch.inference_mode():
             ids, types = torch.from_numpy(one.input_ids[None]), torch.from_numpy(one.token_type_ids[None])
@@ -858,11 +867,11 @@ def test_reference_answers_are_those_of_each_sequence_alone(checkpoint, model_di
 
 
 def test_without_an_attention_mask_the_answers_would_be_others(checkpoint, monkeypatch):
-    model, tokenizer, config = model2onnx.load_checkpoint(str(checkpoint))
-    sequences = model2onnx.reference_sequences(tokenizer, config)
-    right = model2onnx.run_reference(model, sequences, config)
-    monkeypatch.setattr(model2onnx, "_own_attention_mask", lambda model: contextlib.nullcontext())
-    wrong = model2onnx.run_reference(model, sequences, config)
+    model, tokenizer, config = load_checkpoint(str(checkpoint))
+    sequences = reference_sequences(tokenizer, config)
+    right = run_reference(model, sequences, config)
+    monkeypatch.setattr(reference, "_own_attention_mask", lambda model: contextlib.nullcontext())
+    wrong = run_reference(model, sequences, config)
     assert np.abs(right[0].output - wrong[0].output).max() > 0.01
     np.testing.assert_array_equal(right[1].output, wrong[1].output)  # the longest of its batch
 
@@ -870,8 +879,8 @@ def test_without_an_attention_mask_the_answers_would_be_others(checkpoint, monke
 @pytest.mark.parametrize("positions", [1, 2, 3, 8])
 def test_reference_sequences_fit_short_position_tables(tmp_path, positions):
     source = make_checkpoint(tmp_path / "source", max_position_embeddings=positions, type_vocab_size=1)
-    model, tokenizer, config = model2onnx.load_checkpoint(str(source))
-    sequences = model2onnx.reference_sequences(tokenizer, config)
+    model, tokenizer, config = load_checkpoint(str(source))
+    sequences = reference_sequences(tokenizer, config)
     assert [len(ids) for ids, _ in sequences] == sorted({min(3, positions), positions})
     assert all((types == 0).all() for _, types in sequences)
-    assert len(model2onnx.run_reference(model, sequences, config)) == len(sequences)
+    assert len(run_reference(model, sequences, config)) == len(sequences)

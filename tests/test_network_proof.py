@@ -48,7 +48,7 @@ def ways(folder: ModelFolder, precision: str, smoothed: bool = True, **options: 
     quantization = quantization_of(folder, precision, smoothed) if precision in ("int8", "fp8") else None
     return [
         builder.assemble(folder, TrtLog(), precision, quantization=quantization, **options),
-        onnx2trt.parse(folder, precision, TrtLog(), quantization=quantization),
+        onnx2trt.parse(folder, precision, TrtLog(), quantization=quantization, products=encoder_products(folder)),
     ]
 
 

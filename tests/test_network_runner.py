@@ -430,7 +430,7 @@ def test_bf16_constants_need_known_weights():
     net = OneLayer("bf16")
     weight = random(4, 4)
     net.helper.markOutput(net.helper.addLinear(net.input(random(1, 2, 4)), weight, np.zeros(4, np.float32), "d"), "y")
-    with pytest.raises(UnsupportedLayerError, match=r"cannot read the BF16 constant 'd\..*known.weights"):
+    with pytest.raises(UnsupportedLayerError, match=r"cannot read the BF16 constant 'd\..*contents.weights"):
         NetworkRunner(net.network)
     reference = torch.from_numpy(net.inputs["x0"]).bfloat16().float() @ torch.from_numpy(weight).bfloat16().float()
     np.testing.assert_allclose(net_output(net), reference.bfloat16().float().numpy(), rtol=1e-2, atol=1e-2)

@@ -148,7 +148,7 @@ def test_nothing_is_launched_with_shapes_that_were_not_told_or_not_accepted(call
 
 
 def test_what_is_known_of_a_kernel_is_known_by_function_and_device(tmp_path):
-    assert compile_and_run("function_answers_probe.cpp", tmp_path, [], []).splitlines() == [
+    assert compile_and_run("function_property_cache_probe.cpp", tmp_path, [], []).splitlines() == [
         *["1001"] * 3,  # two functions of one type on two devices
         "asked 1 1 1 1",
         "after a failure 1",

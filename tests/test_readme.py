@@ -1,4 +1,7 @@
-"""The README's commands do what it shows, the Chinese README shows the same, and all that they name exists."""
+"""The commands on the pages (README, docs/, CONTRIBUTING) do what the pages show.
+
+test_pages.py checks the rest of the pages, and that the Chinese ones have the same commands.
+"""
 
 from __future__ import annotations
 
@@ -8,88 +11,65 @@ import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from xml.etree import ElementTree
+from threading import Lock
 
 import pytest
 from plugin_build_for_tests import built_plugins
+from test_pages import RESULTS, ROOT, blocks, page_name, pages, section, without_comment
 
 from bert_trt.inference import execution_obstacle
 from bert_trt.tensorrt_product import IS_RTX
 
-ROOT = Path(__file__).parent.parent
-ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
+FIRST = "make demo"  # every other command needs what it writes
 NOT_RUN = "make test"  # it runs this file
 
-FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\[(?P<text>[^\[\]]*)\]\((?P<target>[^()\s]+)\)")
 NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e[-+]?\d+)?(?!\.?\d)")
 ERROR = re.compile(r"\d\.\d\de-\d\d")
 RULES = str.maketrans("━─┏┳┓┡╇┩├┼┤└┴┘┌┬┐┃│", " " * 19)
 
-# The README shows a machine without a GPU. On another one only these lines of its output need be the same.
-LIKE_README = IS_RTX and execution_obstacle() == "no NVIDIA GPU (no driver is installed)"
+# The pages show a machine without a GPU. On another one only these lines of its output need be the same.
+LIKE_PAGES = IS_RTX and execution_obstacle() == "no NVIDIA GPU (no driver is installed)"
 SAME_ANYWHERE = re.compile(r"^\d+\. |^relative L2|^agrees with|^first layer|^True$")
 VARIES = re.compile(r"^seconds for network")
 
 
-# --- what the README says -----------------------------------------------------------------------------------
+# --- what the pages say -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Command:
-    """One shell command of the README and the output that it shows, if any."""
+    """One shell command of a page and the output that the page shows, if any."""
 
+    page: str
     block: int
     line: str
     exit_code: int
     shown: str | None
 
-
-def blocks(path: Path) -> list[tuple[str, str]]:
-    """(info string, body) of every fenced block."""
-    return [(match["info"], match["body"]) for match in FENCE.finditer(path.read_text(encoding="utf-8"))]
-
-
-def without_comment(line: str) -> str:
-    return re.sub(r"\s+# .*", "", line).strip()
+    def __str__(self) -> str:
+        return f"{self.page}: {self.line}"
 
 
 def commands() -> list[Command]:
+    """The commands of every ``sh`` block of every page, in their order."""
     found: list[Command] = []
-    all_blocks = blocks(ENGLISH)
-    for number, (info, body) in enumerate(all_blocks):
-        following = all_blocks[number + 1] if number + 1 < len(all_blocks) else ("", "")
-        if info != "sh":
-            continue
-        lines = body.splitlines()
-        for line in lines:
-            told = re.search(r"# exit code (\d+)", line)
-            is_last = line is lines[-1]
-            shown = following[1] if is_last and following[0] == "text" else None
-            found.append(Command(number, without_comment(line), int(told[1]) if told else 0, shown))
+    for page in pages():
+        all_blocks = blocks(page)
+        for number, (info, body) in enumerate(all_blocks):
+            following = all_blocks[number + 1] if number + 1 < len(all_blocks) else ("", "")
+            if info != "sh":
+                continue
+            lines = body.splitlines()
+            for line in lines:
+                stated = re.search(r"# exit code (\d+)", line)
+                is_last = line is lines[-1]
+                shown = following[1] if is_last and following[0] == "text" else None
+                exit_code = int(stated[1]) if stated else 0
+                found.append(Command(page_name(page), number, without_comment(line), exit_code, shown))
     return [command for command in found if command.line != NOT_RUN]
-
-
-def section(path: Path, heading: str) -> str:
-    """The text below a heading, up to the next one."""
-    return path.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
-
-
-def first_column(path: Path, heading: str) -> list[str]:
-    """Targets of the links in the first cells of a section's table."""
-    rows = re.findall(r"^\| \[[^\]]*\]\(([^)]+)\) \|", section(path, heading), re.MULTILINE)
-    assert rows
-    return rows
-
-
-def local_links(path: Path) -> list[tuple[str, str]]:
-    """(text, target) of every link that leads into the repository."""
-    text = FENCE.sub("", path.read_text(encoding="utf-8"))
-    return [(match["text"], match["target"]) for match in LINK.finditer(text) if "://" not in match["target"]]
 
 
 # --- comparing shown with real output -----------------------------------------------------------------------
@@ -132,7 +112,7 @@ def find_run(lines: list[str], real: list[str], start: int) -> int | None:
 def assert_shows(shown: str, real: str) -> None:
     """Fails unless the output is what is shown; a line … stands for any lines."""
     wanted, got = normalised(shown), normalised(real)
-    if not LIKE_README:
+    if not LIKE_PAGES:
         wanted = ["…", *(line for line in wanted if SAME_ANYWHERE.search(line)), "…"]
         got = [line for line in got if SAME_ANYWHERE.search(line)]
     place, may_skip, run = 0, False, []
@@ -154,7 +134,7 @@ def assert_shows(shown: str, real: str) -> None:
 
 # make reads this instead of the Makefile: the environment is what it is.
 GNUMAKEFILE = """include Makefile
-PIP = echo 'the README test must not install packages:' && false
+PIP = echo 'the page tests must not install packages:' && false
 """
 STAMPS = (".installed-base", ".installed-gpu", ".installed", ".installed-cuda", ".installed-dev")
 
@@ -179,9 +159,33 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Done = subprocess.CompletedProcess[str]
 
 
+class Runs:
+    """Runs each command line once, however many blocks and threads ask for it."""
+
+    def __init__(self, folder: Path, variables: dict[str, str]) -> None:
+        self._folder, self._variables = folder, variables
+        self._lock, self._runs = Lock(), dict[str, Future[Done]]()
+
+    def __call__(self, line: str) -> Done:
+        with self._lock:
+            is_new = line not in self._runs
+            run = self._runs.setdefault(line, Future())
+        if is_new:
+            try:
+                run.set_result(self._run(["bash", "-c", line]))
+            except BaseException as error:  # others may be waiting for it
+                run.set_exception(error)
+        return run.result()
+
+    def _run(self, command: list[str]) -> Done:
+        return subprocess.run(
+            command, cwd=self._folder, env=self._variables, capture_output=True, text=True, check=False
+        )
+
+
 @pytest.fixture(scope="module")
 def outputs(workplace: Path) -> dict[str, Done]:
-    """Every command as it was run: the first block alone, the others two at a time, each block in its order."""
+    """Every command as it was run: ``make demo`` alone, then the blocks two at a time, each block in its order."""
     variables = os.environ | {
         "PATH": f"{workplace / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "HF_HUB_OFFLINE": "1",
@@ -189,24 +193,22 @@ def outputs(workplace: Path) -> dict[str, Done]:
     }
     for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHONPATH", "COLUMNS"):  # of the make that runs this test
         variables.pop(name, None)
+    run = Runs(workplace, variables)
+    lines: dict[tuple[str, int], list[str]] = {}
+    for command in commands():
+        lines.setdefault((command.page, command.block), []).append(command.line)
 
-    def run(line: str) -> Done:
-        shell = ["bash", "-c", line]
-        return subprocess.run(shell, cwd=workplace, env=variables, capture_output=True, text=True, check=False)
+    def run_block(block: list[str]) -> dict[str, Done]:
+        return {line: run(line) for line in block}
 
-    def run_block(lines: list[str]) -> list[tuple[str, Done]]:
-        return [(line, run(line)) for line in lines]
-
-    groups = groupby(commands(), key=lambda command: command.block)
-    first, *others = ([command.line for command in group] for _, group in groups)
-    done = run_block(first)
+    done = run_block([FIRST])
     with ThreadPoolExecutor(2) as pool:
-        for answers in pool.map(run_block, others):
-            done += answers
-    return dict(done)
+        for answers in pool.map(run_block, lines.values()):
+            done |= answers
+    return done
 
 
-@pytest.mark.parametrize("command", commands(), ids=lambda command: command.line)
+@pytest.mark.parametrize("command", commands(), ids=str)
 def test_command(command: Command, outputs: dict[str, Done]):
     done = outputs[command.line]
     assert done.returncode == command.exit_code, done.stdout + done.stderr
@@ -216,23 +218,22 @@ def test_command(command: Command, outputs: dict[str, Done]):
 
 
 def test_results_table(outputs: dict[str, Done]):
-    """The errors in the results table are those of the commands, and within what is accepted."""
-    rows = re.findall(
-        r"^\| (fp32|fp16|bf16) \| (\S+) \| (\S+) \| (\S+) \|", section(ENGLISH, "Results"), re.MULTILINE
-    )
+    """The errors in the first results table are those of the commands, and within what is accepted."""
+    text = section(RESULTS, "fp32, fp16 and bf16")
+    rows = re.findall(r"^\| (fp32|fp16|bf16) \| (\S+) \| (\S+) \| (\S+) \|", text, re.MULTILINE)
     assert [row[0] for row in rows] == ["fp32", "fp16", "bf16"]
     for precision, accepted, *shown in rows:
         if precision == "fp32":
-            told = normalised(outputs["make demo"].stdout)
+            printed = normalised(outputs[FIRST].stdout)
         else:
-            ways = (f"python {way} --precision {precision}" for way in ("builder.py", "onnx2trt.py"))
-            told = [line for way in ways for line in normalised(outputs[way].stdout)]
-        lines = " ".join(line for line in told if line.startswith("relative L2 error"))
+            scripts = (f"python {script} --precision {precision}" for script in ("builder.py", "onnx2trt.py"))
+            printed = [line for script in scripts for line in normalised(outputs[script].stdout)]
+        lines = " ".join(line for line in printed if line.startswith("relative L2 error"))
         assert {float(limit) for limit in re.findall(r"at most (\S+)\)", lines)} == {float(accepted)}
         in_the_table = ERROR.findall(lines)[:2]  # the demo's third network is that with plugins
         for real, number in zip(in_the_table, shown, strict=True):
             assert float(real) <= float(accepted)
-            assert not LIKE_README or 1 / 3 <= float(real) / float(number) <= 3
+            assert not LIKE_PAGES or 1 / 3 <= float(real) / float(number) <= 3
 
 
 def test_the_repository_is_not_touched(workplace: Path, outputs: dict[str, Done]):
@@ -256,7 +257,7 @@ REAL = "title\n│ 1. │ paris 0.9678 │\n│ error │ 5.07e-07 (at most 1e-0
     ],
 )
 def test_comparison_accepts(shown: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(globals(), "LIKE_README", True)
+    monkeypatch.setitem(globals(), "LIKE_PAGES", True)
     assert_shows(shown, REAL)
 
 
@@ -275,64 +276,6 @@ def test_comparison_accepts(shown: str, monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_comparison_refuses(shown: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(globals(), "LIKE_README", True)
+    monkeypatch.setitem(globals(), "LIKE_PAGES", True)
     with pytest.raises(pytest.fail.Exception, match="but the output is"):
         assert_shows(shown, REAL)
-
-
-# --- both READMEs, links and the picture --------------------------------------------------------------------
-
-
-def test_both_readmes_show_the_same():
-    def stripped(path: Path) -> list[tuple[str, list[str]]]:
-        return [(info, [without_comment(line) for line in body.splitlines()]) for info, body in blocks(path)]
-
-    assert stripped(CHINESE) == stripped(ENGLISH)
-    assert first_column(CHINESE, "文件一览") == first_column(ENGLISH, "File map")
-    texts = [path.read_text(encoding="utf-8") for path in (ENGLISH, CHINESE)]
-    assert ERROR.findall(texts[1]) == ERROR.findall(texts[0])
-    assert texts[1].count("\n## ") == texts[0].count("\n## ")
-    links = [{target for _, target in local_links(path)} for path in (ENGLISH, CHINESE)]
-    assert CHINESE.name in links[0]
-    assert ENGLISH.name in links[1]
-    # Each links to the pages in its own language.
-    same = [{target.replace(".zh-CN.md", ".md") for target in found} for found in links]
-    assert same[0] == same[1]
-
-
-def test_marks_of_blocks_are_known():
-    assert {info for info, _ in blocks(ENGLISH)} <= {"sh", "sh download", "sh gpu", "sh slow", "text"}
-
-
-def test_file_map_is_complete():
-    listed = first_column(ENGLISH, "File map")
-    assert len(set(listed)) == len(listed)
-    patterns = ("*.py", "benchmarks/*.py", "requirements*.txt")
-    scripts = {path.relative_to(ROOT).as_posix() for pattern in patterns for path in ROOT.glob(pattern)}
-    assert scripts <= set(listed), "not in the file map"
-
-
-@pytest.mark.parametrize("path", [ENGLISH, CHINESE], ids=lambda path: path.name)
-def test_links(path: Path):
-    links = local_links(path)
-    assert len(links) > 30
-    for text, target in links:
-        place = ROOT / target
-        assert place.exists(), target
-        if place.suffix == ".py" and text.startswith("`"):  # a function or class
-            assert re.search(rf"^\s*(?:def|class) {text.strip('`')}\b", place.read_text(), re.MULTILINE), text
-
-
-def test_no_machine_shows_through():
-    for path in (ENGLISH, CHINESE):
-        assert not re.search(r"(?<![\w.…])/(?:work|home|root|tmp|opt|usr)/", path.read_text(encoding="utf-8"))
-
-
-def test_pipeline_picture():
-    picture = ElementTree.parse(ROOT / "docs" / "pipeline.svg").getroot()
-    assert picture.tag == "{http://www.w3.org/2000/svg}svg"
-    texts = ["".join(node.itertext()) for node in picture.iter("{http://www.w3.org/2000/svg}text")]
-    scripts = {name for text in texts for name in re.findall(r"\w+\.py", text)}
-    assert {"model2onnx.py", "builder.py", "onnx2trt.py", "network_runner.py"} <= scripts
-    for name in scripts:
-        assert (ROOT / name).is_file()

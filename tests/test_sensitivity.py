@@ -14,6 +14,7 @@ from transformers import BertForMaskedLM
 
 import model2onnx
 import sensitivity
+from bert_trt import calibration
 from bert_trt.calibration import CalibrationContext, calibrate, calibrate_best, quantization_of
 from bert_trt.calibration_data import batch_inputs, batches, read_data
 from bert_trt.comparison import relative_l2, top_k
@@ -232,14 +233,14 @@ def test_smoothing_is_chosen_where_there_are_outliers(bad_case, capsys):
 
 
 def test_nothing_is_smoothed_where_no_linear_layer_is_quantized(bad_case, monkeypatch):
-    monkeypatch.setattr(sensitivity, "Evaluation", None)  # nothing is measured
+    monkeypatch.setattr(calibration, "Evaluation", None)  # nothing is measured
     made = calibrate_best(bad_case.subject, replace(SETTINGS, smoothing="auto", groups=("attention",)), MASK)
     assert made.smoothing == {}
     assert len(made.ranges) == 2 * 4
 
 
 def test_a_fixed_strength_is_taken_as_it_is(bad_case, monkeypatch):
-    monkeypatch.setattr(sensitivity, "Evaluation", None)  # nothing is measured
+    monkeypatch.setattr(calibration, "Evaluation", None)  # nothing is measured
     made = calibrate_best(bad_case.subject, replace(SETTINGS, smoothing=0.5), MASK)
     assert made.settings.smoothing == 0.5
     assert made.smoothing.keys() == {name.removesuffix(".smoothed") for name in made.ranges}

@@ -1,4 +1,4 @@
-"""sentences.py: what a line is, what of it can be used, and that a bad one does not cost the others."""
+"""sentences.py: what a line is, which lines can be used, and that bad lines are reported and skipped."""
 
 from __future__ import annotations
 

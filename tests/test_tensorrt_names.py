@@ -152,7 +152,12 @@ def takes(parameters: str, call: ast.Call) -> bool:
 def method_calls(tree: ast.Module) -> list[ast.Call]:
     """Calls written as ``x.method(...)`` where x is no module."""
     nodes = list(ast.walk(tree))
-    modules = {name.asname or name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    imports = [
+        node
+        for node in nodes
+        if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and node.module == "bert_trt")
+    ]
+    modules = {name.asname or name.name for node in imports for name in node.names}
     calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
     return [call for call in calls if ast.unparse(call.func).rpartition(".")[0] not in modules]
 

@@ -38,7 +38,7 @@ class SingleLayout:
         ids = [self.helper.addInput(name, trt.DataType.INT32, (1, -1)) for name in INPUT_NAMES]
         return [self.helper.addReshape(tensor, (-1,), f"{tensor.name}.flat") for tensor in ids], None
 
-    def mark_output(self, output: trt.ITensor, name: str, width: int) -> None:
+    def add_output(self, output: trt.ITensor, name: str, width: int) -> None:
         """Marks (S, width) as the output ``name``, fp32 (1, S, width)."""
         self.helper.markOutput(self.helper.addReshape(output, (1, -1, width), "output"), name)
 
@@ -78,7 +78,7 @@ class PaddedLayout(SingleLayout):
         )
         return ids, mask[0]
 
-    def mark_output(self, output: trt.ITensor, name: str, width: int) -> None:
+    def add_output(self, output: trt.ITensor, name: str, width: int) -> None:
         """Marks the output ``name``, fp32 (B, S, width)."""
         self.helper.markOutput(output, name)
 
@@ -118,7 +118,7 @@ class PackedLayout(SingleLayout):
         ids = [self.helper.addInput(name, trt.DataType.INT32, (-1,)) for name in INPUT_NAMES]
         return ids, self.helper.addInput(LENGTHS_NAME, trt.DataType.INT32, (-1,))
 
-    def mark_output(self, output: trt.ITensor, name: str, width: int) -> None:
+    def add_output(self, output: trt.ITensor, name: str, width: int) -> None:
         """Marks the output ``name``, fp32 (T, width)."""
         self.helper.markOutput(output, name)
 

@@ -1,4 +1,4 @@
-// What the current GPU can do.
+// Properties of the current GPU.
 #pragma once
 
 #include <cuda_runtime_api.h>

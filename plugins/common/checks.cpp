@@ -7,9 +7,6 @@
 namespace bert
 {
 
-using nvinfer1::DataType;
-using nvinfer1::Dims;
-
 std::string describe(DataType type)
 {
     switch (type)
@@ -43,7 +40,7 @@ std::string describe(Dims const& dims)
     return text + "]";
 }
 
-Dims knownDims(nvinfer1::DimsExprs const& dims)
+Dims constantDims(DimsExprs const& dims)
 {
     Dims known{};
     known.nbDims = dims.nbDims;
@@ -57,6 +54,18 @@ Dims knownDims(nvinfer1::DimsExprs const& dims)
 bool isFloating(DataType type)
 {
     return type == DataType::kFLOAT || type == DataType::kHALF || type == DataType::kBF16;
+}
+
+DataType floatingTypeNamed(std::string const& name)
+{
+    for (DataType type : {DataType::kFLOAT, DataType::kHALF, DataType::kBF16})
+    {
+        if (describe(type) == name)
+        {
+            return type;
+        }
+    }
+    fail("field output_type is \"", name, "\"; expected fp32, fp16 or bf16");
 }
 
 ElementType elementType(DataType type)
@@ -86,7 +95,7 @@ int64_t countRows(Dims const& dims)
     return rows;
 }
 
-TypesAndShapes::TypesAndShapes(nvinfer1::PluginTensorDesc const* tensors, int32_t count)
+TypesAndShapes::TypesAndShapes(PluginTensorDesc const* tensors, int32_t count)
 {
     for (int32_t i = 0; i < count; ++i)
     {
@@ -95,7 +104,7 @@ TypesAndShapes::TypesAndShapes(nvinfer1::PluginTensorDesc const* tensors, int32_
     }
 }
 
-TypesAndShapes::TypesAndShapes(nvinfer1::DynamicPluginTensorDesc const* tensors, int32_t count)
+TypesAndShapes::TypesAndShapes(DynamicPluginTensorDesc const* tensors, int32_t count)
 {
     for (int32_t i = 0; i < count; ++i)
     {
@@ -170,11 +179,15 @@ void checkWeightShapes(std::vector<Weight> const& weights, int64_t hidden)
     }
 }
 
+bool mayBeEqual(int64_t a, int64_t b)
+{
+    return a == b || a < 0 || b < 0;
+}
+
 bool mayBeEqual(Dims const& a, Dims const& b)
 {
-    return a.nbDims == b.nbDims
-           && std::equal(a.d, a.d + a.nbDims, b.d,
-               [](int64_t one, int64_t other) { return one == other || one < 0 || other < 0; });
+    auto const fits = [](int64_t first, int64_t second) { return mayBeEqual(first, second); };
+    return a.nbDims == b.nbDims && std::equal(a.d, a.d + a.nbDims, b.d, fits);
 }
 
 void checkCount(char const* what, int32_t found, int32_t expected)

@@ -13,55 +13,57 @@
 namespace bert
 {
 
-std::string describe(nvinfer1::DataType type);    // "fp16"
-std::string describe(nvinfer1::Dims const& dims); // "[1, -1, 768]"; -1 is a dimension that is not known yet
+std::string describe(DataType type);    // "fp16"
+std::string describe(Dims const& dims); // "[1, -1, 768]"; -1 is a dimension that is not known yet
 
-// The shape with -1 for every dimension that is not a constant while the engine is built.
-nvinfer1::Dims knownDims(nvinfer1::DimsExprs const& dims);
+// The shape with -1 for every dimension that is not a constant at build time.
+Dims constantDims(DimsExprs const& dims);
 
-bool isFloating(nvinfer1::DataType type);         // fp32, fp16 or bf16
-ElementType elementType(nvinfer1::DataType type); // of a floating type or int8
+bool isFloating(DataType type);                      // fp32, fp16 or bf16
+DataType floatingTypeNamed(std::string const& name); // of the field output_type: "fp32", "fp16" or "bf16"
+ElementType elementType(DataType type);              // of a floating type or int8
 
 // Product of all dimensions but the last.
-int64_t countRows(nvinfer1::Dims const& dims);
+int64_t countRows(Dims const& dims);
 
-// Types and shapes of a plugin's tensors; of a plugin that is configured, the largest shapes.
+// Types and shapes of a plugin's tensors. Of DynamicPluginTensorDesc, which configurePlugin gets, the largest shapes.
 struct TypesAndShapes
 {
-    TypesAndShapes(nvinfer1::PluginTensorDesc const* tensors, int32_t count);
-    TypesAndShapes(nvinfer1::DynamicPluginTensorDesc const* tensors, int32_t count);
+    TypesAndShapes(PluginTensorDesc const* tensors, int32_t count);
+    TypesAndShapes(DynamicPluginTensorDesc const* tensors, int32_t count);
 
-    std::vector<nvinfer1::DataType> types;
-    std::vector<nvinfer1::Dims> shapes;
+    std::vector<DataType> types;
+    std::vector<Dims> shapes;
 };
 
-// Fields and tensors that all layer normalisations have. Each check throws a PluginError that names what is wrong.
+// Fields and tensors that all layer normalisations have. Each check throws a PluginError that names the wrong value.
 void checkEpsilon(float epsilon);
 
 // The length of the last axis, at least 1, or -1 where it is not known yet.
-int64_t checkedHidden(char const* name, nvinfer1::Dims const& dims);
+int64_t checkedHidden(char const* name, Dims const& dims);
 
-// gamma, beta and the like, which belong together.
+// gamma, beta or bias, which are checked together.
 struct Weight
 {
     char const* name;
-    nvinfer1::DataType type;
-    nvinfer1::Dims dims;
+    DataType type;
+    Dims dims;
 };
 
 // All of one type out of `allowed`.
-void checkWeightTypes(
-    std::vector<Weight> const& weights, std::initializer_list<nvinfer1::DataType> const& allowed);
+void checkWeightTypes(std::vector<Weight> const& weights, std::initializer_list<DataType> const& allowed);
 
 // All [hidden]; a length of -1 is not known yet and fits.
 void checkWeightShapes(std::vector<Weight> const& weights, int64_t hidden);
 
-// Whether two shapes are the same as far as they are known.
-bool mayBeEqual(nvinfer1::Dims const& a, nvinfer1::Dims const& b);
+// Whether two dimensions, or two shapes, are equal as far as they are known (-1: not known yet).
+bool mayBeEqual(int64_t a, int64_t b);
+bool mayBeEqual(Dims const& a, Dims const& b);
 
 void checkCount(char const* what, int32_t found, int32_t expected);
 
-// Throws if a kernel launch failed; the message says what to do where the reason is the choice of architectures.
+// Throws if a kernel launch failed. If the library was built for other architectures, the message says how to rebuild
+// it.
 void checkCuda(cudaError_t status);
 
 } // namespace bert

@@ -1,5 +1,5 @@
-// Clusters: blocks that run at the same time and reach each other's shared memory. From Hopper on. PTX ISA:
-// barrier.cluster, mapa, "Distributed shared memory" in the CUDA programming guide.
+// Thread block clusters: blocks that run at the same time and can access each other's shared memory. From Hopper on.
+// See barrier.cluster and mapa in the PTX ISA, and "Distributed shared memory" in the CUDA programming guide.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 namespace bert
 {
 
-// The place of this block in its cluster, and how many there are.
+// The rank of this block in its cluster, and the number of blocks of the cluster.
 inline __device__ uint32_t clusterRank()
 {
     uint32_t rank;
@@ -20,7 +20,7 @@ inline __device__ uint32_t clusterSize()
     asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
     return size;
 }
-// The number of this block's cluster in the grid, and how many there are. A kernel launched without clusters has
+// The index of this block's cluster in the grid, and the number of clusters. A kernel launched without clusters has
 // clusters of one block.
 inline __device__ uint32_t clusterNumber()
 {
@@ -35,24 +35,24 @@ inline __device__ uint32_t clusterCount()
     return count;
 }
 
-// All threads of all blocks of the cluster that have not ended come to both, in turn, warps as a whole. What they wrote
-// before the first can be read after the second.
-inline __device__ void arriveAtCluster()
+// A barrier in two halves. All threads of all running blocks of the cluster call both, warps as a whole. Writes
+// before clusterArrive are visible after clusterWait.
+inline __device__ void clusterArrive()
 {
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
-inline __device__ void waitForCluster()
+inline __device__ void clusterWait()
 {
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// The same place in the shared memory of another block of the cluster. There must be a barrier between the beginning of
-// that block and the first write, and it must not end before the last one.
-inline __device__ uint32_t addressInBlock(uint32_t address, uint32_t rank)
+// The address of the same variable in the shared memory of another block of the cluster. A cluster barrier must
+// separate the start of that block from the first write, and the block must not end before the last write.
+inline __device__ uint32_t addressInPeerBlock(uint32_t address, uint32_t rank)
 {
-    uint32_t there;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-    return there;
+    uint32_t peer;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(peer) : "r"(address), "r"(rank));
+    return peer;
 }
 inline __device__ void storeToCluster(uint32_t address, float const (&v)[4])
 {

@@ -1,5 +1,5 @@
-// Tensors on host and device for the check programs. Every tensor is an allocation of its own and of its exact size: one
-// byte too far is an error to memcheck.
+// Tensors on host and device for the check programs. Every tensor is an allocation of its own with its exact size, so
+// memcheck reports an access one byte beyond its end.
 #pragma once
 
 #include <cstdio>
@@ -19,8 +19,8 @@ inline void check(cudaError_t status, char const* what)
     }
 }
 
-// Fills memory with ones: NaN in all floating types. Where nobody writes, that is seen. initcheck knows nothing of what
-// copies of whole boxes (TMA) write, and would take it for uninitialised.
+// Fills memory with 0xFF bytes, which is NaN in all floating types, so elements that a kernel does not write show.
+// The check programs need it besides initcheck, which does not see the writes of TMA copies.
 template <typename T>
 void poison(T* data, size_t size)
 {
@@ -37,7 +37,7 @@ public:
         check(cudaMalloc(&mData, mSize * sizeof(T)), "cudaMalloc");
         check(cudaMemcpy(mData, values.data(), mSize * sizeof(T), cudaMemcpyHostToDevice), "cudaMemcpy");
     }
-    explicit Tensor(size_t size) // holds nothing: initcheck reports whoever reads it before it is written
+    explicit Tensor(size_t size) // uninitialised: initcheck reports reads before the first write
         : mSize(size)
     {
         check(cudaMalloc(&mData, mSize * sizeof(T)), "cudaMalloc");

@@ -1,4 +1,4 @@
-// Elements in memory and in registers: everything is computed in fp32, and cast once, when it is stored.
+// Elements in memory and in registers. Kernels compute in fp32 and round once, when they store.
 #pragma once
 
 #include "common/element_type.h"
@@ -19,7 +19,7 @@ inline __device__ float toFloat(__half value)
 {
     return __half2float(value);
 }
-// bf16 needs no arithmetic of its own and so works on every architecture, 7.5 included.
+// The conversion needs no bf16 arithmetic, so it works on every architecture, including 7.5.
 inline __device__ float toFloat(__nv_bfloat16 value)
 {
     return __bfloat162float(value);
@@ -47,7 +47,7 @@ inline __device__ __nv_bfloat16 fromFloat<__nv_bfloat16>(float value)
 {
     return __float2bfloat16_rn(value);
 }
-// As TensorRT quantises: halves to the even neighbour, -128 to 127. NaN becomes 0.
+// TensorRT's quantisation: round half to even, saturate to [-128, 127]. NaN becomes 0.
 template <>
 inline __device__ int8_t fromFloat<int8_t>(float value)
 {
@@ -69,16 +69,16 @@ auto dispatchElement(ElementType type, Function&& function)
     }
 }
 
-// Neighbouring elements that are loaded and stored together, 16 bytes at a time: one instruction instead of eight.
+// Neighbouring elements that are loaded and stored together, 16 bytes with one instruction.
 template <typename T, int kCOUNT>
 struct alignas(sizeof(T) * kCOUNT < 16 ? sizeof(T) * kCOUNT : 16) Vector
 {
     T values[kCOUNT];
 };
 
-// Element i of a vector that is loaded in one branch only. Of fp16 two are converted, and the compiler drops one: after
-// such a branch it would else move the second element of each pair before it converts it, and SkipLayerNorm would have
-// 7 % more instructions.
+// Element i of a vector that is loaded in a branch. For fp16 the pair is converted and the compiler drops the other
+// half: without this, after such a branch, it moves the second element of each pair before it converts it, which
+// costs SkipLayerNorm 7 % more instructions.
 template <typename T, int kCOUNT>
 __device__ float toFloat(Vector<T, kCOUNT> const& vector, int i)
 {
@@ -91,26 +91,26 @@ __device__ float toFloat(Vector<__half, kCOUNT> const& vector, int i)
     return i % 2 == 0 ? pair.x : pair.y;
 }
 
-// What one instruction loads or stores of a vector of that size.
+// The type that one instruction loads or stores for a vector of that size.
 template <size_t kSIZE>
 using Bits = std::conditional_t<kSIZE == 4, uint32_t, std::conditional_t<kSIZE == 8, uint2, uint4>>;
 
-// Loads and stores of what this kernel touches once only: the cache gives such lines up first.
+// Streaming loads and stores (.cs), for data that the kernel touches only once: the cache evicts such lines first.
 template <typename V>
-__device__ V loadOnce(V const* address)
+__device__ V loadStreaming(V const* address)
 {
     static_assert(sizeof(V) == sizeof(Bits<sizeof(V)>));
     auto const bits = __ldcs(reinterpret_cast<Bits<sizeof(V)> const*>(address));
     return *reinterpret_cast<V const*>(&bits);
 }
 template <typename V>
-__device__ void storeOnce(V* address, V const& vector)
+__device__ void storeStreaming(V* address, V const& vector)
 {
     static_assert(sizeof(V) == sizeof(Bits<sizeof(V)>));
     __stcs(reinterpret_cast<Bits<sizeof(V)>*>(address), *reinterpret_cast<Bits<sizeof(V)> const*>(&vector));
 }
 
-// True if 16-byte loads are allowed there.
+// Whether 16-byte loads from the address are allowed.
 inline bool isAligned16(void const* pointer)
 {
     return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
@@ -120,10 +120,9 @@ inline bool isAligned16(void const* pointer)
 // int8: real value = int8 * scale
 // ---------------------------------------------------------------------------------------------------------------
 
-// The GPU's instructions that convert between integers and floats are four times slower than an addition: with them, a
-// kernel that should wait for memory waits for them (131072 rows of 768 int8 elements on an H200: 275 us with them, 218
-// without). In a float between 2^23 and 2^24 the last bit counts 1: to add such a number, or to take it away, converts
-// as well.
+// Instructions that convert between integers and floats have a quarter of the throughput of an addition; a kernel
+// that should be limited by memory would be limited by them. In a float between 2^23 and 2^24 the last bit has the
+// value 1, so adding or subtracting such a number converts as well.
 
 // Element i of a vector, without the scale.
 template <int kCOUNT>
@@ -131,16 +130,16 @@ __device__ float toFloat(Vector<int8_t, kCOUNT> const& vector, int i)
 {
     constexpr uint32_t kTWO_TO_23 = 0x4B000000;
     uint32_t const four
-        = reinterpret_cast<uint32_t const*>(&vector)[i / 4] ^ 0x80808080; // each + 128, so from 0 to 255
-    uint32_t const bits = __byte_perm(four, kTWO_TO_23, 0x7540 + i % 4);  // 2^23 + that
+        = reinterpret_cast<uint32_t const*>(&vector)[i / 4] ^ 0x80808080; // each + 128: from 0 to 255
+    uint32_t const bits = __byte_perm(four, kTWO_TO_23, 0x7540 + i % 4);  // 2^23 + (value + 128)
     return __uint_as_float(bits) - (8388608.0F + 128.0F);
 }
 
-// To int8 as TensorRT defines it: value / scale, rounded half to even and saturated.
+// Quantises to int8 as TensorRT defines it: value / scale, rounded half to even and saturated.
 class Quantizer
 {
 public:
-    // Scales from kSMALLEST_SCALE to kLARGEST_SCALE; or any number, where nothing is quantised.
+    // A scale from kSMALLEST_SCALE to kLARGEST_SCALE; or any number, if the quantizer is not used.
     explicit Quantizer(float scale)
         : mScale(scale)
         , mInverse(1.0F / scale)
@@ -148,7 +147,7 @@ public:
         , mHighest(127.0F * scale)
     {
     }
-    // The quotient is a product with one correction, which makes it that of a division.
+    // The quotient is a multiplication and one correction step, which make it equal to that of a division.
     __device__ int8_t operator()(float value) const
     {
         constexpr float kTO_LAST_BITS = 1.5F * 8388608.0F; // rounds, half to even

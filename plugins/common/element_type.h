@@ -1,4 +1,4 @@
-// The element types of the plugins' tensors. Kernels use these and know nothing of TensorRT.
+// The element types of the plugins' tensors, for kernels, which do not include TensorRT.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ enum class ElementType : int32_t
     kINT8,
 };
 
-// The scales of int8 tensors: beyond these, arithmetic with them would leave the range of fp32.
+// The range of scales of int8 tensors. Outside it, intermediate results would leave the range of fp32.
 constexpr float kSMALLEST_SCALE = 1e-30F;
 constexpr float kLARGEST_SCALE = 1e30F;
 

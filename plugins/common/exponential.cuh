@@ -1,4 +1,4 @@
-// 2^x in one instruction: relative error 2^-22, below 2^-126 it is 0.
+// 2^x in one instruction, with a relative error of 2^-22. Results below 2^-126 become 0.
 #pragma once
 
 namespace bert

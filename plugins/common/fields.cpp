@@ -9,9 +9,6 @@
 namespace bert
 {
 
-using nvinfer1::PluginField;
-using nvinfer1::PluginFieldType;
-
 namespace
 {
 
@@ -119,6 +116,21 @@ PluginField const& FieldReader::find(
         fail("field ", name, " is empty");
     }
     return *field;
+}
+
+PluginField fieldOf(char const* name, float const& value)
+{
+    return {name, &value, PluginFieldType::kFLOAT32, 1};
+}
+
+PluginField fieldOf(char const* name, int32_t const& value)
+{
+    return {name, &value, PluginFieldType::kINT32, 1};
+}
+
+PluginField fieldOf(char const* name, std::string const& value)
+{
+    return {name, value.data(), PluginFieldType::kCHAR, static_cast<int32_t>(value.size())};
 }
 
 std::string toText(std::vector<PluginField> const& fields)

@@ -1,5 +1,5 @@
-// Sizes and offsets of everything that crosses between TensorRT and this library. Compiled with NVIDIA's headers and
-// with ours: what does not fit stops the build, instead of ending a process later.
+// Sizes and offsets of every type that TensorRT and this library exchange. The file is compiled with NVIDIA's headers
+// or with ours: a mismatch stops the build instead of crashing a process later.
 #include "common/tensorrt_api.h"
 
 #include <cstddef>
@@ -22,7 +22,7 @@ static_assert(offsetof(DynamicPluginTensorDesc, max) == 160 && offsetof(DynamicP
 static_assert(sizeof(DimsExprs) == 72 && offsetof(DimsExprs, d) == 8);
 static_assert(sizeof(InterfaceInfo) == 16 && offsetof(InterfaceInfo, major) == 8);
 
-// A virtual table and nothing else; expressions have a pointer to their implementation besides.
+// A pointer to the virtual table and nothing else; expressions also have a pointer to their implementation.
 static_assert(sizeof(IPluginV3) == 8 && std::is_polymorphic_v<IPluginV3>);
 static_assert(sizeof(IPluginV3OneCore) == 8 && sizeof(IPluginV3OneBuild) == 8);
 static_assert(sizeof(IPluginV3OneRuntime) == 8 && sizeof(IPluginCreatorV3One) == 8);

@@ -1,5 +1,5 @@
-// What the check programs share: tensors on host and device, the plain loop in double precision, and the count of what
-// is wrong. The programs are small and do without PyTorch, so that compute-sanitizer goes through them in seconds:
+// What the check programs share: tensors on host and device, the reference loop in double precision, and the count of
+// wrong rows. The programs are small and do not use PyTorch, so that compute-sanitizer runs them in seconds:
 //
 //     cmake --build plugins/build --target layer_norm_check
 //     compute-sanitizer --tool memcheck plugins/build/layer_norm_check        also: racecheck, initcheck, synccheck
@@ -41,8 +41,8 @@ T fromHost(float value)
     return static_cast<T>(value);
 }
 
-// Not more than kDIFFERENT of them, over and over: drawing them would take longer than everything else. It is a prime, so
-// that rows differ.
+// At most kDIFFERENT random values, repeated: drawing every value would take most of the program's time. The number
+// is a prime, so that rows differ.
 template <typename T>
 std::vector<T> randomValues(size_t count, float mean, float deviation)
 {
@@ -58,10 +58,10 @@ std::vector<T> randomValues(size_t count, float mean, float deviation)
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// The plain loop
+// The reference loop
 // ---------------------------------------------------------------------------------------------------------------
 
-// Layer normalisation of one row. `x` is what is normalised.
+// Layer normalisation of one row.
 template <typename W>
 std::vector<double> normalizedRow(std::vector<double> const& x, W const* gamma, W const* beta)
 {
@@ -110,7 +110,7 @@ public:
     {
         ++mRuns;
     }
-    // Prints what is wrong; a NaN is.
+    // Prints an error above the tolerance, or a NaN.
     void expectAtMost(
         double error, double tolerance, char const* what, int64_t rows, int32_t hidden, int64_t row)
     {
@@ -121,7 +121,7 @@ public:
             ++mWrong;
         }
     }
-    // Prints the sum of it. Returns the exit status.
+    // Prints the totals. Returns the exit status.
     int report() const
     {
         std::printf("%d runs, %d rows wrong\n", mRuns, mWrong);
@@ -133,11 +133,11 @@ private:
     int mWrong{};
 };
 
-// Odd widths, then the narrowest and the widest row of each shape of a row in registers, and one beyond their reach.
+// Odd widths, then the narrowest and the widest row of each RowShape, and one that fits none of them.
 constexpr int32_t kWIDTHS[] = {1, 5, 33, 769, 64, 200, 256, 384, 512, 768, 1000, 1024, 1536, 2040, 2048, 4096,
     8192, 16384, 32768, 40000};
 
-// Calls function(rows, hidden) for one row, a few, and for narrow rows many, not a multiple of anything.
+// Calls function(rows, hidden) for one row, a few rows, and for narrow rows a larger odd number.
 template <typename Function>
 void forEachShape(Function&& function)
 {

@@ -1,4 +1,4 @@
-// The C functions by which TensorRT, and our plugin host, find what is in this library.
+// The C functions through which TensorRT, and our plugin host, find what is in this library.
 #include "common/logging.h"
 #include "common/plugin_base.h"
 #include "emb_layer_norm/emb_layer_norm_plugin.h"
@@ -12,11 +12,11 @@
 // TensorRT calls it once after loading the library, and registers every creator in the list.
 BERT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) noexcept
 {
-    static bert::LayerNormCreator layerNorm;
-    static bert::SkipLayerNormCreator skipLayerNorm;
-    static bert::EmbLayerNormCreator embLayerNorm;
-    static bert::QkvToContextCreator qkvToContext;
-    static bert::LinearCreator linear;
+    static bert::PluginCreator layerNorm = bert::layerNormCreator();
+    static bert::PluginCreator skipLayerNorm = bert::skipLayerNormCreator();
+    static bert::PluginCreator embLayerNorm = bert::embLayerNormCreator();
+    static bert::PluginCreator qkvToContext = bert::qkvToContextCreator();
+    static bert::PluginCreator linear = bert::linearCreator();
     static nvinfer1::IPluginCreatorInterface* const creators[] = {
         &layerNorm,
         &skipLayerNorm,
@@ -28,7 +28,7 @@ BERT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count
     return creators;
 }
 
-// TensorRT hands over the way to its logger. The argument is an nvinfer1::ILoggerFinder.
+// TensorRT passes an nvinfer1::ILoggerFinder, through which its logger can be found.
 BERT_EXPORT void setLoggerFinder(void* finder) noexcept
 {
     bert::setLoggerFinder(finder);

@@ -8,17 +8,17 @@
 #include <typeinfo>
 
 // TensorRT 11 and TensorRT for RTX 1.7 derive ILogger and ILoggerFinder from IVersionedInterface; TensorRT 10 does
-// not. With the base class come two virtual functions in front, so log() and findLogger() stand in other slots, and
-// a library built with the headers of one and loaded into the other would call a destructor instead of log().
-// Nothing in the interface tells the two apart, but C++ itself does: every polymorphic object carries the type
-// information of its class, base classes included. So the layout is looked up in the object, and one compiled
-// library serves every release.
+// not. The base class adds two virtual functions in front, so log() and findLogger() are in other slots of the
+// virtual table: a library built with the headers of one release and loaded into the other would call a destructor
+// instead of log(). The interface has no version to ask for, but every polymorphic C++ object carries the type
+// information of its class, including base classes. So the layout is read from the object, and one compiled library
+// serves every release.
 
 namespace bert
 {
 
-// The two layouts, for calls only; no object of these types is ever made. They are visible outside this file on
-// purpose: of a class that nobody else can derive from, the compiler would conclude that these calls have no target.
+// The two layouts, for calls only; no object of these types is ever created. They have default visibility on purpose:
+// for a class that nobody outside can derive from, the compiler could conclude that these calls have no target.
 #define BERT_VISIBLE __attribute__((visibility("default")))
 
 class BERT_VISIBLE UnversionedFinder
@@ -86,7 +86,7 @@ bool derivesFrom(std::type_info const* type, char const* baseName)
 
 Layout layoutOf(void const* object)
 {
-    // The Itanium C++ ABI, which every Linux compiler follows: the type information stands in front of slot 0.
+    // The Itanium C++ ABI, which every Linux compiler follows: the pointer to the type information precedes slot 0.
     auto const* virtualTable = *static_cast<void const* const* const*>(object);
     auto const* type = static_cast<std::type_info const*>(virtualTable[-1]);
     if (type == nullptr)
@@ -99,7 +99,7 @@ Layout layoutOf(void const* object)
 
 std::atomic<void*> gFinder{nullptr};
 
-// True if the message reached a logger.
+// Whether the message reached a logger.
 bool logThroughTensorRT(Severity severity, char const* message)
 {
     void* const finder = gFinder.load();

@@ -1,4 +1,4 @@
-// Messages of the plugins, through TensorRT's logger, and the one way in which errors leave a plugin.
+// Messages of the plugins, which go through TensorRT's logger, and error handling at the library boundary.
 #pragma once
 
 #include <cstdint>
@@ -17,21 +17,21 @@ enum class Severity : int32_t
     kINFO = 3,
 };
 
-// Takes the finder that TensorRT hands to setLoggerFinder(); null takes it away again.
+// Sets the finder that TensorRT passes to setLoggerFinder(); null removes it.
 void setLoggerFinder(void* finder) noexcept;
 
 // Sends a message to TensorRT's logger, or to stderr while there is none.
 void log(Severity severity, std::string const& message) noexcept;
 
-// Something the user of a plugin got wrong. The message names the plugin, the values found and those expected.
+// A mistake of a plugin's user. The message names the values found and those expected.
 class PluginError : public std::runtime_error
 {
 public:
     using std::runtime_error::runtime_error;
 };
 
-// Parts of messages. Not std::ostringstream: libraries that some processes load (libcufile, with PyTorch for CUDA)
-// export a constructor of it that does not go with the rest of this library's.
+// Parts of messages. std::ostringstream is avoided: libcufile, which PyTorch for CUDA loads, exports a constructor of
+// it that is incompatible with this library's C++ runtime.
 inline std::string toText(char const* text)
 {
     return text;
@@ -50,15 +50,15 @@ inline std::string toText(int32_t number)
 }
 std::string toText(float number); // "1e-12"
 
-// Puts a message together and throws it: fail("gamma has ", 7, " elements").
+// Throws a PluginError with the concatenated parts: fail("gamma has ", 7, " elements").
 template <typename... Parts>
 [[noreturn]] void fail(Parts const&... parts)
 {
     throw PluginError((std::string{} + ... + toText(parts)));
 }
 
-// Runs what a plugin does in one of TensorRT's calls. No exception crosses the library boundary: it is logged and
-// turned into `onError`, the value by which that call tells TensorRT of a failure.
+// Runs the body of one of TensorRT's calls. No exception crosses the library boundary: it is logged and turned into
+// `onError`, the value by which that call reports failure.
 template <typename Result, typename Function>
 Result guarded(char const* plugin, char const* call, Result onError, Function&& function) noexcept
 {

@@ -1,4 +1,5 @@
-// What all layer normalisation kernels share: the arithmetic, the choice of C++ types, and rows that are read again.
+// What all layer normalisation kernels share: the arithmetic, the choice of C++ types, and the version for rows that
+// are read again in each pass.
 #pragma once
 
 #include "common/element.cuh"
@@ -9,8 +10,9 @@
 namespace bert
 {
 
-// The number of elements in a row, ready to divide by: a product and one correction instead of a general division,
-// which is slow. Exact where the quotient is, so the deviations in a constant row are exactly 0.
+// The number of elements in a row, prepared for divisions: a multiplication and one correction step instead of a
+// general division, which is slow. The result is exact where the quotient is representable, so the deviations in a
+// constant row are exactly 0.
 class Width
 {
 public:
@@ -31,16 +33,16 @@ private:
     float mInverse;
 };
 
-// The statistics of a row. The mean is kept as two numbers, a first mean and what that one is off by. With a mean of
-// 1e4 fp32 numbers lie 1e-3 apart: rounding the mean to one of them would shift a row with a deviation of 1e-2 by
-// several per cent of it. x - firstMean is exact there, and the correction is small and precise.
+// The statistics of a row. The mean is kept as two numbers: a first mean, and the error of that first mean. Around
+// 1e4, fp32 numbers are 1e-3 apart: rounding the mean to one of them would shift a row with a deviation of 1e-2 by
+// several per cent of the deviation. x - firstMean is exact there, and the correction is small and precise.
 //
-// Everything is computed in two passes, never as E[x^2] - mean^2, which cancels to nothing for such rows.
+// Everything is computed in two passes. E[x^2] - mean^2 would lose all digits to cancellation for such rows.
 struct RowStatistics
 {
     float firstMean;
     float inverseDeviation;
-    float offset; // the correction, as it counts in the normalised row: -correction * inverseDeviation
+    float offset; // the correction, scaled for the normalised row: -correction * inverseDeviation
 };
 
 // `sums` are those of d and d^2 over the row, d = x - firstMean.
@@ -70,23 +72,23 @@ auto dispatchTypes(ElementType type, ElementType weightType, Function&& function
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Rows that are read again for each pass, of any width and at any address
+// Rows of any width at any address, which are read again in each pass
 // ---------------------------------------------------------------------------------------------------------------
 
 constexpr int kREREAD_BLOCK = 256;
 
-// Blocks of a grid in which every block takes one row, then the row one grid further on.
+// Blocks of a grid in which every block takes one row, and then the row one grid size further.
 inline unsigned int rowBlocks(int64_t rows)
 {
     return static_cast<unsigned int>(std::min<int64_t>(rows, INT32_MAX));
 }
 
-// One row, by a block of kREREAD_BLOCK threads. read(i) gives an element; write(i, x, statistics) gets each of them
-// once more, and the statistics. It may be called again for another row at once.
+// Normalises one row with a block of kREREAD_BLOCK threads. read(i) returns an element; write(i, x, statistics)
+// receives each element again, with the statistics. The function may be called for another row at once.
 template <typename Read, typename Write>
 __device__ void normalizeByRereading(uint32_t hidden, float epsilon, Read const& read, Write const& write)
 {
-    // Two buffers in turn: when one is written again, a barrier has passed since it was last read.
+    // Two buffers: when one is written for the next row, the barrier of the other has passed since it was last read.
     __shared__ float meanScratch[kREREAD_BLOCK / kWARP];
     __shared__ float2 deviationScratch[kREREAD_BLOCK / kWARP];
     Width const width{hidden};

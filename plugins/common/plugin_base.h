@@ -1,5 +1,6 @@
-// What all plugins of this library have in common: one class with the three capabilities of a V3 plugin, and its
-// creator. A plugin derives from Plugin and writes only what is its own.
+// What all plugins of this library share: one class with the three capabilities of a V3 plugin, and its creator. The
+// class answers TensorRT's calls; a plugin derives from it and overrides the few functions under "protected", which
+// may throw. Read layer_norm/layer_norm_plugin.h next: it is the smallest plugin.
 #pragma once
 
 #include "common/checks.h"
@@ -10,7 +11,6 @@
 #include <atomic>
 #include <mutex>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace bert
@@ -19,244 +19,139 @@ namespace bert
 // Plugin objects alive in this process: the leak test reads it through bertPluginsAlive().
 inline std::atomic<int64_t> gPluginsAlive{0};
 
+// The arguments of enqueue, and the number of inputs, which TensorRT does not pass there.
+struct EnqueueCall
+{
+    PluginTensorDesc const* inputDesc;
+    int32_t nbInputs;
+    PluginTensorDesc const* outputDesc;
+    void const* const* inputs;
+    void* const* outputs;
+    void* workspace;
+    cudaStream_t stream;
+};
+
 class Plugin : public nvinfer1::IPluginV3,
                public nvinfer1::IPluginV3OneCore,
                public nvinfer1::IPluginV3OneBuild,
                public nvinfer1::IPluginV3OneRuntime
 {
 public:
-    Plugin(char const* name, char const* version) noexcept
-        : mName(name)
-        , mVersion(version)
-    {
-        ++gPluginsAlive;
-    }
-    // A copy is in the state of the original: it knows the shapes that the original was told.
-    Plugin(Plugin const& other) noexcept
-        : Plugin(other.mName, other.mVersion)
-    {
-        mNbInputs = other.mNbInputs;
-    }
+    Plugin(char const* name, char const* version) noexcept;
+    // A copy is in the state of the original: it keeps the result of the last onShapeChange.
+    Plugin(Plugin const& other) noexcept;
     Plugin& operator=(Plugin const&) = delete;
-    ~Plugin() noexcept override
-    {
-        --gPluginsAlive;
-    }
+    ~Plugin() noexcept override;
 
     // --- IPluginV3: any thread may ask for clones while an engine is built.
-    nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override
-    {
-        switch (type)
-        {
-        case nvinfer1::PluginCapabilityType::kCORE:
-            return static_cast<nvinfer1::IPluginV3OneCore*>(this);
-        case nvinfer1::PluginCapabilityType::kBUILD:
-            return static_cast<nvinfer1::IPluginV3OneBuild*>(this);
-        case nvinfer1::PluginCapabilityType::kRUNTIME:
-            return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
-        }
-        return nullptr;
-    }
+    nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept final;
+    nvinfer1::IPluginV3* clone() noexcept final;
 
     // --- IPluginV3OneCore
-    char const* getPluginName() const noexcept override
-    {
-        return mName;
-    }
-    char const* getPluginVersion() const noexcept override
-    {
-        return mVersion;
-    }
-    char const* getPluginNamespace() const noexcept override
-    {
-        return "";
-    }
+    char const* getPluginName() const noexcept final;
+    char const* getPluginVersion() const noexcept final;
+    char const* getPluginNamespace() const noexcept final;
 
-    // --- IPluginV3OneBuild
-    int32_t getNbOutputs() const noexcept override
-    {
-        return 1;
-    }
+    // --- IPluginV3OneBuild: called while the network is defined (types, shapes) and while the engine is built.
+    int32_t getNbOutputs() const noexcept override; // 1
+    int32_t getOutputDataTypes(DataType* outputTypes, int32_t nbOutputs, DataType const* inputTypes,
+        int32_t nbInputs) const noexcept final;
+    int32_t getOutputShapes(DimsExprs const* inputs, int32_t nbInputs, DimsExprs const* shapeInputs,
+        int32_t nbShapeInputs, DimsExprs* outputs, int32_t nbOutputs,
+        nvinfer1::IExprBuilder& exprBuilder) noexcept final;
+    // TensorRT asks for one tensor after another, inputs first; only the tensors up to `pos` are filled in.
+    bool supportsFormatCombination(int32_t pos, DynamicPluginTensorDesc const* inOut, int32_t nbInputs,
+        int32_t nbOutputs) noexcept final;
+    // Checks the largest shapes of the profile.
+    int32_t configurePlugin(DynamicPluginTensorDesc const* in, int32_t nbInputs,
+        DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept final;
     // All fields with their values, "activation=gelu constant_weight=1": for engine inspectors, and for scripts that
     // read a network back.
-    char const* getMetadataString() noexcept override
-    {
-        return describeOnce("getMetadataString", mMetadata, [&] { return toText(fieldsToSerialize()); });
-    }
+    char const* getMetadataString() noexcept final;
     // A timing belongs to the plugin and its fields. TensorRT puts shapes, types and formats before this text; null
     // would mean that timings are never kept.
-    char const* getTimingCacheID() noexcept override
-    {
-        return describeOnce("getTimingCacheID", mTimingCacheId,
-            [&] { return std::string{mName} + " " + mVersion + " " + toText(fieldsToSerialize()); });
-    }
+    char const* getTimingCacheID() noexcept final;
 
-    // --- IPluginV3OneRuntime: TensorRT calls onShapeChange before the first enqueue and after every change of a shape.
-    // Without it nothing is launched: it alone checks the shapes and says how many inputs there are, and a bias that is
-    // not known to be there would be left out.
-    int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs,
-        nvinfer1::PluginTensorDesc const* /*out*/, int32_t /*nbOutputs*/) noexcept final
-    {
-        return check("onShapeChange",
-            [&]
-            {
-                mNbInputs = kNOT_TOLD; // also after a failure: what an earlier call told is over
-                checkInputs(in, nbInputs);
-                mNbInputs = nbInputs;
-            });
-    }
-    // Launches kernels and returns; they run later, in the stream. No allocation, no waiting.
-    int32_t enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvinfer1::PluginTensorDesc const* outputDesc,
-        void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept final
-    {
-        return check("enqueue",
-            [&]
-            {
-                if (mNbInputs == kNOT_TOLD)
-                {
-                    fail("shapes and number of inputs are unknown; expected a successful onShapeChange "
-                         "before");
-                }
-                checkCuda(launch(inputDesc, mNbInputs, outputDesc, inputs, outputs, workspace, stream));
-            });
-    }
+    // --- IPluginV3OneRuntime: TensorRT calls onShapeChange before the first enqueue and after every change of a
+    // shape. Without it nothing is launched: only onShapeChange checks the shapes and learns the number of inputs,
+    // and an optional bias whose presence is unknown would be left out.
+    int32_t onShapeChange(PluginTensorDesc const* in, int32_t nbInputs, PluginTensorDesc const* out,
+        int32_t nbOutputs) noexcept final;
+    // Launches kernels and returns; they run later, in the stream. It must not allocate and must not wait.
+    int32_t enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const* outputDesc,
+        void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept final;
     // Every execution context gets a plugin object of its own.
-    nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext* /*context*/) noexcept override
-    {
-        return clone();
-    }
+    nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext* context) noexcept final;
     // The fields stay valid until the next call on the same object.
-    nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override
-    {
-        return run<nvinfer1::PluginFieldCollection const*>("getFieldsToSerialize", nullptr,
-            [&]
-            {
-                mFields = fieldsToSerialize();
-                mFieldCollection = {static_cast<int32_t>(mFields.size()), mFields.data()};
-                return &mFieldCollection;
-            });
-    }
+    nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept final;
 
 protected:
-    // The fields a creator needs to make this object again. Their data must live as long as the object.
-    virtual std::vector<nvinfer1::PluginField> fieldsToSerialize() const = 0;
+    // What a plugin writes itself. Each function may throw a PluginError; the calls above log it and report failure
+    // to TensorRT. The functions on types and shapes see inputs whose number has been checked.
 
-    // Throws a PluginError unless number, types and shapes of the inputs, all known here, are as they must be.
-    virtual void checkInputs(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs) const = 0;
+    // --- for IPluginV3: new Derived(*this)
+    virtual Plugin* copy() const = 0;
 
-    // enqueue, with inputs that checkInputs has seen.
-    virtual cudaError_t launch(nvinfer1::PluginTensorDesc const* inputDesc, int32_t nbInputs,
-        nvinfer1::PluginTensorDesc const* outputDesc, void const* const* inputs, void* const* outputs,
-        void* workspace, cudaStream_t stream) const = 0;
+    // --- for IPluginV3OneBuild and onShapeChange: throw unless number, types and shapes of the inputs are right. In
+    // shapes -1 is a dimension that is not known yet; TensorRT asks again when it is.
+    virtual void checkInputCount(int32_t count) const = 0;
+    virtual void checkTypes(std::vector<DataType> const& inputs) const = 0;
+    virtual void checkShapes(std::vector<Dims> const& inputs) const = 0;
 
-    // guarded(), in this plugin's name.
-    template <typename Result, typename Function>
-    Result run(char const* call, Result onError, Function&& function) const noexcept
-    {
-        return guarded<Result>(mName, call, onError, std::forward<Function>(function));
-    }
+    // --- for IPluginV3OneBuild
+    // One type for each output, for inputs that checkTypes accepts.
+    virtual std::vector<DataType> outputTypes(std::vector<DataType> const& inputs) const = 0;
+    // The shape of every output; by default that of the first input.
+    virtual DimsExprs outputShape(DimsExprs const* inputs, nvinfer1::IExprBuilder& exprBuilder) const;
+    // Whether the last of `inputs` may have the type that it has beside the inputs before it.
+    virtual bool supportsInput(std::vector<DataType> const& inputs) const = 0;
 
-    // The calls that answer 0 for success.
-    template <typename Function>
-    int32_t check(char const* call, Function&& function) const noexcept
-    {
-        return run<int32_t>(call, -1,
-            [&]
-            {
-                function();
-                return 0;
-            });
-    }
+    // --- for IPluginV3OneRuntime
+    // enqueue, with inputs that the checks have accepted.
+    virtual cudaError_t launch(EnqueueCall const& call) const = 0;
+    // The fields a creator needs to create this object again. Their data must live as long as the object.
+    virtual std::vector<PluginField> fieldsToSerialize() const = 0;
 
 private:
-    // Any thread may ask at any time and may keep the pointer: the text is made at the first call and stays.
     template <typename Function>
-    char const* describeOnce(char const* call, std::string& text, Function&& describe) noexcept
-    {
-        return run<char const*>(call, nullptr,
-            [&]
-            {
-                std::lock_guard<std::mutex> const lock{mTextMutex};
-                if (text.empty())
-                {
-                    text = describe();
-                }
-                return text.c_str();
-            });
-    }
+    int32_t check(char const* call, Function&& function) const noexcept;
+    template <typename Function>
+    char const* describeOnce(char const* call, std::string& text, Function&& describe) noexcept;
 
-    static constexpr int32_t kNOT_TOLD = -1;
+    static constexpr int32_t kUNKNOWN = -1;
 
-    char const* mName;            // a string literal of the derived class
-    char const* mVersion;         // likewise
-    int32_t mNbInputs{kNOT_TOLD}; // of the last onShapeChange, if that succeeded
+    char const* mName;           // a string literal of the derived class
+    char const* mVersion;        // likewise
+    int32_t mNbInputs{kUNKNOWN}; // from the last onShapeChange, if that succeeded
     std::mutex mTextMutex;
     std::string mMetadata;
     std::string mTimingCacheId;
-    std::vector<nvinfer1::PluginField> mFields;
+    std::vector<PluginField> mFields;
     nvinfer1::PluginFieldCollection mFieldCollection{};
 };
 
-// Creators are made once, when the library is loaded, and are never destroyed before it.
+// Creators are created once, when the library is loaded, and live as long as the library.
 class PluginCreator : public nvinfer1::IPluginCreatorV3One
 {
 public:
-    PluginCreator(char const* name, char const* version, std::vector<nvinfer1::PluginField> fields)
-        : mName(name)
-        , mVersion(version)
-        , mFields(std::move(fields))
-        , mFieldCollection{static_cast<int32_t>(mFields.size()), mFields.data()}
-    {
-    }
+    // `fields` names all fields with their types. `create` returns a new plugin, or throws a PluginError.
+    PluginCreator(char const* name, char const* version, std::vector<PluginField> fields,
+        Plugin* (*create)(FieldReader const&) );
 
     // Called while a network is built and again when a plan is loaded. Null stands for failure.
     nvinfer1::IPluginV3* createPlugin(char const* layerName, nvinfer1::PluginFieldCollection const* fields,
-        nvinfer1::TensorRTPhase /*phase*/) noexcept override
-    {
-        return guarded<nvinfer1::IPluginV3*>(mName, "createPlugin", nullptr,
-            [&]
-            {
-                try
-                {
-                    return create(fields);
-                }
-                catch (
-                    PluginError const& error) // the same words, and which layer of the network they are about
-                {
-                    fail("layer \"", layerName == nullptr ? "" : layerName, "\": ", error.what());
-                }
-            });
-    }
-    nvinfer1::PluginFieldCollection const* getFieldNames() noexcept override
-    {
-        return &mFieldCollection;
-    }
-    char const* getPluginName() const noexcept override
-    {
-        return mName;
-    }
-    char const* getPluginVersion() const noexcept override
-    {
-        return mVersion;
-    }
-    char const* getPluginNamespace() const noexcept override
-    {
-        return "";
-    }
-
-protected:
-    virtual nvinfer1::IPluginV3* create(nvinfer1::PluginFieldCollection const* fields) const = 0;
-
-    std::vector<nvinfer1::PluginField> const& knownFields() const noexcept
-    {
-        return mFields;
-    }
+        nvinfer1::TensorRTPhase phase) noexcept override;
+    nvinfer1::PluginFieldCollection const* getFieldNames() noexcept override;
+    char const* getPluginName() const noexcept override;
+    char const* getPluginVersion() const noexcept override;
+    char const* getPluginNamespace() const noexcept override;
 
 private:
     char const* mName;
     char const* mVersion;
-    std::vector<nvinfer1::PluginField> mFields;
+    std::vector<PluginField> mFields;
     nvinfer1::PluginFieldCollection mFieldCollection;
+    Plugin* (*mCreate)(FieldReader const&);
 };
 
 } // namespace bert

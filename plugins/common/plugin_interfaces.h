@@ -1,7 +1,7 @@
 // The part of TensorRT's C++ interface that a V3 plugin needs, for machines without NVIDIA's headers: pip packages
 // of TensorRT bring libraries and Python modules, but no headers.
 //
-// What counts here is the binary layout: the order of the virtual functions, the order and types of the members, the
+// It must have the same binary layout: the order of the virtual functions, the order and types of the members, the
 // values of the enumerations. TensorRT keeps interfaces in namespaces with a version (v_1_0) unchanged from release
 // to release, so this header serves TensorRT 10.x, 11.x and TensorRT for RTX alike. common/interface_checks.cpp
 // holds the sizes; tests/test_plugin_build.py compares every slot of every virtual table with NVIDIA's headers.
@@ -63,7 +63,7 @@ enum class APILanguage : int32_t
     kPYTHON = 1,
 };
 
-// The root of everything with a version: TensorRT asks an object what it is before it uses it.
+// The root of all versioned interfaces: TensorRT asks an object for its interface before it uses it.
 class IVersionedInterface
 {
 public:
@@ -270,7 +270,7 @@ enum class PluginCapabilityType : int32_t
     kRUNTIME = 2,
 };
 
-class IPluginResourceContext; // handed through, never used by these plugins
+class IPluginResourceContext; // passed on, never used by these plugins
 
 namespace v_1_0
 {

@@ -1,8 +1,8 @@
-// Rows that stay in registers between the passes of a layer normalisation: memory is touched once.
+// Rows that stay in registers between the passes of a layer normalisation: each element is read from memory once.
 #pragma once
 
-#include "common/early_launch.cuh"
 #include "common/normalize.cuh"
+#include "common/programmatic_dependent_launch.cuh"
 
 #include <type_traits>
 
@@ -13,20 +13,22 @@ namespace bert
 template <typename T>
 constexpr int kPER_VECTOR = 16 / static_cast<int>(sizeof(T));
 
-// Whether what is touched once only is marked so for the cache. Measured on an H200 with more data than its cache
-// holds: 3 % faster in fp16 and bf16, slower in fp32.
+// Whether data that is touched only once is loaded and stored with the streaming hint: a gain for two-byte types, a
+// loss for fp32 (docs/kernels/layer_norm.md).
 template <typename T>
-constexpr bool kONCE = sizeof(T) < 4;
+constexpr bool kSTREAMING = sizeof(T) < 4;
 
-// Threads to a block, unless one row needs more. Small blocks: a finished one makes room for the next at once.
+// Threads of a block, unless one row needs more. Blocks are small, so that a finished block makes room for the next
+// soon.
 constexpr int kSMALL_BLOCK = 64;
 
-// How a row is spread over threads. Each has kVECTORS vectors of kPER elements, kTHREADS apart. kEXACT: together they
-// fill the row; else some lie behind its end, are never loaded or stored, and count as nothing.
+// How a row is distributed over threads. Each thread has kVECTORS vectors of kPER elements, kTHREADS vectors apart.
+// With kEXACT they fill the row exactly; otherwise some vectors lie beyond its end: they are never loaded or stored
+// and are left out of the sums.
 //
-// Kernels with such rows have __launch_bounds__(Shape::kBLOCK, 1), or kBLOCKS for the 1. The 1 tells the compiler that one block at a time
-// would do: else it saves registers by fetching gamma and beta last, and every row waits for them (0.3 us of 1.9 with
-// 16 rows of 768 fp16 elements on an H200).
+// Kernels with such rows have __launch_bounds__(Shape::kBLOCK, 1), or kBLOCKS instead of 1. With 1 the compiler may
+// use many registers. Without it, the compiler saves registers by loading gamma and beta last, and every row waits
+// for them.
 template <int kPER_, int kTHREADS_, int kVECTORS_, bool kEXACT_>
 struct RowShape
 {
@@ -35,18 +37,18 @@ struct RowShape
     static constexpr int kVECTORS = kVECTORS_;
     static constexpr bool kEXACT = kEXACT_;
     static constexpr int kBLOCK = kTHREADS > kSMALL_BLOCK ? kTHREADS : kSMALL_BLOCK;
-    static constexpr int kROWS = kBLOCK / kTHREADS; // rows of a block
+    static constexpr int kROWS = kBLOCK / kTHREADS; // of a block
     static constexpr bool kSHARES_WARP = kTHREADS < kWARP;
 
-    // The row of this thread. All threads of a warp take part in its sums: those without a row compute the last one,
-    // and do not store it; where a warp has one row, the whole of it can go.
-    struct Place
+    // The row of this thread. All threads of a warp must take part in its sums, so threads without a row compute the
+    // last row and do not store it. If a warp has one row only, a warp without a row can return at once: it is idle.
+    struct Position
     {
         uint32_t row;
         bool exists;
-        bool idle; // has nothing to do at all
+        bool idle;
     };
-    static __device__ Place place(uint32_t rows)
+    static __device__ Position position(uint32_t rows)
     {
         uint32_t const row = blockIdx.x * kROWS + threadIdx.x / kTHREADS;
         bool const exists = row < rows;
@@ -62,7 +64,7 @@ struct RowShape
         return kEXACT || index(v) < hidden / kPER;
     }
 
-    template <bool kTOUCHED_ONCE = false, typename Element>
+    template <bool kSTREAMED = false, typename Element>
     static __device__ void load(
         Vector<Element, kPER> (&vectors)[kVECTORS], Element const* row, uint32_t hidden)
     {
@@ -72,9 +74,9 @@ struct RowShape
         {
             if (exists(v, hidden))
             {
-                if constexpr (kTOUCHED_ONCE)
+                if constexpr (kSTREAMED)
                 {
-                    vectors[v] = loadOnce(source + index(v));
+                    vectors[v] = loadStreaming(source + index(v));
                 }
                 else
                 {
@@ -84,7 +86,7 @@ struct RowShape
         }
     }
 
-    // Calls function(v, i) for every element, of vector v the i-th.
+    // Calls function(v, i) for every element: element i of vector v.
     template <typename Function>
     static __device__ void forEach(Function const& function)
     {
@@ -100,7 +102,7 @@ struct RowShape
     }
 
     // Stores value(v, i).
-    template <bool kTOUCHED_ONCE, typename Element, typename Value>
+    template <bool kSTREAMED, typename Element, typename Value>
     static __device__ void store(Element* row, uint32_t hidden, Value const& value)
     {
         auto* const target = reinterpret_cast<Vector<Element, kPER>*>(row);
@@ -115,9 +117,9 @@ struct RowShape
                 {
                     result.values[i] = value(v, i);
                 }
-                if constexpr (kTOUCHED_ONCE)
+                if constexpr (kSTREAMED)
                 {
-                    storeOnce(target + index(v), result);
+                    storeStreaming(target + index(v), result);
                 }
                 else
                 {
@@ -127,7 +129,7 @@ struct RowShape
         }
     }
 
-    // To be called once in a kernel, by all threads that are not idle.
+    // A kernel calls it once, with all threads that are not idle.
     static __device__ RowStatistics statistics(
         float const (&values)[kVECTORS][kPER], Width width, uint32_t hidden, float epsilon)
     {
@@ -136,7 +138,8 @@ struct RowShape
         __shared__ float2 deviationScratch[kROWS][kWARPS];
         int const rowOfBlock = threadIdx.x / kTHREADS;
 
-        // Sums of each vector by itself first: short chains of additions, which also round less than one long one.
+        // Each vector is summed by itself first: short chains of dependent additions, which also round less than a
+        // long chain.
         float sum = 0.0F;
 #pragma unroll
         for (int v = 0; v < kVECTORS; ++v)
@@ -169,9 +172,9 @@ struct RowShape
     }
 };
 
-// The second number of __launch_bounds__ for kernels with more than one row in registers. Where 64 registers to a thread
-// do, they are asked for, so that 1024 threads fit into a multiprocessor: 131072 embeddings of 768 fp16 elements took
-// 106 us without it and 84 with it on an H200. Elsewhere values would have to go to memory and back.
+// Blocks per multiprocessor for __launch_bounds__ of kernels that add several rows in registers. Where 64 registers
+// per thread are enough, the compiler is asked to use no more, so that 1024 threads fit on a multiprocessor.
+// Elsewhere that limit would spill registers to memory.
 template <typename W, typename Shape>
 constexpr int kBLOCKS = Shape::kEXACT && Shape::kVECTORS <= 3 && sizeof(W) < 4 ? 1024 / Shape::kBLOCK : 1;
 
@@ -179,18 +182,18 @@ constexpr int kBLOCKS = Shape::kEXACT && Shape::kVECTORS <= 3 && sizeof(W) < 4 ?
 // Launching
 // ---------------------------------------------------------------------------------------------------------------
 
-constexpr int32_t kMOST_VECTORS = 512 * 4;
+constexpr int32_t kMAX_VECTORS = 512 * 4;
 
-// Whether a row can be read in vectors of kPER elements and fits into the registers of a block, and there are no more
-// rows than a grid can have. Addresses must be aligned besides (isAligned16).
+// Whether a row can be read in vectors of perVector elements, fits into the registers of a block, and the number of
+// rows does not exceed the limit of a grid. In addition addresses must be aligned (isAligned16).
 inline bool fitsRegisters(int64_t rows, int32_t hidden, int32_t perVector)
 {
-    return hidden % perVector == 0 && hidden / perVector <= kMOST_VECTORS && rows <= INT32_MAX;
+    return hidden % perVector == 0 && hidden / perVector <= kMAX_VECTORS && rows <= INT32_MAX;
 }
 
-// Calls function(RowShape{}) with the shape of the fewest threads that hold a row in at most four vectors each. Measured
-// with 768 elements: three or four vectors in flight for each thread were never slower than one or two in more threads,
-// whatever the number of rows. kINSTANTIATE_EXACT = false leaves out the shapes that a row fills, for smaller libraries.
+// Calls function(RowShape{}) with the shape of the fewest threads that hold a row in at most four vectors each: three
+// or four loads in flight for each thread were never slower than one or two in more threads. kINSTANTIATE_EXACT =
+// false leaves out the exact shapes, for a smaller library.
 template <int kPER, bool kINSTANTIATE_EXACT = true, typename Function>
 cudaError_t dispatchRowShape(int32_t hidden, Function&& function)
 {
@@ -250,13 +253,13 @@ cudaError_t dispatchRowShape(int32_t hidden, Function&& function)
     return withShape(integral_constant<int, 512>{}, four);
 }
 
-// Launches a kernel that waits for the one before it with blocks for all rows.
+// Launches a kernel that calls waitForPreviousKernel, with blocks for all rows.
 template <typename Shape, typename... Parameters, typename... Arguments>
 cudaError_t launchRows(
     void (*kernel)(Parameters...), int64_t rows, cudaStream_t stream, Arguments const&... arguments)
 {
     auto const blocks = static_cast<unsigned int>((rows + Shape::kROWS - 1) / Shape::kROWS);
-    return launchEarly(kernel, blocks, Shape::kBLOCK, stream, arguments...);
+    return launchDependent(kernel, blocks, Shape::kBLOCK, stream, arguments...);
 }
 
 } // namespace bert

@@ -1,7 +1,7 @@
-// What kernels with mma.sync share: tiles in shared memory, copies to them, and the instructions that read and multiply
-// them. Operands and results lie in registers as the tensor cores want and leave them. Of a result a warp has 16 rows,
-// and in each group of 8 columns a thread holds columns 2t and 2t + 1 of rows g and g + 8, with g = lane / 4 and
-// t = lane % 4: values [0], [1] and [2], [3].
+// What kernels with mma.sync share: tiles in shared memory, copies to them, and the instructions that read and
+// multiply them. Operands and results have the register layout of mma.sync: a warp has 16 rows of a result, and in
+// each group of 8 columns a thread holds columns 2t and 2t + 1 of rows g and g + 8: values [0], [1] and [2], [3], with
+// g = lane / 4 and t = lane % 4.
 #pragma once
 
 #include "common/element.cuh"
@@ -21,9 +21,9 @@ inline __device__ uint32_t sharedAddress(void const* pointer)
 // ---------------------------------------------------------------------------------------------------------------
 
 // kROWS rows of kSIZE two-byte elements, in panels of at most 64 columns. The pieces of 16 bytes in a row of a panel
-// are permuted, so that 8 rows of one column lie in 8 different groups of banks. It is the order that Hopper's tensor
-// cores read: its 128-byte swizzle, with 32 columns its 64-byte and with 16 its 32-byte swizzle. int8 are counted in
-// pairs: rows of kSIZE of them are a tile of kSIZE / 2.
+// are permuted (swizzled), so that 8 rows of one column lie in 8 different groups of banks. Hopper's tensor cores and
+// TMA read this order: it is their 128-byte swizzle, with 32 columns their 64-byte and with 16 columns their 32-byte
+// swizzle. int8 elements count in pairs: rows of kSIZE of them are a tile of kSIZE / 2.
 template <int kROWS, int kSIZE>
 struct SharedTile
 {
@@ -41,7 +41,7 @@ struct SharedTile
     }
 };
 
-// 16 bytes to and from shared memory, and 4.
+// Stores and loads of 16 bytes in shared memory, and of 4.
 inline __device__ void storePiece(uint32_t target, uint4 const& piece)
 {
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(target), "r"(piece.x), "r"(piece.y),
@@ -67,7 +67,7 @@ inline __device__ uint32_t loadWord(uint32_t source)
     asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(source) : "memory");
     return word;
 }
-// 16 bytes from global to shared memory, zeros if not `exists`. Asynchronous from 8.0 on.
+// Copies 16 bytes from global to shared memory, or writes zeros if not `exists`. Asynchronous (cp.async) from 8.0 on.
 inline __device__ void copyPiece(uint32_t target, void const* source, bool exists)
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -78,22 +78,22 @@ inline __device__ void copyPiece(uint32_t target, void const* source, bool exist
     storePiece(target, exists ? *static_cast<uint4 const*>(source) : uint4{});
 #endif
 }
-inline __device__ void endGroup()
+inline __device__ void commitCopyGroup()
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
-// Until at most the last kPENDING groups of this thread's copies are under way.
+// Waits until at most the last kPENDING groups of this thread's copies are in flight.
 template <int kPENDING>
-__device__ void waitForGroups()
+__device__ void waitForCopyGroups()
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(kPENDING) : "memory");
 #endif
 }
 
-// Four 8 x 8 matrices from shared memory; lane i gives the address of row i % 8 of matrix i / 8.
+// Loads four 8 x 8 matrices from shared memory; lane i passes the address of row i % 8 of matrix i / 8.
 inline __device__ void loadMatrices(uint32_t (&matrices)[4], uint32_t address)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -136,7 +136,7 @@ inline __device__ void multiply(
 inline __device__ void multiply(
     float (&sums)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, __nv_bfloat16 /*type*/)
 {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 // before, there is no product of bf16
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 // older tensor cores have no bf16
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
                  "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
@@ -161,7 +161,7 @@ inline __device__ void packPair(uint32_t& word, float low, float high, int8_t /*
     word = first | second << 8;
 }
 
-// The other way round: four 8 x 8 matrices to shared memory.
+// Stores four 8 x 8 matrices to shared memory.
 inline __device__ void storeMatrices(uint32_t address, uint32_t const (&matrices)[4])
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

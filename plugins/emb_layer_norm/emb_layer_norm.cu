@@ -1,5 +1,5 @@
-// Three lookups, two sums and layer normalisation in one kernel: the sum exists in fp32 registers only. The rest is the
-// fast kernel of layer_norm/.
+// Three lookups, two sums and layer normalisation in one kernel: the sum exists only in fp32 registers. Everything
+// else is as in layer_norm/layer_norm_fast.cu; read that first.
 #include "common/row_in_registers.cuh"
 #include "emb_layer_norm/emb_layer_norm_kernels.h"
 
@@ -15,8 +15,8 @@ namespace bert
 namespace
 {
 
-// Where the rows to add up begin in their tables. An id that is not in its table gives the table's first row, which
-// can be read at least, and spoils the result.
+// Where the rows to add begin in their tables. An id outside its table reads the table's first row, which is always
+// valid memory, and makes the result NaN.
 struct Rows
 {
     uint64_t starts[3];
@@ -38,7 +38,7 @@ inline __device__ Rows lookUp(EmbLayerNormArguments const& a, int64_t row)
 }
 
 // Every element that is normalised with these becomes NaN.
-inline __device__ RowStatistics spoilUnless(bool valid, RowStatistics statistics)
+inline __device__ RowStatistics nanUnless(bool valid, RowStatistics statistics)
 {
     statistics.inverseDeviation = valid ? statistics.inverseDeviation : NAN;
     return statistics;
@@ -51,15 +51,15 @@ __global__ void __launch_bounds__(Shape::kBLOCK, kBLOCKS<W, Shape>)
     constexpr int kPER = Shape::kPER;
     constexpr int kVECTORS = Shape::kVECTORS;
     waitForPreviousKernel();
-    auto const place = Shape::place(static_cast<uint32_t>(a.rows));
-    if (place.idle)
+    auto const position = Shape::position(static_cast<uint32_t>(a.rows));
+    if (position.idle)
     {
         return;
     }
     uint32_t const hidden = a.hidden;
-    Rows const rows = lookUp(a, place.row);
+    Rows const rows = lookUp(a, position.row);
 
-    // Rows of a table are wanted again, by other words of the text: they stay in the cache.
+    // No streaming hint: other tokens use the same rows of a table again.
     Vector<W, kPER> gammas[kVECTORS];
     Vector<W, kPER> betas[kVECTORS];
     Vector<T, kPER> parts[3][kVECTORS];
@@ -79,13 +79,13 @@ __global__ void __launch_bounds__(Shape::kBLOCK, kBLOCKS<W, Shape>)
                            + toFloat(parts[2][v].values[i]);
         });
     RowStatistics const statistics
-        = spoilUnless(rows.valid, Shape::statistics(values, Width{hidden}, hidden, a.epsilon));
-    if (Shape::kSHARES_WARP && !place.exists)
+        = nanUnless(rows.valid, Shape::statistics(values, Width{hidden}, hidden, a.epsilon));
+    if (Shape::kSHARES_WARP && !position.exists)
     {
         return;
     }
-    // The output goes past the cache, which is better filled with tables.
-    Shape::template store<true>(static_cast<T*>(a.y) + static_cast<uint64_t>(place.row) * hidden, hidden,
+    // The streaming hint leaves the cache to the tables.
+    Shape::template store<true>(static_cast<T*>(a.y) + static_cast<uint64_t>(position.row) * hidden, hidden,
         [&](int v, int i)
         {
             return fromFloat<T>(normalize(
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(Shape::kBLOCK, kBLOCKS<W, Shape>)
         });
 }
 
-// For rows of any width at any address: one block for each, which reads the tables three times, mostly from the cache.
+// For rows of any width at any address: one block for each row reads the tables three times, mostly from the cache.
 template <typename T, typename W>
 __global__ void embLayerNormRereadingKernel(EmbLayerNormArguments const a)
 {
@@ -117,8 +117,8 @@ __global__ void embLayerNormRereadingKernel(EmbLayerNormArguments const a)
             },
             [&](uint32_t i, float value, RowStatistics const& statistics)
             {
-                y[i] = fromFloat<T>(normalize(
-                    value, spoilUnless(rows.valid, statistics), toFloat(gamma[i]), toFloat(beta[i])));
+                y[i] = fromFloat<T>(
+                    normalize(value, nanUnless(rows.valid, statistics), toFloat(gamma[i]), toFloat(beta[i])));
             });
     }
 }

@@ -1,5 +1,6 @@
-// Runs the kernels over shapes that reach every branch of their launcher, with ids outside the tables among them, and
-// compares with a plain loop in double precision. common/kernel_check.cuh says how to run it under compute-sanitizer.
+// Runs the kernels over shapes that reach every branch of their launcher, including ids outside the tables, and
+// compares with a reference loop in double precision. common/kernel_check.cuh says how to run it under
+// compute-sanitizer.
 #include "common/kernel_check.cuh"
 #include "emb_layer_norm/emb_layer_norm_kernels.h"
 
@@ -12,7 +13,7 @@ namespace
 
 constexpr int32_t kSIZES[] = {11, 2, 5}; // of the tables of words, token types and positions
 
-// Random ids; those of the middle row of more than two are outside table `bad`.
+// Random ids. With more than two rows, the id of the middle row is outside table `bad`.
 std::vector<int32_t> randomIds(int64_t rows, int table, int bad)
 {
     auto const values = randomValues<float>(static_cast<size_t>(rows), 0.5F, 0.5F);

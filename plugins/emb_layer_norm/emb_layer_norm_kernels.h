@@ -1,4 +1,4 @@
-// The launcher of the embedding lookup with layer normalisation. It knows nothing of TensorRT.
+// The launcher of the embedding lookup with layer normalisation. It does not depend on TensorRT.
 //
 //     e = word[inputId] + type[tokenTypeId] + position[positionId]
 //     y = (e - mean) / sqrt(variance + epsilon) * gamma + beta      over the last axis
@@ -12,7 +12,7 @@
 namespace bert
 {
 
-// One of the three tables, and the ids of the rows that are wanted from it.
+// One of the three tables, and the ids of the rows to read from it.
 struct EmbeddingLookup
 {
     int32_t const* ids; // (rows)

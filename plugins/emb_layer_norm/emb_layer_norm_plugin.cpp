@@ -1,19 +1,7 @@
 #include "emb_layer_norm/emb_layer_norm_plugin.h"
 
-#include "common/checks.h"
-#include "common/fields.h"
-
-#include <algorithm>
-
 namespace bert
 {
-
-using nvinfer1::DataType;
-using nvinfer1::Dims;
-using nvinfer1::DynamicPluginTensorDesc;
-using nvinfer1::PluginField;
-using nvinfer1::PluginFieldType;
-using nvinfer1::PluginTensorDesc;
 
 namespace
 {
@@ -34,29 +22,56 @@ constexpr int32_t kTYPES = 5;
 constexpr int32_t kGAMMA = 6;
 constexpr int32_t kBETA = 7;
 
-void checkTypes(DataType const* types)
+} // namespace
+
+EmbLayerNormPlugin::EmbLayerNormPlugin(float epsilon)
+    : Plugin(kNAME, kVERSION)
+    , mEpsilon(epsilon)
+{
+    checkEpsilon(epsilon);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// IPluginV3: TensorRT may copy a plugin at any time, from any thread
+// ---------------------------------------------------------------------------------------------------------------
+
+Plugin* EmbLayerNormPlugin::copy() const
+{
+    return new EmbLayerNormPlugin(*this);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// IPluginV3OneBuild: called while a network is defined and while an engine is built; host work only
+// ---------------------------------------------------------------------------------------------------------------
+
+void EmbLayerNormPlugin::checkInputCount(int32_t count) const
+{
+    checkCount("number of inputs", count, kINPUTS);
+}
+
+void EmbLayerNormPlugin::checkTypes(std::vector<DataType> const& inputs) const
 {
     for (int32_t i = kIDS; i < kTABLES; ++i)
     {
-        if (types[i] != DataType::kINT32)
+        if (inputs[i] != DataType::kINT32)
         {
-            fail(kINPUT_NAMES[i], " is ", describe(types[i]), "; expected int32");
+            fail(kINPUT_NAMES[i], " is ", describe(inputs[i]), "; expected int32");
         }
     }
-    DataType const type = types[kWORDS];
+    DataType const type = inputs[kWORDS];
     if (!isFloating(type))
     {
         fail(kINPUT_NAMES[kWORDS], " is ", describe(type), "; expected fp32, fp16 or bf16");
     }
     for (int32_t i = kTABLES; i < kGAMMA; ++i)
     {
-        if (types[i] != type)
+        if (inputs[i] != type)
         {
-            fail(kINPUT_NAMES[i], " is ", describe(types[i]), "; expected the type of the word table, ",
+            fail(kINPUT_NAMES[i], " is ", describe(inputs[i]), "; expected the type of the word table, ",
                 describe(type));
         }
     }
-    std::vector<Weight> const weights{{"gamma", types[kGAMMA], {}}, {"beta", types[kBETA], {}}};
+    std::vector<Weight> const weights{{"gamma", inputs[kGAMMA], {}}, {"beta", inputs[kBETA], {}}};
     if (type == DataType::kFLOAT)
     {
         checkWeightTypes(weights, {DataType::kFLOAT});
@@ -67,8 +82,7 @@ void checkTypes(DataType const* types)
     }
 }
 
-// A dimension of -1 is not known yet and is checked again when it is.
-void checkShapes(std::vector<Dims> const& inputs)
+void EmbLayerNormPlugin::checkShapes(std::vector<Dims> const& inputs) const
 {
     for (int32_t i = kIDS; i < kTABLES; ++i)
     {
@@ -87,8 +101,7 @@ void checkShapes(std::vector<Dims> const& inputs)
     for (int32_t i = kTABLES; i < kGAMMA; ++i)
     {
         Dims const& table = inputs[i];
-        bool const fits
-            = table.nbDims == 2 && table.d[0] != 0 && (table.d[1] == hidden || table.d[1] < 0 || hidden < 0);
+        bool const fits = table.nbDims == 2 && table.d[0] != 0 && mayBeEqual(table.d[1], hidden);
         if (!fits)
         {
             fail(kINPUT_NAMES[i], " has the shape ", describe(table), "; expected [at least 1, ",
@@ -98,137 +111,73 @@ void checkShapes(std::vector<Dims> const& inputs)
     checkWeightShapes({{"gamma", {}, inputs[kGAMMA]}, {"beta", {}, inputs[kBETA]}}, hidden);
 }
 
-} // namespace
-
-// ---------------------------------------------------------------------------------------------------------------
-// Plugin
-// ---------------------------------------------------------------------------------------------------------------
-
-EmbLayerNormPlugin::EmbLayerNormPlugin(float epsilon)
-    : Plugin(kNAME, kVERSION)
-    , mEpsilon(epsilon)
+std::vector<DataType> EmbLayerNormPlugin::outputTypes(std::vector<DataType> const& inputs) const
 {
-    checkEpsilon(epsilon);
+    return {inputs[kWORDS]};
 }
 
-nvinfer1::IPluginV3* EmbLayerNormPlugin::clone() noexcept
+DimsExprs EmbLayerNormPlugin::outputShape(
+    DimsExprs const* inputs, nvinfer1::IExprBuilder& /*exprBuilder*/) const
 {
-    return run<nvinfer1::IPluginV3*>("clone", nullptr, [&] { return new EmbLayerNormPlugin(*this); });
+    DimsExprs shape = inputs[kINPUT_IDS];
+    shape.d[shape.nbDims++] = inputs[kWORDS].d[1];
+    return shape;
 }
 
-int32_t EmbLayerNormPlugin::getOutputDataTypes(
-    DataType* outputTypes, int32_t nbOutputs, DataType const* inputTypes, int32_t nbInputs) const noexcept
+bool EmbLayerNormPlugin::supportsInput(std::vector<DataType> const& inputs) const
 {
-    return check("getOutputDataTypes",
-        [&]
-        {
-            checkCount("number of inputs", nbInputs, kINPUTS);
-            checkCount("number of outputs", nbOutputs, 1);
-            checkTypes(inputTypes);
-            outputTypes[0] = inputTypes[kWORDS];
-        });
-}
-
-int32_t EmbLayerNormPlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t nbInputs,
-    nvinfer1::DimsExprs const* /*shapeInputs*/, int32_t /*nbShapeInputs*/, nvinfer1::DimsExprs* outputs,
-    int32_t nbOutputs, nvinfer1::IExprBuilder& /*exprBuilder*/) noexcept
-{
-    return check("getOutputShapes",
-        [&]
-        {
-            checkCount("number of inputs", nbInputs, kINPUTS);
-            checkCount("number of outputs", nbOutputs, 1);
-            std::vector<Dims> shapes(kINPUTS);
-            std::transform(inputs, inputs + kINPUTS, shapes.begin(), knownDims);
-            checkShapes(shapes);
-            outputs[0] = inputs[kINPUT_IDS];
-            outputs[0].d[outputs[0].nbDims++] = inputs[kWORDS].d[1];
-        });
-}
-
-// TensorRT asks for one tensor after another, inputs first; only those up to `pos` are filled in.
-bool EmbLayerNormPlugin::supportsFormatCombination(
-    int32_t pos, DynamicPluginTensorDesc const* inOut, int32_t nbInputs, int32_t nbOutputs) noexcept
-{
-    if (nbInputs != kINPUTS || nbOutputs != 1 || inOut[pos].desc.format != nvinfer1::TensorFormat::kLINEAR)
-    {
-        return false;
-    }
-    DataType const type = inOut[pos].desc.type;
-    if (pos < kTABLES)
+    DataType const type = inputs.back();
+    auto const position = static_cast<int32_t>(inputs.size()) - 1;
+    if (position < kTABLES)
     {
         return type == DataType::kINT32;
     }
-    DataType const tables = inOut[kTABLES].desc.type;
-    switch (pos)
+    switch (position)
     {
     case kWORDS:
         return isFloating(type);
     case kGAMMA:
-        return type == tables || type == DataType::kFLOAT;
+        return type == inputs[kWORDS] || type == DataType::kFLOAT;
     case kBETA:
-        return type == inOut[kGAMMA].desc.type;
-    default: // the other tables, and the output
-        return type == tables;
+        return type == inputs[kGAMMA];
+    default: // the other tables
+        return type == inputs[kWORDS];
     }
 }
 
-int32_t EmbLayerNormPlugin::configurePlugin(DynamicPluginTensorDesc const* in, int32_t nbInputs,
-    DynamicPluginTensorDesc const* /*out*/, int32_t /*nbOutputs*/) noexcept
-{
-    return check("configurePlugin",
-        [&]
-        {
-            checkCount("number of inputs", nbInputs, kINPUTS);
-            TypesAndShapes const inputs{in, kINPUTS};
-            checkTypes(inputs.types.data());
-            checkShapes(inputs.shapes);
-        });
-}
+// ---------------------------------------------------------------------------------------------------------------
+// IPluginV3OneRuntime: launch starts kernels in the stream and returns; it must not allocate or wait
+// ---------------------------------------------------------------------------------------------------------------
 
-void EmbLayerNormPlugin::checkInputs(PluginTensorDesc const* in, int32_t nbInputs) const
-{
-    checkCount("number of inputs", nbInputs, kINPUTS);
-    TypesAndShapes const inputs{in, kINPUTS};
-    checkTypes(inputs.types.data());
-    checkShapes(inputs.shapes);
-}
-
-cudaError_t EmbLayerNormPlugin::launch(PluginTensorDesc const* inputDesc, int32_t /*nbInputs*/,
-    PluginTensorDesc const* outputDesc, void const* const* inputs, void* const* outputs, void* /*workspace*/,
-    cudaStream_t stream) const
+cudaError_t EmbLayerNormPlugin::launch(EnqueueCall const& call) const
 {
     auto const lookup = [&](int32_t ids, int32_t table)
     {
-        return EmbeddingLookup{
-            static_cast<int32_t const*>(inputs[ids]), inputs[table], inputDesc[table].dims.d[0]};
+        return EmbeddingLookup{static_cast<int32_t const*>(call.inputs[ids]), call.inputs[table],
+            call.inputDesc[table].dims.d[0]};
     };
     EmbLayerNormArguments const arguments{
         {lookup(kINPUT_IDS, kWORDS), lookup(kTOKEN_TYPE_IDS, kTYPES), lookup(kPOSITION_IDS, kPOSITIONS)},
-        inputs[kGAMMA], inputs[kBETA], outputs[0], countRows(outputDesc[0].dims),
-        static_cast<int32_t>(inputDesc[kWORDS].dims.d[1]), mEpsilon, elementType(inputDesc[kWORDS].type),
-        elementType(inputDesc[kGAMMA].type)};
-    return launchEmbLayerNorm(arguments, stream);
+        call.inputs[kGAMMA], call.inputs[kBETA], call.outputs[0], countRows(call.outputDesc[0].dims),
+        static_cast<int32_t>(call.inputDesc[kWORDS].dims.d[1]), mEpsilon,
+        elementType(call.inputDesc[kWORDS].type), elementType(call.inputDesc[kGAMMA].type)};
+    return launchEmbLayerNorm(arguments, call.stream);
 }
 
 std::vector<PluginField> EmbLayerNormPlugin::fieldsToSerialize() const
 {
-    return {{"epsilon", &mEpsilon, PluginFieldType::kFLOAT32, 1}};
+    return {fieldOf("epsilon", mEpsilon)};
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Creator
+// Creator: called while a network is built and when a plan is loaded; an error is thrown as PluginError
 // ---------------------------------------------------------------------------------------------------------------
 
-EmbLayerNormCreator::EmbLayerNormCreator()
-    : PluginCreator(kNAME, kVERSION, {{"epsilon", nullptr, PluginFieldType::kFLOAT32, 1}})
+PluginCreator embLayerNormCreator()
 {
-}
-
-nvinfer1::IPluginV3* EmbLayerNormCreator::create(nvinfer1::PluginFieldCollection const* fields) const
-{
-    FieldReader const reader{fields, knownFields()};
-    return new EmbLayerNormPlugin(reader.getFloat("epsilon"));
+    return {kNAME, kVERSION, {{"epsilon", nullptr, PluginFieldType::kFLOAT32, 1}},
+        [](FieldReader const& fields) -> Plugin*
+        { return new EmbLayerNormPlugin(fields.getFloat("epsilon")); }};
 }
 
 } // namespace bert

@@ -10,7 +10,7 @@
 #include "common/plugin_base.h"
 #include "emb_layer_norm/emb_layer_norm_kernels.h"
 
-#include <string>
+#include <vector>
 
 namespace bert
 {
@@ -21,38 +21,26 @@ public:
     // Throws PluginError for an epsilon that it cannot use.
     explicit EmbLayerNormPlugin(float epsilon);
 
-    // --- IPluginV3
-    nvinfer1::IPluginV3* clone() noexcept override;
-
-    // --- IPluginV3OneBuild: called while the network is defined (types, shapes) and while the engine is built.
-    int32_t getOutputDataTypes(nvinfer1::DataType* outputTypes, int32_t nbOutputs,
-        nvinfer1::DataType const* inputTypes, int32_t nbInputs) const noexcept override;
-    int32_t getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t nbInputs,
-        nvinfer1::DimsExprs const* shapeInputs, int32_t nbShapeInputs, nvinfer1::DimsExprs* outputs,
-        int32_t nbOutputs, nvinfer1::IExprBuilder& exprBuilder) noexcept override;
-    bool supportsFormatCombination(int32_t pos, nvinfer1::DynamicPluginTensorDesc const* inOut,
-        int32_t nbInputs, int32_t nbOutputs) noexcept override;
-    int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
-        nvinfer1::DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
-
 protected:
-    std::vector<nvinfer1::PluginField> fieldsToSerialize() const override;
-    void checkInputs(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs) const override;
-    cudaError_t launch(nvinfer1::PluginTensorDesc const* inputDesc, int32_t nbInputs,
-        nvinfer1::PluginTensorDesc const* outputDesc, void const* const* inputs, void* const* outputs,
-        void* workspace, cudaStream_t stream) const override;
+    // --- IPluginV3: TensorRT may copy a plugin at any time, from any thread.
+    Plugin* copy() const override;
+
+    // --- IPluginV3OneBuild: types and shapes; no GPU work.
+    void checkInputCount(int32_t count) const override;
+    void checkTypes(std::vector<DataType> const& inputs) const override;
+    void checkShapes(std::vector<Dims> const& inputs) const override;
+    std::vector<DataType> outputTypes(std::vector<DataType> const& inputs) const override;
+    DimsExprs outputShape(DimsExprs const* inputs, nvinfer1::IExprBuilder& exprBuilder) const override;
+    bool supportsInput(std::vector<DataType> const& inputs) const override;
+
+    // --- IPluginV3OneRuntime: launch starts kernels in the stream and returns; it must not allocate or wait.
+    cudaError_t launch(EnqueueCall const& call) const override;
+    std::vector<PluginField> fieldsToSerialize() const override;
 
 private:
     float mEpsilon;
 };
 
-class EmbLayerNormCreator : public PluginCreator
-{
-public:
-    EmbLayerNormCreator();
-
-protected:
-    nvinfer1::IPluginV3* create(nvinfer1::PluginFieldCollection const* fields) const override;
-};
+PluginCreator embLayerNormCreator();
 
 } // namespace bert

@@ -31,7 +31,7 @@ thread_local std::string gError;
     throw std::runtime_error(message);
 }
 
-// Runs one function of the C interface: an exception becomes pluginHostError() and the value for failure.
+// Runs one function of the C interface: an exception becomes pluginHostError() and the return value for failure.
 template <typename Result, typename Function>
 Result guarded(Result onError, Function&& function) noexcept
 {
@@ -47,7 +47,7 @@ Result guarded(Result onError, Function&& function) noexcept
     return onError;
 }
 
-// What a plugin's call answered; 0 stands for success.
+// Checks the status that a plugin's call returned; 0 is success.
 void check(int32_t status, char const* call)
 {
     if (status != 0)
@@ -105,7 +105,7 @@ private:
 };
 
 // ---------------------------------------------------------------------------------------------------------------
-// Dimension expressions: numbers, or not known
+// Dimension expressions: numbers, or unknown
 // ---------------------------------------------------------------------------------------------------------------
 
 class ExpressionValue : public apiv::VDimensionExpr
@@ -129,7 +129,7 @@ public:
     }
 
 private:
-    int64_t mValue; // -1: not known
+    int64_t mValue; // -1: unknown
 };
 
 class Expression : public IDimensionExpr
@@ -182,18 +182,18 @@ public:
     IDimensionExpr const* operation(
         DimensionOperation operation, IDimensionExpr const& first, IDimensionExpr const& second) override
     {
-        bool const known = first.isConstant() && second.isConstant();
+        bool const constants = first.isConstant() && second.isConstant();
         return constant(
-            known ? evaluate(operation, first.getConstantValue(), second.getConstantValue()) : -1);
+            constants ? evaluate(operation, first.getConstantValue(), second.getConstantValue()) : -1);
     }
     IDimensionExpr const* declareSizeTensor(
         int32_t /*outputIndex*/, IDimensionExpr const& /*opt*/, IDimensionExpr const& /*upper*/) override
     {
-        return nullptr; // outputs whose size depends on values: none of these plugins has one
+        return nullptr; // for outputs whose size depends on data, which none of these plugins has
     }
 
 private:
-    std::deque<Expression> mExpressions; // does not move what it holds
+    std::deque<Expression> mExpressions; // a deque does not move its elements
 };
 
 class ExpressionBuilder : public IExprBuilder
@@ -242,7 +242,7 @@ std::vector<PluginTensorDesc> describeAll(HostTensor const* tensors, int32_t cou
     return descs;
 }
 
-// As in a profile whose smallest, best and largest shapes are the same.
+// As in a profile whose minimum, optimum and maximum are the same.
 std::vector<DynamicPluginTensorDesc> describeDynamic(HostTensor const* tensors, int32_t count)
 {
     std::vector<DynamicPluginTensorDesc> descs;
@@ -315,8 +315,9 @@ private:
     bool mKept{};
 };
 
-// Loads a copy of the library, which lives in memory only. TensorRT may have loaded the same file in this process:
-// with one shared copy, whoever came last would take the other's logger away.
+// Loads a copy of the library that exists in memory only. TensorRT may have loaded the same file in this process:
+// they would share one copy of its global variables, and the last caller of setLoggerFinder would replace the other's
+// logger.
 void* loadPrivateCopy(std::string const& path)
 {
     File const original{open(path.c_str(), O_RDONLY | O_CLOEXEC)};
@@ -339,7 +340,8 @@ void* loadPrivateCopy(std::string const& path)
     {
         fail(dlerror());
     }
-    // dlopen knows libraries by name: were the number given out again, the next library of that name would be this one.
+    // The descriptor stays open: dlopen identifies libraries by name, and with a reused descriptor number the next
+    // library would have this one's name.
     copy.keep();
     return library;
 }
@@ -416,7 +418,7 @@ struct HostedPlugin
         : creator(itsCreator)
         , buildObject(plugin)
     {
-        // The three capabilities, as TensorRT asks for them before anything else.
+        // TensorRT asks for the three capabilities before anything else.
         core = capability<IPluginV3OneCore>(buildObject.get(), PluginCapabilityType::kCORE);
         build = capability<IPluginV3OneBuild>(buildObject.get(), PluginCapabilityType::kBUILD);
         runtimeOfBuild = capability<IPluginV3OneRuntime>(buildObject.get(), PluginCapabilityType::kRUNTIME);

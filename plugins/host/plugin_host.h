@@ -1,13 +1,13 @@
-// Runs TensorRT plugins without TensorRT: loads a plugin library and makes the calls that TensorRT makes, in its
-// order. A C interface, so that Python can use it through ctypes (plugin_host.py is the wrapper to use).
+// Runs TensorRT plugins without TensorRT: loads a plugin library and makes TensorRT's calls in TensorRT's order. The
+// interface is C, so that Python can use it through ctypes (plugin_host.py is the wrapper to use).
 //
 //   build phase     creator, fields -> plugin -> output types and shapes -> formats -> configure, workspace
 //   in between      the fields to serialise, as they would be stored in a plan
 //   runtime phase   creator, stored fields -> plugin -> attached to a context -> shapes -> enqueue
 //
-// Functions that can fail return null or -1; pluginHostError() then says in which call of the plugin, and
-// pluginHostTakeMessages() what the plugin logged. Nothing here needs a GPU; only what a plugin's enqueue launches does.
-// A plugin is used by one thread at a time.
+// Functions that can fail return null or -1; then pluginHostError() names the failed call of the plugin, and
+// pluginHostTakeMessages() returns the messages that the plugin logged. Only the kernels that a plugin's enqueue
+// launches need a GPU. Only one thread may use a plugin at a time.
 #pragma once
 
 #include <cstddef>

@@ -1,6 +1,6 @@
-// Layer normalisation, first version: the textbook. One kernel for the mean, one for the variance, one that
-// normalises. Every kernel reads x from memory again, and each launch has its cost: three launches, 3 reads and
-// 1 write of the tensor. Run it with: python plugins/testLayerNormPlugin.py --kernel basic
+// Layer normalisation, first version: a literal port of the textbook. One kernel computes the mean, one the variance,
+// one normalises. Every kernel reads x from memory again: three launches, 3 reads and 1 write of the tensor. Run it
+// with: python plugins/testLayerNormPlugin.py --kernel basic
 #include "common/normalize.cuh"
 #include "layer_norm/layer_norm_kernels.h"
 
@@ -33,11 +33,11 @@ __global__ void layerNormMeanKernel(T const* x, RowStatistics* statistics, int64
         {
             statistics[row].firstMean = Width{hidden}.average(sum);
         }
-        __syncthreads(); // scratch is written again for the next row
+        __syncthreads(); // scratch is reused for the next row
     }
 }
 
-// One block for each row. The mean is at hand now, so the deviations are summed and squared as they are.
+// One block for each row. The mean is known, so the deviations themselves are summed and squared.
 template <typename T>
 __global__ void layerNormVarianceKernel(
     T const* x, RowStatistics* statistics, int64_t rows, uint32_t hidden, float epsilon)
@@ -57,11 +57,11 @@ __global__ void layerNormVarianceKernel(
         {
             statistics[row] = makeStatistics(mean, sums, Width{hidden}, epsilon);
         }
-        __syncthreads(); // scratch is written again for the next row
+        __syncthreads(); // scratch is reused for the next row
     }
 }
 
-// One block for each row; no thread needs another.
+// One block for each row; threads do not communicate.
 template <typename T, typename W>
 __global__ void layerNormNormalizeKernel(T const* x, W const* gamma, W const* beta,
     RowStatistics const* statistics, T* y, int64_t rows, uint32_t hidden)

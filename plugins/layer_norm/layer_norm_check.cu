@@ -1,4 +1,4 @@
-// Runs the three kernels over shapes that reach every branch of their launchers and compares with a plain loop in
+// Runs the three kernels over shapes that reach every branch of their launchers and compares with a reference loop in
 // double precision. common/kernel_check.cuh says how to run it under compute-sanitizer.
 #include "common/kernel_check.cuh"
 #include "layer_norm/layer_norm_kernels.h"

@@ -1,9 +1,10 @@
-// Layer normalisation, third version: memory is touched once. What changed against the fused kernel:
+// Layer normalisation, third version: x is read from memory once. What changed against the fused kernel:
 //
-//   - x is read in vectors of 16 bytes, and the row stays in registers: one read and one write, no second look.
-//   - A row belongs to as few threads as its width allows, most often to one warp. Sums over a warp need no barrier.
-//   - gamma and beta are fetched together with x, not after the sums have been waited for.
-//   - It is launched while the kernel before it still runs (common/early_launch.cuh).
+//   - x is loaded in vectors of 16 bytes, and the row stays in registers: one read and one write.
+//   - As few threads share a row as its width allows, usually one warp. Sums over a warp need no barrier.
+//   - The loads of gamma and beta are in flight together with those of x; they do not wait for the sums.
+//   - Programmatic dependent launch: the kernel is launched while the previous one still runs
+//     (common/programmatic_dependent_launch.cuh).
 //
 // Run it with: python plugins/testLayerNormPlugin.py --kernel fast
 #include "common/row_in_registers.cuh"
@@ -24,32 +25,32 @@ __global__ void __launch_bounds__(Shape::kBLOCK, 1) layerNormFastKernel(
     T const* x, W const* gamma, W const* beta, T* y, uint32_t rows, uint32_t hidden, float epsilon)
 {
     waitForPreviousKernel();
-    auto const place = Shape::place(rows);
-    if (place.idle)
+    auto const position = Shape::position(rows);
+    if (position.idle)
     {
         return;
     }
-    uint64_t const start = static_cast<uint64_t>(place.row) * hidden;
+    uint64_t const start = static_cast<uint64_t>(position.row) * hidden;
 
-    // Before the loads: behind them, the compiler keeps gamma and beta in registers from the start, 84 registers instead
-    // of 64, and 131072 rows of 768 fp16 elements take 104 us instead of 96 on an H200.
+    // Before the loads: after them, the compiler would keep gamma and beta in registers from the start, 84 registers
+    // instead of 64, which costs occupancy.
     Width const width{hidden};
 
     Vector<T, Shape::kPER> loaded[Shape::kVECTORS];
     Vector<W, Shape::kPER> gammas[Shape::kVECTORS];
     Vector<W, Shape::kPER> betas[Shape::kVECTORS];
-    Shape::template load<kONCE<T>>(loaded, x + start, hidden);
+    Shape::template load<kSTREAMING<T>>(loaded, x + start, hidden);
     Shape::load(gammas, gamma, hidden);
     Shape::load(betas, beta, hidden);
 
     float values[Shape::kVECTORS][Shape::kPER];
     Shape::forEach([&](int v, int i) { values[v][i] = toFloat(loaded[v].values[i]); });
     RowStatistics const statistics = Shape::statistics(values, width, hidden, epsilon);
-    if (Shape::kSHARES_WARP && !place.exists)
+    if (Shape::kSHARES_WARP && !position.exists)
     {
         return;
     }
-    Shape::template store<kONCE<T>>(y + start, hidden,
+    Shape::template store<kSTREAMING<T>>(y + start, hidden,
         [&](int v, int i)
         {
             return fromFloat<T>(normalize(
@@ -73,7 +74,7 @@ cudaError_t launchTyped(LayerNormArguments const& a, cudaStream_t stream)
         });
 }
 
-// Rows that cannot be read in vectors, do not fit into the registers of a block, or are more than a grid can have.
+// Whether rows cannot be read in vectors, do not fit into the registers of a block, or exceed the limit of a grid.
 bool needsFused(LayerNormArguments const& a)
 {
     int32_t const perVector = a.type == ElementType::kFLOAT ? kPER_VECTOR<float> : kPER_VECTOR<__half>;

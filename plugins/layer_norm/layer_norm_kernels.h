@@ -1,4 +1,4 @@
-// The launchers of the three layer normalisation kernels. They know nothing of TensorRT: the plugin calls them, and
+// The launchers of the three layer normalisation kernels. They do not depend on TensorRT: the plugin calls them, and
 // so can any other program.
 //
 //     y = (x - mean) / sqrt(variance + epsilon) * gamma + beta      over the last axis

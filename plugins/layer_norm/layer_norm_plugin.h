@@ -9,6 +9,7 @@
 #include "layer_norm/layer_norm_kernels.h"
 
 #include <string>
+#include <vector>
 
 namespace bert
 {
@@ -19,28 +20,25 @@ public:
     // Throws PluginError for an epsilon or a kernel that it cannot use.
     LayerNormPlugin(float epsilon, std::string kernel);
 
-    // --- IPluginV3
-    nvinfer1::IPluginV3* clone() noexcept override;
-
-    // --- IPluginV3OneBuild: called while the network is defined (types, shapes) and while the engine is built.
-    int32_t getOutputDataTypes(nvinfer1::DataType* outputTypes, int32_t nbOutputs,
-        nvinfer1::DataType const* inputTypes, int32_t nbInputs) const noexcept override;
-    int32_t getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t nbInputs,
-        nvinfer1::DimsExprs const* shapeInputs, int32_t nbShapeInputs, nvinfer1::DimsExprs* outputs,
-        int32_t nbOutputs, nvinfer1::IExprBuilder& exprBuilder) noexcept override;
-    bool supportsFormatCombination(int32_t pos, nvinfer1::DynamicPluginTensorDesc const* inOut,
-        int32_t nbInputs, int32_t nbOutputs) noexcept override;
-    int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
-        nvinfer1::DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
-    size_t getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t nbInputs,
-        nvinfer1::DynamicPluginTensorDesc const* outputs, int32_t nbOutputs) const noexcept override;
+    // --- IPluginV3OneBuild: the basic kernel keeps its statistics in memory. TensorRT allocates the workspace, as
+    // large as the largest shapes need, and may reuse it for other layers between two calls of enqueue.
+    size_t getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t nbInputs,
+        DynamicPluginTensorDesc const* outputs, int32_t nbOutputs) const noexcept override;
 
 protected:
-    std::vector<nvinfer1::PluginField> fieldsToSerialize() const override;
-    void checkInputs(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs) const override;
-    cudaError_t launch(nvinfer1::PluginTensorDesc const* inputDesc, int32_t nbInputs,
-        nvinfer1::PluginTensorDesc const* outputDesc, void const* const* inputs, void* const* outputs,
-        void* workspace, cudaStream_t stream) const override;
+    // --- IPluginV3: TensorRT may copy a plugin at any time, from any thread.
+    Plugin* copy() const override;
+
+    // --- IPluginV3OneBuild: types and shapes; no GPU work.
+    void checkInputCount(int32_t count) const override;
+    void checkTypes(std::vector<DataType> const& inputs) const override;
+    void checkShapes(std::vector<Dims> const& inputs) const override;
+    std::vector<DataType> outputTypes(std::vector<DataType> const& inputs) const override;
+    bool supportsInput(std::vector<DataType> const& inputs) const override;
+
+    // --- IPluginV3OneRuntime: launch starts kernels in the stream and returns; it must not allocate or wait.
+    cudaError_t launch(EnqueueCall const& call) const override;
+    std::vector<PluginField> fieldsToSerialize() const override;
 
 private:
     using Launcher = cudaError_t (*)(LayerNormArguments const&, cudaStream_t);
@@ -50,13 +48,6 @@ private:
     Launcher mLaunch;
 };
 
-class LayerNormCreator : public PluginCreator
-{
-public:
-    LayerNormCreator();
-
-protected:
-    nvinfer1::IPluginV3* create(nvinfer1::PluginFieldCollection const* fields) const override;
-};
+PluginCreator layerNormCreator();
 
 } // namespace bert

@@ -1,7 +1,7 @@
-// Runs the kernels over shapes and types that reach every branch of their launchers and compares with a plain loop in
-// double precision. common/kernel_check.cuh says how to run it under compute-sanitizer.
+// Runs the kernels over shapes and types that reach every branch of their launchers and compares with a reference
+// loop in double precision. common/kernel_check.cuh says how to run it under compute-sanitizer.
 //
-// With the argument "few" it makes do with few cases, each of them small: racecheck and initcheck are slow.
+// With the argument "few" it runs few small cases, for racecheck and initcheck, which are slow.
 #include "common/kernel_check.cuh"
 #include "linear/linear_kernels.h"
 
@@ -58,8 +58,8 @@ double activate(double value, bool withGelu)
     return withGelu ? 0.5 * value * std::erfc(-value / std::sqrt(2.0)) : value;
 }
 
-// x for the largest number of rows, the weight and the bias. Sums are about 1: GELU of them is in
-// the range of fp16.
+// x for the largest number of rows, the weight and the bias. The sums are about 1, so their GELU is in the range of
+// fp16.
 template <typename T>
 class Problem
 {
@@ -97,7 +97,7 @@ public:
     }
 
 private:
-    std::vector<double> const& product(int64_t row) // slow, so once for each row
+    std::vector<double> const& product(int64_t row) // slow, so computed once for each row
     {
         std::vector<double>& sums = mProducts[row];
         if (sums.empty())
@@ -126,7 +126,7 @@ private:
     std::map<int64_t, std::vector<double>> mProducts;
 };
 
-// One launch. `offset` moves x and y by so many elements: then they are not aligned to 16 bytes.
+// One launch. `offset` moves x and y by that many elements, so that they are not aligned to 16 bytes.
 template <typename T>
 std::vector<T> run(Problem<T> const& problem, Width width, int64_t rows, Kernel const& kernel,
     Variant const& variant, size_t offset)
@@ -187,8 +187,9 @@ void runWidth(Outcome& outcome, Width width, std::vector<int64_t> const& manyRow
     }
 }
 
-// Two layers after one another, for one x and another, without a pause: every launch reads what the one before wrote,
-// and overwrites what the one before that read. With a pause after each launch the results must be the same.
+// Two layers in a chain, for one x and then another, without synchronisation: every launch reads the result of the
+// previous one and overwrites the input of the one before that. The results must equal those with a synchronisation
+// after each launch.
 template <typename T>
 void runSequence(Outcome& outcome, Width width, int64_t rows)
 {
@@ -237,7 +238,7 @@ void runSequence(Outcome& outcome, Width width, int64_t rows)
     }
 }
 
-// GELU of every finite number of fp16 and of numbers all over bf16: x times the unit matrix.
+// GELU of every finite fp16 number and of numbers over the whole range of bf16: x times the unit matrix.
 template <typename T>
 void runGelu(Outcome& outcome)
 {
@@ -284,10 +285,10 @@ void runGelu(Outcome& outcome)
 template <typename T>
 void runType(Outcome& outcome, bool few)
 {
-    // A row, tiles that are not full, exactly full, one and a few rows more, and many tiles.
+    // One row; a partial tile; an exact tile; a few rows more; many tiles.
     std::vector<int64_t> const rows
         = few ? std::vector<int64_t>{1, 131} : std::vector<int64_t>{1, 7, 16, 64, 127, 128, 131, 1000};
-    // Rows of 16 bytes or a multiple: chunks and tiles full and not, fewer chunks than are loaded ahead, and BERT's.
+    // Rows of a multiple of 16 bytes: full and partial chunks and tiles, fewer chunks than stages, and BERT's shapes.
     std::vector<Width> const aligned
         = few ? std::vector<Width>{{64, 72}, {320, 200}, {72, 64}}
               : std::vector<Width>{{8, 8}, {8, 64}, {64, 8}, {64, 64}, {72, 72}, {320, 1200}, {312, 1200},
@@ -302,7 +303,7 @@ void runType(Outcome& outcome, bool few)
             runWidth<T>(outcome, width, rows);
         }
     }
-    // Each shape of a tile that linear_hopper.cu chooses from, on 132 multiprocessors.
+    // Every tile shape that linear_hopper.cu chooses from, on 132 multiprocessors.
     runWidth<T>(outcome, {64, 136}, {5000});         // 64 x 64
     runWidth<T>(outcome, {192, 712}, {2100});        // 64 x 96
     runWidth<T>(outcome, {704, 712}, {1700});        // 128 x 96

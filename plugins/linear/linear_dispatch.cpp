@@ -1,4 +1,4 @@
-// Which of the two kernels of the linear layer suits shape, alignment and GPU.
+// Chooses one of the two kernels of the linear layer by shape, alignment and GPU.
 #include "common/capability.h"
 #include "linear/linear_kernels.h"
 
@@ -18,7 +18,7 @@ cudaError_t launchLinear(LinearArguments const& arguments, cudaStream_t stream)
     {
         return status;
     }
-    if (capability.major == 9 && capability.minor == 0 && hopperTakes(arguments))
+    if (capability.major == 9 && capability.minor == 0 && suitsHopperKernel(arguments))
     {
         return launchLinearHopper(arguments, stream);
     }

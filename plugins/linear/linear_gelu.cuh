@@ -1,4 +1,5 @@
-// GELU(x) = x Phi(x), Phi the normal distribution: the form with erf that BERT was trained with, not the one with tanh.
+// GELU(x) = x Phi(x), Phi the normal distribution: the form with erf that BERT was trained with, not the tanh
+// approximation.
 #pragma once
 
 #include "common/exponential.cuh"
@@ -6,7 +7,7 @@
 namespace bert
 {
 
-// The larger of x and 0; NaN stays NaN, which fmaxf would drop.
+// max(x, 0). NaN stays NaN; fmaxf would return 0.
 inline __device__ float positivePart(float x)
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -18,12 +19,13 @@ inline __device__ float positivePart(float x)
 #endif
 }
 
-// GELU(x) = max(x, 0) - |x| Phi(-|x|), which subtracts nothing large from anything large, and Phi(-a) = 2^q(a) with a
-// polynomial q: 10 instructions, no branch. The coefficients are a weighted least squares fit to log2(Phi(-a)) on
-// [0, 5.75], repeated with more weight where the error was large until it was even (Lawson), the weight 1 as far as
-// fp16 has all its bits and falling with a Phi(-a) beyond. In fp32, with them rounded to fp32, the relative error of
-// Phi(-a) is at most 7e-6 up to 4.2; beyond, where fp16 has fewer bits, a Phi(-a) is off by at most 4e-10 (half the
-// smallest fp16 is 3e-8). From kLARGEST on, where q would soon grow again, the product is less than 1e-30 for any x.
+// GELU(x) = max(x, 0) - |x| Phi(-|x|), which has no cancellation, and Phi(-a) = 2^q(a) with a polynomial q: 10
+// instructions, no branch. The coefficients are a weighted least squares fit to log2(Phi(-a)) on [0, 5.75]. Lawson's
+// iteration increased the weights where the error was large until the error was uniform; the target weight is 1 where
+// a Phi(-a) is a normal fp16 number, and falls with a Phi(-a) beyond. With coefficients rounded to fp32, the relative
+// error of Phi(-a) is at most 7e-6 up to a = 4.2. Beyond, where fp16 numbers are denormal, the error of a Phi(-a) is
+// at most 4e-10 (half the smallest fp16 is 3e-8). From kLARGEST on, where q would soon grow again, a Phi(-a) is less
+// than 1e-30.
 inline __device__ float gelu(float x)
 {
     constexpr float kLARGEST = 13.0F;

@@ -13,10 +13,10 @@
 // Compiled for sm_90a only (CMakeLists.txt).
 #include "common/capability.h"
 #include "common/cluster.cuh"
-#include "common/early_launch.cuh"
 #include "common/element.cuh"
-#include "common/hopper_copies.cuh"
-#include "common/hopper_products.cuh"
+#include "common/hopper_tma.cuh"
+#include "common/hopper_wgmma.cuh"
+#include "common/programmatic_dependent_launch.cuh"
 #include "common/tensor_cores.cuh"
 #include "linear/linear_gelu.cuh"
 #include "linear/linear_kernels.h"
@@ -260,11 +260,11 @@ public:
             else
             {
                 // The parity that is complete before the first phase: what was never used needs no waiting.
-                waitForBarrier(mMemory.read(mTurn.slot), mTurn.parity ^ 1U);
-                fetchWeights(tile, step, mTurn.slot);
+                waitForBarrier(mMemory.read(mTurn.stage), mTurn.parity ^ 1U);
+                fetchWeights(tile, step, mTurn.stage);
             }
-            fetchX(tile, step, mTurn.slot);
-            mTurn.next();
+            fetchX(tile, step, mTurn.stage);
+            mTurn.advance();
         }
     }
 
@@ -284,7 +284,7 @@ private:
     CUtensorMap const& mX;
     CUtensorMap const& mWeight;
     LinearMemory<Shape> const& mMemory;
-    Turn<Shape::kSLOTS> mTurn;
+    PipelineState<Shape::kSLOTS> mTurn;
     int32_t mAhead{0};
 };
 
@@ -319,15 +319,15 @@ __device__ void addBias(float (&sums)[4], LinearMemory<Shape> const& memory, int
 // sums (kPARTS * 64, kCOLUMNS) = x (as many rows, k of this block) W^T, by a warpgroup.
 template <typename T, typename Shape>
 __device__ void multiplyTile(float (&sums)[Shape::kPARTS][Shape::kCOLUMNS / 8][4], LinearTile const& tile,
-    LinearMemory<Shape> const& memory, Turn<Shape::kSLOTS>& turn)
+    LinearMemory<Shape> const& memory, PipelineState<Shape::kSLOTS>& turn)
 {
     bool const first = threadIdx.x % kWARP == 0;
     uint32_t const rows = Shape::kALTERNATES ? 0 : threadIdx.x / kWARPGROUP * 64 * kROW_BYTES;
     int previous = -1;
     for (int32_t step = tile.firstStep; step < tile.endStep; ++step)
     {
-        waitForBarrier(memory.there(turn.slot), turn.parity);
-        beginProducts();
+        waitForBarrier(memory.there(turn.stage), turn.parity);
+        wgmmaFence();
 #pragma unroll
         for (int k = 0; k < Shape::kDEPTH / 16; ++k)
         {
@@ -336,27 +336,27 @@ __device__ void multiplyTile(float (&sums)[Shape::kPARTS][Shape::kCOLUMNS / 8][4
             {
                 // 16 elements of k are 32 bytes of a row.
                 uint64_t const a
-                    = describeMatrix<kROW_BYTES, 16>(memory.x(turn.slot) + k / 4 * Shape::kX_PANEL_BYTES
-                                                     + rows + part * 64 * kROW_BYTES + k % 4 * 32);
-                uint64_t const b = describeMatrix<kROW_BYTES, 16>(
-                    memory.weight(turn.slot) + k / 4 * Shape::kWEIGHT_PANEL_BYTES + k % 4 * 32);
+                    = matrixDescriptor<kROW_BYTES, 16>(memory.x(turn.stage) + k / 4 * Shape::kX_PANEL_BYTES
+                                                       + rows + part * 64 * kROW_BYTES + k % 4 * 32);
+                uint64_t const b = matrixDescriptor<kROW_BYTES, 16>(
+                    memory.weight(turn.stage) + k / 4 * Shape::kWEIGHT_PANEL_BYTES + k % 4 * 32);
                 multiplyAsync<0>(sums[part], a, b, step > tile.firstStep || k > 0 ? 1 : 0, T{});
             }
         }
-        endProducts();
-        waitForProducts<1>(); // those of the slot before are done
+        wgmmaCommit();
+        wgmmaWait<1>(); // those of the slot before are done
         if (first && previous >= 0)
         {
             arrive(memory.read(previous));
         }
-        previous = turn.slot;
-        turn.next();
+        previous = turn.stage;
+        turn.advance();
     }
-    waitForProducts<0>();
+    wgmmaWait<0>();
 #pragma unroll
     for (int part = 0; part < Shape::kPARTS; ++part)
     {
-        settle(sums[part]);
+        fenceRegisters(sums[part]);
     }
     if (first && previous >= 0)
     {
@@ -409,7 +409,7 @@ __device__ void storeRows(CUtensorMap const& y, int32_t row, int32_t firstColumn
             }
             storeMatrices(rows + Panel::offset(lane % kWARP_ROWS, n + lane / kWARP_ROWS), words);
         }
-        showToTensorCores(); // and to copies
+        fenceAsyncProxy(); // and to copies
         __syncwarp();
         if (lane == 0)
         {
@@ -491,7 +491,7 @@ __device__ void combineSums(LinearProblem const& p, LinearTile const& tile, Line
     auto const rank = static_cast<int>(clusterRank());
     auto const size = static_cast<int>(clusterSize());
     int const ofBlock = (kPAIRS + size - 1) / size; // pairs of groups of 8 columns
-    waitForCluster();                               // all have begun
+    clusterWait();                                  // all have begun
 #pragma unroll
     for (int pair = 0; pair < kPAIRS; ++pair)
     {
@@ -499,12 +499,12 @@ __device__ void combineSums(LinearProblem const& p, LinearTile const& tile, Line
         if (owner != rank)
         {
             int const place = 2 * ((rank < owner ? rank : rank - 1) * ofBlock + pair % ofBlock);
-            storeToCluster(addressInBlock(memory.received(place), owner), sums[2 * pair]);
-            storeToCluster(addressInBlock(memory.received(place + 1), owner), sums[2 * pair + 1]);
+            storeToCluster(addressInPeerBlock(memory.received(place), owner), sums[2 * pair]);
+            storeToCluster(addressInPeerBlock(memory.received(place + 1), owner), sums[2 * pair + 1]);
         }
     }
-    arriveAtCluster();
-    waitForCluster();
+    clusterArrive();
+    clusterWait();
 #pragma unroll
     for (int pair = 0; pair < kPAIRS; ++pair)
     {
@@ -533,7 +533,7 @@ template <typename T, typename Shape, bool kGELU>
 __device__ void computeTiles(LinearProblem const& p, CUtensorMap const& y, LinearMemory<Shape> const& memory)
 {
     auto const group = static_cast<int32_t>(threadIdx.x / kWARPGROUP);
-    Turn<Shape::kSLOTS> turn;
+    PipelineState<Shape::kSLOTS> turn;
     int32_t ofGroup = 0; // whose turn it is
     if (Shape::kALTERNATES && group == 1)
     {
@@ -565,7 +565,7 @@ __device__ void computeTiles(LinearProblem const& p, CUtensorMap const& y, Linea
             multiplyTile<T, Shape>(sums, tile, memory, turn);
             if (Shape::kLETS_IN_LATE)
             {
-                letNextKernelIn();
+                triggerDependentLaunch();
             }
             if (Shape::kALTERNATES)
             {
@@ -620,7 +620,7 @@ __global__ void __launch_bounds__(Shape::kTHREADS, 1)
             initBarrier(memory.there(slot), 1);
             initBarrier(memory.read(slot), Shape::kREADERS);
         }
-        showBarriers();
+        fenceBarrierInit();
     }
     if (threadIdx.x == Shape::kCOMPUTING)
     {
@@ -635,11 +635,11 @@ __global__ void __launch_bounds__(Shape::kTHREADS, 1)
     __syncthreads();
     if (Shape::kSPLITS_DEPTH)
     {
-        arriveAtCluster();
+        clusterArrive();
     }
     if (!Shape::kLETS_IN_LATE)
     {
-        letNextKernelIn();
+        triggerDependentLaunch();
     }
     LinearFetcher<Shape> fetcher{x, weight, memory};
     if (p.constantWeight && fetches)
@@ -710,7 +710,7 @@ cudaError_t launchShape(LinearArguments const& a, int32_t steps, int multiproces
     LaunchSize const size{clusters * cluster, Shape::kTHREADS, Shape::kBYTES, cluster};
     LinearProblem const problem{a.weight, a.bias, a.y, static_cast<int32_t>(a.rows), a.in, a.out, rowTiles,
         tiles, steps, a.constantWeight};
-    return launchEarly(linearHopperKernel<T, Shape, kGELU>, size, stream, problem, x, weight, y);
+    return launchDependent(linearHopperKernel<T, Shape, kGELU>, size, stream, problem, x, weight, y);
 }
 
 // What a shape takes, in microseconds: to start and end; for each tile, to begin and store it; for each slot of k, if one
@@ -824,7 +824,7 @@ cudaError_t launchTyped(LinearArguments const& a, cudaStream_t stream)
 
 } // namespace
 
-bool hopperTakes(LinearArguments const& a)
+bool suitsHopperKernel(LinearArguments const& a)
 {
     constexpr int32_t kALIGNED = 8; // elements: 16 bytes
     return a.in % kPANEL == 0 && a.out % kALIGNED == 0 && a.rows <= INT32_MAX && isAligned16(a.x)

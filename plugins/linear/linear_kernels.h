@@ -1,9 +1,9 @@
-// The launchers of the linear layer. They know nothing of TensorRT: the plugin calls them, and so can any other
+// The launchers of the linear layer. They do not depend on TensorRT: the plugin calls them, and so can any other
 // program.
 //
 //     y = activation(x W^T + bias)      activation: none, or GELU(v) = v Phi(v), Phi the normal distribution
 //
-// Products are summed, the bias is added and GELU is taken in fp32; y is rounded once.
+// Accumulation, bias and GELU are fp32; y is rounded once.
 #pragma once
 
 #include "common/element_type.h"
@@ -25,20 +25,20 @@ struct LinearArguments
     int32_t out;        // at least 1
     bool gelu;
     ElementType type; // fp16 or bf16
-    // No kernel that itself triggers early writes weight and bias, so they may be read while the kernel before this one
-    // still runs (common/early_launch.cuh).
+    // No kernel that itself triggers early writes weight and bias, so they may be read before the wait for the
+    // previous kernel (common/programmatic_dependent_launch.cuh).
     bool constantWeight{false};
 };
 
-// Launches the kernel that suits shape, alignment and GPU; it runs later, in the stream.
+// Launches the kernel for this shape, alignment and GPU; it runs later, in the stream.
 cudaError_t launchLinear(LinearArguments const& arguments, cudaStream_t stream);
 
-// The two that it chooses from, for at least one row: for any GPU, shape and alignment; and for Hopper, with what
-// hopperTakes says yes to.
+// The two launchers that it chooses from, for at least one row: for any GPU, shape and alignment; and for Hopper, for
+// arguments that suitsHopperKernel accepts.
 cudaError_t launchLinearTensor(LinearArguments const& arguments, cudaStream_t stream);
 cudaError_t launchLinearHopper(LinearArguments const& arguments, cudaStream_t stream);
 
-// `in` a multiple of 64 elements, rows of y a multiple of 16 bytes long, and pointers aligned to 16 bytes.
-bool hopperTakes(LinearArguments const& arguments);
+// Whether `in` is a multiple of 64, rows of y are multiples of 16 bytes, and pointers are aligned to 16 bytes.
+bool suitsHopperKernel(LinearArguments const& arguments);
 
 } // namespace bert

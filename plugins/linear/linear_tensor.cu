@@ -1,8 +1,8 @@
-// The linear layer with the tensor cores of any GPU from Turing on (mma.sync). A block computes a tile of y; x and the
-// weight come through shared memory in chunks along their common axis, several ahead of what is computed. Sums, bias and
-// activation exist in registers only.
+// The linear layer with the tensor cores of any GPU from Turing on (mma.sync). A block computes a tile of y. x and
+// the weight pass through shared memory in chunks of k, in a pipeline with several chunks in flight. The epilogue
+// adds the bias and applies the activation to the sums while they are in registers.
 #include "common/capability.h"
-#include "common/early_launch.cuh"
+#include "common/programmatic_dependent_launch.cuh"
 #include "common/reduce.cuh"
 #include "common/tensor_cores.cuh"
 #include "linear/linear_gelu.cuh"
@@ -26,16 +26,16 @@ struct LinearTile
 {
     static constexpr int kROWS = kROWS_;
     static constexpr int kCOLUMNS = 64;
-    static constexpr int kDEPTH = 32; // of a chunk
-    static constexpr int kSLOTS = 4;  // chunk c is in slot c % kSLOTS
-    static constexpr int kAHEAD = kSLOTS - 1;
+    static constexpr int kDEPTH = 32; // elements of k in a chunk
+    static constexpr int kSTAGES = 4; // chunk c is in stage c % kSTAGES
+    static constexpr int kIN_FLIGHT = kSTAGES - 1;
     static constexpr int kTHREADS = 4 * kWARP;
     static constexpr int kWARP_ROWS = kROWS / 2;
     static constexpr int kWARP_COLUMNS = kCOLUMNS / 2;
     using X = SharedTile<kROWS, kDEPTH>;
     using Weight = SharedTile<kCOLUMNS, kDEPTH>;
-    static constexpr int kSLOT_BYTES = X::kBYTES + Weight::kBYTES;
-    static constexpr int kBYTES = kSLOTS * kSLOT_BYTES;
+    static constexpr int kSTAGE_BYTES = X::kBYTES + Weight::kBYTES;
+    static constexpr int kBYTES = kSTAGES * kSTAGE_BYTES;
 };
 
 template <typename T>
@@ -46,7 +46,7 @@ struct Matrix
     int32_t columns;
 };
 
-// 8 elements of a row one by one, zeros for those that do not exist.
+// Loads 8 elements of a row one by one; elements outside the matrix are zeros.
 template <typename T>
 __device__ uint4 gatherPiece(Matrix<T> const& matrix, int64_t row, int32_t column)
 {
@@ -63,8 +63,8 @@ __device__ uint4 gatherPiece(Matrix<T> const& matrix, int64_t row, int32_t colum
     return *reinterpret_cast<uint4 const*>(&piece);
 }
 
-// Copies a part of a matrix to shared memory; what lies outside the matrix becomes zeros. kALIGNED: its rows begin at
-// multiples of 16 bytes, so that a piece lies inside or outside as a whole, and goes there by itself.
+// Copies a part of a matrix to shared memory; elements outside the matrix become zeros. kALIGNED: its rows begin at
+// multiples of 16 bytes, so that each piece is inside or outside as a whole and can be copied with cp.async.
 template <bool kALIGNED, int kROWS, int kCOLUMNS, int kTHREADS, typename T>
 __device__ void loadTile(Matrix<T> const& matrix, int64_t firstRow, int32_t firstColumn, uint32_t tile)
 {
@@ -91,7 +91,7 @@ __device__ void loadTile(Matrix<T> const& matrix, int64_t firstRow, int32_t firs
     }
 }
 
-// sums (kWARP_ROWS, kWARP_COLUMNS) += x weight, of one chunk, for the warp's part of the tile
+// sums (kWARP_ROWS, kWARP_COLUMNS) += x weight^T for one chunk and the warp's part of the tile
 template <typename T, typename Tile>
 __device__ void multiplyChunk(float (&sums)[Tile::kWARP_ROWS / 16][Tile::kWARP_COLUMNS / 8][4], uint32_t x,
     uint32_t weight, uint32_t warpRow, uint32_t warpColumn)
@@ -128,7 +128,7 @@ __device__ float activate(float value, bool withGelu)
     return withGelu ? gelu(value) : value;
 }
 
-// Two neighbouring elements of y, of which the second may lie outside.
+// Stores two neighbouring elements of y; the second may be outside y.
 template <bool kALIGNED, typename T>
 __device__ void storePair(T* target, float first, float second, bool secondExists)
 {
@@ -148,7 +148,7 @@ __device__ void storePair(T* target, float first, float second, bool secondExist
     }
 }
 
-// The warp's part of the tile, with bias and activation. `row` and `column` are its first in y.
+// The epilogue of the warp's part of the tile: bias, activation, store. `row` and `column` are its first in y.
 template <typename T, bool kALIGNED, int kROW_TILES, int kCOLUMN_TILES>
 __device__ void storeSums(
     LinearArguments const& a, int64_t row, int32_t column, float const (&sums)[kROW_TILES][kCOLUMN_TILES][4])
@@ -189,7 +189,7 @@ template <typename T, bool kALIGNED, typename Tile>
 __global__ void __launch_bounds__(Tile::kTHREADS) linearTensorKernel(LinearArguments const a)
 {
     extern __shared__ __align__(128) unsigned char memory[];
-    uint32_t const slots = sharedAddress(memory);
+    uint32_t const stages = sharedAddress(memory);
     uint32_t const columnTiles = static_cast<uint32_t>(divideUp(a.out, Tile::kCOLUMNS));
     int64_t const row = int64_t{blockIdx.x / columnTiles} * Tile::kROWS;
     int32_t const column = static_cast<int32_t>(blockIdx.x % columnTiles) * Tile::kCOLUMNS;
@@ -197,23 +197,23 @@ __global__ void __launch_bounds__(Tile::kTHREADS) linearTensorKernel(LinearArgum
     Matrix<T> const weight{static_cast<T const*>(a.weight), a.out, a.in};
     int32_t const chunks = static_cast<int32_t>(divideUp(a.in, Tile::kDEPTH));
 
-    // Always one group of copies, which may be empty.
+    // Commits one copy group in any case; it may be empty.
     auto const load = [&](int32_t chunk)
     {
         if (chunk < chunks)
         {
-            uint32_t const slot = slots + chunk % Tile::kSLOTS * Tile::kSLOT_BYTES;
+            uint32_t const stage = stages + chunk % Tile::kSTAGES * Tile::kSTAGE_BYTES;
             int32_t const depth = chunk * Tile::kDEPTH;
-            loadTile<kALIGNED, Tile::kROWS, Tile::kDEPTH, Tile::kTHREADS>(x, row, depth, slot);
+            loadTile<kALIGNED, Tile::kROWS, Tile::kDEPTH, Tile::kTHREADS>(x, row, depth, stage);
             loadTile<kALIGNED, Tile::kCOLUMNS, Tile::kDEPTH, Tile::kTHREADS>(
-                weight, column, depth, slot + Tile::X::kBYTES);
+                weight, column, depth, stage + Tile::X::kBYTES);
         }
-        endGroup();
+        commitCopyGroup();
     };
 
     waitForPreviousKernel();
 #pragma unroll
-    for (int chunk = 0; chunk < Tile::kAHEAD; ++chunk)
+    for (int chunk = 0; chunk < Tile::kIN_FLIGHT; ++chunk)
     {
         load(chunk);
     }
@@ -223,19 +223,19 @@ __global__ void __launch_bounds__(Tile::kTHREADS) linearTensorKernel(LinearArgum
     float sums[Tile::kWARP_ROWS / 16][Tile::kWARP_COLUMNS / 8][4]{};
     for (int32_t chunk = 0; chunk < chunks; ++chunk)
     {
-        waitForGroups<Tile::kAHEAD - 1>();
-        __syncthreads(); // the chunk is there, and nobody reads the one before any more
-        load(chunk + Tile::kAHEAD);
-        uint32_t const slot = slots + chunk % Tile::kSLOTS * Tile::kSLOT_BYTES;
-        multiplyChunk<T, Tile>(sums, slot, slot + Tile::X::kBYTES, warpRow, warpColumn);
+        waitForCopyGroups<Tile::kIN_FLIGHT - 1>();
+        __syncthreads(); // the chunk has arrived, and no warp reads the previous one any more
+        load(chunk + Tile::kIN_FLIGHT);
+        uint32_t const stage = stages + chunk % Tile::kSTAGES * Tile::kSTAGE_BYTES;
+        multiplyChunk<T, Tile>(sums, stage, stage + Tile::X::kBYTES, warpRow, warpColumn);
     }
-    waitForGroups<0>();
+    waitForCopyGroups<0>();
     storeSums<T, kALIGNED>(a, row + warpRow, column + static_cast<int32_t>(warpColumn), sums);
 }
 
 constexpr int kPLAIN_BLOCK = 128;
 
-// bf16 on Turing, whose tensor cores do not know it: a thread for each element of y.
+// bf16 on Turing, whose tensor cores do not support it: one thread computes one element of y.
 __global__ void linearPlainKernel(LinearArguments const a)
 {
     uint32_t const columnBlocks = static_cast<uint32_t>(divideUp(a.out, kPLAIN_BLOCK));
@@ -288,10 +288,10 @@ cudaError_t launchTile(LinearArguments const& a, cudaStream_t stream)
         return cudaErrorInvalidConfiguration;
     }
     LaunchSize const size{static_cast<unsigned int>(blocks), Tile::kTHREADS, Tile::kBYTES};
-    return launchEarly(linearTensorKernel<T, kALIGNED, Tile>, size, stream, a);
+    return launchDependent(linearTensorKernel<T, kALIGNED, Tile>, size, stream, a);
 }
 
-// Large tiles read x and the weight fewer times, where there is one for each multiprocessor.
+// Large tiles read x and the weight fewer times; they are chosen if there is one for each multiprocessor.
 template <typename T>
 cudaError_t launchTyped(LinearArguments const& a, cudaStream_t stream)
 {

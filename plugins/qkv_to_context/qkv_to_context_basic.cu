@@ -1,7 +1,7 @@
-// Attention with ordinary fp32 arithmetic: for fp32, whose accuracy the tensor cores do not have, and for bf16 on GPUs
-// whose tensor cores do not know it. A block takes a tile of queries and goes over the keys in chunks. Each thread
-// computes 4 x 4 scores of a chunk, and 4 rows of the sums of weighted values; what threads must see of each other
-// goes through shared memory.
+// Attention with ordinary fp32 arithmetic: for fp32, whose accuracy the tensor cores do not have, and for bf16 on
+// GPUs whose tensor cores do not support it. Read this kernel first: it shows online softmax without tensor cores. A
+// block takes a tile of queries and iterates over the keys in chunks. Each thread computes 4 x 4 scores of a chunk,
+// and 4 rows of the weighted sums of values; threads exchange weights through shared memory.
 #include "qkv_to_context/qkv_to_context_common.cuh"
 
 #include <cfloat>
@@ -16,14 +16,14 @@ namespace bert
 namespace
 {
 
-// kTILE queries against chunks of kTILE keys; Turing's 64 KB of shared memory decide.
+// kTILE queries and chunks of kTILE keys, as large as Turing's 64 KB of shared memory allow.
 template <int kSIZE>
 struct BasicShape
 {
     static constexpr int kTILE = kSIZE == 32 ? 64 : 32;
-    static constexpr int kACROSS = kTILE / 4; // threads that share 4 queries; they lie in one warp
+    static constexpr int kACROSS = kTILE / 4; // threads that share 4 queries, in one warp
     static constexpr int kTHREADS = kACROSS * kACROSS;
-    static constexpr int kPITCH = kTILE + 4; // of rows in shared memory, which are read 16 bytes at a time
+    static constexpr int kPITCH = kTILE + 4; // of rows in shared memory; a multiple of 16 bytes
 };
 
 template <typename In, int kSIZE>
@@ -36,7 +36,7 @@ struct BasicMemory
     float weights[Shape::kTILE][Shape::kPITCH]; // transposed: (keys, queries)
 };
 
-// Rows of D elements, transposed; rows that do not exist become zeros.
+// Loads rows of D elements and transposes them; rows beyond `count` become zeros.
 template <typename In, int kSIZE>
 __device__ void loadTransposed(
     float (&target)[kSIZE][BasicShape<kSIZE>::kPITCH], In const* rows, int64_t stride, int32_t count)
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(BasicShape<kSIZE>::kTHREADS)
 
     waitForPreviousKernel();
     QueryTile const tile = findTile<kTILE>(p, blockIdx.x / p.heads);
-    if (tile.broken)
+    if (tile.invalid)
     {
         poison<kSIZE>(p, tile, head, Shape::kTHREADS);
         return;
@@ -106,12 +106,12 @@ __global__ void __launch_bounds__(BasicShape<kSIZE>::kTHREADS)
     float maximum[4] = {-FLT_MAX, -FLT_MAX, -FLT_MAX, -FLT_MAX};
     float sum[4]{};
     float sums[4][kCOLUMNS]{};
-    KeyBits<kTILE> bits{p, tile};
+    KeyMask<kTILE> bits{p, tile};
     for (int32_t firstKey = 0; firstKey < tile.keys; firstKey += kTILE)
     {
         bits.fetch(firstKey / kTILE);
         bits.gather(firstKey / kTILE);
-        __syncthreads(); // nobody reads the chunk before any more
+        __syncthreads(); // no thread reads the previous chunk any more
         int32_t const count = tile.keys - firstKey;
         loadTransposed<In, kSIZE>(memory.keys, keys + firstKey * stride, stride, count);
         for (int i = static_cast<int>(threadIdx.x); i < kTILE * kSIZE; i += Shape::kTHREADS)
@@ -121,7 +121,8 @@ __global__ void __launch_bounds__(BasicShape<kSIZE>::kTHREADS)
         }
         __syncthreads();
 
-        // In parts of 16 elements: a sum of sums rounds less than one long chain, which large scores feel.
+        // In parts of 16 elements: a sum of partial sums rounds less than one long chain, which matters for large
+        // scores.
         float scores[4][4]{}; // queries 4y.., keys 4x..
         constexpr int kPART = 16;
         for (int first = 0; first < kSIZE; first += kPART)
@@ -155,7 +156,7 @@ __global__ void __launch_bounds__(BasicShape<kSIZE>::kTHREADS)
 #pragma unroll
             for (int distance = kACROSS / 2; distance > 0; distance /= 2)
             {
-                largest = fmaxf(largest, exchange(largest, distance));
+                largest = fmaxf(largest, shuffleXor(largest, distance));
             }
             float const factor = exp2f((maximum[i] - largest) * p.scale);
             maximum[i] = largest;
@@ -224,7 +225,7 @@ cudaError_t launchSize(QkvToContextArguments const& a, cudaStream_t stream)
     using Shape = BasicShape<kSIZE>;
     LaunchSize const size{static_cast<unsigned int>(countBlocks<Shape::kTILE>(a)), Shape::kTHREADS,
         sizeof(BasicMemory<In, kSIZE>)};
-    return launchEarly(qkvToContextBasicKernel<In, kSIZE>, size, stream, makeProblem<Shape::kTILE>(a));
+    return launchDependent(qkvToContextBasicKernel<In, kSIZE>, size, stream, makeProblem<Shape::kTILE>(a));
 }
 
 template <typename In>

@@ -1,10 +1,10 @@
-// Runs the attention kernels over shapes that reach every branch of theirs and compares with a plain loop in double
-// precision. Small and without PyTorch, so that compute-sanitizer goes through it in seconds:
+// Runs the attention kernels over shapes that reach every branch of their launchers and compares with a reference
+// loop in double precision. It is small and does not use PyTorch, so that compute-sanitizer runs it in seconds:
 //
 //     cmake --build plugins/build --target qkv_to_context_check
 //     compute-sanitizer --tool memcheck plugins/build/qkv_to_context_check     also: racecheck, initcheck, synccheck
 //
-// With the argument "few" it makes do with few cases, each of them small: racecheck and initcheck are slow.
+// With the argument "few" it runs few small cases, for racecheck and initcheck, which are slow.
 #include "common/device_tensor.cuh"
 #include "common/element.cuh"
 #include "qkv_to_context/qkv_to_context_kernels.h"
@@ -87,7 +87,7 @@ std::vector<T> randomValues(size_t count)
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// The plain loop
+// The reference loop
 // ---------------------------------------------------------------------------------------------------------------
 
 constexpr int32_t kHEADS = 2;
@@ -95,8 +95,8 @@ constexpr int32_t kHEADS = 2;
 struct Case
 {
     char const* layout;
-    int32_t sentences;
-    int32_t length; // for packed sentences of all together
+    int32_t sequences;
+    int32_t length; // of all sequences together if packed
     int32_t headSize;
     std::vector<int32_t> second; // mask or cuSeqlens
 
@@ -106,11 +106,11 @@ struct Case
     }
     int32_t tokens() const
     {
-        return isPacked() ? length : sentences * length;
+        return isPacked() ? length : sequences * length;
     }
 };
 
-// Attention of one query and head over tokens [start, end) of which `counts` says yes.
+// Attention of one query and head over the tokens of [start, end) that `counts` accepts.
 template <typename T, typename Counts>
 std::vector<double> attend(std::vector<T> const& qkv, int32_t query, int32_t head, int32_t start, int32_t end,
     int32_t size, Counts counts)
@@ -152,7 +152,7 @@ std::vector<double> expectedRow(Case const& c, std::vector<T> const& qkv, int32_
 {
     if (c.isPacked())
     {
-        for (int32_t i = 0; i < c.sentences; ++i)
+        for (int32_t i = 0; i < c.sequences; ++i)
         {
             if (token >= c.second[i] && token < c.second[i + 1])
             {
@@ -202,7 +202,7 @@ void runCase(Case const& c, std::vector<Kernel> const& kernels)
         poison(context.data(), tokens * width);
         QkvToContextArguments const arguments{qkvDevice.data(),
             packed || c.second.empty() ? nullptr : second.data(), packed ? second.data() : nullptr,
-            context.data(), c.sentences, c.length, kHEADS, c.headSize,
+            context.data(), c.sequences, c.length, kHEADS, c.headSize,
             std::is_same_v<In, int8_t> ? kSCALE : 1.0F, std::is_same_v<Out, int8_t> ? kSCALE : 1.0F,
             TypeOf<In>::kVALUE, TypeOf<Out>::kVALUE};
         if (!kernel.suits(arguments))
@@ -213,8 +213,9 @@ void runCase(Case const& c, std::vector<Kernel> const& kernels)
         check(cudaDeviceSynchronize(), kernel.name);
         auto const found = context.values();
         double error = 0.0;
-        double norm = 1e-9; // all zeros are right to the bit
-        for (int32_t token = 0; token < tokens; token += std::max(1, tokens / 11)) // the plain loop is slow
+        double norm = 1e-9; // for a context of zeros, which must be exact
+        for (int32_t token = 0; token < tokens;
+            token += std::max(1, tokens / 11)) // the reference loop is slow
         {
             for (int32_t head = 0; head < kHEADS; ++head)
             {
@@ -230,13 +231,13 @@ void runCase(Case const& c, std::vector<Kernel> const& kernels)
         }
         double const tolerance = std::max(TypeOf<Out>::kTOLERANCE,
             std::is_same_v<In, int8_t> ? TypeOf<__half>::kTOLERANCE : TypeOf<In>::kTOLERANCE);
-        // Averages over many keys are small, and steps of int8 are not.
+        // Averages over many keys are small compared with a step of int8.
         double const allowed = std::is_same_v<Out, int8_t> ? 0.6 * kSCALE * std::sqrt(11.0 * width + width)
                                                            : tolerance * std::sqrt(norm);
         if (!(std::sqrt(error) <= allowed))
         {
             std::printf("wrong: %s, %s, %d x %d, head size %d, types %d to %d: error %g, allowed %g\n",
-                kernel.name, c.layout, c.sentences, c.length, c.headSize,
+                kernel.name, c.layout, c.sequences, c.length, c.headSize,
                 static_cast<int>(TypeOf<In>::kVALUE), static_cast<int>(TypeOf<Out>::kVALUE), std::sqrt(error),
                 allowed);
             ++gWrong;
@@ -245,7 +246,7 @@ void runCase(Case const& c, std::vector<Kernel> const& kernels)
     }
 }
 
-// Masks of three sentences, one after the other: holes, nothing but padding, padding behind.
+// The masks of three sequences: with holes; all padding; padding at the end.
 std::vector<int32_t> threeMasks(int32_t length)
 {
     std::vector<int32_t> mask(3 * length, 0);
@@ -262,7 +263,7 @@ void runTypes(std::vector<Kernel> const& kernels)
 {
     for (int32_t size : {32, 64, 128})
     {
-        // One query, a tile that is not full, exactly full, one more; several chunks of keys, the last not full.
+        // One query; a partial tile; an exact tile; one query more; several chunks of keys, the last one partial.
         for (int32_t length : gFew ? std::vector<int32_t>{200}
                                    : std::vector<int32_t>{1, 33, 64, 65, 128, 200, 300, 385, 512, 513})
         {
@@ -272,7 +273,7 @@ void runTypes(std::vector<Kernel> const& kernels)
         {
             runCase<In, Out>({"single", 3, 70, size, {}}, kernels);
         }
-        if (size == 64 && !gFew) // more tiles than a GPU takes at a time, of 64 and of 192 queries
+        if (size == 64 && !gFew) // more tiles than are resident at the same time, of 64 and of 192 queries
         {
             runCase<In, Out>({"single", 210, 70, size, {}}, kernels);
             runCase<In, Out>({"single", 150, 192, size, {}}, kernels);
@@ -283,21 +284,21 @@ void runTypes(std::vector<Kernel> const& kernels)
         {
             runCase<In, Out>({"padded", 3, length, size, threeMasks(length)}, kernels);
         }
-        if (size == 64) // as many sentences as the short kernels share out in other ways
+        if (size == 64) // numbers of sequences for which the short kernels choose other blocks
         {
             runCase<In, Out>({"single", 40, 65, size, {}}, kernels);
             runCase<In, Out>({"single", 140, 65, size, {}}, kernels);
             runCase<In, Out>({"single", 40, 131, size, {}}, kernels);
         }
         runCase<In, Out>({"packed", 5, 300, size, {0, 1, 1, 66, 194, 260}}, kernels);
-        if (!gFew) // chunks of keys come to lie where others lay
+        if (!gFew) // chunks of keys reuse pipeline stages
         {
             runCase<In, Out>({"packed", 3, 900, size, {0, 500, 520, 890}}, kernels);
         }
     }
 }
 
-// Descriptions of sentences that are none: nothing outside the tensors is touched.
+// Invalid cuSeqlens: the kernels must not access memory outside the tensors.
 template <typename T>
 void runBroken(std::vector<Kernel> const& kernels)
 {
@@ -330,7 +331,7 @@ void runBroken(std::vector<Kernel> const& kernels)
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Many tiles, again and again
+// Many tiles, many launches
 // ---------------------------------------------------------------------------------------------------------------
 
 template <typename T>
@@ -347,21 +348,21 @@ __global__ void countDifferences(
     }
 }
 
-// Blocks that take tile after tile use their shared memory again. What does so too early is wrong now and then only: of
-// 400 launches with 64 sentences of 128 tokens 28 were. Here each kernel is launched often, two at a time, and
-// compared with the tensor kernel, which takes one tile a block.
+// Persistent kernels reuse their shared memory from tile to tile. If they reuse it too early, only some launches are
+// wrong: an early version was wrong in 28 of 400 launches with 64 sequences of 128 tokens. So each kernel is launched
+// many times, two launches at a time, and compared with the tensor kernel, whose blocks compute one tile each.
 template <typename In, typename Out>
 void runOften(Case const& c, Tensor<In> const& qkv, int32_t heads, std::vector<Kernel> const& kernels)
 {
     constexpr int kPOISON = std::is_same_v<Out, int8_t> ? 0x80 : 0xFF;     // -128 or NaN
-    constexpr float kALLOWED = std::is_same_v<Out, int8_t> ? 1.0F : 4e-3F; // of int8 one step
+    constexpr float kALLOWED = std::is_same_v<Out, int8_t> ? 1.0F : 4e-3F; // one step of int8
     int const runs = gFew ? 2 : 20;
     size_t const size = static_cast<size_t>(c.tokens()) * heads * c.headSize;
     Tensor<int32_t> const cuSeqlens{c.second};
     Tensor<Out> const expected{size};
     Tensor<Out> const found{size};
     QkvToContextArguments arguments{qkv.data(), nullptr, c.isPacked() ? cuSeqlens.data() : nullptr,
-        expected.data(), c.sentences, c.length, heads, c.headSize, std::is_same_v<In, int8_t> ? kSCALE : 1.0F,
+        expected.data(), c.sequences, c.length, heads, c.headSize, std::is_same_v<In, int8_t> ? kSCALE : 1.0F,
         std::is_same_v<Out, int8_t> ? kSCALE / 8 : 1.0F, TypeOf<In>::kVALUE, TypeOf<Out>::kVALUE};
     check(launchQkvToContextTensor(arguments, nullptr), "tensor");
     arguments.context = found.data();
@@ -387,7 +388,7 @@ void runOften(Case const& c, Tensor<In> const& qkv, int32_t heads, std::vector<K
         if (right < runs)
         {
             std::printf("wrong: %s, %s, %d x %d, %d heads of %d: %d of %d launches\n", kernel.name, c.layout,
-                c.sentences, c.length, heads, c.headSize, runs - static_cast<int>(right), runs);
+                c.sequences, c.length, heads, c.headSize, runs - static_cast<int>(right), runs);
             ++gWrong;
         }
         ++gRuns;
@@ -399,7 +400,7 @@ void runManyTiles(std::vector<Kernel> const& kernels)
 {
     constexpr int32_t kMANY_HEADS = 12;
     constexpr int32_t kSIZE = 64;
-    std::vector<int32_t> starts{0}; // tiles that are full and that are not, in turn
+    std::vector<int32_t> starts{0}; // full and partial tiles alternate
     for (int32_t i = 0; i < (gFew ? 20 : 100); ++i)
     {
         starts.push_back(starts.back() + 1 + i * 37 % 200);
@@ -409,10 +410,10 @@ void runManyTiles(std::vector<Kernel> const& kernels)
     if (!gFew)
     {
         cases = {packed};
-        for (auto [sentences, length] :
+        for (auto [sequences, length] :
             {std::pair{64, 128}, {128, 64}, {128, 128}, {210, 70}, {32, 384}, {8, 512}})
         {
-            cases.push_back({"single", sentences, length, kSIZE, {}});
+            cases.push_back({"single", sequences, length, kSIZE, {}});
         }
     }
     int32_t tokens = 0;
@@ -431,9 +432,9 @@ void runManyTiles(std::vector<Kernel> const& kernels)
 // Absurd scales
 // ---------------------------------------------------------------------------------------------------------------
 
-// An int8 of qkv counts so much that each step of a score is many of the exponent, or that each step of a value is more
-// than int8 has for contexts: Hopper's kernels leave that to the tensor kernel. All keys have the same values, -1, 0 or
-// 1, which is what the context is.
+// Scales with which one unit of a score is many units of the exponent, or one unit of a value exceeds the int8 range
+// of the context: Hopper's kernels leave those to the tensor kernel. All keys have the same values, -1, 0 or 1, so
+// the context equals those.
 void runAbsurdScales()
 {
     constexpr int32_t kSIZE = 64;

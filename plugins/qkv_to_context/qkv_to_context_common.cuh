@@ -1,9 +1,9 @@
-// What the attention kernels share: which queries belong to a block, which keys count, and the store.
+// What the attention kernels share: the tiles of queries, the attention mask, and the store.
 #pragma once
 
 #include "common/capability.h"
-#include "common/early_launch.cuh"
 #include "common/element.cuh"
+#include "common/programmatic_dependent_launch.cuh"
 #include "common/reduce.cuh"
 #include "qkv_to_context/qkv_to_context_kernels.h"
 
@@ -14,37 +14,37 @@
 namespace bert
 {
 
-// The arguments as a kernel wants them. A block takes one tile of queries, all of one sentence, and one head.
+// The arguments of a kernel. A block computes one tile of queries, all of one sequence, for one head.
 struct AttentionProblem
 {
     void const* qkv;
     int32_t const* mask;
     int32_t const* cuSeqlens;
     void* context;
-    int32_t sentences;
+    int32_t sequences;
     int32_t length;
     int32_t heads;
-    uint32_t tiles;     // of a sentence; unused for packed sentences
+    uint32_t tiles;     // of a sequence; unused if packed
     float scale;        // from Q K^T to the exponent of 2
-    float outputFactor; // from a sum of values to what is stored
+    float outputFactor; // from a weighted sum of values to the stored number
     ElementType outputType;
 };
 
 template <int kROWS>
 AttentionProblem makeProblem(QkvToContextArguments const& a)
 {
-    return {a.qkv, a.mask, a.cuSeqlens, a.context, a.sentences, a.length, a.heads,
+    return {a.qkv, a.mask, a.cuSeqlens, a.context, a.sequences, a.length, a.heads,
         (static_cast<uint32_t>(a.length) + kROWS - 1) / kROWS, scoreScale(a), a.qkvScale / a.outputScale,
         a.outputType};
 }
 
-// Blocks of the grid. The lengths of packed sentences are known on the device only: each begins at most one tile that
-// it does not fill, and so do the tokens behind the last sentence.
+// Blocks of the grid. The lengths of packed sequences are known only on the device, so this is an upper bound: each
+// sequence has at most one partial tile, and so have the tokens after the last sequence.
 template <int kROWS>
 int64_t countBlocks(QkvToContextArguments const& a)
 {
-    int64_t const tiles = a.cuSeqlens != nullptr ? a.length / kROWS + a.sentences + int64_t{1}
-                                                 : (a.length + int64_t{kROWS} - 1) / kROWS * a.sentences;
+    int64_t const tiles = a.cuSeqlens != nullptr ? a.length / kROWS + a.sequences + int64_t{1}
+                                                 : (a.length + int64_t{kROWS} - 1) / kROWS * a.sequences;
     return tiles * a.heads;
 }
 
@@ -55,82 +55,82 @@ int64_t countBlocks(QkvToContextArguments const& a)
 struct QueryTile
 {
     int64_t firstQuery; // token
-    int64_t firstKey;   // token: the sentence's first
+    int64_t firstKey;   // token: the first of the sequence
     int32_t queries;    // up to kROWS
-    int32_t keys;       // of the sentence
-    int32_t sentence;
-    bool broken; // cuSeqlens describes no sentences
+    int32_t keys;       // of the sequence
+    int32_t sequence;
+    bool invalid; // cuSeqlens is invalid
 };
 
-// Every warp looks at all of cuSeqlens, so that all blocks come to the same answer.
-inline __device__ bool isBroken(int32_t const* cuSeqlens, int32_t sentences, int32_t tokens)
+// Every warp checks all of cuSeqlens, so that all blocks get the same result.
+inline __device__ bool isInvalid(int32_t const* cuSeqlens, int32_t sequences, int32_t tokens)
 {
-    bool broken = false;
-    for (int32_t i = static_cast<int32_t>(threadIdx.x % kWARP); i < sentences; i += kWARP)
+    bool invalid = false;
+    for (int32_t i = static_cast<int32_t>(threadIdx.x % kWARP); i < sequences; i += kWARP)
     {
         int32_t const start = cuSeqlens[i];
         int32_t const end = cuSeqlens[i + 1];
-        broken = broken || start < 0 || end < start || end > tokens || (i == 0 && start != 0);
+        invalid = invalid || start < 0 || end < start || end > tokens || (i == 0 && start != 0);
     }
-    return __any_sync(kALL_LANES, broken);
+    return __any_sync(kALL_LANES, invalid);
 }
 
-// The tile with number `tile` of all sentences' tiles, one sentence after the other. What lies behind the last
-// sentence is a sentence without keys. Each lane looks at one sentence.
+// The tile with number `tile`, counted over all sequences. The tokens after the last sequence are treated as a
+// sequence without keys. Each lane checks one sequence, and a prefix sum over the lanes finds the owner of the tile.
 template <int kROWS>
 __device__ QueryTile findPackedTile(AttentionProblem const& p, int32_t tile)
 {
     int const lane = static_cast<int>(threadIdx.x % kWARP);
-    if (isBroken(p.cuSeqlens, p.sentences, p.length))
+    if (isInvalid(p.cuSeqlens, p.sequences, p.length))
     {
         int64_t const first = int64_t{tile} * kROWS;
         return {first, 0, static_cast<int32_t>(max(int64_t{0}, min(int64_t{kROWS}, p.length - first))), 0, 0,
             true};
     }
-    int32_t before = 0; // tiles of the sentences already looked at
-    for (int32_t base = 0; base <= p.sentences; base += kWARP)
+    int32_t before = 0; // tiles of the sequences checked so far
+    for (int32_t base = 0; base <= p.sequences; base += kWARP)
     {
-        int32_t const sentence = base + lane;
-        // Without a sentence there is no cuSeqlens[0] to trust either.
-        int32_t const start = sentence > p.sentences || p.sentences == 0 ? 0 : p.cuSeqlens[sentence];
-        int32_t const end = sentence < p.sentences ? p.cuSeqlens[sentence + 1] : p.length;
-        int32_t const count = sentence > p.sentences ? 0 : (end - start + kROWS - 1) / kROWS;
+        int32_t const sequence = base + lane;
+        // With no sequence cuSeqlens[0] has not been validated.
+        int32_t const start = sequence > p.sequences || p.sequences == 0 ? 0 : p.cuSeqlens[sequence];
+        int32_t const end = sequence < p.sequences ? p.cuSeqlens[sequence + 1] : p.length;
+        int32_t const count = sequence > p.sequences ? 0 : (end - start + kROWS - 1) / kROWS;
         int32_t upTo = count;
 #pragma unroll
         for (int distance = 1; distance < kWARP; distance *= 2)
         {
-            int32_t const left = __shfl_up_sync(kALL_LANES, upTo, distance);
-            upTo += lane >= distance ? left : 0;
+            int32_t const previous = __shfl_up_sync(kALL_LANES, upTo, distance);
+            upTo += lane >= distance ? previous : 0;
         }
         unsigned int const found = __ballot_sync(kALL_LANES, tile < before + upTo);
         if (found != 0)
         {
             int const owner = __ffs(static_cast<int>(found)) - 1;
-            int32_t const itsStart = __shfl_sync(kALL_LANES, start, owner);
-            int32_t const itsEnd = __shfl_sync(kALL_LANES, end, owner);
-            int32_t const itsTile = tile - before - __shfl_sync(kALL_LANES, upTo - count, owner);
-            int64_t const first = int64_t{itsStart} + int64_t{itsTile} * kROWS;
-            int32_t const queries = static_cast<int32_t>(min(int64_t{kROWS}, itsEnd - first));
-            int32_t const keys = base + owner == p.sentences ? 0 : itsEnd - itsStart;
-            return {first, itsStart, queries, keys, base + owner, false};
+            int32_t const ownerStart = __shfl_sync(kALL_LANES, start, owner);
+            int32_t const ownerEnd = __shfl_sync(kALL_LANES, end, owner);
+            int32_t const ownerTile = tile - before - __shfl_sync(kALL_LANES, upTo - count, owner);
+            int64_t const first = int64_t{ownerStart} + int64_t{ownerTile} * kROWS;
+            int32_t const queries = static_cast<int32_t>(min(int64_t{kROWS}, ownerEnd - first));
+            int32_t const keys = base + owner == p.sequences ? 0 : ownerEnd - ownerStart;
+            return {first, ownerStart, queries, keys, base + owner, false};
         }
         before += __shfl_sync(kALL_LANES, upTo, kWARP - 1);
     }
-    return {}; // the grid has a tile more than there is work for
+    return {}; // the grid has more tiles than there is work for
 }
 
-// The same where all sentences are of one length.
+// The same for sequences of equal length.
 template <int kROWS>
 __device__ QueryTile findEqualTile(AttentionProblem const& p, uint32_t tile)
 {
-    uint32_t const sentence = tile / p.tiles;
+    uint32_t const sequence = tile / p.tiles;
     int32_t const firstRow = static_cast<int32_t>(tile % p.tiles) * kROWS;
-    int64_t const first = int64_t{sentence} * p.length;
+    int64_t const first = int64_t{sequence} * p.length;
     return {first + firstRow, first, min(kROWS, p.length - firstRow), p.length,
-        static_cast<int32_t>(sentence), false};
+        static_cast<int32_t>(sequence), false};
 }
 
-// Blocks of one tile lie beside each other, one for each head.
+// Consecutive blocks compute the heads of one tile.
 template <int kROWS>
 __device__ QueryTile findTile(AttentionProblem const& p, uint32_t tile)
 {
@@ -138,7 +138,7 @@ __device__ QueryTile findTile(AttentionProblem const& p, uint32_t tile)
                                   : findEqualTile<kROWS>(p, tile);
 }
 
-// Calls function(tile, head) for each tile that this block has to do, or poison where that is impossible.
+// Calls function(tile, head) for each tile of this block, or poisonTile if cuSeqlens is invalid.
 template <int kROWS, typename Function, typename Poison>
 __device__ void forTiles(AttentionProblem const& p, uint32_t count, Function&& function, Poison&& poisonTile)
 {
@@ -151,7 +151,7 @@ __device__ void forTiles(AttentionProblem const& p, uint32_t count, Function&& f
         uint32_t const head = number % p.heads;
         QueryTile const tile = findTile<kROWS>(p, number / p.heads);
         waitForPreviousKernel();
-        if (tile.broken)
+        if (tile.invalid)
         {
             poisonTile(tile, head);
         }
@@ -163,17 +163,17 @@ __device__ void forTiles(AttentionProblem const& p, uint32_t count, Function&& f
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Keys that count
+// Attention mask
 // ---------------------------------------------------------------------------------------------------------------
 
-// For the keys of one chunk, a bit each: it exists and is no padding. All lanes of a warp hold the same bits; the mask
-// is fetched one chunk ahead.
+// One bit for each key of a chunk: the key exists and is not padding. All lanes of a warp hold the same bits. The
+// mask is loaded one chunk ahead.
 template <int kKEYS>
-class KeyBits
+class KeyMask
 {
 public:
-    __device__ KeyBits(AttentionProblem const& p, QueryTile const& tile)
-        : mMask(p.mask == nullptr ? nullptr : p.mask + int64_t{tile.sentence} * p.length)
+    __device__ KeyMask(AttentionProblem const& p, QueryTile const& tile)
+        : mMask(p.mask == nullptr ? nullptr : p.mask + int64_t{tile.sequence} * p.length)
         , mKeys(tile.keys)
     {
     }
@@ -222,7 +222,7 @@ public:
         }
         return (bits >> (key % kWARP) & 1U) != 0;
     }
-    // Of 8 neighbouring keys that the registers of a warp hold as the tensor cores want them, those of this lane.
+    // The bits of this lane's two keys in group `tile` of 8 keys, in the register layout of the tensor cores.
     __device__ unsigned int pairOf(int tile) const
     {
         return mBits[tile / 4] >> (tile % 4 * 8 + threadIdx.x % 4 * 2);
@@ -264,14 +264,14 @@ __device__ void dispatchOutput(ElementType type, Function&& function)
     }
 }
 
-// Element 0 of a token's head in the output.
+// The first element of a token's head in the output.
 template <typename Out, int kSIZE>
 __device__ Out* contextRow(AttentionProblem const& p, int64_t token, uint32_t head)
 {
     return static_cast<Out*>(p.context) + (token * p.heads + head) * kSIZE;
 }
 
-// A block's share of an output that cannot be computed. `threads` threads of it take part, the first ones.
+// Fills a tile of the output that cannot be computed with NaN. The first `threads` threads of the block take part.
 template <int kSIZE>
 __device__ void poison(AttentionProblem const& p, QueryTile const& tile, uint32_t head, int threads)
 {
@@ -282,7 +282,7 @@ __device__ void poison(AttentionProblem const& p, QueryTile const& tile, uint32_
             Out value{};
             if constexpr (std::is_same_v<Out, int8_t>)
             {
-                value = INT8_MIN; // the nearest that int8 has
+                value = INT8_MIN; // int8 has no NaN
             }
             else
             {

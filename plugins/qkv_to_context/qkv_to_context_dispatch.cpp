@@ -1,4 +1,5 @@
-// Which of the attention kernels suits types, shape and GPU.
+// Chooses an attention kernel by types, shape and GPU. docs/kernels/attention.md has the measurements behind the
+// choice.
 #include "common/capability.h"
 #include "qkv_to_context/qkv_to_context_kernels.h"
 
@@ -15,25 +16,19 @@ bool isAligned16(void const* pointer)
 
 #if defined(BERT_HOPPER)
 
-// A block of the shared kernel takes 192 queries, and there is one to a multiprocessor: worth it where all of them have
-// one tile at most, or where hardly a row of theirs remains empty, neither at a sentence's end nor in the last round.
+// The shared kernel has one block of 192 queries per multiprocessor. It pays off if every block has at most one tile,
+// or if at least 15/16 of the rows of all rounds are in use: few are empty at the ends of sequences and in the last
+// round.
 bool prefersSharedInt8(QkvToContextArguments const& a, int multiprocessors)
 {
     constexpr int kROWS = 192;
-    int64_t const pairs = int64_t{a.sentences} * a.heads;
+    int64_t const pairs = int64_t{a.sequences} * a.heads;
     int64_t const tiles = pairs * ((a.length + kROWS - 1) / kROWS);
     int64_t const rounds = (tiles + multiprocessors - 1) / multiprocessors;
     return rounds == 1 || pairs * a.length * 16 >= rounds * multiprocessors * kROWS * 15;
 }
 
-// The one place where it is decided how int8 are shared out. Microseconds on an H200, 12 heads of 64, development runs:
-//
-//     B, S               1, 128   8, 128   32, 128   1, 384   32, 384   8, 512
-//     short              2.16     2.97     5.66
-//     split                                          4.73
-//     hopper             4.22     4.45     6.69      8.66     40.88     17.63
-//     shared                                         7.80     38.44     25.21
-//     fp16               2.28     3.33     6.09      4.72     39.44     18.01
+// Chooses an int8 kernel for Hopper.
 cudaError_t launchInt8(QkvToContextArguments const& a, cudaStream_t stream)
 {
     int multiprocessors = 0;
@@ -50,8 +45,9 @@ cudaError_t launchInt8(QkvToContextArguments const& a, cudaStream_t stream)
     {
         return launchQkvToContextShortInt8(a, stream);
     }
-    // The split kernel, as long as all its blocks are there at a time: two to a multiprocessor if keys are few.
-    int64_t const tiles = int64_t{a.sentences} * a.heads * ((a.length + 63) / 64);
+    // The split kernel, as long as all its blocks are resident at the same time: two per multiprocessor if keys are
+    // few.
+    int64_t const tiles = int64_t{a.sequences} * a.heads * ((a.length + 63) / 64);
     int const blocks = a.length <= 256 ? 2 : 1;
     if (suitsSplitInt8Kernel(a) && tiles <= blocks * multiprocessors)
     {
@@ -70,7 +66,7 @@ cudaError_t launchInt8(QkvToContextArguments const& a, cudaStream_t stream)
 
 cudaError_t launchQkvToContext(QkvToContextArguments const& arguments, cudaStream_t stream)
 {
-    if (arguments.length == 0 || (arguments.cuSeqlens == nullptr && arguments.sentences == 0))
+    if (arguments.length == 0 || (arguments.cuSeqlens == nullptr && arguments.sequences == 0))
     {
         return cudaSuccess; // a grid of no blocks is an error to CUDA
     }

@@ -1,6 +1,5 @@
-// What the two tensor core kernels share: tiles in shared memory, the softmax and the store of results that lie in
-// registers as the tensor cores leave them. There a warp has 16 rows, and in each group of 8 columns a thread holds
-// columns 2t and 2t + 1 of rows g and g + 8, with g = lane / 4 and t = lane % 4: values [0], [1] and [2], [3].
+// What the tensor core kernels share: loads of tiles into shared memory, the softmax, and the store of results, in
+// the register layout of the tensor cores (common/tensor_cores.cuh describes it).
 #pragma once
 
 #include "common/exponential.cuh"
@@ -12,7 +11,7 @@
 namespace bert
 {
 
-// What the tensor cores compute with: int8 becomes fp16, in which its numbers are exact.
+// The operand type of the tensor cores: int8 becomes fp16, which represents its numbers exactly.
 template <typename In>
 using Operand = std::conditional_t<std::is_same_v<In, int8_t>, __half, In>;
 
@@ -20,7 +19,8 @@ using Operand = std::conditional_t<std::is_same_v<In, int8_t>, __half, In>;
 // Tiles in shared memory
 // ---------------------------------------------------------------------------------------------------------------
 
-// Four int8 as four fp16, by bits: 1024 + u for 0 <= u < 256 is the fp16 number 0x6400 + u.
+// Converts four int8 to four fp16 without a conversion instruction: for 0 <= u < 256, the bits 0x6400 + u are the
+// fp16 number 1024 + u.
 inline __device__ uint2 widen(uint32_t bytes)
 {
     uint32_t const shifted = bytes ^ 0x80808080U; // value + 128
@@ -32,7 +32,7 @@ inline __device__ uint2 widen(uint32_t bytes)
     return {*reinterpret_cast<uint32_t const*>(&a), *reinterpret_cast<uint32_t const*>(&b)};
 }
 
-// 16 int8 of a row become two pieces of fp16.
+// Converts 16 int8 of a row to fp16 and stores two pieces.
 template <int kROWS, int kSIZE>
 __device__ void storeWidened(uint32_t tile, int row, int piece, uint4 const& bytes)
 {
@@ -44,9 +44,9 @@ __device__ void storeWidened(uint32_t tile, int row, int piece, uint4 const& byt
     storePiece(tile + SharedTile<kROWS, kSIZE>::offset(row, 2 * piece + 1), {c.x, c.y, d.x, d.y});
 }
 
-// Copies kROWS rows from global memory into a SharedTile, by kTHREADS threads, a block or a warp; rows that do not
-// exist become zeros. Two-byte elements go there by themselves after start. int8 waits in registers until finish widens
-// it.
+// Copies kROWS rows from global memory into a SharedTile, with kTHREADS threads of a block or a warp; rows beyond
+// `count` become zeros. Two-byte elements are copied asynchronously by start. int8 elements are loaded into registers
+// by start, and finish widens and stores them.
 template <typename In, int kROWS, int kSIZE, int kTHREADS>
 class TileLoader
 {
@@ -84,12 +84,12 @@ private:
     static constexpr int kPIECES_OF_ROW = kSIZE / kPER_PIECE;
     static constexpr int kPIECES = kROWS * kPIECES_OF_ROW;
     static constexpr int kEACH = (kPIECES + kTHREADS - 1) / kTHREADS;
-    static constexpr int kMOST_AT_ONCE = 4; // unrolled more than that, addresses take too many registers
+    static constexpr int kMAX_AT_ONCE = 4; // with more unrolling, addresses take too many registers
 
     template <typename Function>
     static __device__ void forPieces(Function&& function)
     {
-#pragma unroll(kWIDEN ? kEACH : kMOST_AT_ONCE)
+#pragma unroll(kWIDEN ? kEACH : kMAX_AT_ONCE)
         for (int i = 0; i < kEACH; ++i)
         {
             int const index = i * kTHREADS + static_cast<int>(threadIdx.x) % kTHREADS;
@@ -103,17 +103,17 @@ private:
     uint4 mPieces[kWIDEN ? kEACH : 1];
 };
 
-// Keys and values of one sentence and head, in chunks of kKEYS, kSLOTS of which are in shared memory: chunk c in slot
-// c % kSLOTS, keys first.
-template <typename In, int kKEYS, int kSIZE, int kTHREADS, int kSLOTS, int kAHEAD>
+// The pipeline of keys and values of one sequence and head, in chunks of kKEYS, with kSTAGES stages in shared memory:
+// chunk c is in stage c % kSTAGES, keys first.
+template <typename In, int kKEYS, int kSIZE, int kTHREADS, int kSTAGES, int kIN_FLIGHT>
 class ChunkLoader
 {
 public:
-    static_assert(sizeof(In) == 2 || kAHEAD == 1, "registers hold one chunk of int8");
+    static_assert(sizeof(In) == 2 || kIN_FLIGHT == 1, "registers hold one chunk of int8");
     using Tile = SharedTile<kKEYS, kSIZE>;
-    static constexpr int kBYTES = kSLOTS * 2 * Tile::kBYTES;
+    static constexpr int kBYTES = kSTAGES * 2 * Tile::kBYTES;
 
-    // `keys` is the head's first key; its values lie `toValues` elements behind.
+    // `keys` is the head's first key; the values are `toValues` elements further.
     __device__ ChunkLoader(In const* keys, int64_t toValues, int64_t stride, int32_t count, uint32_t memory)
         : mSource(keys)
         , mToValues(toValues)
@@ -122,7 +122,7 @@ public:
         , mMemory(memory)
     {
     }
-    // Always one group of copies, which may be empty.
+    // Commits one copy group in any case; it may be empty.
     __device__ void start(int32_t chunk)
     {
         int32_t const first = chunk * kKEYS;
@@ -132,18 +132,18 @@ public:
             mKeys.start(source, mStride, mCount - first, keys(chunk));
             mValues.start(source + mToValues, mStride, mCount - first, values(chunk));
         }
-        endGroup();
+        commitCopyGroup();
     }
-    // After it and a barrier the chunk is there.
+    // After it and a barrier the chunk can be read.
     __device__ void finish(int32_t chunk)
     {
-        waitForGroups<kAHEAD - 1>();
+        waitForCopyGroups<kIN_FLIGHT - 1>();
         mKeys.finish(keys(chunk));
         mValues.finish(values(chunk));
     }
     __device__ uint32_t keys(int32_t chunk) const
     {
-        return mMemory + chunk % kSLOTS * 2 * Tile::kBYTES;
+        return mMemory + chunk % kSTAGES * 2 * Tile::kBYTES;
     }
     __device__ uint32_t values(int32_t chunk) const
     {
@@ -160,7 +160,7 @@ private:
     TileLoader<In, kKEYS, kSIZE, kTHREADS> mValues;
 };
 
-// The warp's 16 rows of queries, 16 columns at a time.
+// Loads the warp's 16 rows of queries into registers, 16 columns at a time.
 template <int kROWS, int kSIZE>
 __device__ void loadQueries(uint32_t (&queries)[kSIZE / 16][4], uint32_t tile, uint32_t firstRow)
 {
@@ -177,7 +177,7 @@ __device__ void loadQueries(uint32_t (&queries)[kSIZE / 16][4], uint32_t tile, u
 // Softmax
 // ---------------------------------------------------------------------------------------------------------------
 
-// This lane's largest scores of its two rows, in short chains of dependent steps.
+// This lane's largest scores in its two rows, computed in short chains of dependent instructions.
 template <int kTILES>
 __device__ void findLargest(float (&largest)[2], float const (&scores)[kTILES][4])
 {
@@ -194,22 +194,22 @@ __device__ void findLargest(float (&largest)[2], float const (&scores)[kTILES][4
     largest[0] = fmaxf(columns[0], columns[1]);
     largest[1] = fmaxf(columns[2], columns[3]);
 }
-// The largest of the four lanes that share a row.
+// The maximum over the four lanes that share a row.
 inline __device__ float largestOfRow(float ofLane)
 {
-    float const ofTwo = fmaxf(ofLane, exchange(ofLane, 1));
-    return fmaxf(ofTwo, exchange(ofTwo, 2));
+    float const ofTwo = fmaxf(ofLane, shuffleXor(ofLane, 1));
+    return fmaxf(ofTwo, shuffleXor(ofTwo, 2));
 }
 
-struct Nothing
+struct NoOp
 {
     __device__ void operator()(int /*n*/) const {}
 };
 
-// Scores become powers of 2, which are added to the sums of their rows. Sums lag behind exponentials, which take a
-// while: nothing waits for the one just begun. between(n) is called after keys 8n to 8n + 7, for what fits between
+// Replaces scores by powers of 2 and adds them to the sums of their rows. The additions lag two steps behind, since
+// exponentials have a long latency. between(n) is called after keys 8n to 8n + 7: work that overlaps with
 // exponentials.
-template <int kTILES, typename Exponent, typename Between = Nothing>
+template <int kTILES, typename Exponent, typename Between = NoOp>
 __device__ void exponentiate(
     float (&sums)[2], float (&scores)[kTILES][4], Exponent&& exponent, Between&& between = Between{})
 {
@@ -239,19 +239,19 @@ __device__ void exponentiate(
     sums[1] += columns[2] + columns[3];
 }
 
-// Where the largest exponent is beyond it, score * scale would be rounded to steps of more than 2^-7.
-constexpr float kWIDE = 65536.0F;
+// Beyond this exponent, score * scale would be rounded to steps of more than 2^-7.
+constexpr float kLARGE_EXPONENT = 65536.0F;
 
-// What sums of weighted values have to be multiplied by in the end; 0 for a query without keys.
+// The final factor of the weighted sums of values; 0 for a query without keys.
 inline __device__ float invertSum(float ofLane)
 {
     float const sum = warpSum<4>(ofLane);
     return sum == 0.0F ? 0.0F : __fdividef(1.0F, sum);
 }
 
-// Keys that do not count get no weight. The first 8 keys of the scores are those with number `first` of the chunk.
+// Sets the scores of masked keys to -infinity. The scores begin with group `first` of 8 keys of the chunk.
 template <int kTILES, int kKEYS>
-__device__ void hide(float (&scores)[kTILES][4], KeyBits<kKEYS> const& bits, int first = 0)
+__device__ void maskScores(float (&scores)[kTILES][4], KeyMask<kKEYS> const& bits, int first = 0)
 {
 #pragma unroll
     for (int n = 0; n < kTILES; ++n)
@@ -264,27 +264,27 @@ __device__ void hide(float (&scores)[kTILES][4], KeyBits<kKEYS> const& bits, int
     }
 }
 
-// Softmax over scores whose maximum is known: `ofLane` is that of this lane's scores.
+// Softmax over scores that are all in registers: `ofLane` is the maximum of this lane's scores in each of its rows.
 class PlainSoftmax
 {
 public:
     __device__ PlainSoftmax(float const (&ofLane)[2], float scale)
         : mScale(scale)
     {
-        bool wide = false;
+        bool large = false;
 #pragma unroll
         for (int row = 0; row < 2; ++row)
         {
-            mMaximum[row] = fmaxf(largestOfRow(ofLane[row]), -FLT_MAX); // a number also without keys
-            wide = wide || fabsf(mMaximum[row]) * scale > kWIDE;
+            mMaximum[row] = fmaxf(largestOfRow(ofLane[row]), -FLT_MAX); // finite also without keys
+            large = large || fabsf(mMaximum[row]) * scale > kLARGE_EXPONENT;
         }
-        mWide = __any_sync(kALL_LANES, wide);
+        mLarge = __any_sync(kALL_LANES, large);
     }
-    // Scores become weights, those of one query all divided by the same number.
+    // Replaces scores by weights; the weights of a query have a common factor, which finish returns.
     template <int kTILES>
     __device__ void weigh(float (&scores)[kTILES][4])
     {
-        if (mWide)
+        if (mLarge)
         {
             exponentiate(
                 mSum, scores, [&](float score, int row) { return (score - mMaximum[row]) * mScale; });
@@ -306,13 +306,13 @@ private:
     float mScale;
     float mMaximum[2];
     float mSum[2]{};
-    bool mWide;
+    bool mLarge;
 };
 
-// By how much the maximum that exponents are relative to may lag behind, in them.
+// By how much, as an exponent, the running maximum may lag behind the true maximum.
 constexpr float kSLACK = 8.0F;
 
-// Each of a lane's two rows times its factor.
+// Multiplies each of the lane's two rows by its factor.
 template <int kTILES>
 __device__ void scaleRows(float (&sums)[kTILES][4], float const (&factors)[2])
 {
@@ -327,9 +327,9 @@ __device__ void scaleRows(float (&sums)[kTILES][4], float const (&factors)[2])
     }
 }
 
-// Softmax over scores that come chunk by chunk. What the exponent is taken of is the score less a maximum, and the
-// maximum is that of all scores so far give or take kSLACK: only when it has grown by more are the sums so far scaled,
-// which almost always is after the first chunk only. 2^kSLACK fits fp16, and sums are fp32.
+// Online softmax, over scores that arrive chunk by chunk. Exponents are relative to a running maximum, which may lag
+// behind the maximum of all scores so far by kSLACK: only if it has grown by more are the sums rescaled, which almost
+// always happens after the first chunk only. 2^kSLACK is in the range of fp16, and sums are fp32.
 class OnlineSoftmax
 {
 public:
@@ -339,8 +339,8 @@ public:
     {
     }
 
-    // Scores become weights, those of one query all divided by the same number. Returns whether sums of weighted
-    // values must be rescaled; all lanes of a warp get the same answer.
+    // Replaces scores by weights, as PlainSoftmax does. Returns whether the weighted sums of values must be rescaled;
+    // all lanes of a warp get the same result.
     template <int kTILES>
     __device__ bool weigh(float (&scores)[kTILES][4])
     {
@@ -353,7 +353,7 @@ public:
             grow(largest);
         }
         float const shift[2] = {mMaximum[0] * mScale, mMaximum[1] * mScale};
-        if (mWide)
+        if (mLarge)
         {
             exponentiate(
                 mSum, scores, [&](float score, int row) { return (score - mMaximum[row]) * mScale; });
@@ -379,7 +379,7 @@ public:
 private:
     __device__ void grow(float const (&largest)[2])
     {
-        bool wide = false;
+        bool large = false;
 #pragma unroll
         for (int row = 0; row < 2; ++row)
         {
@@ -388,9 +388,9 @@ private:
             mFactor[row] = exponential2((mMaximum[row] - ofRow) * mScale);
             mMaximum[row] = ofRow;
             mSum[row] *= mFactor[row];
-            wide = wide || fabsf(ofRow) * mScale > kWIDE;
+            large = large || fabsf(ofRow) * mScale > kLARGE_EXPONENT;
         }
-        mWide = __any_sync(kALL_LANES, wide);
+        mLarge = __any_sync(kALL_LANES, large);
     }
 
     float mScale;
@@ -398,10 +398,10 @@ private:
     float mMaximum[2]{-FLT_MAX, -FLT_MAX};
     float mSum[2]{};
     float mFactor[2]{};
-    bool mWide{true}; // as the maximum is at the beginning
+    bool mLarge{true}; // like the initial maximum
 };
 
-// Weights as the left operand of the next product: the registers already lie as it wants them.
+// Packs weights as the left operand of the second matmul, whose register layout they already have.
 template <typename T, int kTILES>
 __device__ void packWeights(uint32_t (&weights)[kTILES / 2][4], float const (&scores)[kTILES][4])
 {
@@ -419,8 +419,8 @@ __device__ void packWeights(uint32_t (&weights)[kTILES / 2][4], float const (&sc
 // Store
 // ---------------------------------------------------------------------------------------------------------------
 
-// Lanes 2i and 2i + 1 exchange pairs, so that each then has four neighbouring elements of one group of 8 columns:
-// fewer and wider stores.
+// Stores one row of the context. Lanes 2i and 2i + 1 exchange pairs first, so that each has four neighbouring
+// elements: fewer and wider stores.
 template <typename Out, int kSIZE>
 __device__ void storeRow(Out* row, bool exists, float const (&values)[kSIZE / 8][4], int half, float factor)
 {
@@ -466,7 +466,7 @@ __device__ void storeRow(Out* row, bool exists, float const (&values)[kSIZE / 8]
     }
 }
 
-// The warp's 16 rows of the context, of which `rows` exist.
+// Stores the warp's 16 rows of the context, of which `rows` exist.
 template <int kSIZE>
 __device__ void storeContext(AttentionProblem const& p, int64_t firstToken, int32_t rows, uint32_t head,
     float const (&sums)[kSIZE / 8][4], float const (&factors)[2])
@@ -486,7 +486,7 @@ __device__ void storeContext(AttentionProblem const& p, int64_t firstToken, int3
         });
 }
 
-// The same 16 rows to shared memory, as a SharedTile of 16 rows at `tile`.
+// Writes the same 16 rows to shared memory, as a SharedTile of 16 rows at `tile`.
 template <typename Out, int kSIZE>
 __device__ void stageContext(uint32_t tile, float const (&sums)[kSIZE / 8][4], float const (&factors)[2])
 {
@@ -504,7 +504,8 @@ __device__ void stageContext(uint32_t tile, float const (&sums)[kSIZE / 8][4], f
             int const row = i % 2;
             packPair(words[i], group[2 * row] * factors[row], group[2 * row + 1] * factors[row], Out{});
         }
-        // that of piece n + lane / 16: permuted is what is added to a piece, too
+        // The address of piece n + lane / 16: the swizzle is an exclusive or, so the offset of n can be applied after
+        // it.
         uint32_t const piece = n % Rows::kPIECES * 16;
         storeMatrices((address ^ piece) + n / Rows::kPIECES * Rows::kPANEL_BYTES, words);
     }

@@ -1,15 +1,16 @@
 // Attention with Hopper's tensor cores (wgmma). What changed against the tensor kernel:
 //
-//   - Four warps, a warpgroup, take 64 queries together. Their products read keys and values from shared memory by
-//     themselves and once for all four warps, without passing through registers.
-//   - Products run beside other work: while the softmax of one chunk is computed, the tensor cores multiply the weights
-//     of the chunk before with its values.
-//   - One more warp does nothing but fetch, mostly with copies of whole tiles (TMA). The others have no instructions
-//     for it and no barrier in common: each warpgroup waits for its next chunk alone, and while one of them computes
-//     its softmax the tensor cores are there for the others.
+//   - A warpgroup of four warps computes 64 queries. wgmma reads keys and values from shared memory once for all four
+//     warps, and not through registers.
+//   - wgmma is asynchronous: while the softmax of one chunk is computed, the tensor cores multiply the weights of the
+//     previous chunk with its values.
+//   - Warp specialisation: a producer warp loads tiles, mostly with TMA, and consumer warpgroups compute. Consumers
+//     have no load instructions and no common barrier: each warpgroup waits for its next chunk alone, and while one
+//     of them computes its softmax, the tensor cores work for the others.
+//   - The kernel is persistent: a block computes tile after tile.
 //
 // Compiled for sm_90a only (CMakeLists.txt).
-#include "common/hopper_copies.cuh"
+#include "common/hopper_tma.cuh"
 #include "qkv_to_context/qkv_to_context_fragments.cuh"
 #include "qkv_to_context/qkv_to_context_wgmma.cuh"
 
@@ -27,26 +28,27 @@ namespace
 
 constexpr int kBOX_ROWS = 64;
 
-template <typename In, int kSIZE, int kGROUPS, int kKEYS, int kSLOTS>
+template <typename In, int kSIZE, int kGROUPS, int kKEYS, int kSTAGES>
 struct HopperShape
 {
-    static constexpr int kTHREADS = (kGROUPS + 1) * kWARPGROUP; // the last one fetches
+    static constexpr int kTHREADS = (kGROUPS + 1) * kWARPGROUP; // the last warpgroup is the producer
     static constexpr int kROWS = kGROUPS * kQUERIES;
-    static constexpr int kREADERS = kGROUPS * 4; // warps
-    // One warp starts copies; the others of its warpgroup are there to hand over registers.
-    static constexpr int kFETCHERS = kWARP;
+    static constexpr int kCONSUMER_WARPS = kGROUPS * 4; // warps
+    // One warp starts the copies. The rest of its warpgroup exists because registers are reassigned by warpgroup.
+    static constexpr int kPRODUCERS = kWARP;
     using Queries = SharedTile<kQUERIES, kSIZE>;
     using Chunk = SharedTile<kKEYS, kSIZE>;
-    using Rows = SharedTile<16, kSIZE>; // of a warp's context
-    // Where the parts of shared memory begin.
+    using Rows = SharedTile<16, kSIZE>; // a warp's rows of the context
+    // Offsets in shared memory.
     static constexpr int kCONTEXTS = kGROUPS * Queries::kBYTES;
-    static constexpr int kCHUNKS = kCONTEXTS + kREADERS * Rows::kBYTES;
-    static constexpr int kBARRIERS = kCHUNKS + kSLOTS * 2 * Chunk::kBYTES;
-    static constexpr int kBYTES = kBARRIERS + (1 + kSLOTS) * 16;
+    static constexpr int kCHUNKS = kCONTEXTS + kCONSUMER_WARPS * Rows::kBYTES;
+    static constexpr int kBARRIERS = kCHUNKS + kSTAGES * 2 * Chunk::kBYTES;
+    static constexpr int kBYTES = kBARRIERS + (1 + kSTAGES) * 16;
 };
 
-// The addresses in shared memory.
-template <typename Shape, int kSLOTS>
+// Addresses in shared memory. Each full barrier signals that data has arrived, each empty barrier that it has been
+// read.
+template <typename Shape, int kSTAGES>
 struct HopperMemory
 {
     uint32_t begin;
@@ -59,41 +61,41 @@ struct HopperMemory
     {
         return begin + Shape::kCONTEXTS + warp * Shape::Rows::kBYTES;
     }
-    __device__ uint32_t keys(int slot) const
+    __device__ uint32_t keys(int stage) const
     {
-        return begin + Shape::kCHUNKS + slot * 2 * Shape::Chunk::kBYTES;
+        return begin + Shape::kCHUNKS + stage * 2 * Shape::Chunk::kBYTES;
     }
-    __device__ uint32_t values(int slot) const
+    __device__ uint32_t values(int stage) const
     {
-        return keys(slot) + Shape::Chunk::kBYTES;
+        return keys(stage) + Shape::Chunk::kBYTES;
     }
-    __device__ uint32_t queriesThere() const
+    __device__ uint32_t queriesFull() const
     {
         return begin + Shape::kBARRIERS;
     }
-    __device__ uint32_t queriesRead() const
+    __device__ uint32_t queriesEmpty() const
     {
-        return queriesThere() + 8;
+        return queriesFull() + 8;
     }
-    __device__ uint32_t chunkThere(int slot) const
+    __device__ uint32_t chunkFull(int stage) const
     {
-        return begin + Shape::kBARRIERS + 16 * (1 + slot);
+        return begin + Shape::kBARRIERS + 16 * (1 + stage);
     }
-    __device__ uint32_t chunkRead(int slot) const
+    __device__ uint32_t chunkEmpty(int stage) const
     {
-        return chunkThere(slot) + 8;
+        return chunkFull(stage) + 8;
     }
 };
 
-// What of a block's shared memory is in use, from tile to tile.
-template <int kSLOTS>
+// The state of a block's pipelines, which continues from tile to tile.
+template <int kSTAGES>
 struct Progress
 {
-    Turn<1> queries;
-    Turn<kSLOTS> chunks;
+    PipelineState<1> queries;
+    PipelineState<kSTAGES> chunks;
 };
 
-// Copies kROWS rows of a head in boxes; one thread does.
+// Copies kROWS rows of a head in boxes. One thread calls it.
 template <typename In, int kROWS, int kSIZE>
 __device__ void copyTile(uint32_t tile, CUtensorMap const& map, int32_t column, int64_t row, uint32_t barrier)
 {
@@ -112,17 +114,17 @@ __device__ void copyTile(uint32_t tile, CUtensorMap const& map, int32_t column, 
     }
 }
 
-// What fetches one tile of queries and all keys and values of its sentence. Its threads stay together, from chunk to
-// chunk: one that came two phases late would wait for a parity that is long over.
-template <typename In, int kSIZE, int kGROUPS, int kKEYS, int kSLOTS>
-class Fetcher
+// Loads one tile of queries and all keys and values of its sequence. The threads of the warp stay together from chunk
+// to chunk: a thread that came two phases late would wait for a parity that has already passed.
+template <typename In, int kSIZE, int kGROUPS, int kKEYS, int kSTAGES>
+class Producer
 {
 public:
-    using Shape = HopperShape<In, kSIZE, kGROUPS, kKEYS, kSLOTS>;
-    using Memory = HopperMemory<Shape, kSLOTS>;
+    using Shape = HopperShape<In, kSIZE, kGROUPS, kKEYS, kSTAGES>;
+    using Memory = HopperMemory<Shape, kSTAGES>;
 
-    __device__ Fetcher(AttentionProblem const& p, CUtensorMap const& map, QueryTile const& tile,
-        uint32_t head, Memory const& memory, Progress<kSLOTS>& progress)
+    __device__ Producer(AttentionProblem const& p, CUtensorMap const& map, QueryTile const& tile,
+        uint32_t head, Memory const& memory, Progress<kSTAGES>& progress)
         : mMap(map)
         , mTile(tile)
         , mMemory(memory)
@@ -134,14 +136,14 @@ public:
     }
     __device__ void run()
     {
-        waitForReaders(mMemory.queriesRead(), mProgress.queries);
+        waitUntilEmpty(mMemory.queriesEmpty(), mProgress.queries);
         copyQueries();
         __syncwarp();
         for (int32_t key = 0; key < mTile.keys; key += kKEYS)
         {
-            int const slot = mProgress.chunks.slot;
-            waitForReaders(mMemory.chunkRead(slot), mProgress.chunks);
-            copyChunk(key, slot);
+            int const stage = mProgress.chunks.stage;
+            waitUntilEmpty(mMemory.chunkEmpty(stage), mProgress.chunks);
+            copyChunk(key, stage);
             __syncwarp();
         }
     }
@@ -153,77 +155,78 @@ private:
     {
         return threadIdx.x % kWARPGROUP == 0;
     }
-    // After it, ordinary stores and copies of all fetching threads are to be seen by the tensor cores, `barrier` says
-    // so, and all threads have come here.
-    static __device__ void showAndArrive(uint32_t barrier)
+    // Makes ordinary stores of all producer threads visible to the tensor cores, then arrives at `barrier` once all
+    // producer threads have come here.
+    static __device__ void fenceAndArrive(uint32_t barrier)
     {
-        showToTensorCores();
-        asm volatile("bar.sync 1, %0;" ::"n"(Shape::kFETCHERS) : "memory");
+        fenceAsyncProxy();
+        asm volatile("bar.sync 1, %0;" ::"n"(Shape::kPRODUCERS) : "memory");
         if (isFirst())
         {
             arrive(barrier);
         }
     }
-    // The parity that is complete before the first phase: what was never used needs no waiting.
-    template <int kTURNS>
-    static __device__ void waitForReaders(uint32_t barrier, Turn<kTURNS>& turn)
+    // Waits for the opposite parity, which counts as complete before the first phase: a stage that was never used is
+    // empty.
+    template <int kRING>
+    static __device__ void waitUntilEmpty(uint32_t barrier, PipelineState<kRING>& state)
     {
-        waitForBarrier(barrier, turn.parity ^ 1U);
-        turn.next();
+        waitForBarrier(barrier, state.parity ^ 1U);
+        state.advance();
     }
     __device__ void copyQueries()
     {
         if (isFirst())
         {
-            arriveAndExpect(mMemory.queriesThere(), kGROUPS * Shape::Queries::kBYTES);
+            arriveAndExpect(mMemory.queriesFull(), kGROUPS * Shape::Queries::kBYTES);
 #pragma unroll
             for (int group = 0; group < kGROUPS; ++group)
             {
                 copyTile<In, kQUERIES, kSIZE>(mMemory.queries(group), mMap, mColumn,
-                    mTile.firstQuery + group * kQUERIES, mMemory.queriesThere());
+                    mTile.firstQuery + group * kQUERIES, mMemory.queriesFull());
             }
         }
     }
-    // Rows of keys behind the sentence's end may hold anything, since their scores are replaced. Rows of values there
-    // must be zeros, since they are multiplied, with weights of 0: TMA, which knows nothing of sentences, cannot fetch
-    // a chunk that is not full.
-    __device__ void copyChunk(int32_t key, int slot)
+    // Rows of keys beyond the end of the sequence may have any content, since their scores are masked. Rows of values
+    // there must be zeros, since they are multiplied with weights of 0, and 0 times NaN is NaN. The tensor map does
+    // not have the boundaries of sequences, so TMA cannot load a partial chunk.
+    __device__ void copyChunk(int32_t key, int stage)
     {
-        uint32_t const there = mMemory.chunkThere(slot);
+        uint32_t const there = mMemory.chunkFull(stage);
         int64_t const row = mTile.firstKey + key;
         if (key + kKEYS <= mTile.keys)
         {
             if (isFirst())
             {
                 arriveAndExpect(there, 2 * Chunk::kBYTES);
-                copyTile<In, kKEYS, kSIZE>(mMemory.keys(slot), mMap, mColumn + mHidden, row, there);
-                copyTile<In, kKEYS, kSIZE>(mMemory.values(slot), mMap, mColumn + 2 * mHidden, row, there);
+                copyTile<In, kKEYS, kSIZE>(mMemory.keys(stage), mMap, mColumn + mHidden, row, there);
+                copyTile<In, kKEYS, kSIZE>(mMemory.values(stage), mMap, mColumn + 2 * mHidden, row, there);
             }
             return;
         }
         int64_t const stride = int64_t{3} * mHidden;
         In const* const keys = mOfHead + row * stride + mHidden;
         int32_t const count = mTile.keys - key;
-        TileLoader<In, kKEYS, kSIZE, Shape::kFETCHERS> loader;
-        loader.start(keys, stride, count, mMemory.keys(slot));
-        loader.start(keys + mHidden, stride, count, mMemory.values(slot));
-        endGroup();
-        waitForGroups<0>();
-        showAndArrive(there);
+        TileLoader<In, kKEYS, kSIZE, Shape::kPRODUCERS> loader;
+        loader.start(keys, stride, count, mMemory.keys(stage));
+        loader.start(keys + mHidden, stride, count, mMemory.values(stage));
+        commitCopyGroup();
+        waitForCopyGroups<0>();
+        fenceAndArrive(there);
     }
 
     CUtensorMap const& mMap;
     QueryTile const& mTile;
     Memory const& mMemory;
-    Progress<kSLOTS>& mProgress;
+    Progress<kSTAGES>& mProgress;
     int32_t mHidden;
     int32_t mColumn;
     In const* mOfHead;
 };
 
-// The warp's 16 rows of the context, of which `rows` exist, by way of the warp's own shared memory. From there a
-// copy (TMA) writes them while the next tile is computed; fewer than 16, since it knows nothing of sentences, the lanes
-// write in pieces of 16 bytes. int8 does not take this way.
+// Stores the warp's 16 rows of the context, of which `rows` exist, through the warp's own shared memory. A TMA copy
+// writes them while the next tile is computed. If fewer than 16 rows exist, the lanes write them in pieces of 16
+// bytes, since the tensor map does not have the boundaries of sequences. int8 contexts are stored from registers.
 template <typename T, int kSIZE>
 __device__ void storeRows(AttentionProblem const& p, CUtensorMap const& map, uint32_t memory,
     int64_t firstToken, int32_t rows, uint32_t head, float const (&sums)[kSIZE / 8][4],
@@ -239,11 +242,11 @@ __device__ void storeRows(AttentionProblem const& p, CUtensorMap const& map, uin
     int const lane = static_cast<int>(threadIdx.x % kWARP);
     if (lane == 0)
     {
-        waitForStores(); // of the last tile
+        waitForStores(); // of the previous tile
     }
     __syncwarp();
     stageContext<T, kSIZE>(memory, sums, factors);
-    showToTensorCores(); // and to copies
+    fenceAsyncProxy();
     __syncwarp();
     if (rows < 16)
     {
@@ -265,16 +268,16 @@ __device__ void storeRows(AttentionProblem const& p, CUtensorMap const& map, uin
     }
 }
 
-// One of the warpgroups that compute, on its 64 queries of a tile.
-template <typename In, int kSIZE, int kGROUPS, int kKEYS, int kSLOTS, bool kOVERLAP>
+// A consumer warpgroup computes its 64 queries of a tile.
+template <typename In, int kSIZE, int kGROUPS, int kKEYS, int kSTAGES, bool kOVERLAP>
 __device__ void attend(AttentionProblem const& p, CUtensorMap const& contextMap, QueryTile const& tile,
-    uint32_t head, HopperMemory<HopperShape<In, kSIZE, kGROUPS, kKEYS, kSLOTS>, kSLOTS> const& memory,
-    Progress<kSLOTS>& progress)
+    uint32_t head, HopperMemory<HopperShape<In, kSIZE, kGROUPS, kKEYS, kSTAGES>, kSTAGES> const& memory,
+    Progress<kSTAGES>& progress)
 {
     using T = Operand<In>;
     int const warp = static_cast<int>(threadIdx.x / kWARP);
     bool const first = threadIdx.x % kWARP == 0;
-    KeyBits<kKEYS> bits{p, tile};
+    KeyMask<kKEYS> bits{p, tile};
     bits.fetch(0);
 
     uint32_t queries[kSIZE / 16][4];
@@ -282,66 +285,66 @@ __device__ void attend(AttentionProblem const& p, CUtensorMap const& contextMap,
     float scores[kKEYS / 8][4];
     float sums[kSIZE / 8][4]{};
     OnlineSoftmax softmax{p.scale};
-    waitForBarrier(memory.queriesThere(), progress.queries.parity);
-    letNextKernelIn();
-    progress.queries.next();
+    waitForBarrier(memory.queriesFull(), progress.queries.parity);
+    triggerDependentLaunch();
+    progress.queries.advance();
     loadQueries<kQUERIES, kSIZE>(queries, memory.queries(warp / 4), warp % 4 * 16);
-    // The next tile's queries may come when this tile's are in registers: after the first product, which takes them
-    // from there. To arrive right after the loads is too early, since an arrival does not wait for them and overtakes
-    // them: of 400 runs with 128 sentences of 64 tokens on an H200, 119 had a query's row of another tile.
+    // The producer may overwrite the queries once they are in registers: after the first matmul, which reads them
+    // from registers. Arriving right after the ldmatrix loads is too early: an arrival does not wait for loads and
+    // can overtake them, and a query's row then comes from another tile.
     auto const releaseQueries = [&]
     {
         __syncwarp();
         if (first)
         {
-            arrive(memory.queriesRead());
+            arrive(memory.queriesEmpty());
         }
     };
     if (tile.keys == 0)
     {
-        settle(queries);
+        fenceRegisters(queries);
         releaseQueries();
     }
 
-    Turn<kSLOTS>& turn = progress.chunks;
-    int previous = 0;
+    PipelineState<kSTAGES>& pipeline = progress.chunks;
+    int previous = 0; // stage
     for (int32_t key = 0; key < tile.keys; key += kKEYS)
     {
         bits.gather(key / kKEYS);
         bits.fetch(key / kKEYS + 1);
-        waitForBarrier(memory.chunkThere(turn.slot), turn.parity);
-        settle(queries);
-        settle(scores);
-        multiplyKeys<T, kKEYS, kSIZE>(scores, queries, memory.keys(turn.slot));
+        waitForBarrier(memory.chunkFull(pipeline.stage), pipeline.parity);
+        fenceRegisters(queries);
+        fenceRegisters(scores);
+        multiplyKeys<T, kKEYS, kSIZE>(scores, queries, memory.keys(pipeline.stage));
         if (key == 0)
         {
             releaseQueries();
         }
         if (kOVERLAP && key > 0)
         {
-            settle(sums);
-            settle(weights);
+            fenceRegisters(sums);
+            fenceRegisters(weights);
             multiplyValues<T, kKEYS, kSIZE>(sums, weights, memory.values(previous));
-            waitForProducts<1>();
+            wgmmaWait<1>();
         }
         else
         {
-            waitForProducts<0>();
+            wgmmaWait<0>();
         }
-        settle(scores);
+        fenceRegisters(scores);
         if (!bits.all())
         {
-            hide(scores, bits);
+            maskScores(scores, bits);
         }
         bool const rescale = softmax.weigh(scores);
         if (kOVERLAP)
         {
-            waitForProducts<0>();
-            settle(sums);
-            settle(weights);
+            wgmmaWait<0>();
+            fenceRegisters(sums);
+            fenceRegisters(weights);
             if (first && key > 0)
             {
-                arrive(memory.chunkRead(previous));
+                arrive(memory.chunkEmpty(previous));
             }
         }
         if (rescale)
@@ -351,29 +354,29 @@ __device__ void attend(AttentionProblem const& p, CUtensorMap const& contextMap,
         packWeights<T>(weights, scores);
         if (!kOVERLAP)
         {
-            settle(weights);
-            settle(sums);
-            multiplyValues<T, kKEYS, kSIZE>(sums, weights, memory.values(turn.slot));
-            waitForProducts<0>();
-            settle(sums);
+            fenceRegisters(weights);
+            fenceRegisters(sums);
+            multiplyValues<T, kKEYS, kSIZE>(sums, weights, memory.values(pipeline.stage));
+            wgmmaWait<0>();
+            fenceRegisters(sums);
             if (first)
             {
-                arrive(memory.chunkRead(turn.slot));
+                arrive(memory.chunkEmpty(pipeline.stage));
             }
         }
-        previous = turn.slot;
-        turn.next();
+        previous = pipeline.stage;
+        pipeline.advance();
     }
     if (kOVERLAP && tile.keys > 0)
     {
-        settle(weights);
-        settle(sums);
+        fenceRegisters(weights);
+        fenceRegisters(sums);
         multiplyValues<T, kKEYS, kSIZE>(sums, weights, memory.values(previous));
-        waitForProducts<0>();
-        settle(sums);
+        wgmmaWait<0>();
+        fenceRegisters(sums);
         if (first)
         {
-            arrive(memory.chunkRead(previous));
+            arrive(memory.chunkEmpty(previous));
         }
     }
     float factors[2];
@@ -382,26 +385,26 @@ __device__ void attend(AttentionProblem const& p, CUtensorMap const& contextMap,
         tile.queries - warp * 16, head, sums, factors);
 }
 
-// kBLOCKS of them at a time on a multiprocessor.
-template <typename In, int kSIZE, int kGROUPS, int kKEYS, int kSLOTS, int kBLOCKS, bool kOVERLAP>
+// Occupancy: kBLOCKS blocks per multiprocessor.
+template <typename In, int kSIZE, int kGROUPS, int kKEYS, int kSTAGES, int kBLOCKS, bool kOVERLAP>
 __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS)
     qkvToContextHopperKernel(AttentionProblem const p, uint32_t tiles,
         __grid_constant__ CUtensorMap const qkvMap, __grid_constant__ CUtensorMap const contextMap)
 {
-    using Shape = HopperShape<In, kSIZE, kGROUPS, kKEYS, kSLOTS>;
-    using Share = Registers<kGROUPS, kBLOCKS, 32>;
-    extern __shared__ __align__(1024) unsigned char bytes[]; // as the swizzle wants it
-    HopperMemory<Shape, kSLOTS> const memory{sharedAddress(bytes)};
+    using Shape = HopperShape<In, kSIZE, kGROUPS, kKEYS, kSTAGES>;
+    using Share = RegisterBudget<kGROUPS, kBLOCKS, 32>;
+    extern __shared__ __align__(1024) unsigned char bytes[]; // the swizzle repeats every 1024 bytes
+    HopperMemory<Shape, kSTAGES> const memory{sharedAddress(bytes)};
     if (threadIdx.x == 0)
     {
-        initBarrier(memory.queriesThere(), 1);
-        initBarrier(memory.queriesRead(), Shape::kREADERS);
-        for (int slot = 0; slot < kSLOTS; ++slot)
+        initBarrier(memory.queriesFull(), 1);
+        initBarrier(memory.queriesEmpty(), Shape::kCONSUMER_WARPS);
+        for (int stage = 0; stage < kSTAGES; ++stage)
         {
-            initBarrier(memory.chunkThere(slot), 1);
-            initBarrier(memory.chunkRead(slot), Shape::kREADERS);
+            initBarrier(memory.chunkFull(stage), 1);
+            initBarrier(memory.chunkEmpty(stage), Shape::kCONSUMER_WARPS);
         }
-        showBarriers();
+        fenceBarrierInit();
     }
     if (threadIdx.x == kGROUPS * kWARPGROUP)
     {
@@ -412,29 +415,30 @@ __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS)
         }
     }
     __syncthreads();
-    Progress<kSLOTS> progress;
+    Progress<kSTAGES> progress;
     if (threadIdx.x / kWARPGROUP == kGROUPS)
     {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Share::kFETCHING));
-        if (threadIdx.x % kWARPGROUP < Shape::kFETCHERS)
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Share::kPRODUCER));
+        if (threadIdx.x % kWARPGROUP < Shape::kPRODUCERS)
         {
             forTiles<Shape::kROWS>(
                 p, tiles,
                 [&](QueryTile const& tile, uint32_t head)
                 {
-                    Fetcher<In, kSIZE, kGROUPS, kKEYS, kSLOTS>{p, qkvMap, tile, head, memory, progress}.run();
+                    Producer<In, kSIZE, kGROUPS, kKEYS, kSTAGES>{p, qkvMap, tile, head, memory, progress}
+                        .run();
                 },
                 [](QueryTile const&, uint32_t) {});
         }
     }
     else
     {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Share::kCOMPUTING));
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Share::kCONSUMER));
         forTiles<Shape::kROWS>(
             p, tiles,
             [&](QueryTile const& tile, uint32_t head)
             {
-                attend<In, kSIZE, kGROUPS, kKEYS, kSLOTS, kOVERLAP>(
+                attend<In, kSIZE, kGROUPS, kKEYS, kSTAGES, kOVERLAP>(
                     p, contextMap, tile, head, memory, progress);
             },
             [&](QueryTile const& tile, uint32_t head)
@@ -447,21 +451,21 @@ __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS)
 // Launcher
 // ---------------------------------------------------------------------------------------------------------------
 
-// Columns of all tokens as a matrix, from or to which boxes of `rows` rows of one panel of columns are copied.
+// The tensor map of a matrix (tokens, columns), with boxes of `rows` rows of one panel of columns.
 template <typename In, int kSIZE>
 cudaError_t describeRows(
     CUtensorMap& map, void const* data, QkvToContextArguments const& a, uint64_t columns, uint32_t rows)
 {
-    uint64_t const tokens = static_cast<uint64_t>(a.length) * (a.cuSeqlens != nullptr ? 1 : a.sentences);
+    uint64_t const tokens = static_cast<uint64_t>(a.length) * (a.cuSeqlens != nullptr ? 1 : a.sequences);
     cuuint64_t const sizes[2] = {columns, tokens};
     cuuint32_t const box[2] = {SharedTile<kBOX_ROWS, kSIZE>::kPANEL_COLUMNS, rows};
     return describeTensor<In>(map, data, sizes, box);
 }
 
-template <typename In, int kSIZE, int kGROUPS, int kKEYS, int kSLOTS, int kBLOCKS, bool kOVERLAP>
+template <typename In, int kSIZE, int kGROUPS, int kKEYS, int kSTAGES, int kBLOCKS, bool kOVERLAP>
 cudaError_t launchShape(QkvToContextArguments const& a, int multiprocessors, cudaStream_t stream)
 {
-    using Shape = HopperShape<In, kSIZE, kGROUPS, kKEYS, kSLOTS>;
+    using Shape = HopperShape<In, kSIZE, kGROUPS, kKEYS, kSTAGES>;
     uint64_t const width = static_cast<uint64_t>(a.heads) * kSIZE;
     CUtensorMap qkvMap{};
     CUtensorMap contextMap{};
@@ -474,15 +478,16 @@ cudaError_t launchShape(QkvToContextArguments const& a, int multiprocessors, cud
     {
         return status;
     }
-    // Blocks stay and take tile after tile: the next one's keys come while the last one's context is computed.
+    // A persistent kernel: the next tile's keys are loaded while the context of the current tile is computed.
     auto const tiles = static_cast<uint32_t>(countBlocks<Shape::kROWS>(a));
     uint32_t const blocks = std::min(tiles, static_cast<uint32_t>(multiprocessors * kBLOCKS));
-    return launchEarly(qkvToContextHopperKernel<In, kSIZE, kGROUPS, kKEYS, kSLOTS, kBLOCKS, kOVERLAP>,
+    return launchDependent(qkvToContextHopperKernel<In, kSIZE, kGROUPS, kKEYS, kSTAGES, kBLOCKS, kOVERLAP>,
         LaunchSize{blocks, Shape::kTHREADS, Shape::kBYTES}, stream, makeProblem<Shape::kROWS>(a), tiles,
         qkvMap, contextMap);
 }
 
-// Three warpgroups share keys and values: worth it if there are tiles for two rounds and their rows are in use.
+// Whether a block of three consumer warpgroups, which share keys and values, pays off: there must be tiles for two
+// rounds, and most of their rows must be in use.
 bool suitsThreeGroups(QkvToContextArguments const& a, int multiprocessors)
 {
     constexpr int kROWS = 3 * kQUERIES;
@@ -493,7 +498,6 @@ bool suitsThreeGroups(QkvToContextArguments const& a, int multiprocessors)
 
 } // namespace
 
-// Measured on an H200 with 12 heads of 64.
 cudaError_t launchQkvToContextHopper(QkvToContextArguments const& arguments, cudaStream_t stream)
 {
     int multiprocessors = 0;
@@ -508,7 +512,7 @@ cudaError_t launchQkvToContextHopper(QkvToContextArguments const& arguments, cud
             using In = decltype(element);
             if constexpr (sizeof(In) == 1)
             {
-                return cudaErrorNotSupported; // int8 has a kernel of its own
+                return cudaErrorNotSupported; // int8 has kernels of its own
             }
             else if constexpr (size() == 128)
             {

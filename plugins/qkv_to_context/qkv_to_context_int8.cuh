@@ -1,8 +1,8 @@
-// What Hopper's kernels for attention on int8 share: scores that are floats without a conversion, their softmax, values
-// that are widened to fp16, and the store of contexts. Needs code for sm_90a.
+// What Hopper's int8 attention kernels share: scores that are floats without a conversion, their softmax, the
+// widening of values to fp16, and the store of contexts. Needs sm_90a.
 #pragma once
 
-#include "common/hopper_copies.cuh"
+#include "common/hopper_tma.cuh"
 #include "qkv_to_context/qkv_to_context_wgmma.cuh"
 
 #include <cstdint>
@@ -14,10 +14,10 @@ namespace bert
 // Scores
 // ---------------------------------------------------------------------------------------------------------------
 
-// A conversion from int32 to float is an instruction of which a multiprocessor does few, as few as exponentials. But
-// in a float between 2^23 and 2^24 the last bit counts 1: the bits of 1.5 * 2^23, with an integer added to them, are
-// those of 1.5 * 2^23 + integer. The tensor cores add to these bits, so that what they leave is a float. A score is at
-// most 128 * 128 * 128 = 2^21.
+// The conversion from int32 to float has the low throughput of an exponential. But in a float between 2^23 and 2^24
+// the last bit has the value 1: the bits of 1.5 * 2^23 plus an integer are the bits of the float 1.5 * 2^23 +
+// integer. The int32 accumulators of the tensor cores start with these bits, so that their results are floats. A
+// score is at most 128 * 128 * 128 = 2^21.
 constexpr float kINTEGER_BIAS = 12582912.0F;
 
 template <int kTILES>
@@ -29,32 +29,32 @@ __device__ void biasScores(uint32_t (&scores)[kTILES][4])
 #pragma unroll
         for (int i = 0; i < 4; ++i)
         {
-            // One by one, by instructions that the compiler cannot merge: it would keep the constant in one of these
-            // registers for the others, and wait for products before it writes them.
+            // asm volatile, one for each register: otherwise the compiler keeps the constant in one register and
+            // copies it, and waits for wgmma before it writes the others.
             asm volatile("mov.b32 %0, 0x4B400000;" : "=r"(scores[n][i]));
         }
     }
 }
 
-// scores (64, kKEYS) = bias + queries (64, kSIZE) keys^T, both in shared memory
+// scores (64, kKEYS) = bias + queries (64, kSIZE) keys^T, both operands in shared memory
 template <int kKEYS, int kSIZE>
 __device__ void multiplyKeysBiased(uint32_t (&scores)[kKEYS / 8][4], uint32_t queries, uint32_t keys)
 {
     biasScores(scores);
-    beginProducts();
+    wgmmaFence();
 #pragma unroll
     for (int k = 0; k < kSIZE / 32; ++k)
     {
-        multiplyAsync(
-            scores, describeMatrix<kSIZE, 16>(queries + k * 32), describeMatrix<kSIZE, 16>(keys + k * 32), 1);
+        multiplyAsync(scores, matrixDescriptor<kSIZE, 16>(queries + k * 32),
+            matrixDescriptor<kSIZE, 16>(keys + k * 32), 1);
     }
-    endProducts();
+    wgmmaCommit();
 }
 
-// The same bits as floats; -infinity where a key does not count.
+// Reads the same bits as floats; scores of masked keys become -infinity.
 template <int kKEYS>
 __device__ void readBiased(
-    float (&floats)[kKEYS / 8][4], uint32_t const (&scores)[kKEYS / 8][4], KeyBits<kKEYS> const& bits)
+    float (&floats)[kKEYS / 8][4], uint32_t const (&scores)[kKEYS / 8][4], KeyMask<kKEYS> const& bits)
 {
 #pragma unroll
     for (int n = 0; n < kKEYS / 8; ++n)
@@ -67,7 +67,7 @@ __device__ void readBiased(
     }
     if (!bits.all())
     {
-        hide(floats, bits);
+        maskScores(floats, bits);
     }
 }
 
@@ -75,8 +75,8 @@ __device__ void readBiased(
 // Softmax
 // ---------------------------------------------------------------------------------------------------------------
 
-// This lane's largest biased scores of its two rows, 0 where it has none. They are positive or -infinity: compared as
-// integers, three at a time, they give the same.
+// This lane's largest biased scores in its two rows, 0 if all are masked. Biased scores are positive or -infinity, so
+// an integer comparison, three operands at a time, gives the same result.
 template <int kTILES>
 __device__ void findLargestBiased(float (&largest)[2], float const (&scores)[kTILES][4])
 {
@@ -95,7 +95,7 @@ __device__ void findLargestBiased(float (&largest)[2], float const (&scores)[kTI
     largest[0] = __int_as_float(max(columns[0], columns[1]));
     largest[1] = __int_as_float(max(columns[2], columns[3]));
 }
-// Of the rows: the same in the four lanes that share them.
+// The maxima of whole rows, equal in the four lanes that share them.
 template <int kTILES>
 __device__ void findLargestOfRows(float (&largest)[2], float const (&scores)[kTILES][4])
 {
@@ -104,9 +104,8 @@ __device__ void findLargestOfRows(float (&largest)[2], float const (&scores)[kTI
     largest[1] = largestOfRow(largest[1]);
 }
 
-// Biased scores become powers of 2, relative to a maximum, and are added to the sums of their rows as `exponentiate`
-// does it. score * scale - shift is one instruction, in which the shift alone is rounded: by at most 2, since scales
-// are at most kMOST_SCORE_SCALE, and the same for all weights of a row, which therefore does not matter.
+// `exponentiate` for biased scores. score * scale - shift is one instruction, and only the shift is rounded: by at
+// most 2, since scales are at most kMAX_SCORE_SCALE. That error is the same for all weights of a row, so it cancels.
 template <int kTILES, typename Between>
 __device__ void exponentiateBiased(
     float (&sums)[2], float (&scores)[kTILES][4], float const (&maximum)[2], float scale, Between&& between)
@@ -125,8 +124,8 @@ public:
         , mSlack(kSLACK / scale)
     {
     }
-    // Scores become weights. Returns whether sums of weighted values must be rescaled.
-    template <int kTILES, typename Between = Nothing>
+    // Replaces scores by weights. Returns whether the weighted sums of values must be rescaled.
+    template <int kTILES, typename Between = NoOp>
     __device__ bool weigh(float (&scores)[kTILES][4], Between&& between = {})
     {
         float largest[2];
@@ -158,7 +157,7 @@ private:
         for (int row = 0; row < 2; ++row)
         {
             float const ofRow = largestOfRow(fmaxf(largest[row], mMaximum[row]));
-            // As rounded as the shifts are, so that weights before and after fit together.
+            // Rounded in the same way as the shifts, so that weights before and after are consistent.
             mFactor[row] = exponential2(__fmul_rn(mMaximum[row], mScale) - __fmul_rn(ofRow, mScale));
             mMaximum[row] = ofRow;
             mSum[row] *= mFactor[row];
@@ -178,8 +177,8 @@ private:
 
 constexpr int kBOX_ROWS = 64;
 
-// A warpgroup widens kROWS rows of values from int8 to fp16, in which they are exact: the tensor cores want the int8 of
-// one column one after the other in memory, and values lie row by row.
+// A warpgroup widens kROWS rows of values from int8 to fp16, which is exact. The tensor cores could multiply int8
+// values only if their columns were contiguous in memory, and values are stored row by row.
 template <int kROWS, int kSIZE>
 class Widener
 {
@@ -191,25 +190,25 @@ public:
         uint32_t const piece = thread % kPIECES;
         mSource = source + Bytes::offset(row, piece);
         mTarget = target + Values::offset(row, 2 * piece);
-        mNeighbour = mTarget ^ 16; // the piece beside it
+        mNeighbour = mTarget ^ 16; // the neighbouring piece
     }
-    // All of it.
+    // Widens all rows.
     __device__ void run() const
     {
 #pragma unroll
-        for (int turn = 0; turn < kTURNS; ++turn)
+        for (int part = 0; part < kPARTS; ++part)
         {
-            runTurn(turn);
+            runPart(part);
         }
     }
-    // A turn now and then: called for each n below kROWS / 8, it is all of it.
+    // Widens a part of the rows for some n, so that the calls for all n below kROWS / 8 widen all rows.
     __device__ void operator()(int n) const
     {
-        constexpr int kEVERY = kROWS / 8 / kTURNS;
-        static_assert(kEVERY * kTURNS * 8 == kROWS);
-        if (n % kEVERY == kEVERY / 2)
+        constexpr int kINTERVAL = kROWS / 8 / kPARTS;
+        static_assert(kINTERVAL * kPARTS * 8 == kROWS);
+        if (n % kINTERVAL == kINTERVAL / 2)
         {
-            runTurn(n / kEVERY);
+            runPart(n / kINTERVAL);
         }
     }
 
@@ -218,18 +217,18 @@ private:
     using Values = SharedTile<kROWS, kSIZE>;
     static constexpr int kPIECES = kSIZE / 16; // of a row
     static constexpr int kROWS_AT_ONCE = kWARPGROUP / kPIECES;
-    static_assert(kROWS_AT_ONCE % 8 == 0, "pieces of rows so far apart are permuted in the same way");
-    static constexpr int kTURNS = kROWS / kROWS_AT_ONCE;
+    static_assert(kROWS_AT_ONCE % 8 == 0, "rows this far apart have the same swizzle");
+    static constexpr int kPARTS = kROWS / kROWS_AT_ONCE;
 
-    __device__ void runTurn(int turn) const
+    __device__ void runPart(int part) const
     {
-        uint4 const bytes = loadPiece(mSource + turn * kROWS_AT_ONCE * Bytes::kROW_BYTES);
+        uint4 const bytes = loadPiece(mSource + part * kROWS_AT_ONCE * Bytes::kROW_BYTES);
         uint2 const a = widen(bytes.x);
         uint2 const b = widen(bytes.y);
         uint2 const c = widen(bytes.z);
         uint2 const d = widen(bytes.w);
-        storePiece(mTarget + turn * kROWS_AT_ONCE * Values::kROW_BYTES, {a.x, a.y, b.x, b.y});
-        storePiece(mNeighbour + turn * kROWS_AT_ONCE * Values::kROW_BYTES, {c.x, c.y, d.x, d.y});
+        storePiece(mTarget + part * kROWS_AT_ONCE * Values::kROW_BYTES, {a.x, a.y, b.x, b.y});
+        storePiece(mNeighbour + part * kROWS_AT_ONCE * Values::kROW_BYTES, {c.x, c.y, d.x, d.y});
     }
 
     uint32_t mSource;
@@ -241,12 +240,12 @@ private:
 // Store
 // ---------------------------------------------------------------------------------------------------------------
 
-// value * factor rounded half to even. It must be less than 2^22 in magnitude: kMOST_OUTPUT_FACTOR sees to it.
+// value * factor, rounded half to even. Its magnitude must be less than 2^22, which kMAX_OUTPUT_FACTOR guarantees.
 inline __device__ int32_t roundToInteger(float value, float factor)
 {
     return __float_as_int(fmaf(value, factor, kINTEGER_BIAS)) - __float_as_int(kINTEGER_BIAS);
 }
-// As int8, saturated; the first one in the first byte.
+// Packs four integers as int8, saturated; a is the first byte.
 inline __device__ uint32_t packBytes(int32_t a, int32_t b, int32_t c, int32_t d)
 {
     uint32_t high;
@@ -256,8 +255,8 @@ inline __device__ uint32_t packBytes(int32_t a, int32_t b, int32_t c, int32_t d)
     return word;
 }
 
-// The warp's 16 rows of an int8 context to shared memory, as a SharedTile of 16 rows at `tile`. Lanes 2i and 2i + 1
-// exchange pairs of both rows, so that each then has four neighbouring elements.
+// Writes the warp's 16 rows of an int8 context to shared memory, as a SharedTile of 16 rows at `tile`. Lanes 2i and
+// 2i + 1 exchange pairs of both rows first, so that each has four neighbouring elements.
 template <int kSIZE>
 __device__ void stageInt8(uint32_t tile, float const (&sums)[kSIZE / 8][4], float const (&factors)[2])
 {
@@ -268,7 +267,7 @@ __device__ void stageInt8(uint32_t tile, float const (&sums)[kSIZE / 8][4], floa
 #pragma unroll
     for (int n = 0; n < kSIZE / 8; n += 2)
     {
-        uint32_t words[2]; // of groups n and n + 1: a pair of each row
+        uint32_t words[2]; // of groups n and n + 1: one pair of each row
 #pragma unroll
         for (int i = 0; i < 2; ++i)
         {
@@ -284,23 +283,25 @@ __device__ void stageInt8(uint32_t tile, float const (&sums)[kSIZE / 8][4], floa
     }
 }
 
-// Where a tile's rows lie for the copies: to them sentences are matrices of their own, packed ones all one matrix.
-struct Place
+// TMA coordinates of a tile's rows. In the tensor map each sequence is a matrix of its own; packed sequences are one
+// matrix.
+struct Coordinates
 {
     int32_t matrix;
     int32_t firstQuery; // row
     int32_t firstKey;   // row
 };
 template <bool kPACKED>
-__device__ Place placeOf(QueryTile const& tile)
+__device__ Coordinates coordinatesOf(QueryTile const& tile)
 {
-    return kPACKED ? Place{0, static_cast<int32_t>(tile.firstQuery), static_cast<int32_t>(tile.firstKey)}
-                   : Place{tile.sentence, static_cast<int32_t>(tile.firstQuery - tile.firstKey), 0};
+    return kPACKED
+               ? Coordinates{0, static_cast<int32_t>(tile.firstQuery), static_cast<int32_t>(tile.firstKey)}
+               : Coordinates{tile.sequence, static_cast<int32_t>(tile.firstQuery - tile.firstKey), 0};
 }
 
-// The warp's 16 rows of the context, row `ofWarp` of the tile and those behind it. int8 go by way of shared memory,
-// `staging`, from where a copy (TMA) writes them; it writes nothing behind a matrix' end, but knows nothing of where
-// packed sentences end.
+// Stores the warp's 16 rows of the context, from row `ofWarp` of the tile on. int8 rows pass through shared memory,
+// `staging`, and a TMA copy writes them. It writes nothing beyond the end of a matrix, but the tensor map does not
+// have the ends of packed sequences: a tile that one of them cuts is stored from registers.
 template <int kSIZE, bool kPACKED>
 __device__ void storeWarpRows(AttentionProblem const& p, CUtensorMap const& map, QueryTile const& tile,
     uint32_t head, int32_t ofWarp, uint32_t staging, float const (&sums)[kSIZE / 8][4],
@@ -311,13 +312,13 @@ __device__ void storeWarpRows(AttentionProblem const& p, CUtensorMap const& map,
     {
         float const scaled[2] = {factors[0] * p.outputFactor, factors[1] * p.outputFactor};
         stageInt8<kSIZE>(staging, sums, scaled);
-        showToTensorCores(); // and to copies
+        fenceAsyncProxy();
         __syncwarp();
         if (threadIdx.x % kWARP == 0)
         {
-            Place const place = placeOf<kPACKED>(tile);
-            storeBox(
-                map, static_cast<int32_t>(head) * kSIZE, place.firstQuery + ofWarp, place.matrix, staging);
+            Coordinates const coordinates = coordinatesOf<kPACKED>(tile);
+            storeBox(map, static_cast<int32_t>(head) * kSIZE, coordinates.firstQuery + ofWarp,
+                coordinates.matrix, staging);
         }
     }
     else
@@ -330,14 +331,14 @@ __device__ void storeWarpRows(AttentionProblem const& p, CUtensorMap const& map,
 // On the host
 // ---------------------------------------------------------------------------------------------------------------
 
-// qkv (B, S, 3H), of which boxes of a head's rows are copied, and context (B, S, H), used for int8 only, to which 16
-// rows of a head are. Packed sentences are one of T tokens.
+// The tensor maps of qkv (B, S, 3H), with boxes of kBOX_ROWS rows of a head, and of context (B, S, H), which is used
+// for int8 only, with boxes of 16 rows of a head. Packed sequences are one sequence of T tokens.
 template <int kSIZE>
 cudaError_t describeInt8(CUtensorMap& qkvMap, CUtensorMap& contextMap, QkvToContextArguments const& a)
 {
     auto const width = static_cast<cuuint64_t>(a.heads) * kSIZE;
     auto const length = static_cast<cuuint64_t>(a.length);
-    auto const matrices = static_cast<cuuint64_t>(a.cuSeqlens != nullptr ? 1 : a.sentences);
+    auto const matrices = static_cast<cuuint64_t>(a.cuSeqlens != nullptr ? 1 : a.sequences);
     cudaError_t const status
         = describeTensor<int8_t>(qkvMap, a.qkv, {3 * width, length, matrices}, {kSIZE, kBOX_ROWS, 1});
     return status == cudaSuccess

@@ -1,15 +1,14 @@
-// Attention with Hopper's tensor cores for sentences of at most 128 tokens. What changed against the hopper kernel:
+// Attention with Hopper's tensor cores for sequences of at most 128 tokens. What changed against the hopper kernel:
 //
-//   - A block takes up to 128 queries of one head of one sentence, fetches them and all keys and values at once, and is
-//     done. While it waits, the other blocks of the multiprocessor compute: no ring of chunks, no warp that only
-//     fetches.
-//   - All keys are one chunk: the softmax knows its maximum from the beginning.
-//   - To the copies (TMA), sentences are matrices of their own: what lies behind a sentence's end comes as zeros and is
-//     not written.
-//   - Queries, too, are read from shared memory by the tensor cores.
+//   - A block takes up to 128 queries of one head of one sequence, and loads them and all keys and values at once.
+//     While it waits, the other blocks of the multiprocessor compute, so it needs no pipeline and no producer warp.
+//   - All keys are one chunk: the softmax knows the maximum before the first exponential.
+//   - In the tensor map each sequence is a matrix of its own: TMA reads rows beyond the end of a sequence as zeros
+//     and does not write them.
+//   - The tensor cores read queries from shared memory, too.
 //
 // Compiled for sm_90a only (CMakeLists.txt).
-#include "common/hopper_copies.cuh"
+#include "common/hopper_tma.cuh"
 #include "qkv_to_context/qkv_to_context_wgmma.cuh"
 
 #include <algorithm>
@@ -24,7 +23,7 @@ namespace bert
 namespace
 {
 
-// A block is one warpgroup, which takes kTILES times 64 queries.
+// A block is one warpgroup, which computes kTILES tiles of 64 queries.
 template <int kSIZE, int kKEYS, int kTILES>
 struct ShortShape
 {
@@ -33,8 +32,8 @@ struct ShortShape
     using Queries = SharedTile<kROWS, kSIZE>;
     using Keys = SharedTile<kKEYS, kSIZE>; // and values
     using Rows = SharedTile<16, kSIZE>;    // of a warp
-    // Where the parts of shared memory begin. Contexts do not take the place of queries: no warp has to wait until all
-    // have read theirs.
+    // Offsets in shared memory. Contexts have memory of their own instead of that of the queries, so that no warp
+    // waits until all warps have read theirs.
     static constexpr int kKEYS_BEGIN = Queries::kBYTES;
     static constexpr int kVALUES_BEGIN = kKEYS_BEGIN + Keys::kBYTES;
     static constexpr int kCONTEXTS_BEGIN = kVALUES_BEGIN + Keys::kBYTES;
@@ -42,11 +41,11 @@ struct ShortShape
     static constexpr int kBYTES = kBARRIERS + 16;
 };
 
-// The warpgroup's tiles, one after the other; store(sums, factors, i) is called for each. The tensor cores multiply for
-// the next tile's scores and the last one's context while the softmax of one is computed.
+// Computes the warpgroup's tiles one after the other and calls store(sums, factors, i) for each. While the softmax of
+// one tile is computed, the tensor cores compute the scores of the next tile and the context of the previous one.
 template <typename T, int kKEYS, int kSIZE, int kTILES, typename Store>
-__device__ void attendTiles(uint32_t queries, uint32_t keys, uint32_t values, uint32_t valuesThere,
-    KeyBits<kKEYS> const& bits, float scale, Store&& store)
+__device__ void attendTiles(uint32_t queries, uint32_t keys, uint32_t values, uint32_t valuesFull,
+    KeyMask<kKEYS> const& bits, float scale, Store&& store)
 {
     float scores[kTILES][kKEYS / 8][4];
     uint32_t weights[kTILES][kKEYS / 16][4];
@@ -54,14 +53,14 @@ __device__ void attendTiles(uint32_t queries, uint32_t keys, uint32_t values, ui
     float factors[kTILES][2];
     auto const startTile = [&](int i)
     {
-        settle(scores[i]);
+        fenceRegisters(scores[i]);
         multiplyKeys<T, kKEYS, kSIZE>(scores[i], queries + i * SharedTile<kQUERIES, kSIZE>::kBYTES, keys);
     };
     auto const finishTile = [&](int i)
     {
-        waitForProducts<0>();
-        settle(sums[i]);
-        settle(weights[i]);
+        wgmmaWait<0>();
+        fenceRegisters(sums[i]);
+        fenceRegisters(weights[i]);
     };
     startTile(0);
 #pragma unroll
@@ -71,12 +70,11 @@ __device__ void attendTiles(uint32_t queries, uint32_t keys, uint32_t values, ui
         {
             startTile(i + 1);
         }
-        waitForProducts<(
-            kTILES > 1 ? 1 : 0)>(); // what goes on: scores of the next tile, sums of the one before
-        settle(scores[i]);
+        wgmmaWait<(kTILES > 1 ? 1 : 0)>(); // in flight: scores of the next tile, sums of the previous one
+        fenceRegisters(scores[i]);
         if (!bits.all())
         {
-            hide(scores[i], bits);
+            maskScores(scores[i], bits);
         }
         float largest[2];
         findLargest(largest, scores[i]);
@@ -89,10 +87,10 @@ __device__ void attendTiles(uint32_t queries, uint32_t keys, uint32_t values, ui
         packWeights<T>(weights[i], scores[i]);
         if (i == 0)
         {
-            waitForBarrier(valuesThere, 0);
+            waitForBarrier(valuesFull, 0);
         }
-        settle(weights[i]);
-        settle(sums[i]);
+        fenceRegisters(weights[i]);
+        fenceRegisters(sums[i]);
         multiplyValues<T, kKEYS, kSIZE, false>(sums[i], weights[i], values);
         softmax.finish(factors[i]);
         if (i > 0)
@@ -104,19 +102,19 @@ __device__ void attendTiles(uint32_t queries, uint32_t keys, uint32_t values, ui
     store(sums[kTILES - 1], factors[kTILES - 1], kTILES - 1);
 }
 
-// kBLOCKS of them at a time on a multiprocessor.
+// Occupancy: kBLOCKS blocks per multiprocessor.
 template <typename T, int kSIZE, int kKEYS, int kTILES, int kBLOCKS>
 __global__ void __launch_bounds__(kWARPGROUP, kBLOCKS) qkvToContextShortKernel(AttentionProblem const p,
     __grid_constant__ CUtensorMap const qkvMap, __grid_constant__ CUtensorMap const contextMap)
 {
     using Shape = ShortShape<kSIZE, kKEYS, kTILES>;
-    extern __shared__ __align__(1024) unsigned char bytes[]; // as the swizzle wants it
+    extern __shared__ __align__(1024) unsigned char bytes[]; // the swizzle repeats every 1024 bytes
     uint32_t const queries = sharedAddress(bytes);
     uint32_t const keys = queries + Shape::kKEYS_BEGIN;
     uint32_t const values = queries + Shape::kVALUES_BEGIN;
     uint32_t const contexts = queries + Shape::kCONTEXTS_BEGIN;
-    uint32_t const keysThere = queries + Shape::kBARRIERS; // and queries
-    uint32_t const valuesThere = keysThere + 8;
+    uint32_t const keysFull = queries + Shape::kBARRIERS; // and queries
+    uint32_t const valuesFull = keysFull + 8;
     uint32_t const head = blockIdx.x % p.heads;
     QueryTile const tile = findEqualTile<Shape::kROWS>(p, blockIdx.x / p.heads);
     int32_t const firstRow = Shape::kROWS < kKEYS ? static_cast<int32_t>(tile.firstQuery - tile.firstKey) : 0;
@@ -125,27 +123,27 @@ __global__ void __launch_bounds__(kWARPGROUP, kBLOCKS) qkvToContextShortKernel(A
     {
         prefetchMap(qkvMap);
         prefetchMap(contextMap);
-        initBarrier(keysThere, 1);
-        initBarrier(valuesThere, 1);
-        showBarriers();
+        initBarrier(keysFull, 1);
+        initBarrier(valuesFull, 1);
+        fenceBarrierInit();
     }
     waitForPreviousKernel();
     if (threadIdx.x == 0)
     {
         constexpr int kBOX_ROWS = Shape::kBOX_ROWS;
         int32_t const hidden = p.heads * kSIZE;
-        arriveAndExpect(keysThere, Shape::kVALUES_BEGIN);
+        arriveAndExpect(keysFull, Shape::kVALUES_BEGIN);
         copyBoxes<Shape::kROWS, kBOX_ROWS, Shape::Keys::kROW_BYTES>(
-            queries, qkvMap, column, firstRow, tile.sentence, keysThere);
+            queries, qkvMap, column, firstRow, tile.sequence, keysFull);
         copyBoxes<kKEYS, kBOX_ROWS, Shape::Keys::kROW_BYTES>(
-            keys, qkvMap, column + hidden, 0, tile.sentence, keysThere);
+            keys, qkvMap, column + hidden, 0, tile.sequence, keysFull);
         fetchRows<kKEYS, kBOX_ROWS, Shape::Keys::kROW_BYTES>(
-            values, qkvMap, column + 2 * hidden, 0, tile.sentence, valuesThere);
+            values, qkvMap, column + 2 * hidden, 0, tile.sequence, valuesFull);
     }
     __syncwarp();
-    KeyBits<kKEYS> bits{p, tile};
+    KeyMask<kKEYS> bits{p, tile};
     bits.fetch(0);
-    __syncthreads(); // the others see initialised barriers; the copies are on their way
+    __syncthreads(); // all threads see initialised barriers; the copies are in flight
     bits.gather(0);
 
     int const warp = static_cast<int>(threadIdx.x / kWARP);
@@ -155,16 +153,16 @@ __global__ void __launch_bounds__(kWARPGROUP, kBLOCKS) qkvToContextShortKernel(A
         int32_t const row = i * kQUERIES + warp * 16; // within the block
         uint32_t const rows = contexts + row * Shape::Rows::kROW_BYTES;
         stageContext<T, kSIZE>(rows, sums, factors);
-        showToTensorCores(); // and to copies
+        fenceAsyncProxy();
         __syncwarp();
         if (first)
         {
-            storeBox(contextMap, column, firstRow + row, tile.sentence, rows);
+            storeBox(contextMap, column, firstRow + row, tile.sequence, rows);
         }
     };
-    waitForBarrier(keysThere, 0);
-    letNextKernelIn();
-    attendTiles<T, kKEYS, kSIZE, kTILES>(queries, keys, values, valuesThere, bits, p.scale, storeTile);
+    waitForBarrier(keysFull, 0);
+    triggerDependentLaunch();
+    attendTiles<T, kKEYS, kSIZE, kTILES>(queries, keys, values, valuesFull, bits, p.scale, storeTile);
     waitForStores();
 }
 
@@ -172,15 +170,15 @@ __global__ void __launch_bounds__(kWARPGROUP, kBLOCKS) qkvToContextShortKernel(A
 // Launcher
 // ---------------------------------------------------------------------------------------------------------------
 
-// Shared memory to ask for, `least` or more, so that a multiprocessor has no more blocks at a time than if they were
-// shared out evenly. The kernel before leaves few multiprocessors free, and blocks that are launched while it runs would
-// lie there on top of each other. (H200, a layer of 8 sentences of 128: 43.0 to 42.0 us.)
-size_t memoryToSpread(int64_t blocks, int multiprocessors, size_t least)
+// The shared memory to request, at least `least`, so that the occupancy is no higher than with an even distribution
+// of blocks over multiprocessors. While the previous kernel still runs, few multiprocessors have room, and blocks
+// that are launched early would otherwise crowd on those.
+size_t sharedMemoryToSpread(int64_t blocks, int multiprocessors, size_t least)
 {
     constexpr size_t kOF_MULTIPROCESSOR = 228 * 1024;
     auto const atATime = static_cast<size_t>(divideUp(blocks, multiprocessors));
-    return std::max(
-        least, kOF_MULTIPROCESSOR / (atATime + 1)); // one more does not fit: each takes 1 KB besides
+    // atATime + 1 blocks do not fit, since each block needs 1 KB in addition to what it requests.
+    return std::max(least, kOF_MULTIPROCESSOR / (atATime + 1));
 }
 
 template <typename T, int kSIZE, int kKEYS, int kTILES, int kBLOCKS>
@@ -189,15 +187,15 @@ cudaError_t launchShape(QkvToContextArguments const& a, int multiprocessors, cud
     using Shape = ShortShape<kSIZE, kKEYS, kTILES>;
     auto const width = static_cast<cuuint64_t>(a.heads) * kSIZE;
     auto const length = static_cast<cuuint64_t>(a.length);
-    auto const sentences = static_cast<cuuint64_t>(a.sentences);
+    auto const sequences = static_cast<cuuint64_t>(a.sequences);
     CUtensorMap qkvMap{};
     CUtensorMap contextMap{};
     cudaError_t status = describeTensor<T>(
-        qkvMap, a.qkv, {3 * width, length, sentences}, {kSIZE, Shape::kBOX_ROWS, 1}); // (B, S, 3H)
+        qkvMap, a.qkv, {3 * width, length, sequences}, {kSIZE, Shape::kBOX_ROWS, 1}); // (B, S, 3H)
     if (status == cudaSuccess)
     {
-        // (B, S, H); rows behind a sentence's end are not written
-        status = describeTensor<T>(contextMap, a.context, {width, length, sentences}, {kSIZE, 16, 1});
+        // (B, S, H); TMA does not write rows beyond the end of a sequence
+        status = describeTensor<T>(contextMap, a.context, {width, length, sequences}, {kSIZE, 16, 1});
     }
     if (status != cudaSuccess)
     {
@@ -205,23 +203,12 @@ cudaError_t launchShape(QkvToContextArguments const& a, int multiprocessors, cud
     }
     int64_t const blocks = countBlocks<Shape::kROWS>(a);
     LaunchSize const size{static_cast<unsigned int>(blocks), kWARPGROUP,
-        memoryToSpread(blocks, multiprocessors, Shape::kBYTES)};
-    return launchEarly(qkvToContextShortKernel<T, kSIZE, kKEYS, kTILES, kBLOCKS>, size, stream,
+        sharedMemoryToSpread(blocks, multiprocessors, Shape::kBYTES)};
+    return launchDependent(qkvToContextShortKernel<T, kSIZE, kKEYS, kTILES, kBLOCKS>, size, stream,
         makeProblem<Shape::kROWS>(a), qkvMap, contextMap);
 }
 
-// The one place where it is decided how a sentence is shared out. Microseconds on an H200, 12 heads of 64, development
-// runs, for what a block takes:
-//
-//     B, S                                8, 64   8, 128   22, 128   32, 128   128, 128
-//     64 queries, 64 keys                 2.69
-//     64 queries, 128 keys                4.14    4.39     4.80      6.86      29.2
-//     128 queries                         5.90    5.40     5.91      6.13      28.2
-//     128 queries, two warpgroups         4.90    4.57     4.90      7.87      30.1
-//
-// (The first row of 8, 128 is 3.33 since the next kernel is let in only when the keys are there.)
-// Contexts that threads store by themselves, 8 bytes each, cost 0.3 us with one sentence of 128, 1.3 us with 8 and 3 to
-// 4 us with 128.
+// Chooses the number of queries and keys of a block (docs/kernels/attention.md has the measurements).
 template <typename T, int kSIZE>
 cudaError_t launchSuitable(QkvToContextArguments const& a, int multiprocessors, cudaStream_t stream)
 {
@@ -229,7 +216,7 @@ cudaError_t launchSuitable(QkvToContextArguments const& a, int multiprocessors, 
     {
         return launchShape<T, kSIZE, 64, 1, 6>(a, multiprocessors, stream);
     }
-    if (int64_t{a.sentences} * a.heads <= 2 * multiprocessors) // all blocks at a time
+    if (int64_t{a.sequences} * a.heads <= 2 * multiprocessors) // all blocks are resident at the same time
     {
         return launchShape<T, kSIZE, 128, 1, 4>(a, multiprocessors, stream);
     }

@@ -1,11 +1,11 @@
-// Attention on int8 with Hopper's tensor cores for sentences of at most 128 tokens. What changed for int8
+// Attention on int8 with Hopper's tensor cores for sequences of at most 128 tokens. What changed for int8
 // against the short kernel:
 //
-//   - Queries and keys are multiplied as int8, as the copies (TMA) bring them: half the bytes, twice the speed.
-//   - Scores need no conversion, their maximum half as many instructions (qkv_to_context_int8.cuh).
+//   - Queries and keys are multiplied as int8, directly from the TMA copies: half the bytes, twice the speed.
+//   - Scores need no conversion, and their maximum takes half as many instructions (qkv_to_context_int8.cuh).
 //   - Values cannot be multiplied as int8. The warpgroup widens them to fp16 between the exponentials of its first
-//     tile: the exponentials keep their unit busy for longer than the instructions that widen take.
-//   - A conversion of contexts to int8 is an addition, too.
+//     tile. The exponential unit limits the kernel, so the instructions that widen are nearly free.
+//   - Contexts are converted to int8 by additions, too.
 //
 // Compiled for sm_90a only (CMakeLists.txt).
 #include "qkv_to_context/qkv_to_context_int8.cuh"
@@ -20,15 +20,15 @@ namespace bert
 namespace
 {
 
-// A block is one warpgroup, which takes kTILES times 64 queries.
+// A block is one warpgroup, which computes kTILES tiles of 64 queries.
 template <int kSIZE, int kKEYS, int kTILES>
 struct ShortInt8Shape
 {
     static constexpr int kROWS = kTILES * kQUERIES;
     static constexpr int kTILE = kQUERIES * kSIZE; // bytes
     static constexpr int kCHUNK = kKEYS * kSIZE;   // bytes
-    // Where the parts of shared memory begin. Contexts do not take the place of queries: no warp has to wait until all
-    // have read theirs.
+    // Offsets in shared memory. Contexts have memory of their own instead of that of the queries, so that no warp
+    // waits until all warps have read theirs.
     static constexpr int kKEYS_BEGIN = kTILES * kTILE;
     static constexpr int kNARROW_VALUES = kKEYS_BEGIN + kCHUNK;
     static constexpr int kVALUES = kNARROW_VALUES + kCHUNK;
@@ -37,11 +37,11 @@ struct ShortInt8Shape
     static constexpr int kBYTES = kBARRIERS + 16;
 };
 
-// The warpgroup's tiles, one after the other; store(sums, factors, i) is called for each. The tensor cores multiply for
-// the next tile's scores and the last one's context while the softmax of one is computed.
+// Computes the warpgroup's tiles one after the other and calls store(sums, factors, i) for each. While the softmax of
+// one tile is computed, the tensor cores compute the scores of the next tile and the context of the previous one.
 template <int kKEYS, int kSIZE, int kTILES, typename Store>
 __device__ void attendTiles(uint32_t queries, uint32_t keys, Widener<kKEYS, kSIZE> const& widener,
-    uint32_t values, uint32_t valuesThere, KeyBits<kKEYS> const& bits, float scale, Store&& store)
+    uint32_t values, uint32_t valuesFull, KeyMask<kKEYS> const& bits, float scale, Store&& store)
 {
     uint32_t products[kTILES][kKEYS / 8][4];
     uint32_t weights[kTILES][kKEYS / 16][4];
@@ -49,9 +49,9 @@ __device__ void attendTiles(uint32_t queries, uint32_t keys, Widener<kKEYS, kSIZ
     float factors[kTILES][2];
     auto const finishTile = [&](int i)
     {
-        waitForProducts<0>();
-        settle(sums[i]);
-        settle(weights[i]);
+        wgmmaWait<0>();
+        fenceRegisters(sums[i]);
+        fenceRegisters(weights[i]);
     };
 #pragma unroll
     for (int i = 0; i < kTILES; ++i)
@@ -61,9 +61,8 @@ __device__ void attendTiles(uint32_t queries, uint32_t keys, Widener<kKEYS, kSIZ
 #pragma unroll
     for (int i = 0; i < kTILES; ++i)
     {
-        waitForProducts<(
-            kTILES > 1 ? 1 : 0)>(); // what goes on: scores of the next tile, sums of the one before
-        settle(products[i]);
+        wgmmaWait<(kTILES > 1 ? 1 : 0)>(); // in flight: scores of the next tile, sums of the previous one
+        fenceRegisters(products[i]);
         float scores[kKEYS / 8][4];
         readBiased(scores, products[i], bits);
         float maximum[2];
@@ -71,19 +70,19 @@ __device__ void attendTiles(uint32_t queries, uint32_t keys, Widener<kKEYS, kSIZ
         float ofLane[2]{};
         if (i == 0)
         {
-            waitForBarrier(valuesThere, 0);
+            waitForBarrier(valuesFull, 0);
             exponentiateBiased(ofLane, scores, maximum, scale, widener);
-            showToTensorCores();
-            __syncthreads(); // all have widened
+            fenceAsyncProxy();
+            __syncthreads(); // all warps have widened their part
         }
         else
         {
-            exponentiateBiased(ofLane, scores, maximum, scale, Nothing{});
+            exponentiateBiased(ofLane, scores, maximum, scale, NoOp{});
             finishTile(i - 1);
         }
         packWeights<__half>(weights[i], scores);
-        settle(weights[i]);
-        settle(sums[i]);
+        fenceRegisters(weights[i]);
+        fenceRegisters(sums[i]);
         multiplyValues<__half, kKEYS, kSIZE, false>(sums[i], weights[i], values);
         factors[i][0] = invertSum(ofLane[0]);
         factors[i][1] = invertSum(ofLane[1]);
@@ -96,52 +95,52 @@ __device__ void attendTiles(uint32_t queries, uint32_t keys, Widener<kKEYS, kSIZ
     store(sums[kTILES - 1], factors[kTILES - 1], kTILES - 1);
 }
 
-// kBLOCKS of them at a time on a multiprocessor.
+// Occupancy: kBLOCKS blocks per multiprocessor.
 template <int kSIZE, int kKEYS, int kTILES, int kBLOCKS>
 __global__ void __launch_bounds__(kWARPGROUP, kBLOCKS) qkvToContextShortInt8Kernel(AttentionProblem const p,
     __grid_constant__ CUtensorMap const qkvMap, __grid_constant__ CUtensorMap const contextMap)
 {
     using Shape = ShortInt8Shape<kSIZE, kKEYS, kTILES>;
-    extern __shared__ __align__(1024) unsigned char bytes[]; // as the swizzle wants it
+    extern __shared__ __align__(1024) unsigned char bytes[]; // the swizzle repeats every 1024 bytes
     uint32_t const queries = sharedAddress(bytes);
     uint32_t const keys = queries + Shape::kKEYS_BEGIN;
     uint32_t const narrowValues = queries + Shape::kNARROW_VALUES;
     uint32_t const values = queries + Shape::kVALUES;
     uint32_t const contexts = queries + Shape::kCONTEXTS;
-    uint32_t const keysThere = queries + Shape::kBARRIERS; // and queries
-    uint32_t const valuesThere = keysThere + 8;
+    uint32_t const keysFull = queries + Shape::kBARRIERS; // and queries
+    uint32_t const valuesFull = keysFull + 8;
     uint32_t const head = blockIdx.x % p.heads;
     QueryTile const tile = findEqualTile<Shape::kROWS>(p, blockIdx.x / p.heads);
-    Place const place = placeOf<false>(tile);
+    Coordinates const coordinates = coordinatesOf<false>(tile);
     if (threadIdx.x == 0)
     {
         prefetchMap(qkvMap);
         prefetchMap(contextMap);
-        initBarrier(keysThere, 1);
-        initBarrier(valuesThere, 1);
-        showBarriers();
+        initBarrier(keysFull, 1);
+        initBarrier(valuesFull, 1);
+        fenceBarrierInit();
     }
     waitForPreviousKernel();
     if (threadIdx.x == 0)
     {
         int32_t const column = static_cast<int32_t>(head) * kSIZE;
         int32_t const hidden = p.heads * kSIZE;
-        arriveAndExpect(keysThere, Shape::kNARROW_VALUES);
+        arriveAndExpect(keysFull, Shape::kNARROW_VALUES);
         copyBoxes<Shape::kROWS, kBOX_ROWS, kSIZE>(
-            queries, qkvMap, column, place.firstQuery, place.matrix, keysThere);
-        copyBoxes<kKEYS, kBOX_ROWS, kSIZE>(keys, qkvMap, column + hidden, 0, place.matrix, keysThere);
+            queries, qkvMap, column, coordinates.firstQuery, coordinates.matrix, keysFull);
+        copyBoxes<kKEYS, kBOX_ROWS, kSIZE>(keys, qkvMap, column + hidden, 0, coordinates.matrix, keysFull);
         fetchRows<kKEYS, kBOX_ROWS, kSIZE>(
-            narrowValues, qkvMap, column + 2 * hidden, 0, place.matrix, valuesThere);
+            narrowValues, qkvMap, column + 2 * hidden, 0, coordinates.matrix, valuesFull);
     }
     __syncwarp();
-    KeyBits<kKEYS> bits{p, tile};
+    KeyMask<kKEYS> bits{p, tile};
     bits.fetch(0);
-    __syncthreads(); // the others see initialised barriers; the copies are on their way
+    __syncthreads(); // all threads see initialised barriers; the copies are in flight
     bits.gather(0);
-    waitForBarrier(keysThere, 0);
-    letNextKernelIn();
+    waitForBarrier(keysFull, 0);
+    triggerDependentLaunch();
     attendTiles<kKEYS, kSIZE, kTILES>(queries, keys, Widener<kKEYS, kSIZE>{values, narrowValues}, values,
-        valuesThere, bits, p.scale,
+        valuesFull, bits, p.scale,
         [&](float const(&sums)[kSIZE / 8][4], float const(&factors)[2], int i)
         {
             int32_t const ofWarp = i * kQUERIES + static_cast<int32_t>(threadIdx.x / kWARP) * 16;
@@ -166,23 +165,13 @@ cudaError_t launchShape(QkvToContextArguments const& a, cudaStream_t stream)
     {
         return status;
     }
-    return launchEarly(qkvToContextShortInt8Kernel<kSIZE, kKEYS, kTILES, kBLOCKS>,
+    return launchDependent(qkvToContextShortInt8Kernel<kSIZE, kKEYS, kTILES, kBLOCKS>,
         LaunchSize{static_cast<unsigned int>(countBlocks<Shape::kROWS>(a)), kWARPGROUP, Shape::kBYTES},
         stream, makeProblem<Shape::kROWS>(a), qkvMap, contextMap);
 }
 
-// One tile to a block as long as there is room for all blocks at a time, else two. Microseconds on an H200, 12 heads of
-// 64, development run:
-//
-//     B, S                                          1, 128   8, 128   32, 128
-//     one tile, values widened first                2.41     3.16
-//     one tile, between exponentials                2.25     3.00     6.92
-//     one tile, by another warpgroup                2.24     3.16
-//     two tiles, values widened first               3.33     3.55     6.17
-//     two tiles, between exponentials               3.29     3.45     5.83
-//     fp16 (short)                                  2.28     3.32     6.05
-//
-// A quarter of the exponentials as polynomials: 6.10 with two tiles at 32, 128.
+// One tile per block as long as all blocks are resident at the same time, otherwise two (docs/kernels/attention.md
+// has the measurements).
 template <int kSIZE>
 cudaError_t launchSuitable(QkvToContextArguments const& a, int multiprocessors, cudaStream_t stream)
 {
@@ -195,7 +184,8 @@ cudaError_t launchSuitable(QkvToContextArguments const& a, int multiprocessors, 
     {
         return launchShape<kSIZE, 128, 1, kBLOCKS>(a, stream);
     }
-    return launchShape<kSIZE, 128, 2, kSIZE == 64 ? 3 : 2>(a, stream); // registers: none is spilled
+    constexpr int kWITH_TWO_TILES = kSIZE == 64 ? 3 : 2; // as many as registers allow without spilling
+    return launchShape<kSIZE, 128, 2, kWITH_TWO_TILES>(a, stream);
 }
 
 } // namespace

@@ -1,10 +1,10 @@
-// Attention on int8 with Hopper's tensor cores for so few sentences, of at most 512 tokens, that there is a
-// multiprocessor for every 64 queries. What changed against the kernel for short sentences of int8:
+// Attention on int8 with Hopper's tensor cores for few sequences of at most 512 tokens, where there is a
+// multiprocessor for every 64 queries. What changed against short_int8:
 //
-//   - A block takes 64 queries, and each of its warpgroups 128 of the keys, up to 512 all together. All of them work
-//     at a time: no chunk waits for the one before.
-//   - Warpgroups tell each other the maxima of their scores, through shared memory, so that their weights are relative
-//     to the same ones, and in the end their sums are added up.
+//   - The keys are split: a block computes 64 queries, and each of its warpgroups takes 128 of the keys, up to 512 in
+//     total. All warpgroups work at the same time; no chunk waits for the previous one.
+//   - Warpgroups exchange the maxima of their scores through shared memory, so that all weights are relative to the
+//     same maximum, and at the end add up their sums.
 //   - Each warpgroup widens its own values, between its exponentials.
 //
 // Compiled for sm_90a only (CMakeLists.txt).
@@ -27,11 +27,11 @@ struct SplitShape
 {
     static constexpr int kTHREADS = kGROUPS * kWARPGROUP;
     static constexpr int kCHUNK = kKEYS * kSIZE; // bytes
-    // Where the parts of shared memory begin; then, how large what each warpgroup leaves for the others is.
+    // Offsets in shared memory, and the size of each warpgroup's partial context.
     static constexpr int kKEYS_BEGIN = kQUERIES * kSIZE;
     static constexpr int kNARROW_VALUES = kKEYS_BEGIN + kGROUPS * kCHUNK;
     static constexpr int kVALUES = kNARROW_VALUES + kGROUPS * kCHUNK;
-    static constexpr int kSTRIDE = kSIZE + 8; // of rows of fp32: 8 rows in different banks
+    static constexpr int kSTRIDE = kSIZE + 8; // of fp32 rows: 8 rows are in different banks
     static constexpr int kCONTEXT_BYTES = kQUERIES * kSTRIDE * 4;
     static constexpr int kCONTEXTS = kVALUES + kGROUPS * 2 * kCHUNK;
     static constexpr int kMAXIMA = kCONTEXTS + kGROUPS * kCONTEXT_BYTES;
@@ -40,7 +40,7 @@ struct SplitShape
     static constexpr int kBYTES = kBARRIERS + 8 + kGROUPS * 16;
 };
 
-// The addresses in shared memory, by number of a warpgroup and of a query.
+// Addresses in shared memory, by the number of a warpgroup and of a query.
 template <typename Shape>
 struct SplitMemory
 {
@@ -74,17 +74,17 @@ struct SplitMemory
     {
         return begin + Shape::kSUMS + (group * kQUERIES + row) * 4;
     }
-    __device__ uint32_t queriesThere() const
+    __device__ uint32_t queriesFull() const
     {
         return begin + Shape::kBARRIERS;
     }
-    __device__ uint32_t keysThere(uint32_t group) const
+    __device__ uint32_t keysFull(uint32_t group) const
     {
         return begin + Shape::kBARRIERS + 8 + group * 16;
     }
-    __device__ uint32_t valuesThere(uint32_t group) const
+    __device__ uint32_t valuesFull(uint32_t group) const
     {
-        return keysThere(group) + 8;
+        return keysFull(group) + 8;
     }
 };
 
@@ -102,19 +102,19 @@ inline __device__ void storeFloats(uint32_t target, float a, float b)
 {
     asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(target), "f"(a), "f"(b) : "memory");
 }
-// The threads of one warpgroup wait for each other.
+// A barrier of the threads of one warpgroup.
 inline __device__ void syncWarpgroup(uint32_t group)
 {
     asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(kWARPGROUP) : "memory");
 }
 
-// The row of this lane's first two values within a tile; the others are 8 rows behind.
+// The row of this lane's first two values within a tile; the other two are 8 rows further.
 inline __device__ uint32_t rowOfLane()
 {
     return threadIdx.x / kWARP % 4 * 16 + threadIdx.x % kWARP / 4;
 }
 
-// Of all the warpgroups' maxima of this lane's rows the largest ones.
+// Replaces the maxima of this lane's rows by the largest of all warpgroups.
 template <typename Shape, int kGROUPS>
 __device__ void exchangeMaxima(float (&maximum)[2], SplitMemory<Shape> const& memory, uint32_t group)
 {
@@ -133,9 +133,9 @@ __device__ void exchangeMaxima(float (&maximum)[2], SplitMemory<Shape> const& me
     }
 }
 
-// What a warpgroup leaves of its weighted values.
+// Writes a warpgroup's partial context to shared memory.
 template <typename Shape, int kSIZE>
-__device__ void leaveContext(
+__device__ void storePartialContext(
     SplitMemory<Shape> const& memory, uint32_t group, float const (&sums)[kSIZE / 8][4])
 {
     uint32_t const target = memory.context(group, rowOfLane(), threadIdx.x % 4 * 2);
@@ -147,7 +147,7 @@ __device__ void leaveContext(
     }
 }
 
-// 16 neighbouring elements of a context, from fp32.
+// Stores 16 neighbouring elements of a context, from fp32.
 template <typename Out>
 __device__ void storeElements(Out* target, float const (&values)[16], float factor)
 {
@@ -175,7 +175,7 @@ __device__ void storeElements(Out* target, float const (&values)[16], float fact
     }
 }
 
-// Adds up what the warpgroups have left, and stores it: 16 columns of a row at a time.
+// Adds up the partial contexts of the warpgroups and stores the result, 16 columns of a row at a time.
 template <typename Shape, int kSIZE, int kGROUPS>
 __device__ void storeMerged(
     AttentionProblem const& p, QueryTile const& tile, uint32_t head, SplitMemory<Shape> const& memory)
@@ -217,19 +217,19 @@ __global__ void __launch_bounds__(kGROUPS* kWARPGROUP, 1)
     qkvToContextSplitInt8Kernel(AttentionProblem const p, __grid_constant__ CUtensorMap const map)
 {
     using Shape = SplitShape<kSIZE, kGROUPS>;
-    extern __shared__ __align__(1024) unsigned char bytes[]; // as the swizzle wants it
+    extern __shared__ __align__(1024) unsigned char bytes[]; // the swizzle repeats every 1024 bytes
     SplitMemory<Shape> const memory{sharedAddress(bytes)};
     uint32_t const group = threadIdx.x / kWARPGROUP;
     if (threadIdx.x == 0)
     {
         prefetchMap(map);
-        initBarrier(memory.queriesThere(), 1);
+        initBarrier(memory.queriesFull(), 1);
         for (int i = 0; i < kGROUPS; ++i)
         {
-            initBarrier(memory.keysThere(i), 1);
-            initBarrier(memory.valuesThere(i), 1);
+            initBarrier(memory.keysFull(i), 1);
+            initBarrier(memory.valuesFull(i), 1);
         }
-        showBarriers();
+        fenceBarrierInit();
     }
     uint32_t const head = blockIdx.x % p.heads;
     QueryTile const tile = findEqualTile<kQUERIES>(p, blockIdx.x / p.heads);
@@ -237,49 +237,49 @@ __global__ void __launch_bounds__(kGROUPS* kWARPGROUP, 1)
     waitForPreviousKernel();
     if (threadIdx.x % kWARPGROUP == 0)
     {
-        Place const place = placeOf<false>(tile);
+        Coordinates const coordinates = coordinatesOf<false>(tile);
         int32_t const column = static_cast<int32_t>(head) * kSIZE;
         int32_t const hidden = p.heads * kSIZE;
         int32_t const firstKey = static_cast<int32_t>(group) * kKEYS;
         if (group == 0)
         {
-            fetchRows<kQUERIES, kBOX_ROWS, kSIZE>(
-                memory.queries(), map, column, place.firstQuery, place.matrix, memory.queriesThere());
+            fetchRows<kQUERIES, kBOX_ROWS, kSIZE>(memory.queries(), map, column, coordinates.firstQuery,
+                coordinates.matrix, memory.queriesFull());
         }
         fetchRows<kKEYS, kBOX_ROWS, kSIZE>(
-            memory.keys(group), map, column + hidden, firstKey, place.matrix, memory.keysThere(group));
+            memory.keys(group), map, column + hidden, firstKey, coordinates.matrix, memory.keysFull(group));
         fetchRows<kKEYS, kBOX_ROWS, kSIZE>(memory.narrowValues(group), map, column + 2 * hidden, firstKey,
-            place.matrix, memory.valuesThere(group));
+            coordinates.matrix, memory.valuesFull(group));
     }
     __syncwarp();
-    KeyBits<kKEYS> bits{p, tile};
+    KeyMask<kKEYS> bits{p, tile};
     bits.fetch(static_cast<int32_t>(group));
     bits.gather(static_cast<int32_t>(group));
 
     uint32_t products[kKEYS / 8][4];
     float scores[kKEYS / 8][4];
-    waitForBarrier(memory.queriesThere(), 0);
-    waitForBarrier(memory.keysThere(group), 0);
-    letNextKernelIn();
+    waitForBarrier(memory.queriesFull(), 0);
+    waitForBarrier(memory.keysFull(group), 0);
+    triggerDependentLaunch();
     multiplyKeysBiased<kKEYS, kSIZE>(products, memory.queries(), memory.keys(group));
-    waitForProducts<0>();
-    settle(products);
+    wgmmaWait<0>();
+    fenceRegisters(products);
     readBiased(scores, products, bits);
     float maximum[2];
     findLargestOfRows(maximum, scores);
     exchangeMaxima<Shape, kGROUPS>(maximum, memory, group);
-    waitForBarrier(memory.valuesThere(group), 0);
+    waitForBarrier(memory.valuesFull(group), 0);
     float ofLane[2]{};
     exponentiateBiased(ofLane, scores, maximum, p.scale,
         Widener<kKEYS, kSIZE>{memory.values(group), memory.narrowValues(group)});
-    showToTensorCores();
-    syncWarpgroup(group); // it multiplies no other values than its own
+    fenceAsyncProxy();
+    syncWarpgroup(group); // a warpgroup reads only its own values
 
     uint32_t weights[kKEYS / 16][4];
     float sums[kSIZE / 8][4];
     packWeights<__half>(weights, scores);
-    settle(weights);
-    settle(sums);
+    fenceRegisters(weights);
+    fenceRegisters(sums);
     multiplyValues<__half, kKEYS, kSIZE, false>(sums, weights, memory.values(group));
     float const ofRow[2] = {warpSum<4>(ofLane[0]), warpSum<4>(ofLane[1])};
     if (threadIdx.x % 4 == 0)
@@ -287,9 +287,9 @@ __global__ void __launch_bounds__(kGROUPS* kWARPGROUP, 1)
         storeWord(memory.sum(group, rowOfLane()), __float_as_uint(ofRow[0]));
         storeWord(memory.sum(group, rowOfLane() + 8), __float_as_uint(ofRow[1]));
     }
-    waitForProducts<0>();
-    settle(sums);
-    leaveContext<Shape, kSIZE>(memory, group, sums);
+    wgmmaWait<0>();
+    fenceRegisters(sums);
+    storePartialContext<Shape, kSIZE>(memory, group, sums);
     __syncthreads();
     storeMerged<Shape, kSIZE, kGROUPS>(p, tile, head, memory);
 }
@@ -303,13 +303,13 @@ cudaError_t launchShape(QkvToContextArguments const& a, cudaStream_t stream)
 {
     using Shape = SplitShape<kSIZE, kGROUPS>;
     CUtensorMap qkvMap{};
-    CUtensorMap contextMap{}; // contexts are stored by the threads
+    CUtensorMap contextMap{}; // unused: threads store contexts from registers
     cudaError_t const status = describeInt8<kSIZE>(qkvMap, contextMap, a);
     if (status != cudaSuccess)
     {
         return status;
     }
-    return launchEarly(qkvToContextSplitInt8Kernel<kSIZE, kGROUPS>,
+    return launchDependent(qkvToContextSplitInt8Kernel<kSIZE, kGROUPS>,
         LaunchSize{static_cast<unsigned int>(countBlocks<kQUERIES>(a)), Shape::kTHREADS, Shape::kBYTES},
         stream, makeProblem<kQUERIES>(a), qkvMap);
 }
@@ -331,8 +331,6 @@ cudaError_t launchSuitable(QkvToContextArguments const& a, cudaStream_t stream)
 
 } // namespace
 
-// Microseconds on an H200, 1 sentence of 384, 12 heads of 64, development run: values widened between exponentials
-// 4.70, before them 4.89, by another warpgroup 4.92; a kernel that takes chunk after chunk 7.8; fp16 (hopper) 4.78.
 cudaError_t launchQkvToContextSplitInt8(QkvToContextArguments const& arguments, cudaStream_t stream)
 {
     if (!suitsSplitInt8Kernel(arguments))

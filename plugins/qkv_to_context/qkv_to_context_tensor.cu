@@ -1,6 +1,6 @@
-// Attention with the tensor cores of any GPU from Turing on (mma.sync). A warp takes 16 queries and keeps them, its
-// sums and its scores in registers; the warps of a block share keys and values, which come through shared memory in
-// chunks, one ahead of what is computed. Scores of a chunk exist in registers only.
+// Attention with the tensor cores of any GPU from Turing on (mma.sync). A warp takes 16 queries and keeps them, their
+// sums and their scores in registers. The warps of a block share keys and values, which pass through shared memory in
+// chunks, in a pipeline with one chunk in flight.
 #include "qkv_to_context/qkv_to_context_fragments.cuh"
 
 namespace bert
@@ -64,22 +64,22 @@ __device__ void multiplyValues(
     }
 }
 
-template <typename In, int kSIZE, int kWARPS, int kKEYS, int kAHEAD>
+template <typename In, int kSIZE, int kWARPS, int kKEYS, int kIN_FLIGHT>
 struct TensorShape
 {
     static constexpr int kTHREADS = kWARPS * kWARP;
     static constexpr int kROWS = kWARPS * 16;
     using Queries = SharedTile<kROWS, kSIZE>;
-    using Chunks = ChunkLoader<In, kKEYS, kSIZE, kTHREADS, kAHEAD + 1, kAHEAD>;
+    using Chunks = ChunkLoader<In, kKEYS, kSIZE, kTHREADS, kIN_FLIGHT + 1, kIN_FLIGHT>;
     static constexpr int kBYTES = Queries::kBYTES + Chunks::kBYTES;
 };
 
-// kBLOCKS of them at a time on a multiprocessor.
-template <typename In, int kSIZE, int kWARPS, int kKEYS, int kAHEAD, int kBLOCKS>
+// Occupancy: kBLOCKS blocks per multiprocessor.
+template <typename In, int kSIZE, int kWARPS, int kKEYS, int kIN_FLIGHT, int kBLOCKS>
 __global__ void __launch_bounds__(kWARPS* kWARP, kBLOCKS) qkvToContextTensorKernel(AttentionProblem const p)
 {
     using T = Operand<In>;
-    using Shape = TensorShape<In, kSIZE, kWARPS, kKEYS, kAHEAD>;
+    using Shape = TensorShape<In, kSIZE, kWARPS, kKEYS, kIN_FLIGHT>;
     extern __shared__ __align__(128) unsigned char memory[];
     uint32_t const queryMemory = sharedAddress(memory);
     uint32_t const head = blockIdx.x % p.heads;
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kWARPS* kWARP, kBLOCKS) qkvToContextTensorKern
 
     waitForPreviousKernel();
     QueryTile const tile = findTile<Shape::kROWS>(p, blockIdx.x / p.heads);
-    if (tile.broken)
+    if (tile.invalid)
     {
         poison<kSIZE>(p, tile, head, Shape::kTHREADS);
         return;
@@ -104,9 +104,9 @@ __global__ void __launch_bounds__(kWARPS* kWARP, kBLOCKS) qkvToContextTensorKern
     queryLoader.start(ofHead + tile.firstQuery * stride, stride, tile.queries, queryMemory);
     typename Shape::Chunks chunks{ofHead + tile.firstKey * stride + hidden, hidden, stride, tile.keys,
         queryMemory + Shape::Queries::kBYTES};
-    KeyBits<kKEYS> bits{p, tile};
+    KeyMask<kKEYS> bits{p, tile};
 #pragma unroll
-    for (int chunk = 0; chunk < kAHEAD; ++chunk)
+    for (int chunk = 0; chunk < kIN_FLIGHT; ++chunk)
     {
         chunks.start(chunk);
     }
@@ -121,8 +121,8 @@ __global__ void __launch_bounds__(kWARPS* kWARP, kBLOCKS) qkvToContextTensorKern
     {
         chunks.finish(chunk);
         bits.gather(chunk);
-        __syncthreads(); // the chunk is there, and nobody reads the one before any more
-        chunks.start(chunk + kAHEAD);
+        __syncthreads(); // the chunk has arrived, and no warp reads the previous one any more
+        chunks.start(chunk + kIN_FLIGHT);
         bits.fetch(chunk + 1);
         if (chunk == 0)
         {
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kWARPS* kWARP, kBLOCKS) qkvToContextTensorKern
         multiplyKeys<T, kKEYS, kSIZE>(scores, queries, chunks.keys(chunk));
         if (!bits.all())
         {
-            hide(scores, bits);
+            maskScores(scores, bits);
         }
         if (softmax.weigh(scores))
         {
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kWARPS* kWARP, kBLOCKS) qkvToContextTensorKern
         packWeights<T>(weights, scores);
         multiplyValues<T, kKEYS, kSIZE>(sums, weights, chunks.values(chunk));
     }
-    waitForGroups<0>();
+    waitForCopyGroups<0>();
     float factors[2];
     softmax.finish(factors);
     storeContext<kSIZE>(p, tile.firstQuery + firstRow, tile.queries - firstRow, head, sums, factors);
@@ -152,14 +152,14 @@ __global__ void __launch_bounds__(kWARPS* kWARP, kBLOCKS) qkvToContextTensorKern
 // Launcher
 // ---------------------------------------------------------------------------------------------------------------
 
-template <typename In, int kSIZE, int kWARPS, int kKEYS, int kAHEAD, int kBLOCKS>
+template <typename In, int kSIZE, int kWARPS, int kKEYS, int kIN_FLIGHT, int kBLOCKS>
 cudaError_t launchShape(QkvToContextArguments const& a, cudaStream_t stream)
 {
-    using Shape = TensorShape<In, kSIZE, kWARPS, kKEYS, kAHEAD>;
+    using Shape = TensorShape<In, kSIZE, kWARPS, kKEYS, kIN_FLIGHT>;
     LaunchSize const size{
         static_cast<unsigned int>(countBlocks<Shape::kROWS>(a)), Shape::kTHREADS, Shape::kBYTES};
-    return launchEarly(qkvToContextTensorKernel<In, kSIZE, kWARPS, kKEYS, kAHEAD, kBLOCKS>, size, stream,
-        makeProblem<Shape::kROWS>(a));
+    return launchDependent(qkvToContextTensorKernel<In, kSIZE, kWARPS, kKEYS, kIN_FLIGHT, kBLOCKS>, size,
+        stream, makeProblem<Shape::kROWS>(a));
 }
 
 } // namespace
@@ -169,7 +169,7 @@ cudaError_t launchQkvToContextTensor(QkvToContextArguments const& arguments, cud
     return dispatchTensor(arguments,
         [&](auto element, auto size)
         {
-            // 64 KB of shared memory is what Turing has.
+            // Turing has 64 KB of shared memory.
             constexpr int kKEYS = size() == 128 ? 32 : 64;
             return launchShape<decltype(element), size(), 4, kKEYS, 1, 1>(arguments, stream);
         });

@@ -1,6 +1,6 @@
-// Runs the kernels over shapes and types that reach every branch of their launcher and compares with a plain loop in
-// double precision. common/kernel_check.cuh says how to run it under compute-sanitizer. With the argument "few" there are
-// fewer runs, which reach every kernel all the same: for racecheck and initcheck, which are slow.
+// Runs the kernels over shapes and types that reach every branch of their launcher and compares with a reference loop
+// in double precision. common/kernel_check.cuh says how to run it under compute-sanitizer. With the argument "few"
+// there are fewer runs, which still reach every kernel, for racecheck and initcheck, which are slow.
 #include "common/kernel_check.cuh"
 #include "skip_layer_norm/skip_layer_norm_kernels.h"
 
@@ -24,18 +24,18 @@ class Input
 public:
     Input(size_t size, bool int8)
         : mInt8(int8)
-        , mWide(randomValues<T>(int8 ? 0 : size, 3.0F, 1.0F))
+        , mLarge(randomValues<T>(int8 ? 0 : size, 3.0F, 1.0F))
         , mNarrow(int8 ? size : 0)
     {
         auto const values = randomValues<float>(mNarrow.size(), 0.0F, 127.0F);
         std::transform(
             values.begin(), values.end(), mNarrow.begin(), [](float v) { return static_cast<int8_t>(v); });
-        mWideDevice = std::make_unique<Tensor<T>>(mWide);
+        mWideDevice = std::make_unique<Tensor<T>>(mLarge);
         mNarrowDevice = std::make_unique<Tensor<int8_t>>(mNarrow);
     }
     double operator[](size_t index) const
     {
-        return mInt8 ? static_cast<double>(mNarrow[index]) * kIN_SCALE : toHost(mWide[index]);
+        return mInt8 ? static_cast<double>(mNarrow[index]) * kIN_SCALE : toHost(mLarge[index]);
     }
     void const* data() const
     {
@@ -48,7 +48,7 @@ public:
 
 private:
     bool mInt8;
-    std::vector<T> mWide;
+    std::vector<T> mLarge;
     std::vector<int8_t> mNarrow;
     std::unique_ptr<Tensor<T>> mWideDevice;
     std::unique_ptr<Tensor<int8_t>> mNarrowDevice;
@@ -74,10 +74,10 @@ constexpr Variant kVARIANTS[] = {{"floating", false, false, true, false, true, f
     {"int8 output", false, false, false, true, false, true}};
 constexpr size_t kCONSTANT_WEIGHTS = 2;
 constexpr size_t kFLOATING = 4; // the first ones, without int8
-constexpr size_t kTOLD = 5;     // that for which no kernel is compiled of its own
+constexpr size_t kRUNTIME = 5;  // the variant without a specialised kernel
 
-// Whether a row is as wide as those that int8 variants have kernels of their own for.
-bool isOfBert(int32_t hidden)
+// Whether int8 variants have specialised kernels for this width.
+bool isBertWidth(int32_t hidden)
 {
     return hidden == 256 || hidden == 384 || hidden == 512 || hidden == 768 || hidden == 1024;
 }
@@ -120,7 +120,7 @@ void runVariant(Outcome& outcome, Variant const& variant, ElementType type, Elem
         }
         for (int32_t i = 0; variant.quantized && i < hidden; ++i)
         {
-            // Half a step, and what the kernel's fp32 may differ from double precision.
+            // Half a step, and a margin for the difference of fp32 and double precision.
             double const nearest = std::clamp(expected[i] / kOUT_SCALE, -128.0, 127.0);
             double const error = std::abs(quantized[start + i] - nearest);
             outcome.expectAtMost(error, 0.501, variant.name, rows, hidden, row);
@@ -129,7 +129,7 @@ void runVariant(Outcome& outcome, Variant const& variant, ElementType type, Elem
     outcome.countRun();
 }
 
-// Every variant; of few runs only those that reach another kernel.
+// All variants; with `few`, only those that reach another kernel.
 template <typename T, typename W>
 void runType(Outcome& outcome, ElementType type, ElementType weightType, double tolerance, bool few)
 {
@@ -137,7 +137,7 @@ void runType(Outcome& outcome, ElementType type, ElementType weightType, double 
     {
         for (size_t i = 0; i < std::size(kVARIANTS); ++i)
         {
-            if (!few || i < kFLOATING || i == kTOLD || isOfBert(hidden))
+            if (!few || i < kFLOATING || i == kRUNTIME || isBertWidth(hidden))
             {
                 runVariant<T, W>(outcome, kVARIANTS[i], type, weightType, rows, hidden, tolerance);
             }
@@ -154,13 +154,14 @@ void runType(Outcome& outcome, ElementType type, ElementType weightType, double 
     {
         forEachShape(runShape);
     }
-    // More rows than are under way at the same time: other kernels, where there is a choice.
+    // More rows than one wave: other kernels are chosen.
     int multiprocessors = 0;
     check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0),
         "cudaDeviceGetAttribute");
     for (int32_t hidden : {64, 256, 512, 768, 1536})
     {
-        // Too many to fetch constant weights early, with fp32 weights and with narrow ones, and to fetch them late.
+        // Too many rows to load constant weights before the wait, for fp32 and for narrow weights, and to load them
+        // late.
         int64_t const inWave = int64_t{hidden == 64 ? 128 : 32} * multiprocessors;
         for (int64_t rows : {inWave * 5 / 8, inWave + 3, inWave * 3 / 2 + 3})
         {

@@ -1,9 +1,9 @@
-// The launcher of the residual sum with layer normalisation. It knows nothing of TensorRT.
+// The launcher of the residual sum with layer normalisation. It does not depend on TensorRT.
 //
 //     s = x + skip [+ bias]      y = (s - mean) / sqrt(variance + epsilon) * gamma + beta      over the last axis
 //
-// The sum is never rounded to a narrow type: it is where the values of a trained BERT are largest, and fp16 ends at
-// 65504.
+// The sum is never rounded to a narrow type: the residual sums have the largest values of a trained BERT, and the
+// largest fp16 number is 65504.
 #pragma once
 
 #include "common/element_type.h"
@@ -29,10 +29,10 @@ struct SkipLayerNormArguments
     float xScale;           // x is int8 * xScale; 0: x is of `type`
     float skipScale;        // likewise
     float outputScale;      // of `quantized`
-    ElementType type;       // of x, skip and y as far as they are floating
+    ElementType type;       // of those of x, skip and y that are floating
     ElementType weightType; // of gamma, beta and bias: `type`, or fp32
-    // No kernel that itself triggers early writes gamma, beta and bias, so they may be read while the kernel before
-    // this one still runs (common/early_launch.cuh).
+    // No kernel that itself triggers early writes gamma, beta and bias, so they may be read before the wait for the
+    // previous kernel (common/programmatic_dependent_launch.cuh).
     bool constantWeights{false};
 };
 

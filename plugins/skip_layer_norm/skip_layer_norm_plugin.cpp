@@ -1,20 +1,9 @@
 #include "skip_layer_norm/skip_layer_norm_plugin.h"
 
-#include "common/checks.h"
-#include "common/fields.h"
-
-#include <algorithm>
 #include <utility>
 
 namespace bert
 {
-
-using nvinfer1::DataType;
-using nvinfer1::Dims;
-using nvinfer1::DynamicPluginTensorDesc;
-using nvinfer1::PluginField;
-using nvinfer1::PluginFieldType;
-using nvinfer1::PluginTensorDesc;
 
 namespace
 {
@@ -22,14 +11,14 @@ namespace
 constexpr char const* kNAME = "SkipLayerNorm";
 constexpr char const* kVERSION = "1";
 constexpr char const* kINPUT_NAMES[] = {"x", "skip", "gamma", "beta", "bias"};
-constexpr int32_t kMOST_INPUTS = 5; // with the bias
+constexpr int32_t kMAX_INPUTS = 5; // with the bias
 constexpr int32_t kX = 0;
 constexpr int32_t kSKIP = 1;
 constexpr int32_t kGAMMA = 2;
 constexpr int32_t kBETA = 3;
 constexpr int32_t kBIAS = 4;
 
-// Without a floating tensor there is no floating type. The kernel is compiled for one all the same.
+// If all tensors are int8, there is no floating type, but the kernel is a template with one.
 constexpr DataType kANY_FLOATING_TYPE = DataType::kHALF;
 
 void checkScale(char const* name, float scale)
@@ -41,7 +30,7 @@ void checkScale(char const* name, float scale)
     }
 }
 
-// A scale belongs to an int8 tensor, and an int8 tensor has a scale.
+// A tensor has a scale if and only if it is int8.
 void checkInputType(char const* name, DataType type, float scale)
 {
     if (!isFloating(type) && type != DataType::kINT8)
@@ -59,47 +48,7 @@ void checkInputType(char const* name, DataType type, float scale)
     }
 }
 
-DataType typeNamed(std::string const& name)
-{
-    for (DataType type : {DataType::kFLOAT, DataType::kHALF, DataType::kBF16})
-    {
-        if (describe(type) == name)
-        {
-            return type;
-        }
-    }
-    fail("field output_type is \"", name, "\"; expected fp32, fp16 or bf16");
-}
-
-void checkNumberOfInputs(int32_t count)
-{
-    if (count != kMOST_INPUTS && count != kMOST_INPUTS - 1)
-    {
-        fail("number of inputs: ", count, ", expected 4, or 5 with a bias");
-    }
-}
-
-// A dimension of -1 is not known yet and is checked again when it is.
-void checkShapes(std::vector<Dims> const& inputs)
-{
-    int64_t const hidden = checkedHidden("x", inputs[kX]);
-    if (!mayBeEqual(inputs[kX], inputs[kSKIP]))
-    {
-        fail("skip has the shape ", describe(inputs[kSKIP]), "; expected that of x, ", describe(inputs[kX]));
-    }
-    std::vector<Weight> weights;
-    for (size_t i = kGAMMA; i < inputs.size(); ++i)
-    {
-        weights.push_back({kINPUT_NAMES[i], {}, inputs[i]});
-    }
-    checkWeightShapes(weights, hidden);
-}
-
 } // namespace
-
-// ---------------------------------------------------------------------------------------------------------------
-// Plugin
-// ---------------------------------------------------------------------------------------------------------------
 
 SkipLayerNormPlugin::SkipLayerNormPlugin(SkipLayerNormFields fields)
     : Plugin(kNAME, kVERSION)
@@ -111,7 +60,7 @@ SkipLayerNormPlugin::SkipLayerNormPlugin(SkipLayerNormFields fields)
     checkScale("output_scale", mFields.outputScale);
     if (!mFields.outputType.empty())
     {
-        mNamedType = typeNamed(mFields.outputType);
+        mNamedType = floatingTypeNamed(mFields.outputType);
     }
     if (mFields.outputs != "y" && mFields.outputs != "both")
     {
@@ -123,17 +72,12 @@ SkipLayerNormPlugin::SkipLayerNormPlugin(SkipLayerNormFields fields)
     }
 }
 
-nvinfer1::IPluginV3* SkipLayerNormPlugin::clone() noexcept
-{
-    return run<nvinfer1::IPluginV3*>("clone", nullptr, [&] { return new SkipLayerNormPlugin(*this); });
-}
-
 bool SkipLayerNormPlugin::hasFloatingOutput() const
 {
     return mFields.outputs == "both" || mFields.outputScale == 0.0F;
 }
 
-// The one floating type of x, skip and y; none if all three are int8 and output_type names none.
+// The floating type that x, skip and y share; none if all three are int8 and output_type is not given.
 std::optional<DataType> SkipLayerNormPlugin::floatingType(DataType x, DataType skip) const
 {
     checkInputType("x", x, mFields.xScale);
@@ -159,8 +103,68 @@ std::optional<DataType> SkipLayerNormPlugin::floatingType(DataType x, DataType s
     return mNamedType;
 }
 
-std::vector<DataType> SkipLayerNormPlugin::outputTypes(std::optional<DataType> floating) const
+// ---------------------------------------------------------------------------------------------------------------
+// IPluginV3: TensorRT may copy a plugin at any time, from any thread
+// ---------------------------------------------------------------------------------------------------------------
+
+Plugin* SkipLayerNormPlugin::copy() const
 {
+    return new SkipLayerNormPlugin(*this);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// IPluginV3OneBuild: called while a network is defined and while an engine is built; host work only
+// ---------------------------------------------------------------------------------------------------------------
+
+int32_t SkipLayerNormPlugin::getNbOutputs() const noexcept
+{
+    return mFields.outputs == "both" ? 2 : 1;
+}
+
+void SkipLayerNormPlugin::checkInputCount(int32_t count) const
+{
+    if (count != kMAX_INPUTS && count != kMAX_INPUTS - 1)
+    {
+        fail("number of inputs: ", count, ", expected 4, or 5 with a bias");
+    }
+}
+
+void SkipLayerNormPlugin::checkTypes(std::vector<DataType> const& inputs) const
+{
+    auto const floating = floatingType(inputs[kX], inputs[kSKIP]);
+    std::vector<Weight> weights;
+    for (size_t i = kGAMMA; i < inputs.size(); ++i)
+    {
+        weights.push_back({kINPUT_NAMES[i], inputs[i], {}});
+    }
+    if (floating.value_or(DataType::kFLOAT) == DataType::kFLOAT)
+    {
+        checkWeightTypes(weights, {DataType::kFLOAT});
+    }
+    else
+    {
+        checkWeightTypes(weights, {*floating, DataType::kFLOAT});
+    }
+}
+
+void SkipLayerNormPlugin::checkShapes(std::vector<Dims> const& inputs) const
+{
+    int64_t const hidden = checkedHidden("x", inputs[kX]);
+    if (!mayBeEqual(inputs[kX], inputs[kSKIP]))
+    {
+        fail("skip has the shape ", describe(inputs[kSKIP]), "; expected that of x, ", describe(inputs[kX]));
+    }
+    std::vector<Weight> weights;
+    for (size_t i = kGAMMA; i < inputs.size(); ++i)
+    {
+        weights.push_back({kINPUT_NAMES[i], {}, inputs[i]});
+    }
+    checkWeightShapes(weights, hidden);
+}
+
+std::vector<DataType> SkipLayerNormPlugin::outputTypes(std::vector<DataType> const& inputs) const
+{
+    auto const floating = floatingType(inputs[kX], inputs[kSKIP]);
     std::vector<DataType> types;
     if (hasFloatingOutput())
     {
@@ -173,128 +177,41 @@ std::vector<DataType> SkipLayerNormPlugin::outputTypes(std::optional<DataType> f
     return types;
 }
 
-void SkipLayerNormPlugin::checkTypes(DataType const* types, int32_t count) const
+bool SkipLayerNormPlugin::supportsInput(std::vector<DataType> const& inputs) const
 {
-    checkNumberOfInputs(count);
-    auto const floating = floatingType(types[kX], types[kSKIP]);
-    std::vector<Weight> weights;
-    for (int32_t i = kGAMMA; i < count; ++i)
+    DataType const type = inputs.back();
+    bool const mayBeFloating = isFloating(type) && (!mNamedType || type == *mNamedType);
+    switch (inputs.size() - 1)
     {
-        weights.push_back({kINPUT_NAMES[i], types[i], {}});
+    case kX:
+        return mFields.xScale > 0.0F ? type == DataType::kINT8 : mayBeFloating;
+    case kSKIP:
+        return mFields.skipScale > 0.0F ? type == DataType::kINT8
+                                        : mayBeFloating && (!isFloating(inputs[kX]) || type == inputs[kX]);
+    case kGAMMA:
+        return type == DataType::kFLOAT || type == floatingType(inputs[kX], inputs[kSKIP]);
+    default: // beta and bias
+        return type == inputs[kGAMMA];
     }
-    if (floating.value_or(DataType::kFLOAT) == DataType::kFLOAT)
-    {
-        checkWeightTypes(weights, {DataType::kFLOAT});
-    }
-    else
-    {
-        checkWeightTypes(weights, {*floating, DataType::kFLOAT});
-    }
 }
 
-int32_t SkipLayerNormPlugin::getNbOutputs() const noexcept
-{
-    return mFields.outputs == "both" ? 2 : 1;
-}
+// ---------------------------------------------------------------------------------------------------------------
+// IPluginV3OneRuntime: launch starts kernels in the stream and returns; it must not allocate or wait
+// ---------------------------------------------------------------------------------------------------------------
 
-int32_t SkipLayerNormPlugin::getOutputDataTypes(
-    DataType* outputTypes, int32_t nbOutputs, DataType const* inputTypes, int32_t nbInputs) const noexcept
+cudaError_t SkipLayerNormPlugin::launch(EnqueueCall const& call) const
 {
-    return check("getOutputDataTypes",
-        [&]
-        {
-            checkCount("number of outputs", nbOutputs, getNbOutputs());
-            checkTypes(inputTypes, nbInputs);
-            auto const types = this->outputTypes(floatingType(inputTypes[kX], inputTypes[kSKIP]));
-            std::copy(types.begin(), types.end(), outputTypes);
-        });
-}
-
-int32_t SkipLayerNormPlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t nbInputs,
-    nvinfer1::DimsExprs const* /*shapeInputs*/, int32_t /*nbShapeInputs*/, nvinfer1::DimsExprs* outputs,
-    int32_t nbOutputs, nvinfer1::IExprBuilder& /*exprBuilder*/) noexcept
-{
-    return check("getOutputShapes",
-        [&]
-        {
-            checkNumberOfInputs(nbInputs);
-            checkCount("number of outputs", nbOutputs, getNbOutputs());
-            std::vector<Dims> shapes(static_cast<size_t>(nbInputs));
-            std::transform(inputs, inputs + nbInputs, shapes.begin(), knownDims);
-            checkShapes(shapes);
-            std::fill(outputs, outputs + nbOutputs, inputs[kX]);
-        });
-}
-
-// TensorRT asks for one tensor after another, inputs first; only those up to `pos` are filled in.
-bool SkipLayerNormPlugin::supportsFormatCombination(
-    int32_t pos, DynamicPluginTensorDesc const* inOut, int32_t nbInputs, int32_t nbOutputs) noexcept
-{
-    return run<bool>("supportsFormatCombination", false,
-        [&]
-        {
-            checkNumberOfInputs(nbInputs);
-            checkCount("number of outputs", nbOutputs, getNbOutputs());
-            DataType const type = inOut[pos].desc.type;
-            if (inOut[pos].desc.format != nvinfer1::TensorFormat::kLINEAR)
-            {
-                return false;
-            }
-            bool const mayBeFloating = isFloating(type) && (!mNamedType || type == *mNamedType);
-            if (pos == kX)
-            {
-                return mFields.xScale > 0.0F ? type == DataType::kINT8 : mayBeFloating;
-            }
-            DataType const x = inOut[kX].desc.type;
-            if (pos == kSKIP)
-            {
-                return mFields.skipScale > 0.0F ? type == DataType::kINT8
-                                                : mayBeFloating && (!isFloating(x) || type == x);
-            }
-            auto const floating = floatingType(x, inOut[kSKIP].desc.type);
-            if (pos == kGAMMA)
-            {
-                return type == DataType::kFLOAT || type == floating;
-            }
-            return pos < nbInputs ? type == inOut[kGAMMA].desc.type
-                                  : type == outputTypes(floating)[static_cast<size_t>(pos - nbInputs)];
-        });
-}
-
-int32_t SkipLayerNormPlugin::configurePlugin(DynamicPluginTensorDesc const* in, int32_t nbInputs,
-    DynamicPluginTensorDesc const* /*out*/, int32_t /*nbOutputs*/) noexcept
-{
-    return check("configurePlugin",
-        [&]
-        {
-            TypesAndShapes const inputs{in, nbInputs};
-            checkTypes(inputs.types.data(), nbInputs);
-            checkShapes(inputs.shapes);
-        });
-}
-
-void SkipLayerNormPlugin::checkInputs(PluginTensorDesc const* in, int32_t nbInputs) const
-{
-    TypesAndShapes const inputs{in, nbInputs};
-    checkTypes(inputs.types.data(), nbInputs);
-    checkShapes(inputs.shapes);
-}
-
-cudaError_t SkipLayerNormPlugin::launch(PluginTensorDesc const* inputDesc, int32_t nbInputs,
-    PluginTensorDesc const* /*outputDesc*/, void const* const* inputs, void* const* outputs,
-    void* /*workspace*/, cudaStream_t stream) const
-{
-    Dims const& shape = inputDesc[kX].dims;
-    auto const floating = floatingType(inputDesc[kX].type, inputDesc[kSKIP].type);
+    Dims const& shape = call.inputDesc[kX].dims;
+    auto const floating = floatingType(call.inputDesc[kX].type, call.inputDesc[kSKIP].type);
     SkipLayerNormArguments arguments{};
-    arguments.x = inputs[kX];
-    arguments.skip = inputs[kSKIP];
-    arguments.gamma = inputs[kGAMMA];
-    arguments.beta = inputs[kBETA];
-    arguments.bias = nbInputs == kMOST_INPUTS ? inputs[kBIAS] : nullptr;
-    arguments.y = hasFloatingOutput() ? outputs[0] : nullptr;
+    arguments.x = call.inputs[kX];
+    arguments.skip = call.inputs[kSKIP];
+    arguments.gamma = call.inputs[kGAMMA];
+    arguments.beta = call.inputs[kBETA];
+    arguments.bias = call.nbInputs == kMAX_INPUTS ? call.inputs[kBIAS] : nullptr;
+    arguments.y = hasFloatingOutput() ? call.outputs[0] : nullptr;
     arguments.quantized
-        = mFields.outputScale > 0.0F ? static_cast<int8_t*>(outputs[getNbOutputs() - 1]) : nullptr;
+        = mFields.outputScale > 0.0F ? static_cast<int8_t*>(call.outputs[getNbOutputs() - 1]) : nullptr;
     arguments.rows = countRows(shape);
     arguments.hidden = static_cast<int32_t>(shape.d[shape.nbDims - 1]);
     arguments.epsilon = mFields.epsilon;
@@ -302,58 +219,51 @@ cudaError_t SkipLayerNormPlugin::launch(PluginTensorDesc const* inputDesc, int32
     arguments.skipScale = mFields.skipScale;
     arguments.outputScale = mFields.outputScale;
     arguments.type = elementType(floating.value_or(kANY_FLOATING_TYPE));
-    arguments.weightType = elementType(inputDesc[kGAMMA].type);
+    arguments.weightType = elementType(call.inputDesc[kGAMMA].type);
     arguments.constantWeights = mFields.constantWeights == 1;
-    return launchSkipLayerNorm(arguments, stream);
+    return launchSkipLayerNorm(arguments, call.stream);
 }
 
 std::vector<PluginField> SkipLayerNormPlugin::fieldsToSerialize() const
 {
-    auto const text = [](char const* name, std::string const& value)
-    { return PluginField{name, value.data(), PluginFieldType::kCHAR, static_cast<int32_t>(value.size())}; };
-    std::vector<PluginField> fields{{"epsilon", &mFields.epsilon, PluginFieldType::kFLOAT32, 1},
-        {"x_scale", &mFields.xScale, PluginFieldType::kFLOAT32, 1},
-        {"skip_scale", &mFields.skipScale, PluginFieldType::kFLOAT32, 1},
-        {"output_scale", &mFields.outputScale, PluginFieldType::kFLOAT32, 1},
-        text("outputs", mFields.outputs),
-        {"constant_weights", &mFields.constantWeights, PluginFieldType::kINT32, 1}};
+    std::vector<PluginField> fields{fieldOf("epsilon", mFields.epsilon), fieldOf("x_scale", mFields.xScale),
+        fieldOf("skip_scale", mFields.skipScale), fieldOf("output_scale", mFields.outputScale),
+        fieldOf("outputs", mFields.outputs), fieldOf("constant_weights", mFields.constantWeights)};
     if (mNamedType)
     {
-        fields.push_back(text("output_type", mFields.outputType));
+        fields.push_back(fieldOf("output_type", mFields.outputType));
     }
     return fields;
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Creator
+// Creator: called while a network is built and when a plan is loaded; an error is thrown as PluginError
 // ---------------------------------------------------------------------------------------------------------------
 
-SkipLayerNormCreator::SkipLayerNormCreator()
-    : PluginCreator(kNAME, kVERSION,
-          {{"epsilon", nullptr, PluginFieldType::kFLOAT32, 1},
-              {"x_scale", nullptr, PluginFieldType::kFLOAT32, 1},
-              {"skip_scale", nullptr, PluginFieldType::kFLOAT32, 1},
-              {"output_scale", nullptr, PluginFieldType::kFLOAT32, 1},
-              {"output_type", nullptr, PluginFieldType::kCHAR, 1},
-              {"outputs", nullptr, PluginFieldType::kCHAR, 1},
-              {"constant_weights", nullptr, PluginFieldType::kINT32, 1}})
+PluginCreator skipLayerNormCreator()
 {
-}
-
-nvinfer1::IPluginV3* SkipLayerNormCreator::create(nvinfer1::PluginFieldCollection const* fields) const
-{
-    FieldReader const reader{fields, knownFields()};
-    SkipLayerNormFields read;
-    read.epsilon = reader.getFloat("epsilon");
-    for (auto const& [name, value] : {std::pair{"x_scale", &read.xScale}, {"skip_scale", &read.skipScale},
-             {"output_scale", &read.outputScale}})
-    {
-        *value = reader.has(name) ? reader.getFloat(name) : 0.0F;
-    }
-    read.outputType = reader.has("output_type") ? reader.getString("output_type") : "";
-    read.outputs = reader.has("outputs") ? reader.getString("outputs") : "y";
-    read.constantWeights = reader.getFlag("constant_weights");
-    return new SkipLayerNormPlugin(std::move(read));
+    return {kNAME, kVERSION,
+        {{"epsilon", nullptr, PluginFieldType::kFLOAT32, 1},
+            {"x_scale", nullptr, PluginFieldType::kFLOAT32, 1},
+            {"skip_scale", nullptr, PluginFieldType::kFLOAT32, 1},
+            {"output_scale", nullptr, PluginFieldType::kFLOAT32, 1},
+            {"output_type", nullptr, PluginFieldType::kCHAR, 1},
+            {"outputs", nullptr, PluginFieldType::kCHAR, 1},
+            {"constant_weights", nullptr, PluginFieldType::kINT32, 1}},
+        [](FieldReader const& fields) -> Plugin*
+        {
+            auto const scale
+                = [&](char const* name) { return fields.has(name) ? fields.getFloat(name) : 0.0F; };
+            SkipLayerNormFields read;
+            read.epsilon = fields.getFloat("epsilon");
+            read.xScale = scale("x_scale");
+            read.skipScale = scale("skip_scale");
+            read.outputScale = scale("output_scale");
+            read.outputType = fields.has("output_type") ? fields.getString("output_type") : "";
+            read.outputs = fields.has("outputs") ? fields.getString("outputs") : "y";
+            read.constantWeights = fields.getFlag("constant_weights");
+            return new SkipLayerNormPlugin(std::move(read));
+        }};
 }
 
 } // namespace bert

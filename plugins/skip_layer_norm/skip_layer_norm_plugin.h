@@ -1,4 +1,4 @@
-// The SkipLayerNorm plugin, version 1: residual sum, the bias of the linear layer before, layer normalisation.
+// The SkipLayerNorm plugin, version 1: residual sum, the bias of the preceding linear layer, layer normalisation.
 //
 //   inputs   x [..., H] and skip [..., H], each fp32, fp16, bf16 or int8, the floating ones of one type ·
 //            gamma [H] · beta [H] · bias [H], which may be left out; all three of that type, or all fp32
@@ -10,8 +10,8 @@
 //            output_type (string: fp32, fp16 or bf16): the floating type, where x and skip are both int8 ·
 //            outputs (string: y or both; default y) ·
 //            constant_weights (int32: 0 or 1; default 0): 1 where gamma, beta and bias are constants of the network;
-//            kernels may then fetch them before the layers before this one are done. No kernel that itself triggers
-//            early may write them (common/early_launch.cuh)
+//            kernels may then load them before the previous layers have finished. No kernel that itself triggers
+//            early may write them (common/programmatic_dependent_launch.cuh)
 #pragma once
 
 #include "common/plugin_base.h"
@@ -19,6 +19,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace bert
 {
@@ -37,48 +38,35 @@ struct SkipLayerNormFields
 class SkipLayerNormPlugin : public Plugin
 {
 public:
-    // Throws PluginError for fields that it cannot use.
+    // Throws PluginError for invalid fields.
     explicit SkipLayerNormPlugin(SkipLayerNormFields fields);
 
-    // --- IPluginV3
-    nvinfer1::IPluginV3* clone() noexcept override;
-
-    // --- IPluginV3OneBuild: called while the network is defined (types, shapes) and while the engine is built.
+    // --- IPluginV3OneBuild: the number of outputs, which depends on the fields.
     int32_t getNbOutputs() const noexcept override;
-    int32_t getOutputDataTypes(nvinfer1::DataType* outputTypes, int32_t nbOutputs,
-        nvinfer1::DataType const* inputTypes, int32_t nbInputs) const noexcept override;
-    int32_t getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t nbInputs,
-        nvinfer1::DimsExprs const* shapeInputs, int32_t nbShapeInputs, nvinfer1::DimsExprs* outputs,
-        int32_t nbOutputs, nvinfer1::IExprBuilder& exprBuilder) noexcept override;
-    bool supportsFormatCombination(int32_t pos, nvinfer1::DynamicPluginTensorDesc const* inOut,
-        int32_t nbInputs, int32_t nbOutputs) noexcept override;
-    int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
-        nvinfer1::DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
 
 protected:
-    std::vector<nvinfer1::PluginField> fieldsToSerialize() const override;
-    void checkInputs(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs) const override;
-    cudaError_t launch(nvinfer1::PluginTensorDesc const* inputDesc, int32_t nbInputs,
-        nvinfer1::PluginTensorDesc const* outputDesc, void const* const* inputs, void* const* outputs,
-        void* workspace, cudaStream_t stream) const override;
+    // --- IPluginV3: TensorRT may copy a plugin at any time, from any thread.
+    Plugin* copy() const override;
+
+    // --- IPluginV3OneBuild: types and shapes; no GPU work.
+    void checkInputCount(int32_t count) const override;
+    void checkTypes(std::vector<DataType> const& inputs) const override;
+    void checkShapes(std::vector<Dims> const& inputs) const override;
+    std::vector<DataType> outputTypes(std::vector<DataType> const& inputs) const override;
+    bool supportsInput(std::vector<DataType> const& inputs) const override;
+
+    // --- IPluginV3OneRuntime: launch starts kernels in the stream and returns; it must not allocate or wait.
+    cudaError_t launch(EnqueueCall const& call) const override;
+    std::vector<PluginField> fieldsToSerialize() const override;
 
 private:
-    std::optional<nvinfer1::DataType> floatingType(nvinfer1::DataType x, nvinfer1::DataType skip) const;
-    std::vector<nvinfer1::DataType> outputTypes(std::optional<nvinfer1::DataType> floating) const;
-    void checkTypes(nvinfer1::DataType const* types, int32_t count) const;
+    std::optional<DataType> floatingType(DataType x, DataType skip) const;
     bool hasFloatingOutput() const;
 
     SkipLayerNormFields mFields;
-    std::optional<nvinfer1::DataType> mNamedType; // output_type
+    std::optional<DataType> mNamedType; // output_type
 };
 
-class SkipLayerNormCreator : public PluginCreator
-{
-public:
-    SkipLayerNormCreator();
-
-protected:
-    nvinfer1::IPluginV3* create(nvinfer1::PluginFieldCollection const* fields) const override;
-};
+PluginCreator skipLayerNormCreator();
 
 } // namespace bert

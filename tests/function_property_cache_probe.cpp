@@ -1,6 +1,6 @@
 // Asks about functions of one type on several devices, alone and from many threads, and prints the answers and how often
 // each question came through.
-#include "common/function_answers.h"
+#include "common/function_property_cache.h"
 
 #include <array>
 #include <atomic>
@@ -28,7 +28,7 @@ void second(int value)
 
 int main()
 {
-    bert::FunctionAnswers answers;
+    bert::FunctionPropertyCache answers;
     std::array<int, 4> asked{};
     auto const get = [&](void (*function)(int), int device, bool answer, int& count)
     {
@@ -49,7 +49,7 @@ int main()
     }
     std::printf("asked %d %d %d %d\n", asked[0], asked[1], asked[2], asked[3]);
 
-    bert::FunctionAnswers fallible;
+    bert::FunctionPropertyCache fallible;
     try
     {
         fallible.get(first, 0, []() -> bool { throw std::runtime_error{"no"}; });
@@ -59,7 +59,7 @@ int main()
         std::printf("after a failure %d\n", fallible.get(first, 0, [] { return true; }));
     }
 
-    bert::FunctionAnswers shared;
+    bert::FunctionPropertyCache shared;
     std::atomic<int> wrong{0};
     std::vector<std::thread> threads;
     for (int i = 0; i < 8; ++i)

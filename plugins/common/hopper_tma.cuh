@@ -1,5 +1,5 @@
-// Hopper's copies of whole tiles (TMA) and the barriers in shared memory that say when they are there. PTX ISA:
-// mbarrier, cp.async.bulk.tensor.
+// Hopper's asynchronous copies of whole tiles (TMA), and the barriers in shared memory that signal their completion.
+// See mbarrier and cp.async.bulk.tensor in the PTX ISA.
 #pragma once
 
 #include <algorithm>
@@ -12,14 +12,15 @@
 namespace bert
 {
 
-// A barrier is complete, and begins its next phase, when all arrivals and all announced bytes are there. Phases are
-// told apart by their parity, 0 for the first.
+// A phase of a barrier completes, and the next one begins, when all expected arrivals and all expected bytes have
+// come. Phases are distinguished by their parity, 0 for the first.
 inline __device__ void initBarrier(uint32_t barrier, int arrivals)
 {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
-// After it this thread's copies see the barriers that it has initialised, and after a block's barrier all threads do.
-inline __device__ void showBarriers()
+// Makes the barriers that this thread has initialised visible to its TMA copies, and after __syncthreads to all
+// threads.
+inline __device__ void fenceBarrierInit()
 {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -28,13 +29,13 @@ inline __device__ void arrive(uint32_t barrier)
 {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// Arrives, and announces bytes that copies will bring.
+// Arrives, and adds bytes that TMA copies will bring to what the phase expects.
 inline __device__ void arriveAndExpect(uint32_t barrier, int bytes)
 {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
         : "memory");
 }
-// Until the phase of this parity is complete.
+// Waits until the phase of this parity is complete.
 inline __device__ void waitForBarrier(uint32_t barrier, uint32_t parity)
 {
     uint32_t complete = 0;
@@ -49,19 +50,20 @@ inline __device__ void waitForBarrier(uint32_t barrier, uint32_t parity)
     }
 }
 
-// Slots of shared memory are used in turn; the parity of their barriers changes with every round.
-template <int kSLOTS>
-struct Turn
+// The stage of a pipeline that is next, of kSTAGES that are used in a ring, and the parity of its barriers, which
+// changes with every round.
+template <int kSTAGES>
+struct PipelineState
 {
-    int slot{0};
+    int stage{0};
     uint32_t parity{0};
 
-    __device__ void next()
+    __device__ void advance()
     {
-        ++slot;
-        if (slot == kSLOTS)
+        ++stage;
+        if (stage == kSTAGES)
         {
-            slot = 0;
+            stage = 0;
             parity ^= 1U;
         }
     }
@@ -69,12 +71,13 @@ struct Turn
     {
         for (int32_t i = 0; i < count; ++i)
         {
-            next();
+            advance();
         }
     }
 };
 
-// Copies the box at (column, row) to shared memory; the barrier counts its bytes. What lies outside becomes zeros.
+// Copies the box at (column, row) to shared memory; the barrier counts its bytes. Elements outside the tensor become
+// zeros.
 inline __device__ void copyBox(
     uint32_t target, CUtensorMap const& map, int32_t column, int32_t row, uint32_t barrier)
 {
@@ -83,7 +86,7 @@ inline __device__ void copyBox(
         "l"(&map), "r"(column), "r"(row), "r"(barrier)
         : "memory");
 }
-// Of a tensor with three dimensions: the box at (column, row, matrix).
+// The same for a tensor with three dimensions: the box at (column, row, matrix).
 inline __device__ void copyBox(
     uint32_t target, CUtensorMap const& map, int32_t column, int32_t row, int32_t matrix, uint32_t barrier)
 {
@@ -92,9 +95,9 @@ inline __device__ void copyBox(
         "l"(&map), "r"(column), "r"(row), "r"(matrix), "r"(barrier)
         : "memory");
 }
-// The same, and the announcement of bytes, for a warp whose lanes all come here; one of them does it. The instruction
-// takes its operands from registers that all lanes share. In code for one thread the compiler does not know that they
-// could be there, and makes a loop over lanes.
+// The same, and arriveAndExpect, called by all lanes of a warp; one of them executes it. The instruction takes its
+// operands from uniform registers. In code that only one thread reaches, the compiler cannot prove that the operands
+// are uniform, and generates a loop over lanes.
 inline __device__ void copyBoxByWarp(
     uint32_t target, CUtensorMap const& map, int32_t column, int32_t row, int32_t matrix, uint32_t barrier)
 {
@@ -111,7 +114,7 @@ inline __device__ void arriveAndExpectByWarp(uint32_t barrier, int bytes)
         "r"(bytes)
         : "memory");
 }
-// kROWS rows of a matrix in boxes of kBOX_ROWS, which come to lie behind each other.
+// Copies kROWS rows of a matrix in boxes of kBOX_ROWS, one after the other in shared memory.
 template <int kROWS, int kBOX_ROWS, int kROW_BYTES>
 __device__ void copyBoxes(
     uint32_t target, CUtensorMap const& map, int32_t column, int32_t row, int32_t matrix, uint32_t barrier)
@@ -122,7 +125,7 @@ __device__ void copyBoxes(
         copyBox(target + first * kROW_BYTES, map, column, row + first, matrix, barrier);
     }
 }
-// The same for a barrier that waits for nothing else: announces their bytes first.
+// The same for a barrier that expects nothing else: arrives and announces the bytes first.
 template <int kROWS, int kBOX_ROWS, int kROW_BYTES>
 __device__ void fetchRows(
     uint32_t target, CUtensorMap const& map, int32_t column, int32_t row, int32_t matrix, uint32_t barrier)
@@ -130,7 +133,7 @@ __device__ void fetchRows(
     arriveAndExpect(barrier, kROWS * kROW_BYTES);
     copyBoxes<kROWS, kBOX_ROWS, kROW_BYTES>(target, map, column, row, matrix, barrier);
 }
-// The other way round: from shared memory to the box at (column, row). What lies outside is not written.
+// Copies from shared memory to the box at (column, row). Elements outside the tensor are not written.
 inline __device__ void storeBox(CUtensorMap const& map, int32_t column, int32_t row, uint32_t source)
 {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map),
@@ -147,8 +150,8 @@ inline __device__ void storeBox(
         : "memory");
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
-// Until the boxes that this thread stores are read: their shared memory may be written again, or the block end. They
-// are written when the kernel has ended.
+// Waits until the copies that this thread has started have read their shared memory, which may then be overwritten.
+// Their writes to global memory are complete when the kernel has ended.
 inline __device__ void waitForStores()
 {
     asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
@@ -159,7 +162,7 @@ inline __device__ void prefetchMap(CUtensorMap const& map)
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Description of a tensor, on the host
+// Tensor maps, on the host
 // ---------------------------------------------------------------------------------------------------------------
 
 using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
@@ -177,8 +180,8 @@ inline EncodeTiled findEncodeTiled()
                : nullptr;
 }
 
-// A tensor, innermost dimension first, the bytes from one to the next in its other dimensions, and the boxes to be copied
-// of it. A box's rows of 128, 64 or 32 bytes come to lie as SharedTile has them.
+// Encodes the tensor map of a tensor: its sizes, innermost dimension first, its strides in bytes, and the size of the
+// boxes that are copied. Rows of a box have 128, 64 or 32 bytes, and get the layout of SharedTile.
 template <typename T, int kRANK>
 cudaError_t describeTensor(CUtensorMap& map, void const* data, cuuint64_t const (&sizes)[kRANK],
     cuuint64_t const (&strides)[kRANK - 1], cuuint32_t const (&box)[kRANK])
@@ -203,7 +206,7 @@ cudaError_t describeTensor(CUtensorMap& map, void const* data, cuuint64_t const 
         CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return status == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
-// The same of a tensor without gaps.
+// The same for a contiguous tensor.
 template <typename T, int kRANK>
 cudaError_t describeTensor(
     CUtensorMap& map, void const* data, cuuint64_t const (&sizes)[kRANK], cuuint32_t const (&box)[kRANK])

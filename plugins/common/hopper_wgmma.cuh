@@ -1,5 +1,6 @@
-// The product of Hopper's tensor cores, wgmma: four warps multiply 64 rows, in registers or in shared memory, with a
-// matrix in shared memory, and go on while it is computed. Needs code for sm_90a.
+// wgmma, the asynchronous matrix multiplication of Hopper's tensor cores: a warpgroup of four warps multiplies 64
+// rows, in registers or in shared memory, with a matrix in shared memory, and continues while it is computed. Needs
+// sm_90a.
 #pragma once
 
 #include "common/element.cuh"
@@ -12,30 +13,32 @@ namespace bert
 
 constexpr int kWARPGROUP = 4 * kWARP;
 
-// Writes to registers of operands and results come before what follows.
-inline __device__ void beginProducts()
+// Orders earlier writes to registers of operands and results before the wgmma instructions that follow.
+inline __device__ void wgmmaFence()
 {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
-inline __device__ void endProducts()
+// Ends a group of wgmma instructions.
+inline __device__ void wgmmaCommit()
 {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
-// Until at most the last kPENDING groups of products are being computed.
+// Waits until at most the last kPENDING groups are in flight.
 template <int kPENDING>
-__device__ void waitForProducts()
+__device__ void wgmmaWait()
 {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPENDING) : "memory");
 }
-// Shared memory written by ordinary stores and copies is seen by the tensor cores after this and a barrier.
-inline __device__ void showToTensorCores()
+// Makes shared memory that was written by ordinary stores visible to the async proxy (wgmma and TMA), after a
+// barrier.
+inline __device__ void fenceAsyncProxy()
 {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
-// The compiler knows nothing of products that are still being computed: registers with their results are not to be
-// read, and those with their operands not to be written, before this line.
+// The compiler does not know that wgmma is asynchronous. This keeps it from moving reads of results, and writes of
+// operands, across this line.
 template <int kTILES>
-__device__ void settle(float (&registers)[kTILES][4])
+__device__ void fenceRegisters(float (&registers)[kTILES][4])
 {
 #pragma unroll
     for (int n = 0; n < kTILES; ++n)
@@ -45,7 +48,7 @@ __device__ void settle(float (&registers)[kTILES][4])
     }
 }
 template <int kTILES>
-__device__ void settle(uint32_t (&registers)[kTILES][4])
+__device__ void fenceRegisters(uint32_t (&registers)[kTILES][4])
 {
 #pragma unroll
     for (int n = 0; n < kTILES; ++n)
@@ -55,10 +58,10 @@ __device__ void settle(uint32_t (&registers)[kTILES][4])
     }
 }
 
-// Where a matrix lies in shared memory, with the swizzle of SharedTile: 8 rows take 8 * rowBytes, panels follow each
-// other at panelBytes. (PTX ISA, "Matrix descriptor": address, leading and stride offset in units of 16 bytes.)
+// Describes a matrix in shared memory with the swizzle of SharedTile: 8 rows take 8 * kROW_BYTES, panels are
+// kPANEL_BYTES apart. (PTX ISA, "Matrix descriptor": address, leading and stride offset in units of 16 bytes.)
 template <int kROW_BYTES, int kPANEL_BYTES>
-__device__ uint64_t describeMatrix(uint32_t address)
+__device__ uint64_t matrixDescriptor(uint32_t address)
 {
     static_assert(kROW_BYTES == 128 || kROW_BYTES == 64 || kROW_BYTES == 32);
     constexpr uint64_t kSWIZZLE = kROW_BYTES == 128 ? 1 : (kROW_BYTES == 64 ? 2 : 3);
@@ -172,8 +175,8 @@ __device__ uint64_t describeMatrix(uint32_t address)
         : BERT_SHARED_OPERANDS)
 // clang-format on
 
-// sums (64, 8 * kTILES) = a (64, 16) b (16, 8 * kTILES), added to what they hold if `accumulate`. A transposed b has
-// its rows of k one after the other in memory, else its columns.
+// sums (64, 8 * kTILES) = a (64, 16) b (16, 8 * kTILES), added to the previous sums if `accumulate`. A transposed b
+// has its rows of k contiguous in memory, otherwise its columns.
 template <int kTRANSPOSED, int kTILES>
 __device__ void multiplyAsync(
     float (&sums)[kTILES][4], uint32_t const (&a)[4], uint64_t b, int accumulate, __half /*type*/)
@@ -240,7 +243,7 @@ __device__ void multiplyAsync(
         : BERT_INT8_OPERANDS)
 // clang-format on
 
-// The same with both in shared memory: a has its rows one after the other.
+// The same with both operands in shared memory; rows of a are contiguous.
 template <int kTRANSPOSED, int kTILES>
 __device__ void multiplyAsync(
     float (&sums)[kTILES][4], uint64_t a, uint64_t b, int accumulate, __half /*type*/)
@@ -294,7 +297,7 @@ __device__ void multiplyAsync(
     }
 }
 
-// int8, 32 at a time, with sums as int32; b can lie in no other way.
+// int8, 32 elements of k at a time, with int32 sums. The layout of b is fixed: its columns are contiguous.
 template <int kTILES>
 __device__ void multiplyAsync(uint32_t (&sums)[kTILES][4], uint64_t a, uint64_t b, int accumulate)
 {
