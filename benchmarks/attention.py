@@ -1,11 +1,11 @@
-"""How fast and how exact is the QkvToContext plugin beside PyTorch's attention?
+"""Measures times and errors of the QkvToContext plugin and of PyTorch's attention.
 
     python benchmarks/attention.py                                 the table; needs a CUDA GPU and the built plugins
     python benchmarks/attention.py --json FILE --markdown FILE     the same as files
 
-The plugin reads the packed product [B, S, 3H] as a merged QKV layer writes it. PyTorch's attention gets Q, K and V
-separated and transposed to (B, N, S, D), each contiguous, which nothing is counted for. Lengths of packed sentences
-are spread evenly from S / 8 to S; PyTorch computes the padded batch for them. int8 goes in and out.
+The plugin reads the merged product (B, S, 3H). PyTorch's attention gets contiguous Q, K and V, (B, N, S, D); the time
+to separate and transpose them is not counted. The lengths of packed sequences are spread evenly from S / 8 to S, and
+PyTorch computes the padded batch. With int8, input and output are int8.
 
 Errors are relative L2 norms against float64 on the same inputs.
 """
@@ -31,7 +31,7 @@ TYPE_NAMES: tuple[str, ...] = ("fp16", "bf16", "fp32", "int8")
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--type", choices=TYPE_NAMES, help="only this type")
     parser.add_argument("--heads", type=int, default=12, help="heads (default: 12)")
@@ -60,9 +60,9 @@ TYPES: dict[str, torch.dtype] = dict(
 )
 SHAPES = ((1, 128), (8, 128), (32, 128), (1, 384), (32, 384), (8, 512))
 PACKED_SHAPES = ((8, 128), (32, 128), (32, 384))
-INT8_STEP = 1 / 30  # of inputs with deviation 1
-OUTPUT_STEP = 0.01
-# By type of the inputs of PyTorch, which has no int8 attention: it runs in fp16.
+INPUT_SCALE = 1 / 30  # for inputs with a standard deviation of 1
+OUTPUT_SCALE = 0.01
+# By the type of PyTorch's inputs. PyTorch has no int8 attention and runs in fp16 instead.
 PEERS = {
     torch.float16: {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION},
     torch.bfloat16: {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION},
@@ -73,7 +73,7 @@ METHOD = "CUDA graphs of 20 or 50 launches on the same buffers, median of 30 rep
 
 @dataclass
 class Row:
-    """One line of the table: microseconds, and errors of the floating types."""
+    """A row of the table: microseconds, and errors of the floating-point types."""
 
     type: str
     layout: str
@@ -84,7 +84,7 @@ class Row:
     peers: dict[str, float]
     ratio: float  # fastest peer / plugin
     error: float | None
-    peer_error: float | None  # of the first peer
+    peer_error: float | None  # error of the first peer
 
 
 def make_inputs(type_name: str, layout: str, batch: int, length: int, width: int) -> list[torch.Tensor]:
@@ -93,7 +93,7 @@ def make_inputs(type_name: str, layout: str, batch: int, length: int, width: int
     shape = (batch, length) if layout == "single" else (int(lengths.sum()),)
     qkv = torch.randn(*shape, 3 * width, device="cuda")
     if type_name == "int8":
-        qkv = (qkv / INT8_STEP).round().clamp(-128, 127)
+        qkv = (qkv / INPUT_SCALE).round().clamp(-128, 127)
     inputs = [qkv.to(TYPES[type_name])]
     if layout == "packed":
         inputs.append(torch.cat([torch.zeros(1), lengths.cumsum(0)]).int().cuda())
@@ -106,20 +106,20 @@ def attend(backend: SDPBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tenso
         return scaled_dot_product_attention(q, k, v)
 
 
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """‖found − expected‖ / ‖expected‖ in float64."""
-    return ((found.double() - expected).norm() / expected.norm()).item()
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """‖actual − expected‖ / ‖expected‖ in float64."""
+    return ((actual.double() - expected).norm() / expected.norm()).item()
 
 
 def measure(
     host: PluginHost, type_name: str, layout: str, batch: int, length: int, heads: int, head_size: int
 ) -> Row:
-    """Times plugin and peers on one shape."""
+    """Measures plugin and peers with one shape."""
     width = heads * head_size
     inputs = make_inputs(type_name, layout, batch, length, width)
     fields: dict[str, Any] = {"num_heads": heads, "layout": layout}
     if type_name == "int8":
-        fields |= {"qkv_scale": INT8_STEP, "output_scale": OUTPUT_STEP}
+        fields |= {"qkv_scale": INPUT_SCALE, "output_scale": OUTPUT_SCALE}
     plugin = host.create("QkvToContext", fields=fields)
     (context,) = plugin.run_torch(inputs)
 
@@ -145,7 +145,7 @@ def measure(
 
 
 def environment(arguments: argparse.Namespace) -> dict[str, str]:
-    """What the figures depend on."""
+    """Versions and hardware on which the figures depend."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
     return {
@@ -164,7 +164,7 @@ HEADINGS = ("type", "layout", "B", "S", "tokens", "plugin", "PyTorch", "faster �
 
 
 def cells(row: Row) -> list[str]:
-    """One line of the table as text."""
+    """The cells of a row as text."""
     errors = ["" if error is None else f"{error:.2e}" for error in (row.error, row.peer_error)]
     peers = ", ".join(f"{name} {time:.2f}" for name, time in row.peers.items())
     return [
@@ -174,7 +174,7 @@ def cells(row: Row) -> list[str]:
 
 
 def markdown(rows: list[Row], about: dict[str, str]) -> str:
-    """The table and what its figures depend on."""
+    """The Markdown file."""
     lines = ["# Attention", "", __doc__.split("\n\n", 2)[2].strip() if __doc__ else "", ""]
     lines += ["Microseconds.", "", "| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
@@ -183,7 +183,7 @@ def markdown(rows: list[Row], about: dict[str, str]) -> str:
 
 
 def main() -> int:
-    """Measures all types, layouts and shapes."""
+    """Runs the script; returns its exit code."""
     arguments = parse_arguments()
     check_outputs({"--json": arguments.json, "--markdown": arguments.markdown}, {})
     if not torch.cuda.is_available():

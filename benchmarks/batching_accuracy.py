@@ -1,12 +1,12 @@
-"""Do all combinations of fusion and batching give PyTorch's answers?
+"""Compares every combination of fusion and batching with PyTorch.
 
     python model2onnx.py                                        the bundled checkpoint, in out/
     python benchmarks/batching_accuracy.py out demo_model       on the GPU if there is one
     python benchmarks/batching_accuracy.py out demo_model out/base/model out/base/checkpoint --json FILE
 
-Sentences of different lengths, in one batch, against Hugging Face's model in fp32 on the CPU with its own attention
-mask. The networks are run by network_runner.py, with the plugins' own kernels on CUDA: not by TensorRT. "others
-unchanged": with one sentence of the batch replaced, the results of all others are the same bit for bit.
+The batch has sentences of different lengths. The reference is Hugging Face's model in fp32 on the CPU, with its own
+attention mask. network_runner.py runs the networks, with the plugins' own kernels on CUDA; TensorRT executes nothing.
+"others unchanged": after one sentence of the batch is replaced, the results of all others are the same bit for bit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bert_trt.interrupts import begin_script
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description="Accuracy of every combination of fusion and batching.")
     parser.add_argument("models", nargs="+", metavar="MODEL_DIR CHECKPOINT", help="pairs")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where PyTorch finds a GPU")
@@ -57,22 +57,22 @@ from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
 from model2onnx import load_checkpoint
 
-# What is fused: nothing, each layer alone, and as builder.py does.
+# By name: each plugin alone, and the choices of --fusion.
 FUSED = ALONE | {name: (name, LAYER_SETS[name], fused) for name, fused in FUSIONS.items()}
 SENTENCES = 12
 HEADINGS = ("model", "precision", "fused", "batching", "relative L2", "at most", "others unchanged")
 
 
 def chosen_sentences(folder: ModelFolder) -> list[Sentence]:
-    """Lines of the calibration text, of different lengths."""
+    """Sentences of different lengths from the calibration text."""
     lines, _ = read_sentences(DEFAULT_DATA, load_tokenizer(folder), folder.config, truncate=True)
-    return [lines[place * len(lines) // SENTENCES] for place in range(SENTENCES)]
+    return [lines[index * len(lines) // SENTENCES] for index in range(SENTENCES)]
 
 
 def reference(checkpoint: str, sentences: Sequence[Sentence]) -> list[np.ndarray]:
-    """Hugging Face's answers, each (S, vocabulary or H), from one padded batch with its mask."""
+    """Hugging Face's outputs, each (S, vocabulary or H), from one padded batch with its mask."""
     model, _, config = load_checkpoint(checkpoint)
-    model.set_attn_implementation("eager")  # for the export it was loaded with an attention that has no mask
+    model.set_attn_implementation("eager")  # load_checkpoint sets the export's attention, which ignores the mask
     longest = max(len(sentence.ids) for sentence in sentences)
     ids = np.zeros((len(sentences), longest), np.int64)
     mask = np.zeros_like(ids)
@@ -85,18 +85,18 @@ def reference(checkpoint: str, sentences: Sequence[Sentence]) -> list[np.ndarray
 
 
 def run(runner: NetworkRunner, name: str, sentences: Sequence[Sentence], batching: str) -> list[np.ndarray]:
-    """Our answers, in the order of the sentences; all in one batch but for ``single``."""
+    """Our outputs, in the order of the sentences; ``single`` runs them one by one, otherwise they are one batch."""
     longest = max(len(sentence.ids) for sentence in sentences)
     batch = ONE_SEQUENCE if batching == "single" else SequenceRange(1, 1, len(sentences))
     answers: dict[int, np.ndarray] = {}
-    for made in make_batches(sentences, batching, SequenceRange(1, longest, longest), batch):
-        output = runner.run(made.inputs)[name].cpu().numpy()
-        answers |= dict(zip(made.sequences, made.split(output), strict=True))
-    return [answers[place] for place in range(len(sentences))]
+    for batched in make_batches(sentences, batching, SequenceRange(1, longest, longest), batch):
+        output = runner.run(batched.inputs)[name].cpu().numpy()
+        answers |= dict(zip(batched.sequences, batched.split(output), strict=True))
+    return [answers[index] for index in range(len(sentences))]
 
 
 def replaced(sentences: Sequence[Sentence]) -> list[Sentence]:
-    """The same with other words in the first sentence."""
+    """The sentences with the tokens of the first one in reverse order."""
     first = sentences[0]
     ids = first.ids.copy()
     ids[1:-1] = ids[1:-1][::-1]
@@ -104,19 +104,19 @@ def replaced(sentences: Sequence[Sentence]) -> list[Sentence]:
 
 
 def measure(folder: ModelFolder, checkpoint: str, device: str) -> list[dict[str, Any]]:
-    """All combinations of one model."""
+    """Measures all combinations for one model."""
     sentences = chosen_sentences(folder)
-    expected, name, results = reference(checkpoint, sentences), folder.config.output_name, []
+    expected, output_name, results = reference(checkpoint, sentences), folder.config.output_name, []
     for precision, (name, (fusion, layer_set, fused)), batching in itertools.product(
         ("fp32", "fp16"), FUSED.items(), BATCHINGS
     ):
         if precision == "fp32" and "Linear" in fused:
             continue  # the plugin has no fp32
         with log_console.status(f"{folder.path} {precision} {fusion} {batching}"):
-            made = assemble(folder, TrtLog(), precision, batching=batching, fusion=fusion, layer_set=layer_set)
-            runner = NetworkRunner(made.network, device, contents=made.contents)
-            answers = run(runner, name, sentences, batching)
-            others = run(runner, name, replaced(sentences), batching)[1:]
+            network = assemble(folder, TrtLog(), precision, batching=batching, fusion=fusion, layer_set=layer_set)
+            runner = NetworkRunner(network.network, device, contents=network.contents)
+            answers = run(runner, output_name, sentences, batching)
+            others = run(runner, output_name, replaced(sentences), batching)[1:]
         results.append(
             {
                 "model": model_name(folder),
@@ -135,39 +135,41 @@ def rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
     """The table's rows."""
     return [
         [
-            one["model"],
-            one["precision"],
-            one["fused"],
-            one["batching"],
-            f"{one['rel_l2']:.2e}",
-            f"{one['tolerance']:.0e}",
-            "yes" if one["others_unchanged"] else "NO",
+            result["model"],
+            result["precision"],
+            result["fused"],
+            result["batching"],
+            f"{result['rel_l2']:.2e}",
+            f"{result['tolerance']:.0e}",
+            "yes" if result["others_unchanged"] else "NO",
         ]
-        for one in results
+        for result in results
     ]
 
 
 def main() -> int:
-    """The script."""
+    """Runs the script; returns its exit code."""
     args = parse_arguments()
     check_results(args.json, args.markdown, [Path(path) for path in args.models[::2]])
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     about, command = versions(args.device), " ".join(["python benchmarks/batching_accuracy.py", *args.models])
     pairs = zip(args.models[::2], args.models[1::2], strict=True)
-    results = [one for path, checkpoint in pairs for one in measure(ModelFolder(Path(path)), checkpoint, args.device)]
+    results = [
+        result for path, checkpoint in pairs for result in measure(ModelFolder(Path(path)), checkpoint, args.device)
+    ]
     print_table("Fusion and batching against PyTorch", HEADINGS, rows(results))
-    told = ", ".join(f"{key} {value}" for key, value in about.items())
+    details = ", ".join(f"{key} {value}" for key, value in about.items())
     lines = [
         "# Fusion and batching against PyTorch",
         "",
         f"{SENTENCES} sentences of different lengths, against Hugging Face's model in fp32 with its own mask. Run by "
-        f"`network_runner.py` from the TensorRT network definition, not by TensorRT. {told}. Command: `{command}`",
+        f"`network_runner.py` from the TensorRT network definition, not by TensorRT. {details}. Command: `{command}`",
         "",
         *markdown_table(HEADINGS, rows(results)),
     ]
     record = {"about": about, "command": command, "results": results}
     write_results(args.json, record, args.markdown, lines)
-    within = all(one["rel_l2"] <= one["tolerance"] and one["others_unchanged"] for one in results)
+    within = all(result["rel_l2"] <= result["tolerance"] and result["others_unchanged"] for result in results)
     return 0 if within else 1
 
 

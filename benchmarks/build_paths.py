@@ -1,11 +1,11 @@
-"""How long does a plan take, and how much memory: through the API, and through the ONNX parser?
+"""Measures time and memory of a build: through TensorRT's API (builder.py) and through its ONNX parser (onnx2trt.py).
 
     python benchmarks/build_paths.py --json benchmarks/build_paths.json --markdown benchmarks/build_paths.md
 
-A BERT-base-sized checkpoint with random weights is made and exported first (in --work-dir, about 1 GB). Then
-each way is run alternately, in a process of its own: network and plan together. Memory is the process's
-largest resident size as the system accounts it, libraries and mapped files included. The plans are written to memory
-where that is possible: how fast the disk is says nothing about either way.
+First the script makes and exports a checkpoint of BERT-base size with random weights (in --work-dir, about 1 GB).
+Then both paths run alternately, each in a new process that defines the network and builds the plan. Memory is the
+process's largest resident size, libraries and mapped files included. The plans are written to memory if possible, so
+that the speed of the disk does not matter.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bert_trt.interrupts import begin_script
 
-WAYS = ("builder.py", "onnx2trt.py")
+PATHS = ("builder.py", "onnx2trt.py")
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description="Time and memory of a plan, through the API and through the parser.")
     parser.add_argument("--work-dir", type=Path, default=Path("out/base"), help="for the checkpoint and the plans")
     parser.add_argument("--precision", nargs="+", choices=["fp32", "fp16", "bf16"], default=["fp32", "fp16"])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
-    parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=PATHS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -51,8 +51,8 @@ from bert_trt.console import UserError, console, log_console, run_script
 from bert_trt.files import atomic_write, check_outputs
 
 
-def build_once(way: str, folder: Path, precision: str) -> dict[str, float]:
-    """Makes network and plan in this process. Returns seconds and bytes."""
+def build_once(script: str, folder: Path, precision: str) -> dict[str, float]:
+    """Defines the network and builds the plan in this process. Returns seconds and bytes."""
     import time
 
     import builder
@@ -68,7 +68,7 @@ def build_once(way: str, folder: Path, precision: str) -> dict[str, float]:
     log = TrtLog()
     before = peak_bytes()
     start = time.perf_counter()
-    if way == "builder.py":
+    if script == "builder.py":
         bert = builder.assemble(ModelFolder(folder), log, precision)
         network_done = time.perf_counter()
         info = build_plan(bert.builder, bert.network, log, options, plan)
@@ -90,27 +90,27 @@ def build_once(way: str, folder: Path, precision: str) -> dict[str, float]:
 
 
 def plan_folder() -> Path:
-    """Where plans are written: in memory where the system offers it, since a disk's speed would be measured too."""
+    """The folder for plans: in memory if the system has such a folder, so that no disk is measured."""
     in_memory = Path("/dev/shm")
     return in_memory if in_memory.is_dir() and os.access(in_memory, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def peak_bytes() -> int:
-    """Largest resident size of this process so far."""
+    """The largest resident size of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def measure(way: str, folder: Path, precision: str) -> dict[str, float]:
-    """``build_once`` in a process of its own."""
-    command = [sys.executable, __file__, "--one", way, "--work-dir", str(folder), "--precision", precision]
+def measure(script: str, folder: Path, precision: str) -> dict[str, float]:
+    """Runs ``build_once`` in a new process."""
+    command = [sys.executable, __file__, "--one", script, "--work-dir", str(folder), "--precision", precision]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise UserError(f"{way} {precision} failed: {done.stderr.strip()}")
+        raise UserError(f"{script} {precision} failed: {done.stderr.strip()}")
     return json.loads(done.stdout)
 
 
 def prepare(folder: Path) -> Path:
-    """Makes and exports the checkpoint unless it is there. Returns the model folder."""
+    """Makes and exports the checkpoint unless it exists. Returns the model folder."""
     from random_checkpoint import make_random_checkpoint
 
     import model2onnx
@@ -136,7 +136,7 @@ def summarise(runs: list[dict[str, float]], weight_bytes: int) -> dict[str, floa
 
 
 def compare(folder: Path, precisions: list[str], runs: int) -> dict[str, Any]:
-    """All measurements: alternately one run of each way."""
+    """Runs all measurements, alternately with each script."""
     weight_bytes = (folder / "model.onnx.data").stat().st_size
     results: dict[str, Any] = {
         "tensorrt": tensorrt_product.describe(),
@@ -148,68 +148,77 @@ def compare(folder: Path, precisions: list[str], runs: int) -> dict[str, Any]:
         "precisions": {},
     }
     for precision in precisions:
-        collected: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+        collected: dict[str, list[dict[str, float]]] = {script: [] for script in PATHS}
         for number in range(runs + 1):
-            for way in WAYS:
-                with log_console.status(f"{precision}: run {number} of {runs}, {way}"):
-                    result = measure(way, folder, precision)
-                if number > 0:  # the first of each only warms the file cache
-                    collected[way].append(result)
-        pairs = zip(*(collected[way] for way in WAYS), strict=True)
+            for script in PATHS:
+                with log_console.status(f"{precision}: run {number} of {runs}, {script}"):
+                    result = measure(script, folder, precision)
+                if number > 0:  # the first run of each only warms the file cache
+                    collected[script].append(result)
+        pairs = zip(*(collected[script] for script in PATHS), strict=True)
         results["precisions"][precision] = {
             "time_ratio": statistics.median(api["seconds"] / parser["seconds"] for api, parser in pairs),
-            **{way: summarise(collected[way], weight_bytes) for way in WAYS},
+            **{script: summarise(collected[script], weight_bytes) for script in PATHS},
         }
     return results
 
 
 def cpu_name() -> str:
-    """The processor's model name and how many there are."""
+    """The processor's model name and the number of cores."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
 
 
 BOUNDS = (
-    "What bounds it. Time: both ways end in the same optimiser, and making the network is a small part of it "
-    "(less than 0.1 s in fp32). builder.py hands the optimiser fewer and simpler layers; what is left is "
-    "compilation, and page faults, since TensorRT takes fresh memory for its copy of all weights. Memory: "
-    "TensorRT's copy of the weights, once more the same bytes when they are passed to Python to be written, and "
-    "about 0.2 GB of libraries. The pages of the mapped weight file are counted too, though they are the system's "
-    "file cache and can be reclaimed."
+    "What bounds a build. Time: both paths end in the same optimiser, and defining the network takes little of it "
+    "(less than 0.1 s in fp32). builder.py gives the optimiser fewer and simpler layers; the rest is compilation "
+    "and page faults, since TensorRT allocates new memory for its copy of the weights. Memory: TensorRT's copy of "
+    "the weights, the same bytes once more when they are passed to Python to be written, and about 0.2 GB of "
+    "libraries. The pages of the mapped weight file are counted too, though they are the system's file cache and can "
+    "be reclaimed."
 )
-HEADINGS = ("precision", "way", "layers", "network + plan, s", "ratio", "peak memory, MB", "over weights", "plan, MB")
+HEADINGS = (
+    "precision",
+    "script",
+    "layers",
+    "network + plan, s",
+    "ratio",
+    "peak memory, MB",
+    "over weights",
+    "plan, MB",
+)
 
 
 def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """The table's rows."""
     table = []
     for precision, entry in results["precisions"].items():
-        for way in WAYS:
-            one = entry[way]
+        for script in PATHS:
+            measured = entry[script]
             table.append(
                 (
                     precision,
-                    way,
-                    f"{one['num_layers']:.0f}",
-                    f"{one['seconds']:.2f} ({one['seconds_min']:.2f} to {one['seconds_max']:.2f})",
-                    f"{entry['time_ratio']:.2f}" if way == WAYS[0] else "1",
-                    f"{one['peak_bytes'] / 1e6:.0f}",
-                    f"{one['peak_over_weights']:.2f}",
-                    f"{one['plan_bytes'] / 1e6:.0f}",
+                    script,
+                    f"{measured['num_layers']:.0f}",
+                    f"{measured['seconds']:.2f} ({measured['seconds_min']:.2f} to {measured['seconds_max']:.2f})",
+                    f"{entry['time_ratio']:.2f}" if script == PATHS[0] else "1",
+                    f"{measured['peak_bytes'] / 1e6:.0f}",
+                    f"{measured['peak_over_weights']:.2f}",
+                    f"{measured['plan_bytes'] / 1e6:.0f}",
                 )
             )
     return table
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The table for people who read it in the repository."""
+    """The Markdown file."""
     lines = [
         "# A plan through the API and through the ONNX parser",
         "",
         f"BERT-base-sized, random weights, {results['weight_bytes'] / 1e6:.0f} MB in fp32. {results['tensorrt']}, "
         f"Python {results['python']}, {results['cpu']}, no GPU. "
-        f"Median (range) of {results['runs']} alternating runs, each in a process of its own; "
+        f"Median (range) of {results['runs']} alternating runs, each in a new process; "
         f"the ratio is the median over pairs. Plans were written to {results['plans_in']}. "
         "Command: `python benchmarks/build_paths.py --json benchmarks/build_paths.json "
         "--markdown benchmarks/build_paths.md`",
@@ -224,7 +233,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """The script."""
+    """Runs the script; returns its exit code."""
     args = parse_arguments()
     check_outputs({"--json": args.json, "--markdown": args.markdown}, {})
     if args.one:

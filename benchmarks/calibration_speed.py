@@ -1,11 +1,12 @@
-"""How many sentences a second does the calibration run, beside PyTorch's eager model on the CPU?
+"""Measures the sentences a second of the calibration, and of PyTorch's eager model on the CPU.
 
     python benchmarks/random_checkpoint.py out/base/checkpoint      weights of BERT-base size from a seed
     python model2onnx.py --model out/base/checkpoint --out-dir out/base/model --text "a [MASK] ."
     python benchmarks/calibration_speed.py out/base/model out/base/checkpoint --json FILE
 
-Both see the same lines of calibrator_data.txt. Calibration: calibrator.py, sentences of one length in one batch, with
-all histograms. The peer: Hugging Face's model in eager fp32 on the CPU, one sentence after another, without its head.
+Both run the same lines of calibrator_data.txt. The calibration runs as in calibrator.py: sentences of one length are
+one batch, and all histograms are counted. The peer is Hugging Face's model in eager fp32 on the CPU, without its
+head, one sentence after another.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SENTENCES = 512
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description="Speed of the calibration.")
     parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
     parser.add_argument("checkpoint")
@@ -51,24 +52,24 @@ from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
 from model2onnx import load_checkpoint
 
-EAGER_SENTENCES = 64  # evenly spread over the others: the CPU is slow
+EAGER_SENTENCES = 64  # evenly spread over the calibration's sentences; fewer, since the CPU is slow
 
 
 def calibration_rate(folder: ModelFolder, sentences: list[Sentence], device: str) -> float:
-    """Sentences a second of the second run; the first warms up."""
+    """The sentences a second of the second run; the first warms up."""
     products = assemble(folder, TrtLog(), batching="padded").products
-    subject = CalibrationContext(folder, products, sentences, DEFAULT_DATA, assemble, TrtLog(), device)
+    context = CalibrationContext(folder, products, sentences, DEFAULT_DATA, assemble, TrtLog(), device)
     settings = CalibrationSettings(smoothing=None)
     rate = 0.0
     for _ in range(2):
         start = time.perf_counter()
-        subject.observe(settings, {})
+        context.observe(settings, {})
         rate = len(sentences) / (time.perf_counter() - start)
     return rate
 
 
 def eager_rate(checkpoint: str, sentences: list[Sentence], threads: int) -> float:
-    """Sentences a second of PyTorch's eager model on the CPU."""
+    """The sentences a second of PyTorch's eager model on the CPU."""
     torch.set_num_threads(threads)
     model, _, _ = load_checkpoint(checkpoint)
     encoder = getattr(model, "bert", model)
@@ -81,7 +82,7 @@ def eager_rate(checkpoint: str, sentences: list[Sentence], threads: int) -> floa
 
 
 def main() -> int:
-    """The script."""
+    """Runs the script; returns its exit code."""
     args = parse_arguments()
     check_results(args.json, None, [args.model_dir])
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -89,8 +90,8 @@ def main() -> int:
     data = read_data(folder, DEFAULT_DATA, args.sentences, EAGER_SENTENCES)
     rates: dict[str, Any] = {f"calibration on {args.device}": calibration_rate(folder, data.calibration, args.device)}
     for threads in sorted({2, os.cpu_count() or 2}):
-        some = data.calibration[:: max(1, len(data.calibration) // EAGER_SENTENCES)]
-        rates[f"PyTorch eager, CPU, {threads} threads"] = eager_rate(args.checkpoint, some, threads)
+        sentences = data.calibration[:: max(1, len(data.calibration) // EAGER_SENTENCES)]
+        rates[f"PyTorch eager, CPU, {threads} threads"] = eager_rate(args.checkpoint, sentences, threads)
     ours = next(iter(rates.values()))
     rows = [[name, f"{rate:.1f}", f"{ours / rate:.1f}"] for name, rate in rates.items()]
     print_table("Sentences a second", ("what", "sentences a second", "calibration : this"), rows)

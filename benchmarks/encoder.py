@@ -1,15 +1,15 @@
-"""BERT's encoder on the GPU: our network with each fusion, against PyTorch, all in CUDA graphs.
+"""Measures BERT's encoder on the GPU: our network with each fusion, and PyTorch, all in CUDA graphs.
 
     python benchmarks/random_checkpoint.py out/base/checkpoint      weights of BERT-base size from a seed
     python model2onnx.py --model out/base/checkpoint --out-dir out/base/model --text "a [MASK] ."
     python benchmarks/encoder.py out/base/model --json FILE --markdown FILE
 
-fp16, without embeddings and head. Ours is the TensorRT network definition of builder.py, run by network_runner.py
-with the plugins' own kernels: not TensorRT, and not torch.compile. It takes a padded batch with its mask, which hides
-nothing here; "packed" takes the same tokens without padding. The peer is the same encoder written in PyTorch, with
-one merged product for Q, K and V and scaled_dot_product_attention with the faster of its backends, without a mask:
-eager, and by torch.compile, layer by layer. Hugging Face's own encoder stands beside it. "products alone" are the 48
-matrix products through cuBLAS, with weights as PyTorch's linear has them, (out, in), and as ONNX has them, (in, out).
+The encoder runs in fp16, without embeddings and head. "ours" is builder.py's network definition, which
+network_runner.py runs with the plugins' own kernels, without TensorRT and without torch.compile. It gets a padded
+batch with a mask of ones; "packed" gets the same tokens without padding. The peer is the same encoder in PyTorch,
+with one merged product for Q, K and V, and scaled_dot_product_attention with the faster of its backends and no mask:
+eager, and with each layer compiled by torch.compile. Hugging Face's own encoder is measured too. "products alone" are
+the 48 matrix products through cuBLAS, with weights (out, in), as in PyTorch's linear, and (in, out), as in ONNX.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description="The encoder in a CUDA graph, ours and PyTorch's.")
     parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--sizes", type=size, nargs="+", default=list(SIZES), metavar="BxS")
@@ -64,9 +64,9 @@ from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
 from plugins.measure import graph_times
 
-# What is fused: nothing, each layer alone, and as builder.py does. EmbLayerNorm stands before the encoder, and the
-# kernel of TensorRT's own attention is nowhere but in TensorRT.
-FUSED = {name: one for name, one in ALONE.items() if name != "EmbLayerNorm"}
+# By name: each plugin alone, and the choices of --fusion. EmbLayerNorm is left out, as it is not in the encoder, and
+# so is TensorRT's own attention, whose kernel only TensorRT has.
+FUSED = {name: entry for name, entry in ALONE.items() if name != "EmbLayerNorm"}
 FUSED |= {name: (name, LAYER_SETS[name], fused) for name, fused in FUSIONS.items() if name != "tensorrt"}
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
 Function = Callable[[], Any]
@@ -89,10 +89,10 @@ class Peer(torch.nn.Module):
 
         for index in range(config.num_layers):
             name = f"{config.prefix}encoder.layer.{index}"
-            own = [f"{name}.attention.self.{part}" for part in ("query", "key", "value")]
+            qkv = [f"{name}.attention.self.{part}" for part in ("query", "key", "value")]
             layer = {
-                "qkv": torch.cat([get(f"{part}.weight", (hidden, hidden)) for part in own]),
-                "qkv_bias": torch.cat([get(f"{part}.bias", (hidden,)) for part in own]),
+                "qkv": torch.cat([get(f"{part}.weight", (hidden, hidden)) for part in qkv]),
+                "qkv_bias": torch.cat([get(f"{part}.bias", (hidden,)) for part in qkv]),
             }
             for short, part, width_in, width_out in (
                 ("attended", "attention.output.dense", hidden, hidden),
@@ -107,13 +107,13 @@ class Peer(torch.nn.Module):
             self.layers.append(layer)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """All layers."""
+        """Runs all layers."""
         for weights in self.layers:
             x = self.run_layer(x, weights)
         return x
 
     def run_layer(self, x: torch.Tensor, w: dict[str, torch.Tensor]) -> torch.Tensor:
-        """One layer."""
+        """Runs one layer: (B, S, H) -> (B, S, H)."""
         heads, size = self.config.num_heads, self.config.head_size
         shape, epsilon = (self.config.hidden_size,), self.config.layer_norm_eps
         qkv = linear(x, w["qkv"], w["qkv_bias"]).unflatten(-1, (3, heads, size))  # (B, S, 3, N, D)
@@ -125,7 +125,7 @@ class Peer(torch.nn.Module):
         return layer_norm(y + x, shape, w["second_gamma"], w["second_beta"], epsilon)
 
     def compiled(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The same with every layer through torch.compile: compiled once, since all have the same shapes."""
+        """The encoder with layers by torch.compile; it compiles once, since all layers have the same shapes."""
         torch._dynamo.reset()
         run_layer: Any = torch.compile(self.run_layer, fullgraph=True, dynamic=False)
 
@@ -138,7 +138,7 @@ class Peer(torch.nn.Module):
 
 
 def hugging_face(config: BertConfig) -> torch.nn.Module:
-    """Hugging Face's encoder of the same sizes; its weights make no difference to the time."""
+    """Hugging Face's encoder of the same sizes, with random weights, which do not change the time."""
     from transformers import BertConfig as HfConfig
     from transformers import BertModel
 
@@ -155,18 +155,18 @@ def hugging_face(config: BertConfig) -> torch.nn.Module:
 
 
 def our_module(folder: ModelFolder, name: str, batching: str) -> torch.nn.Module:
-    """The encoder of builder.py's network: (B, S, H) or (T, H), and what keeps sentences apart, to the same."""
+    """The encoder of builder.py's network: (B, S, H) or (T, H), and mask or cu_seqlens, to the same shape."""
     fusion, layer_set, fused = FUSED[name]
-    made = assemble(folder, TrtLog(), "fp16", batching=batching, fusion=fusion, layer_set=layer_set)
-    first, *_, last = made.hidden_states
-    separator = {"padded": MASK_NAME, "packed": LENGTHS_NAME}[batching]
+    network = assemble(folder, TrtLog(), "fp16", batching=batching, fusion=fusion, layer_set=layer_set)
+    first, *_, last = network.hidden_states
+    batch_input = {"padded": MASK_NAME, "packed": LENGTHS_NAME}[batching]
     if "QkvToContext" not in fused:
-        separator = "mask.bias"  # native attention: made once for all layers, by layers outside the encoder
-    return NetworkRunner(made.network, "cuda", [last], made.contents, inputs=[first, separator]).module
+        batch_input = "mask.bias"  # native attention adds this tensor, which layers outside the encoder compute
+    return NetworkRunner(network.network, "cuda", [last], network.contents, inputs=[first, batch_input]).module
 
 
 def our_inputs(x: torch.Tensor, name: str, batching: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """x (B, S, H) as the network takes it, and the mask, cu_seqlens, or what native attention adds to its scores."""
+    """The network's inputs for x (B, S, H): x, and the mask, cu_seqlens, or the additive mask of native attention."""
     batch, length, _ = x.shape
     if batching == "packed":
         return x.flatten(0, 1), torch.arange(batch + 1, dtype=torch.int32, device="cuda") * length
@@ -178,34 +178,34 @@ def our_inputs(x: torch.Tensor, name: str, batching: str) -> tuple[torch.Tensor,
 # --- measuring --------------------------------------------------------------------------------------------
 
 
-def products_alone(peer: Peer, tokens: int, turned: bool) -> Function:
-    """The matrix products of all layers, through cuBLAS, without biases; ``turned``: weights (in, out) in memory."""
+def products_alone(peer: Peer, tokens: int, transposed: bool) -> Function:
+    """The products of all layers, through cuBLAS, without biases; ``transposed``: weights are (in, out) in memory."""
     hidden, inner = peer.config.hidden_size, peer.config.intermediate_size
     x = torch.randn(tokens, hidden, device="cuda", dtype=torch.float16)
-    wide = torch.randn(tokens, inner, device="cuda", dtype=torch.float16)
+    inner_x = torch.randn(tokens, inner, device="cuda", dtype=torch.float16)
 
     names = ("qkv", "attended", "inner", "outer")
-    layers = [[w[name].t().contiguous().t() if turned else w[name] for name in names] for w in peer.layers]
+    layers = [[w[name].t().contiguous().t() if transposed else w[name] for name in names] for w in peer.layers]
 
     def run() -> None:
         for qkv, attended, inner_weight, outer in layers:
             linear(x, qkv)
             linear(x, attended)
             linear(x, inner_weight)
-            linear(wide, outer)
+            linear(inner_x, outer)
 
     return run
 
 
 def measure(folder: ModelFolder, batch: int, length: int) -> dict[str, Any]:
-    """All contenders at one size, in one run."""
+    """Measures all contenders at one size, in one run."""
     config = folder.config
     torch.manual_seed(0)
     x = torch.randn(batch, length, config.hidden_size, device="cuda", dtype=torch.float16)
     peer = Peer(config, folder.weights())
     functions: dict[str, Function] = {
-        "products alone": products_alone(peer, batch * length, turned=False),
-        "products alone, (in, out)": products_alone(peer, batch * length, turned=True),
+        "products alone": products_alone(peer, batch * length, transposed=False),
+        "products alone, (in, out)": products_alone(peer, batch * length, transposed=True),
     }
     results: dict[str, torch.Tensor] = {}
 
@@ -225,14 +225,20 @@ def measure(folder: ModelFolder, batch: int, length: int) -> dict[str, Any]:
             for name in FUSED:
                 add(f"ours {name}", our_module(folder, name, "padded"), *our_inputs(x, name, "padded"))
             add("ours all, packed", our_module(folder, "all", "packed"), *our_inputs(x, "all", "packed"))
-            found = graph_times(functions, launches=4, rounds=25)
+            times_by_name = graph_times(functions, launches=4, rounds=25)
         encoder = hugging_face(config)
-        found["Hugging Face eager"] = graph_times({"it": lambda: encoder(x)}, launches=4, rounds=25)["it"]
+        times_by_name["Hugging Face eager"] = graph_times({"it": lambda: encoder(x)}, launches=4, rounds=25)["it"]
     reference = results["PyTorch eager"].double()
     errors = {
         name: float((result.double() - reference).norm() / reference.norm()) for name, result in results.items()
     }
-    return {"batch": batch, "length": length, "backend": best, "microseconds": found, "rel_l2_to_eager": errors}
+    return {
+        "batch": batch,
+        "length": length,
+        "backend": best,
+        "microseconds": times_by_name,
+        "rel_l2_to_eager": errors,
+    }
 
 
 def _time_with(backend: SDPBackend, peer: Peer, x: torch.Tensor) -> float:
@@ -254,16 +260,16 @@ HEADINGS = (
 
 def rows(results: list[dict[str, Any]]) -> list[list[str]]:
     """The table's rows."""
-    made = []
-    for one in results:
-        times = one["microseconds"]
+    table_rows = []
+    for result in results:
+        times = result["microseconds"]
         for name, time in times.items():
-            error = one["rel_l2_to_eager"].get(name)
-            made.append(
+            error = result["rel_l2_to_eager"].get(name)
+            table_rows.append(
                 [
-                    str(one["batch"]),
-                    str(one["length"]),
-                    name + (f" ({one['backend']})" if name.startswith("PyTorch") else ""),
+                    str(result["batch"]),
+                    str(result["length"]),
+                    name + (f" ({result['backend']})" if name.startswith("PyTorch") else ""),
                     f"{time:.1f}",
                     f"{times['PyTorch compiled'] / time:.3f}",
                     f"{times['PyTorch eager'] / time:.3f}",
@@ -271,11 +277,11 @@ def rows(results: list[dict[str, Any]]) -> list[list[str]]:
                     "—" if error is None else f"{error:.1e}",
                 ]
             )
-    return made
+    return table_rows
 
 
 def main() -> int:
-    """The script."""
+    """Runs the script; returns its exit code."""
     args = parse_arguments()
     check_results(args.json, args.markdown, [args.model_dir])
     if not torch.cuda.is_available():

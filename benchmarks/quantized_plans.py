@@ -1,11 +1,11 @@
-"""How large are plans in int8, fp8, fp16 and fp32, and how large should they be?
+"""Compares the sizes of plans in int8, fp8, fp16 and fp32 with the sizes of their weights.
 
     python benchmarks/random_checkpoint.py out/base/checkpoint      weights of BERT-base size from a seed
     python model2onnx.py --model out/base/checkpoint --out-dir out/base/model --text "a [MASK] ."
     python benchmarks/quantized_plans.py out/base/model --json FILE --markdown FILE
 
-The expected size is that of the weights in the network: 1 byte an element for those of quantized products, 2 for all
-others (4 in fp32), and what the network adds, such as scales. A plan has code besides.
+The weights of quantized products have 1 byte an element, all others 2 (4 in fp32); the network adds constants such as
+scales. A plan has weights and code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bert_trt.interrupts import begin_script
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description="Plan sizes by precision, beside the weights' bytes.")
     parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -55,17 +55,17 @@ HEADINGS = (
     "plan : fp32 plan",
     "build, s",
 )
-SENTENCES = 8  # the ranges' values make no difference to the size
+SENTENCES = 8  # few, since the values of the ranges do not change the size
 
 
 def measure(folder: ModelFolder, precision: str, quantization: Quantization | None) -> dict[str, Any]:
     """Builds one plan."""
     log = TrtLog()
-    with TemporaryDirectory() as place, log_console.status(f"{folder.path} {precision}"):
-        made = assemble(folder, log, precision, quantization=quantization)
+    with TemporaryDirectory() as work_dir, log_console.status(f"{folder.path} {precision}"):
+        network = assemble(folder, log, precision, quantization=quantization)
         options = BuildOptions(SequenceRange(1, 32, 128))
-        info = build_plan(made.builder, made.network, log, options, Path(place) / "plan")
-    parts = inspect(made.network)
+        info = build_plan(network.builder, network.network, log, options, Path(work_dir) / "plan")
+    parts = inspect(network.network)
     return {
         "precision": precision,
         "plan_bytes": info.num_bytes,
@@ -76,23 +76,23 @@ def measure(folder: ModelFolder, precision: str, quantization: Quantization | No
 
 def rows(results: list[dict[str, Any]]) -> list[list[str]]:
     """The table's rows."""
-    largest = results[0]["plan_bytes"]
+    fp32_bytes = results[0]["plan_bytes"]
     return [
         [
-            one["precision"],
-            f"{one['quantized_products']} of {one['products']}" if one["quantized_products"] else "all",
-            f"{one['weight_bytes'] / 1e6:.1f}",
-            f"{one['plan_bytes'] / 1e6:.1f}",
-            f"{one['plan_bytes'] / one['weight_bytes']:.3f}",
-            f"{one['plan_bytes'] / largest:.3f}",
-            f"{one['seconds_build']:.1f}",
+            result["precision"],
+            f"{result['quantized_products']} of {result['products']}" if result["quantized_products"] else "all",
+            f"{result['weight_bytes'] / 1e6:.1f}",
+            f"{result['plan_bytes'] / 1e6:.1f}",
+            f"{result['plan_bytes'] / result['weight_bytes']:.3f}",
+            f"{result['plan_bytes'] / fp32_bytes:.3f}",
+            f"{result['seconds_build']:.1f}",
         ]
-        for one in results
+        for result in results
     ]
 
 
 def main() -> int:
-    """The script."""
+    """Runs the script; returns its exit code."""
     args = parse_arguments()
     check_results(args.json, args.markdown, [args.model_dir])
     folder = ModelFolder(args.model_dir)
@@ -101,19 +101,19 @@ def main() -> int:
         settings = CalibrationSettings(kind, sentences=SENTENCES, smoothing=None)
         data = read_data(folder, DEFAULT_DATA, SENTENCES, 0)
         products = assemble(folder, TrtLog(), batching="padded").products
-        subject = CalibrationContext(folder, products, data.calibration, data.path, assemble, TrtLog())
-        quantization = quantization_of(calibrate(subject, settings), subject.products(settings))
+        context = CalibrationContext(folder, products, data.calibration, data.path, assemble, TrtLog())
+        quantization = quantization_of(calibrate(context, settings), context.products(settings))
         results.append(measure(folder, kind, quantization))
     print_table("Plans", HEADINGS, rows(results))
     about, command = versions("cpu"), f"python benchmarks/quantized_plans.py {args.model_dir}"
     config = folder.config
-    told = ", ".join(f"{key} {value}" for key, value in about.items())
+    details = ", ".join(f"{key} {value}" for key, value in about.items())
     lines = [
         "# Plan sizes",
         "",
         f"BERT with {config.num_layers} layers, hidden size {config.hidden_size}, vocabulary {config.vocab_size}. "
-        f"Built without a GPU: {told}. Command: `{command}`. MB are 10^6 bytes. The word table, which is also the "
-        "head's matrix, is not quantized: it is the larger part of what int8 does not halve.",
+        f"Built without a GPU: {details}. Command: `{command}`. MB are 10^6 bytes. The word table, which is also the "
+        "head's matrix, is not quantized: it is the larger part of the weights that int8 does not halve.",
         "",
         *markdown_table(HEADINGS, rows(results)),
     ]

@@ -1,4 +1,4 @@
-"""Makes a BERT checkpoint of any size with random weights: for timing, where answers do not matter.
+"""Makes a BERT checkpoint of any size with random weights, for timing.
 
 python benchmarks/random_checkpoint.py out/base-checkpoint                 the size of bert-base-uncased
 python benchmarks/random_checkpoint.py DIR --layers 24 --hidden 1024 --heads 16
@@ -16,7 +16,7 @@ from bert_trt.interrupts import begin_script
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description="Make a BERT checkpoint with random weights.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=12)
@@ -66,7 +66,7 @@ def make_random_checkpoint(
 
 
 def main() -> int:
-    """The script."""
+    """Runs the script; returns its exit code."""
     args = parse_arguments()
     quiet_libraries()
     make_random_checkpoint(args.folder, args.layers, args.hidden, args.heads, args.vocabulary, args.seed)

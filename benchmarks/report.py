@@ -1,4 +1,4 @@
-"""What the benchmarks share: versions, tables, and the files that they write."""
+"""Functions of the benchmarks: versions, tables, and the files that they write."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from bert_trt.model_files import FILE_NAMES, ModelFolder
 
 
 def versions(device: str) -> dict[str, str]:
-    """What the figures depend on."""
-    found = {
+    """Versions and hardware on which the figures depend."""
+    entries = {
         "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
         "torch": torch.__version__,
         "tensorrt": tensorrt_product.describe(),
@@ -31,12 +31,12 @@ def versions(device: str) -> dict[str, str]:
     }
     if device == "cuda":
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        found["driver"] = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
-    return found
+        entries["driver"] = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    return entries
 
 
 def model_name(folder: ModelFolder) -> str:
-    """Folder and sizes."""
+    """The model's folder and sizes in one text."""
     return f"{folder.path.name} ({folder.config.num_layers} layers, H {folder.config.hidden_size})"
 
 
@@ -47,7 +47,7 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> li
 
 
 def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on the console."""
+    """Prints a table."""
     table = Table(*headings, title=title, title_justify="left")
     for row in rows:
         table.add_row(*row)
@@ -55,10 +55,10 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
 
 
 def check_results(json_path: Path | None, markdown_path: Path | None, model_dirs: Sequence[Path] = ()) -> None:
-    """Refuses, before the work, --json and --markdown that are one file, or one of a model's.
+    """Checks that --json and --markdown are different files, and no files of a model.
 
     Raises:
-        UserError: the message names both.
+        UserError: two of them are the same file; the message names both.
     """
     files = [folder / name for folder in model_dirs for name in FILE_NAMES]
     check_outputs(
@@ -69,7 +69,7 @@ def check_results(json_path: Path | None, markdown_path: Path | None, model_dirs
 def write_results(
     json_path: Path | None, record: dict[str, Any], markdown_path: Path | None = None, lines: Sequence[str] = ()
 ) -> None:
-    """Writes what --json and --markdown ask for.
+    """Writes the files of --json and --markdown.
 
     Raises:
         UserError: a file cannot be written.

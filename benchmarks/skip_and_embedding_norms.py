@@ -1,16 +1,16 @@
-"""How fast are the SkipLayerNorm and EmbLayerNorm plugins beside PyTorch and beside a copy of as many bytes?
+"""Measures the SkipLayerNorm and EmbLayerNorm plugins, PyTorch, and a copy of as many bytes.
 
     python benchmarks/skip_and_embedding_norms.py                  needs a CUDA GPU and the built plugins
     python benchmarks/skip_and_embedding_norms.py --rows 128 4096 --json FILE --markdown FILE
 
 Each contender is captured in a CUDA graph; the figures are medians of the replays, contenders in turn. Inputs rotate
-over sets that together are larger than the L2 cache; outputs lie where PyTorch's allocator puts them, for every
-contender. Bytes are those that must move:
+over sets that together are larger than the L2 cache. PyTorch's allocator places the outputs of every contender. Bytes
+are those that must move:
 
-    SkipLayerNorm   x, skip and the outputs once; gamma, beta and the bias are left out
-    EmbLayerNorm    the ids and the output once, and once every row of the tables that is looked up at all
+    SkipLayerNorm   x, skip and the outputs once; gamma, beta and the bias are not counted
+    EmbLayerNorm    the ids and the output once, and each row of the tables that is read once
 
-The copy is one of cudaMemcpyAsync that reads half as many bytes and writes the other half.
+The copy is a cudaMemcpyAsync that reads half of these bytes and writes the other half.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ROWS = (128, 512, 2048, 4096, 8192, 32768, 131072)
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
     parser.add_argument("--case", choices=CASE_NAMES, nargs="+", default=CASE_NAMES)
@@ -68,10 +68,10 @@ from plugins.plugin_host import PluginHost
 
 HIDDEN, EPSILON = 768, 1e-12
 WORDS, POSITIONS, TYPES = 30522, 512, 2  # the tables of bert-base
-SCALE = 0.05  # of int8 tensors
+SCALE = 0.05  # the scale of int8 tensors
 PLUGIN, COPY, EAGER, COMPILED = "plugin", "copy", "eager", "torch.compile"
 CONTENDERS = (PLUGIN, EAGER, COMPILED, COPY)
-LAUNCHES = 20  # of each contender in one graph, or as many as there are sets of inputs
+LAUNCHES = 20  # the fewest launches of a contender in a graph; more if there are more sets of inputs
 
 Tensors = tuple[torch.Tensor, ...]
 Result = torch.Tensor | Tensors
@@ -79,30 +79,30 @@ Result = torch.Tensor | Tensors
 
 @dataclass
 class Case:
-    """One layer and type, on one number of rows."""
+    """One layer and type with one number of rows."""
 
     plugin: str
     fields: dict[str, Any]
-    sets: list[Tensors]  # the plugin's inputs, several times
-    peer: Callable[..., Result]  # the same in PyTorch, on the same inputs
+    sets: list[Tensors]  # several sets of the plugin's inputs
+    peer: Callable[..., Result]  # the layer in PyTorch, for the same inputs
     exact: Callable[..., torch.Tensor]  # y in float64
-    moved: int  # bytes
+    moved: int  # bytes that must move
 
 
 def random(rows: int, dtype: torch.dtype) -> torch.Tensor:
-    """(rows, H)."""
+    """A random tensor (rows, H)."""
     if dtype == torch.int8:
         return torch.randint(-128, 128, (rows, HIDDEN), dtype=dtype, device="cuda")
     return torch.randn(rows, HIDDEN, device="cuda").to(dtype)
 
 
 def number_of_sets(bytes_of_set: int) -> int:
-    """So many that the cache holds none any more when its turn comes again: three times the size of L2."""
+    """The number of sets that fill three times the L2 cache, so that a set has left it before its next use."""
     return 3 * torch.cuda.get_device_properties().L2_cache_size // bytes_of_set + 2
 
 
 def floating_skip(dtype: torch.dtype, weight: torch.dtype) -> Callable[[int], Case]:
-    """x, skip and y of one type, gamma, beta and bias of that or in fp32, as builder.py's networks have them."""
+    """x, skip and y have ``dtype``; gamma, beta and bias have it too, or fp32 as in builder.py's networks."""
 
     def peer(x: torch.Tensor, skip: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         gamma, beta, bias = weights  # an fp32 bias makes the sum fp32
@@ -112,7 +112,7 @@ def floating_skip(dtype: torch.dtype, weight: torch.dtype) -> Callable[[int], Ca
 
 
 def int8_to_both(rows: int) -> Case:
-    """x from an int8 product, the residual in fp16; y in fp16 for the residual and in int8 for the next product."""
+    """x is int8 and skip fp16; y is fp16 for the next residual sum, and int8 for the next product."""
 
     def peer(x: torch.Tensor, skip: torch.Tensor, *weights: torch.Tensor) -> Tensors:
         gamma, beta, bias = (weight.float() for weight in weights)
@@ -124,7 +124,7 @@ def int8_to_both(rows: int) -> Case:
 
 
 def int8_throughout(rows: int) -> Case:
-    """All three tensors in int8."""
+    """x, skip and y are int8."""
 
     def peer(x: torch.Tensor, skip: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         gamma, beta, bias = weights
@@ -158,7 +158,7 @@ def skip_case(
 
 
 def embedding(zipf: bool) -> Callable[[int], Case]:
-    """EmbLayerNorm in fp16. Words are drawn evenly, or, ``zipf``, as in a text: word k with a weight of 1 / k."""
+    """EmbLayerNorm in fp16. Words are drawn evenly, or with ``zipf`` as in a text: word k with a weight of 1 / k."""
 
     def peer(*inputs: torch.Tensor) -> torch.Tensor:
         words, types, positions, word_table, position_table, type_table, gamma, beta = inputs
@@ -173,7 +173,7 @@ def embedding(zipf: bool) -> Callable[[int], Case]:
         tables = [random(size, torch.float16) for size in (WORDS, POSITIONS, TYPES)]
         weights = [torch.randn(HIDDEN, device="cuda").half() for _ in range(2)]
         weight_of_word = 1 / torch.arange(1, WORDS + 1, device="cuda") if zipf else torch.ones(WORDS, device="cuda")
-        shuffled = torch.randperm(WORDS, device="cuda")  # frequent words do not lie side by side
+        shuffled = torch.randperm(WORDS, device="cuda")  # spreads frequent words over the table
         sets, touched = [], 0
         for _ in range(number_of_sets(rows * HIDDEN * 4)):
             words = shuffled[torch.multinomial(weight_of_word, rows, replacement=True)].int()
@@ -210,23 +210,23 @@ CASES: dict[str, Callable[[int], Case]] = dict(
 
 
 def rotating(function: Callable[..., object], sets: list[Tensors]) -> Callable[[], object]:
-    """Calls the function with one set after another."""
-    turn = itertools.cycle(sets)
-    return lambda: function(*next(turn))
+    """A function that calls ``function`` with one set after another."""
+    cycle = itertools.cycle(sets)
+    return lambda: function(*next(cycle))
 
 
-def relative_error(found: Result | list[torch.Tensor], exact: torch.Tensor) -> float | None:
-    """‖found − exact‖ / ‖exact‖ of the floating output, None without one."""
-    y = found[0] if isinstance(found, tuple | list) else found
+def relative_error(output: Result | list[torch.Tensor], exact: torch.Tensor) -> float | None:
+    """‖output − exact‖ / ‖exact‖ of a floating-point output; None for int8."""
+    y = output[0] if isinstance(output, tuple | list) else output
     return None if y.dtype == torch.int8 else ((y.double() - exact).norm() / exact.norm()).item()
 
 
 def measure(host: PluginHost, name: str, rows: int) -> dict[str, Any]:
-    """All contenders on one case."""
+    """Measures all contenders in one case."""
     torch.manual_seed(rows)
     case = CASES[name](rows)
     plugin = host.create(case.plugin, fields=case.fields)
-    torch.compiler.reset()  # else it stops to specialise after eight shapes
+    torch.compiler.reset()  # otherwise it stops specialising after eight shapes
     compiled = torch.compile(case.peer, dynamic=False)
     sources = [(torch.randint(127, (case.moved // 2,), dtype=torch.int8, device="cuda"),) for _ in case.sets]
     first = case.sets[0]
@@ -242,7 +242,7 @@ def measure(host: PluginHost, name: str, rows: int) -> dict[str, Any]:
         )
         exact = case.exact(*first)
         error, error_of_pytorch = (
-            relative_error(found, exact) for found in (plugin.run_torch(first), case.peer(*first))
+            relative_error(output, exact) for output in (plugin.run_torch(first), case.peer(*first))
         )
     return {
         "case": name,
@@ -265,31 +265,32 @@ HEADINGS = (
 )  # fmt: skip
 
 
-def cells(one: dict[str, Any]) -> tuple[str, ...]:
-    """One row of a table."""
-    errors = ("" if one[key] is None else f"{one[key]:.1e}" for key in ("error", "error_of_pytorch"))
-    times = (f"{one['microseconds'][contender]:.2f}" for contender in CONTENDERS)
+def cells(result: dict[str, Any]) -> tuple[str, ...]:
+    """The cells of a row as text."""
+    errors = ("" if result[key] is None else f"{result[key]:.1e}" for key in ("error", "error_of_pytorch"))
+    times = (f"{result['microseconds'][contender]:.2f}" for contender in CONTENDERS)
     return (
-        str(one["rows"]),
-        f"{one['megabytes']:.1f}",
+        str(result["rows"]),
+        f"{result['megabytes']:.1f}",
         *times,
-        f"{one['times_eager']:.2f}",
-        f"{one['times_compiled']:.3f}",
-        f"{one['gigabytes_per_second']:.0f}",
-        f"{one['share_of_copy']:.1%}",
+        f"{result['times_eager']:.2f}",
+        f"{result['times_compiled']:.3f}",
+        f"{result['gigabytes_per_second']:.0f}",
+        f"{result['share_of_copy']:.1%}",
         *errors,
     )
 
 
 def by_case(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The results of each case."""
+    """The results by case."""
     return {
-        name: [one for one in results if one["case"] == name] for name in dict.fromkeys(r["case"] for r in results)
+        name: [result for result in results if result["case"] == name]
+        for name in dict.fromkeys(r["case"] for r in results)
     }
 
 
 def markdown(results: list[dict[str, Any]], about: dict[str, str]) -> str:
-    """The tables for people who read them in the repository."""
+    """The Markdown file."""
     lines = [
         "# SkipLayerNorm and EmbLayerNorm",
         "",
@@ -299,14 +300,14 @@ def markdown(results: list[dict[str, Any]], about: dict[str, str]) -> str:
         f"Microseconds, hidden size {HIDDEN}. MB: what must move, counted as the script's first lines say. Error: "
         "relative L2 against float64.",
     ]
-    for name, found in by_case(results).items():
+    for name, case_results in by_case(results).items():
         lines += ["", f"## {name}", "", "| " + " | ".join(HEADINGS) + " |", "|" + " --- |" * len(HEADINGS)]
-        lines += ["| " + " | ".join(cells(one)) + " |" for one in found]
+        lines += ["| " + " | ".join(cells(result)) + " |" for result in case_results]
     return "\n".join(lines) + "\n"
 
 
 def environment(command: str) -> dict[str, str]:
-    """What the figures depend on."""
+    """Versions and hardware on which the figures depend."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
     return {
@@ -321,7 +322,7 @@ def environment(command: str) -> dict[str, str]:
 
 
 def main() -> int:
-    """The script."""
+    """Runs the script; returns its exit code."""
     args = parse_arguments()
     check_outputs({"--json": args.json, "--markdown": args.markdown}, {})
     if not torch.cuda.is_available():
@@ -331,10 +332,10 @@ def main() -> int:
         with log_console.status(f"{name}, {rows} rows"):
             results.append(measure(host, name, rows))
     about = environment("python benchmarks/skip_and_embedding_norms.py")
-    for name, found in by_case(results).items():
+    for name, case_results in by_case(results).items():
         table = Table(*HEADINGS, title=name)
-        for one in found:
-            table.add_row(*cells(one))
+        for result in case_results:
+            table.add_row(*cells(result))
         console.print(table)
     texts = (
         (args.json, json.dumps({**about, "results": results}, indent=1) + "\n"),

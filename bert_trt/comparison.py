@@ -92,29 +92,29 @@ class Comparison:
         pairs = list(zip(ours, theirs, strict=True))
         has_masks = bool(pairs)
         finite = [bool(np.isfinite(output[0, position]).all()) for position in demo.mask_positions]
-        swaps: list[WordDifference] = []
+        differences: list[WordDifference] = []
         for position, is_finite, (a, b) in zip(demo.mask_positions, finite, pairs, strict=True):
             if is_finite and a != b:
-                swaps += find_word_differences(demo.output[0, position], position, a, b, tokens)
+                differences += find_word_differences(demo.output[0, position], position, a, b, tokens)
         return cls(
             rel_l2=relative_l2(output, demo.output),
             max_abs=float(np.abs(output.astype(np.float64) - demo.output).max()),
             top1_same=all(a[0] == b[0] for a, b in pairs) if has_masks else None,
             top10_same=all(a == b for a, b in pairs) if has_masks else None,
             top10=describe_words(output[0, demo.mask_positions[0]], ours[0], tokens) if any(finite[:1]) else [],
-            swaps=swaps,
+            swaps=differences,
         )
 
     def changed_words(self, precision: str) -> list[WordDifference]:
         """Differences that are no near-ties, among all ten predictions for fp32, else among the first ones."""
-        return [swap for swap in self._counted(precision) if not swap.is_near_tie(precision)]
+        return [difference for difference in self._counted(precision) if not difference.is_near_tie(precision)]
 
     def near_ties(self, precision: str) -> list[WordDifference]:
         """Differences that are near-ties, which count as the same."""
-        return [swap for swap in self._counted(precision) if swap.is_near_tie(precision)]
+        return [difference for difference in self._counted(precision) if difference.is_near_tie(precision)]
 
     def _counted(self, precision: str) -> list[WordDifference]:
-        return [swap for swap in self.swaps if precision == "fp32" or swap.place == 1]
+        return [difference for difference in self.swaps if precision == "fp32" or difference.place == 1]
 
     def agrees(self, precision: str) -> bool:
         """Whether the error is within tolerance and the predictions are the same: ten for fp32, else the first."""

@@ -1,16 +1,16 @@
-"""Builds the plugin library and its host with CMake; does nothing where both are up to date.
+"""Builds the plugin library and its host with CMake, unless both are up to date.
 
-    python plugins/build.py                          as in the last build; the first time as "native"
+    python plugins/build.py                          the architectures of the last build; at first "native"
     python plugins/build.py --architectures native   the GPU of this machine; without one 8.0
     python plugins/build.py --architectures 80,90    only these
-    python plugins/build.py --architectures all      Turing to Blackwell, for releases: minutes
+    python plugins/build.py --architectures all      Turing to Blackwell, for releases: takes minutes
 
-Whatever needs the libraries builds them (``library_path``), so this script need not be run first. A library holds
-machine code for the architectures named, and PTX of the newest, from which any newer GPU's driver compiles when the
-library is loaded. The kernels for Hopper alone are in it where 90 is among them.
+Scripts that need the libraries build them (``library_path``), so that this script need not be run first. A library
+has machine code for the named architectures, and PTX of the newest one, which the driver of a newer GPU compiles when
+it loads the library. The kernels for Hopper are only built if 90 is among the architectures.
 
 The CUDA compiler is the first of: $CUDACXX, nvcc on the PATH, /usr/local/cuda, and NVIDIA's pip packages
-(plugins/requirements-cuda.txt). ccache is used where it is installed.
+(plugins/requirements-cuda.txt). The build uses ccache if it is installed.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ HOST = "libplugin_host.so"
 BUILD_COMMAND = "python plugins/build.py"
 REQUIREMENTS = "plugins/requirements-cuda.txt"
 USUAL_NVCC = Path("/usr/local/cuda/bin/nvcc")
-# A folder to take built libraries from as they are; without it plugins/build is used, and kept up to date.
+# The variable names a folder of built libraries, used as they are. Without it, plugins/build is kept up to date.
 BUILD_DIR_VARIABLE = "BERT_PLUGINS_BUILD_DIR"
 NATIVE = "native"
-# For a machine without a GPU: the oldest whose PTX is right on every newer GPU. That of 7.5 has no bf16 products.
+# For a machine without a GPU: the oldest architecture whose PTX has all products; 7.5 has none in bf16.
 ARCHITECTURE_WITHOUT_GPU = "80"
 SOURCE_SUFFIXES = (".cpp", ".cu", ".cuh", ".h", ".map", ".txt")
-DIGEST = "sources.sha256"  # in the build folder: of the sources that were built last
+DIGEST = "sources.sha256"  # file in the build folder with the digest of the sources that were built last
 CACHE = "CMakeCache.txt"
 COMPILED = re.compile(r"Building (?:CUDA|CXX) object \S+?\.dir/(\S+)\.o\b")
 
@@ -58,22 +58,22 @@ class BuildError(UserError):
 
 @dataclass(frozen=True)
 class Compiler:
-    """A CUDA compiler, and what the environment must hold for it to work."""
+    """A CUDA compiler and the environment variables that it needs."""
 
     nvcc: Path
     environment: dict[str, str]
 
 
 def build_dir() -> Path:
-    """Where built libraries are: $BERT_PLUGINS_BUILD_DIR, else plugins/build."""
+    """The folder of built libraries: $BERT_PLUGINS_BUILD_DIR, else plugins/build."""
     return Path(os.environ.get(BUILD_DIR_VARIABLE) or BUILD_DIR)
 
 
 def built_file(name: str) -> Path:
-    """A built library. In plugins/build it is built first where it is missing or older than its sources.
+    """The path of a library. In plugins/build it is built first if it is missing or older than its sources.
 
     Raises:
-        BuildError: it is missing in $BERT_PLUGINS_BUILD_DIR, or cannot be built.
+        BuildError: the library is missing in $BERT_PLUGINS_BUILD_DIR, or cannot be built.
     """
     path = build_dir() / name
     if os.environ.get(BUILD_DIR_VARIABLE):
@@ -98,7 +98,7 @@ def host_path() -> Path:
 
 
 def _digest_of_sources() -> str:
-    """Of names and contents: times of files say nothing in a copy or after a change of branches."""
+    """The digest of file names and contents: file times are unreliable in a copy or after a change of branches."""
     digest = hashlib.sha256()
     for path in sorted(PLUGINS.rglob("*")):
         if path.suffix in SOURCE_SUFFIXES and BUILD_DIR not in path.parents:
@@ -108,14 +108,14 @@ def _digest_of_sources() -> str:
 
 
 def _is_up_to_date(directory: Path) -> bool:
-    """Whether both libraries are those of the sources as they are."""
+    """Whether both libraries were built from the present sources."""
     if not all((directory / name).is_file() for name in (LIBRARY, HOST, DIGEST)):
         return False
     return (directory / DIGEST).read_text() == _digest_of_sources()
 
 
 def _pip_toolkit() -> Path | None:
-    """The folder that NVIDIA's pip packages install into, if nvcc is among them."""
+    """The folder of NVIDIA's pip packages, if nvcc is among them."""
     spec = importlib.util.find_spec("nvidia")
     for folder in spec.submodule_search_locations or [] if spec else []:
         for toolkit in sorted(Path(folder).glob("cu[0-9]*"), reverse=True):
@@ -125,7 +125,7 @@ def _pip_toolkit() -> Path | None:
 
 
 def _environment(nvcc: Path) -> dict[str, str]:
-    """What nvcc needs set: it looks for libraries in lib64, and the pip packages have them in lib."""
+    """The environment for nvcc, which looks for libraries in lib64, while the pip packages have them in lib."""
     toolkit = nvcc.resolve().parent.parent
     if (toolkit / "lib64").is_dir() or not (toolkit / "lib").is_dir():
         return {}
@@ -144,15 +144,15 @@ def find_compiler() -> Compiler | None:
 
 
 def find_cmake() -> list[str] | None:
-    """The command that starts CMake: the one on the PATH, else the pip package's."""
-    found = shutil.which("cmake")
-    if found:
-        return [found]
+    """The command that starts CMake: the one on the PATH, else the pip package's; None without CMake."""
+    on_path = shutil.which("cmake")
+    if on_path:
+        return [on_path]
     return [sys.executable, "-m", "cmake"] if importlib.util.find_spec("cmake") else None
 
 
 def missing_tools() -> list[str]:
-    """What a build lacks on this machine, in words; empty where it can start."""
+    """The names of the tools that are missing for a build on this machine."""
     missing = []
     if find_compiler() is None:
         missing.append("CUDA compiler (nvcc)")
@@ -166,25 +166,25 @@ def missing_tools() -> list[str]:
 
 
 def native_architectures() -> str:
-    """Those of this machine's GPUs, such as "90"; without a GPU ``ARCHITECTURE_WITHOUT_GPU``."""
+    """The architectures of this machine's GPUs, such as "90"; without a GPU ``ARCHITECTURE_WITHOUT_GPU``."""
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         answer = ""
-    found = {int(major + minor) for major, minor in re.findall(r"^(\d+)\.(\d)$", answer, re.MULTILINE)}
-    return ",".join(map(str, sorted(found))) or ARCHITECTURE_WITHOUT_GPU
+    architectures = {int(major + minor) for major, minor in re.findall(r"^(\d+)\.(\d)$", answer, re.MULTILINE)}
+    return ",".join(map(str, sorted(architectures))) or ARCHITECTURE_WITHOUT_GPU
 
 
 def _read_cache(directory: Path) -> dict[str, str]:
-    """What CMake keeps of the last configuration; empty before the first."""
+    """CMake's cache of the last configuration; empty before the first one."""
     path = directory / CACHE
     text = path.read_text(errors="replace") if path.is_file() else ""
     return dict(re.findall(r"^([\w-]+):\w+=(.*)$", text, re.MULTILINE))
 
 
-def _still_holds(cache: dict[str, str], compiler: Compiler) -> bool:
-    """Whether CMake can go on from it: not after the checkout was moved or copied, nor with other compilers."""
+def _is_usable(cache: dict[str, str], compiler: Compiler) -> bool:
+    """Whether CMake can reuse its cache: not after the checkout was moved or copied, nor with other compilers."""
     tools = (cache.get("CMAKE_CXX_COMPILER", ""), cache.get("CMAKE_MAKE_PROGRAM", ""))
     return (
         cache.get("CMAKE_HOME_DIRECTORY") == str(PLUGINS)
@@ -195,7 +195,7 @@ def _still_holds(cache: dict[str, str], compiler: Compiler) -> bool:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Keeps other processes from building in the folder at the same time; waits until they are done."""
+    """Holds a lock on the folder, so that only one process builds in it at a time."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("w") as file:
         try:
@@ -207,15 +207,15 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _run(command: list[str], label: str, environment: dict[str, str], verbose: bool) -> None:
-    """Runs a command and names each file that is compiled; raises BuildError with all it wrote if it fails."""
-    begun = 0
+    """Runs a command and prints each file that is compiled; raises a BuildError with its output if it fails."""
+    num_started = 0
 
     def show(line: str) -> str | None:
-        nonlocal begun
+        nonlocal num_started
         file = COMPILED.search(line)
         if file:
-            begun += 1
-        return line if verbose else f"compiling {file[1]} ({begun})" if file else None
+            num_started += 1
+        return line if verbose else f"compiling {file[1]} ({num_started})" if file else None
 
     code, written = run_with_progress(command, label, show, os.environ | environment)
     if code != 0:
@@ -229,10 +229,18 @@ def build(
     jobs: int | None = None,
     verbose: bool = False,
 ) -> Path:
-    """Configures and builds what is not up to date, and returns the plugin library.
+    """Configures and builds the plugins.
 
-    ``architectures`` ("80,90", "native", "all") and ``tensorrt_include`` (a folder, or "OFF" for the project's own
-    header) stay as they were in the last build where they are None; the first build is for "native".
+    Args:
+        architectures: such as "80,90", "native" or "all"; None for those of the last build, at first "native".
+        tensorrt_include: the folder of TensorRT's headers, or "OFF" for the project's own header; None for that of
+            the last build.
+        directory: the build folder; default: ``build_dir()``.
+        jobs: number of compilers at a time; default: one for each processor.
+        verbose: whether to print the output of CMake and the compilers.
+
+    Returns:
+        The path of the plugin library.
 
     Raises:
         BuildError: tools are missing, or CMake or a compiler fails.
@@ -248,7 +256,7 @@ def build(
     directory = directory or build_dir()
     with _locked(directory):
         cache = _read_cache(directory)
-        if cache and not _still_holds(cache, compiler):
+        if cache and not _is_usable(cache, compiler):
             (directory / CACHE).unlink()
             shutil.rmtree(directory / "CMakeFiles", ignore_errors=True)
         digest = _digest_of_sources()
@@ -265,7 +273,7 @@ def build(
 def _options(
     architectures: str | None, tensorrt_include: str | None, cache: dict[str, str], compiler: Compiler
 ) -> list[str]:
-    """CMake's -D options: what is asked for, else what the last build had, wherever its checkout stood."""
+    """CMake's -D options: the arguments, or where they are None, the options of the last build."""
     architectures = architectures or cache.get("BERT_ARCHITECTURES") or NATIVE
     if architectures == NATIVE:
         architectures = native_architectures()
@@ -283,7 +291,7 @@ def _options(
 
 
 def main() -> int:
-    """The command line."""
+    """Runs the script; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architectures", help='GPU architectures: e.g. "8.0,9.0", "native" or "all"')
     parser.add_argument("--tensorrt-include", help='folder of NvInferRuntime.h, or "OFF"')

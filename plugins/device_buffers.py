@@ -1,8 +1,8 @@
-"""Device memory and a stream for tests, through pycuda where it is installed, else through PyTorch.
+"""Device memory and a stream for tests, through pycuda if it is installed, else through PyTorch.
 
-Buffers have a guard on both sides. Guards and fresh buffers hold bytes of 0xFF, which are NaN in every
-floating type: an element that a kernel forgets stays NaN, one that it reads outside a row makes the row NaN,
-and one that it writes outside a row changes the guard.
+Each buffer has a guard on both sides. Guards and new buffers are filled with bytes of 0xFF, which are NaN in every
+floating-point type. So an element that a kernel does not write stays NaN, a read outside a row makes the row NaN, and
+a write outside a buffer changes the guard.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ POISON = 0xFF
 
 
 class Device(Protocol):
-    """A way to device memory, and one stream."""
+    """Allocates and copies device memory, and has one stream."""
 
     name: str
     stream: int  # cudaStream_t as a number
 
     def allocate(self, size: int) -> Any:
-        """``size`` bytes of poison."""
+        """Allocates ``size`` bytes of poison."""
         ...
 
     def address(self, memory: Any) -> int:
-        """Where memory from ``allocate`` lies."""
+        """The address of memory from ``allocate``."""
         ...
 
     def write(self, memory: Any, offset: int, data: torch.Tensor) -> None:
@@ -44,7 +44,7 @@ class Device(Protocol):
 
 
 class PycudaDevice:
-    """Through pycuda, in the context that PyTorch and the CUDA runtime use as well."""
+    """Device memory through pycuda, in the context that PyTorch and the CUDA runtime use as well."""
 
     name = "pycuda"
 
@@ -87,7 +87,7 @@ class PycudaDevice:
 
 
 class TorchDevice:
-    """Through PyTorch."""
+    """Device memory through PyTorch."""
 
     name = "PyTorch"
 
@@ -124,7 +124,7 @@ class Buffer:
     """Memory for one tensor, with its guards."""
 
     def __init__(self, device: Device, size: int, content: torch.Tensor | None = None, shift: int = 0):
-        """``size`` bytes of poison, or ``content``; ``shift`` bytes off an aligned address."""
+        """Allocates ``size`` bytes of poison, or of ``content``, ``shift`` bytes after an aligned address."""
         self._device, self._size, self._offset = device, size, GUARD + shift
         self._memory = device.allocate(size + 2 * GUARD + shift)
         self.address = device.address(self._memory) + self._offset
@@ -133,24 +133,24 @@ class Buffer:
 
     @staticmethod
     def of(device: Device, tensor: torch.Tensor, shift: int = 0) -> Buffer:
-        """A buffer with a CUDA tensor in it."""
+        """A buffer with the content of a CUDA tensor."""
         return Buffer(device, tensor.numel() * tensor.element_size(), tensor, shift)
 
     def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """The content."""
+        """The content as a CUDA tensor."""
         if self._size == 0:
             return torch.empty(shape, dtype=dtype, device="cuda")
         return self._device.read(self._memory, self._offset, self._size).view(dtype).view(shape)
 
     def guards_intact(self) -> bool:
-        """Whether nothing was written beside the buffer."""
+        """Whether nothing was written outside the buffer."""
         before = self._device.read(self._memory, 0, self._offset)
         after = self._device.read(self._memory, self._offset + self._size, GUARD)
         return bool((before == POISON).all() and (after == POISON).all())
 
 
 def open_device() -> tuple[Device, str]:
-    """The device to test with, and a sentence about it."""
+    """The device to test with, and a text that describes it."""
     try:
         return PycudaDevice(), "buffers and streams through pycuda"
     except ImportError as error:

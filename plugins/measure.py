@@ -1,4 +1,4 @@
-"""Times what runs on the GPU: CUDA graphs of many launches, contenders in turn, medians."""
+"""Measures times on the GPU: the median over replays of CUDA graphs with many launches, contenders in turn."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 
 def capture(function: Callable[[], object], launches: int) -> torch.cuda.CUDAGraph:
-    """A graph that calls ``function`` ``launches`` times, one after another."""
+    """Captures ``launches`` calls of ``function`` in a CUDA graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):  # compilation and allocation are over before the capture
+        for _ in range(3):  # functions compile and allocate before the capture
             function()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
@@ -26,11 +26,11 @@ def capture(function: Callable[[], object], launches: int) -> torch.cuda.CUDAGra
 def graph_times(
     functions: Mapping[str, Callable[[], object]], launches: int = 50, rounds: int = 30
 ) -> dict[str, float]:
-    """Microseconds of one launch of each function, the median over ``rounds``.
+    """The microseconds of one launch of each function, the median over ``rounds``.
 
-    Within a graph launches follow each other at the GPU's own pace, the same for all; Python takes no part.
-    The functions take turns, so that a clock that drifts meets all of them. Each graph is replayed once before it is
-    timed: what the one before left in the cache, above all what has still to be written to memory, is not its affair.
+    Within a graph, the GPU starts one launch after another without Python. The functions take turns, so that a
+    drifting clock affects all of them. Each graph is replayed once before it is timed, so that the time does not
+    include the write-back of cache lines that the function before it left.
     """
     graphs = {name: capture(function, launches) for name, function in functions.items()}
     times: dict[str, list[float]] = {name: [] for name in graphs}
@@ -44,4 +44,4 @@ def graph_times(
             end.synchronize()
             if measured:
                 times[name].append(start.elapsed_time(end) * 1000.0 / launches)
-    return {name: statistics.median(found) for name, found in times.items()}
+    return {name: statistics.median(samples) for name, samples in times.items()}

@@ -4,8 +4,8 @@
     plugin = host.create("LayerNorm", fields={"epsilon": 1e-12, "kernel": "fast"})
     (y,) = plugin.run_torch([x, gamma, beta])  # CUDA tensors, current stream, CUDA graphs too
 
-The host makes the calls that TensorRT makes, in its order. All of it but the kernels works without a GPU, so
-types, shapes, formats and serialisation can be checked anywhere.
+The host makes the same calls as TensorRT, in the same order. Everything but the kernels works without a GPU, so that
+types, shapes, formats and serialisation can be checked on any machine.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ MAX_DIMS = 8
 
 
 class PluginHostError(UserError):
-    """A call of a plugin failed. The message names plugin and call, and repeats what the plugin logged."""
+    """A call of a plugin failed. The message names plugin and call, and contains the plugin's log."""
 
 
 class _Field(ctypes.Structure):
@@ -76,7 +76,7 @@ class _Creator(ctypes.Structure):
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and type of a tensor; -1 in the shape stands for a dimension that is not known yet."""
+    """Shape and type of a tensor; a dimension that is not known yet is -1."""
 
     shape: tuple[int, ...]
     dtype: str  # a key of DATA_TYPES
@@ -104,7 +104,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class CreatorInfo:
-    """A kind of plugin that a library offers."""
+    """A plugin creator of a library."""
 
     name: str
     version: str
@@ -148,7 +148,7 @@ def _load_host_library(path: Path) -> ctypes.CDLL:
 
 
 def _field_array(name: str, value: FieldValue) -> tuple[np.ndarray, int]:
-    """A field's data and plugin field type: strings as chars, int as int32, float as float32."""
+    """The data and the plugin field type of a field: a str becomes chars, an int int32, a float float32."""
     if isinstance(value, str):
         value = value.encode()
     if isinstance(value, bytes):
@@ -164,10 +164,10 @@ def _field_array(name: str, value: FieldValue) -> tuple[np.ndarray, int]:
 
 
 class PluginHost:
-    """A loaded plugin library. Its copy is private: TensorRT may have the same file loaded."""
+    """A loaded plugin library. It is a private copy, since TensorRT may have loaded the same file."""
 
     def __init__(self, library: Path | str | None = None, host_library: Path | str | None = None):
-        """Loads ``library``; the default is the built one. Raises build.BuildError where nothing is built."""
+        """Loads ``library``, by default the built one. Raises build.BuildError if it is not built."""
         self.path = Path(library) if library is not None else build.library_path()
         if not self.path.is_file():
             raise PluginHostError(f"{self.path} does not exist")
@@ -177,24 +177,24 @@ class PluginHost:
             raise PluginHostError(f"{self.path} cannot be loaded: {self._c.pluginHostError().decode()}")
 
     def take_messages(self) -> list[str]:
-        """What the plugins have logged since the last call."""
+        """The messages that the plugins logged since the last call."""
         return self._c.pluginHostTakeMessages(self._handle).decode(errors="replace").splitlines()
 
     def plugins_alive(self) -> int:
-        """Plugin objects that exist in this copy of the library; -1 if it does not count them."""
+        """The number of plugin objects in this copy of the library; -1 if it does not count them."""
         return self._c.pluginHostPluginsAlive(self._handle)
 
     def creators(self) -> list[CreatorInfo]:
-        """The plugins that the library offers."""
-        found = []
+        """The plugin creators of the library."""
+        creators = []
         for index in range(self._c.pluginHostNbCreators(self._handle)):
             creator = _Creator()
             self._check(self._c.pluginHostCreator(self._handle, index, byref(creator)), self.path.name)
             names = tuple(creator.fields[i].name.decode() for i in range(creator.nbFields))
-            found.append(
+            creators.append(
                 CreatorInfo(creator.name.decode(), creator.version.decode(), creator.namespace.decode(), names)
             )
-        return found
+        return creators
 
     def create(
         self,
@@ -226,12 +226,12 @@ class PluginHost:
         reason = self._c.pluginHostError().decode(errors="replace")
         return PluginHostError("\n  ".join([f"{what}: {reason}", *self.take_messages()]))
 
-    # No dlclose: plugins, and kernels still running, may outlive this object.
+    # The library is not closed, since plugins and running kernels may outlive this object.
 
 
 @dataclass
 class _Prepared:
-    """What one combination of input shapes and types needs at every call."""
+    """Data for the calls with one combination of input shapes and types."""
 
     tensors: ctypes.Array[_Tensor]  # inputs, then outputs
     nb_inputs: int
@@ -246,22 +246,22 @@ class _Prepared:
 
 
 class Plugin:
-    """A plugin in its build phase and, from the first ``enqueue`` on, in its runtime phase."""
+    """A plugin in its build phase, and from the first ``enqueue`` on in its runtime phase."""
 
     def __init__(self, host: PluginHost, handle: int, title: str):
-        """Made by ``PluginHost.create`` and ``clone``."""
+        """Called by ``PluginHost.create`` and ``clone``."""
         self._host, self._c, self._handle, self._title = host, host._c, handle, title
         self._prepared: dict[tuple[TensorSpec, ...], _Prepared] = {}
         self._started_types: tuple[str, ...] | None = None
-        self._current: _Prepared | None = None  # the shapes that the runtime object knows
+        self._current: _Prepared | None = None  # the shapes that the runtime object was given last
         self._destroy = weakref.finalize(self, host._c.hostedPluginDestroy, handle)
 
     def close(self) -> None:
-        """Destroys the plugin's objects; also done when this object is no longer referred to."""
+        """Destroys the plugin's objects; the garbage collector does the same."""
         self._destroy()
 
     def clone(self) -> Plugin:
-        """A plugin from this one's ``clone``."""
+        """Clones the plugin."""
         handle = self._c.hostedPluginClone(self._handle)
         if not handle:
             raise self._host._error(self._title)
@@ -276,13 +276,13 @@ class Plugin:
         return [TensorSpec.from_c(tensor) for tensor in c_outputs]
 
     def supports(self, position: int, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bool:
-        """Whether the plugin takes tensor ``position`` (inputs first) in the type and format given."""
+        """Whether the plugin supports the type and format of the tensor at ``position``, inputs first."""
         tensors = (_Tensor * (len(inputs) + len(outputs)))(*(spec.to_c() for spec in [*inputs, *outputs]))
         answer = self._c.hostedPluginSupports(self._handle, position, tensors, len(inputs), len(outputs))
         return bool(self._check(answer))
 
     def configure(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec] | None = None) -> int:
-        """Formats, ``configurePlugin`` and ``getWorkspaceSize``. Returns the workspace's bytes."""
+        """Checks formats, then calls ``configurePlugin`` and ``getWorkspaceSize``. Returns the workspace's bytes."""
         outputs = self.output_specs(inputs) if outputs is None else outputs
         tensors = (_Tensor * (len(inputs) + len(outputs)))(*(spec.to_c() for spec in [*inputs, *outputs]))
         size = c_size_t()
@@ -290,33 +290,33 @@ class Plugin:
         return size.value
 
     def serialized_fields(self) -> dict[str, FieldValue]:
-        """The fields that a plan would store."""
+        """The fields that a plan stores."""
         fields = POINTER(_Field)()
         count = self._check(self._c.hostedPluginFieldsToSerialize(self._handle, byref(fields)))
-        found: dict[str, FieldValue] = {}
+        values: dict[str, FieldValue] = {}
         for item in (fields[i] for i in range(count)):
             if item.type == CHAR_FIELD:
-                found[item.name.decode()] = ctypes.string_at(item.data, item.length).decode()
+                values[item.name.decode()] = ctypes.string_at(item.data, item.length).decode()
             else:
                 dtype = np.dtype(FIELD_TYPE_NAMES[item.type])
                 data = ctypes.string_at(item.data, item.length * dtype.itemsize)
-                found[item.name.decode()] = np.frombuffer(data, dtype)
-        return found
+                values[item.name.decode()] = np.frombuffer(data, dtype)
+        return values
 
     def metadata(self) -> str | None:
-        """The fields and their values in words, as an engine inspector shows them; None if the plugin has none."""
+        """The plugin's metadata string, which TensorRT's engine inspector shows; None if the plugin has none."""
         return self._text(self._c.hostedPluginMetadata(self._handle))
 
     def timing_cache_id(self) -> str | None:
-        """What tells this plugin's timings from others' in a timing cache; None if they are not kept."""
+        """The key of the plugin's timings in a timing cache; None if they are not stored."""
         return self._text(self._c.hostedPluginTimingCacheId(self._handle))
 
     def start(self) -> None:
-        """Makes the runtime object: serialised fields, creator, context."""
+        """Creates the runtime object from the serialised fields and attaches it to a context."""
         self._check(self._c.hostedPluginStart(self._handle))
 
     def prepare(self, inputs: Sequence[TensorSpec]) -> tuple[list[TensorSpec], int]:
-        """Makes the plugin ready for these inputs. Returns (outputs, bytes of workspace)."""
+        """Configures the plugin for these inputs. Returns (outputs, bytes of workspace)."""
         prepared = self._prepare(tuple(inputs))
         return prepared.outputs, prepared.workspace_size
 
@@ -335,7 +335,7 @@ class Plugin:
     def run_torch(
         self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
-        """Runs on CUDA tensors in PyTorch's current stream; allocates ``outputs`` if not given."""
+        """Runs on CUDA tensors in PyTorch's current stream; allocates ``outputs`` if they are None."""
         import torch
 
         device = inputs[0].device
@@ -368,7 +368,7 @@ class Plugin:
         outputs = self.output_specs(inputs)
         workspace_size = self.configure(inputs, outputs)
         types = tuple(spec.dtype for spec in inputs)
-        if self._started_types != types:  # what is serialised may depend on the types configured
+        if self._started_types != types:  # the serialised fields may depend on the configured types
             self.start()
             self._started_types, self._current = types, None
             self._prepared.clear()

@@ -1,4 +1,4 @@
-"""What each plugin computes, in plain PyTorch: the tests' reference, and how plugin layers run on a CPU."""
+"""The computations of the plugins in plain PyTorch: references for tests, and the plugin layers on a CPU."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def layer_norm(
     return y if dtype == torch.float64 else y.to(x.dtype)
 
 
-def _normalize(wide: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """Layer normalisation in the type of ``wide``."""
-    mean = wide.mean(-1, keepdim=True)
-    variance = (wide - mean).square().mean(-1, keepdim=True)  # two passes: E[x²] − mean² would cancel
-    return (wide - mean) / torch.sqrt(variance + epsilon) * gamma.to(wide.dtype) + beta.to(wide.dtype)
+def _normalize(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Layer normalisation in the type of ``x``."""
+    mean = x.mean(-1, keepdim=True)
+    variance = (x - mean).square().mean(-1, keepdim=True)  # two passes, since E[x²] − mean² loses digits
+    return (x - mean) / torch.sqrt(variance + epsilon) * gamma.to(x.dtype) + beta.to(x.dtype)
 
 
 def skip_layer_norm(
@@ -55,9 +55,9 @@ def skip_layer_norm(
         gamma: (H,).
         beta: (H,).
         bias: (H,), or None.
-        epsilon: BERT: 1e-12.
-        x_scale: real value = int8 · scale, an fp32 number.
-        skip_scale: likewise.
+        epsilon: added to the variance; 1e-12 in BERT.
+        x_scale: the scale of an int8 x, value = int8 · scale; 0 for other types.
+        skip_scale: the scale of an int8 skip; 0 for other types.
         dtype: the type to compute in.
     """
     total = _dequantize(x, x_scale, dtype) + _dequantize(skip, skip_scale, dtype)
@@ -70,7 +70,7 @@ def _dequantize(x: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tens
 
 
 def quantize(y: torch.Tensor, scale: float) -> torch.Tensor:
-    """int8 as TensorRT defines it: y / scale, rounded half to even, saturated. ``scale`` is an fp32 number."""
+    """y / scale as int8, rounded half to even and saturated, as in TensorRT. ``scale`` is rounded to fp32."""
     return torch.round(y / float(np.float32(scale))).clamp(-128, 127).to(torch.int8)
 
 
@@ -88,18 +88,18 @@ def emb_layer_norm(
 ) -> torch.Tensor:
     """LN(words[input_ids] + types[token_type_ids] + positions[position_ids]), computed and returned in ``dtype``.
 
-    A row with an id that is not in its table is NaN.
+    A row with an id outside its table is NaN.
 
     Args:
-        input_ids: (...), as ``token_type_ids`` and ``position_ids``.
-        token_type_ids: see above.
-        position_ids: see above.
+        input_ids: (...).
+        token_type_ids: (...).
+        position_ids: (...).
         words: (V, H).
         positions: (P, H).
         types: (Y, H).
         gamma: (H,).
         beta: (H,).
-        epsilon: BERT: 1e-12.
+        epsilon: added to the variance; 1e-12 in BERT.
         dtype: the type to compute in.
     """
     valid = torch.ones_like(input_ids, dtype=torch.bool)
@@ -124,9 +124,9 @@ def linear(
 
     Args:
         x: (..., K).
-        weight: (N, K), as ``torch.nn.Linear`` has it.
+        weight: (N, K), as in ``torch.nn.Linear``.
         bias: (N,), or None.
-        activation: none, or gelu: v · Φ(v), the form with erf (Hendrycks & Gimpel, arXiv:1606.08415).
+        activation: none, or gelu: v · Φ(v) by the error function (Hendrycks & Gimpel, arXiv:1606.08415).
         dtype: the type to compute in.
     """
     bias = None if bias is None else bias.to(dtype)
@@ -134,7 +134,7 @@ def linear(
     return torch.nn.functional.gelu(y) if activation == "gelu" else y
 
 
-# --- as plugins: in the types of the plugin's outputs
+# --- the plugins: results in the types of their outputs -----------------------------------------------------
 
 
 def _layer_norm_plugin(
@@ -175,7 +175,7 @@ def _linear_plugin(
 
 def qkv_to_context(
     qkv: torch.Tensor,
-    second: torch.Tensor | None = None,
+    lengths: torch.Tensor | None = None,
     *,
     num_heads: int,
     layout: str = "single",
@@ -188,47 +188,47 @@ def qkv_to_context(
 
     Args:
         qkv: (..., 3H), the last axis (3, N, D): (S, 3H) or (B, S, 3H), for layout packed (T, 3H).
-        second: for layout padded the mask (B, S), 0 where a key is padding; for packed cu_seqlens (B + 1,).
+        lengths: the attention mask (B, S) of layout padded, 0 for padding; the cu_seqlens (B + 1,) of layout packed.
         num_heads: N.
         layout: single, padded or packed.
-        qkv_scale: what one step of an int8 ``qkv`` counts; 0 for other types.
-        output_scale: what one step of an int8 output counts; 0 for other types.
+        qkv_scale: the scale of an int8 ``qkv``; 0 for other types.
+        output_scale: the scale of an int8 output; 0 for other types.
         output_type: fp32, fp16 or bf16; by default the type of ``qkv``.
         dtype: with float64 the result stays in float64 and is not quantised, for error measurements.
 
     Returns:
-        (..., H). A query whose keys are all masked gives zeros, and so does a token behind the last sentence.
+        (..., H). A query with only masked keys has a context of zeros, and so has a token after the last sequence.
     """
     width = qkv.shape[-1] // 3
-    real = qkv.to(dtype) * (qkv_scale or 1.0)
-    heads = real.reshape(*qkv.shape[:-1], 3, num_heads, width // num_heads)  # (..., S, 3, N, D)
+    values = qkv.to(dtype) * (qkv_scale or 1.0)
+    heads = values.reshape(*qkv.shape[:-1], 3, num_heads, width // num_heads)  # (..., S, 3, N, D)
     if layout == "packed":
-        assert second is not None
+        assert lengths is not None
         context = torch.zeros_like(heads[:, 0])
-        for start, end in itertools.pairwise(second.tolist()):
+        for start, end in itertools.pairwise(lengths.tolist()):
             context[start:end] = _attention(heads[start:end], None)
     else:
-        context = _attention(heads, None if second is None else second != 0)
+        context = _attention(heads, None if lengths is None else lengths != 0)
     context = context.reshape(*qkv.shape[:-1], width)
     if dtype == torch.float64:
         return context
     if output_scale:
-        return (context / output_scale).round().clamp(-128, 127).to(torch.int8)  # halves to the even neighbour
+        return (context / output_scale).round().clamp(-128, 127).to(torch.int8)  # rounds half to even
     types = {"": qkv.dtype, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     return context.to(types[output_type])
 
 
-def _attention(heads: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:
-    """(..., S, 3, N, D) and which keys count (..., S) to (..., S, N, D)."""
+def _attention(heads: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Q, K and V (..., S, 3, N, D) to the context (..., S, N, D); ``mask`` (..., S) is true for tokens."""
     q, k, v = heads.movedim(-3, 0).transpose(-2, -3)  # each (..., N, S, D)
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (..., N, S, S)
-    if counts is not None:
-        scores = scores.masked_fill(~counts[..., None, None, :], -math.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask[..., None, None, :], -math.inf)
         return (torch.softmax(scores, -1).nan_to_num(0.0) @ v).transpose(-2, -3)
     return (torch.softmax(scores, -1) @ v).transpose(-2, -3)
 
 
-# A plugin's name -> its inputs, and its fields by name, to its output or outputs.
+# By the plugin's name: a function from its inputs, and its fields by name, to its output or outputs.
 REFERENCES: dict[str, Callable[..., Any]] = {
     "LayerNorm": _layer_norm_plugin,
     "SkipLayerNorm": _skip_layer_norm_plugin,

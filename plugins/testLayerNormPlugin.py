@@ -1,15 +1,15 @@
-"""Tests and times the LayerNorm plugin alone.
+"""Tests and times the LayerNorm plugin.
 
-    python plugins/testLayerNormPlugin.py                         everything that this machine can do
+    python plugins/testLayerNormPlugin.py                         everything that this machine supports
     python plugins/testLayerNormPlugin.py --kernel basic          one of the three kernels: basic, fused, fast
     python plugins/testLayerNormPlugin.py --json FILE --plot FILE the table as JSON and as a picture
 
-1. Loads the library into TensorRT's plugin registry and builds engines of one layer (for TensorRT for RTX
+1. Loads the library into TensorRT's plugin registry and builds engines of one layer (with TensorRT for RTX also
    without a GPU).
-2. On a CUDA GPU, runs every kernel and type over a grid of widths, rows and hard inputs, against float64.
-3. On a CUDA GPU, prints a table of times beside PyTorch's and that of a plain copy.
+2. On a CUDA GPU, runs every kernel and type over a grid of widths, rows and hard inputs, and compares with float64.
+3. On a CUDA GPU, prints a table of times beside those of PyTorch and of a plain copy.
 
-Exit status: 0 all that could be checked is right, 1 something is wrong, 2 wrong usage.
+Exit status: 0 if no check found an error, 1 if a check did, 2 for wrong usage.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TIMED_ROWS = (16, 128, 512, 2048, 4096, 8192, 32768, 131072)
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Ends the process with status 2 where the usage is wrong."""
+    """Reads the command line; ends the process with status 2 after wrong usage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernel", choices=[*KERNELS, "all"], default="all")
     parser.add_argument("--type", choices=[*TYPE_NAMES, "all"], default="all")
@@ -51,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def positive(text: str) -> int:
-    """An argument that counts something."""
+    """Reads a positive whole number."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
@@ -62,9 +62,10 @@ if __name__ == "__main__":
     begin_script(parse_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch and TensorRT are imported
 
 import torch
+from rich.table import Table
 from torch.nn import functional
 
-from bert_trt.console import UserError, run_script
+from bert_trt.console import UserError, console, run_script
 from bert_trt.files import atomic_write, check_outputs
 from plugins import build, reference
 from plugins.plugin_host import Plugin, PluginHost, TensorSpec
@@ -102,7 +103,7 @@ def layer_norm_model(kernel: str, type_name: str, hidden: int = 768) -> bytes:
 
 
 def build_engine(model: bytes, library: Path, hidden: int = 768) -> tuple[bytes | None, list[str]]:
-    """A plan of a model with plugins, or None; and the errors that TensorRT and the plugin logged."""
+    """Builds a model with plugins. Returns the plan, or None, and the errors that TensorRT and the plugin logged."""
     from bert_trt.plan import create_builder
     from bert_trt.plugin_layers import load_library, plugin_parser
     from bert_trt.tensorrt_log import TrtLog
@@ -116,15 +117,15 @@ def build_engine(model: bytes, library: Path, hidden: int = 768) -> tuple[bytes 
         return None, log.errors
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
-    shortest, usual, longest = ([1, 1, hidden], [1, 128, hidden], [8, 512, hidden])
-    profile.set_shape("x", trt.Dims(shortest), trt.Dims(usual), trt.Dims(longest))
+    minimum, optimum, maximum = ([1, 1, hidden], [1, 128, hidden], [8, 512, hidden])
+    profile.set_shape("x", trt.Dims(minimum), trt.Dims(optimum), trt.Dims(maximum))
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     return (None if plan is None else bytes(plan)), log.errors
 
 
 def check_registry(library: Path, kernels: tuple[str, ...]) -> list[str]:
-    """Builds one-layer engines in the real TensorRT. Returns what went wrong."""
+    """Builds engines of one layer with the installed TensorRT. Returns the errors."""
     try:
         from bert_trt.tensorrt_product import IS_RTX, describe
     except ImportError as error:
@@ -148,11 +149,11 @@ def check_registry(library: Path, kernels: tuple[str, ...]) -> list[str]:
 # 2. Results against float64
 # ----------------------------------------------------------------------------------------------------------
 
-WIDTHS = (1, 5, 33, 384, 768, 769, 1023, 1024, 4096)  # odd ones cannot be read in vectors
+WIDTHS = (1, 5, 33, 384, 768, 769, 1023, 1024, 4096)  # rows of odd widths cannot be read with vector loads
 ROWS = (0, 1, 7, 128, 4096)
-# An error of this many roundings is accepted whatever PyTorch's is: a row of five numbers may come out exact
-# by luck, on either side.
-ROUNDINGS_BY_LUCK = 2
+# An error of this many roundings is accepted whatever PyTorch's error is, since a row of five numbers may happen to
+# be exact in either of them.
+ACCEPTED_ROUNDINGS = 2
 TIMES_PYTORCH = 1.5
 
 
@@ -166,22 +167,22 @@ class Case:
     rows: int
     width: int
     content: str
-    shift: int = 0  # bytes that the tensors lie off an aligned address
+    shift: int = 0  # distance in bytes of the tensors from an aligned address
 
     def __str__(self) -> str:
-        """As it is printed where it fails."""
+        """The text of an error message."""
         types = f"{self.dtype}, weights {self.weight_dtype}".replace("torch.", "")
         return f"{self.kernel} [{self.rows}, {self.width}] {types}, {self.content}, shift {self.shift}"
 
 
 def make_input(content: str, rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-    """Rows that are hard in one way each."""
+    """Input rows (rows, width) with one difficulty, which ``content`` names."""
     x = torch.randn(rows, width, device="cuda")
-    if content == "outliers":  # what a few features of trained BERTs do
+    if content == "outliers":  # trained BERTs have a few such features
         x[:, :: max(width // 3, 1)] *= 100.0
-    elif content == "constant rows":  # variance 0: epsilon alone decides
+    elif content == "constant rows":  # the variance is 0, so that epsilon decides
         x = x[:, :1].expand(rows, width)
-    elif content == "large mean":  # E[x²] − mean² has no digit left here
+    elif content == "large mean":  # E[x²] − mean² would lose all digits
         x = 1e4 + 1e-2 * x
     elif content == "fp16 limits":  # squares and sums overflow in half precision
         x = 3e4 * x.clamp(-2.0, 2.0)
@@ -192,7 +193,7 @@ CONTENTS = ("normal", "outliers", "constant rows", "large mean", "fp16 limits")
 
 
 def type_pairs(types: tuple[str, ...]) -> Iterator[tuple[torch.dtype, torch.dtype]]:
-    """Types of x and of gamma and beta."""
+    """The pairs of types of x, and of gamma and beta."""
     for dtype in (TYPES[name] for name in types):
         yield dtype, dtype
         if dtype != torch.float32:
@@ -200,7 +201,7 @@ def type_pairs(types: tuple[str, ...]) -> Iterator[tuple[torch.dtype, torch.dtyp
 
 
 def cases(kernels: tuple[str, ...], types: tuple[str, ...], quick: bool) -> Iterator[Case]:
-    """The grid. The quick one, for sanitizers, has small shapes only."""
+    """The cases of the grid; the quick grid, for sanitizers, has only small shapes."""
     rows_list = (0, 1, 7) if quick else ROWS
     contents = CONTENTS[:1] if quick else CONTENTS
     for dtype, weight_dtype in type_pairs(types):
@@ -209,18 +210,18 @@ def cases(kernels: tuple[str, ...], types: tuple[str, ...], quick: bool) -> Iter
                 for content in contents:
                     for kernel in kernels:
                         yield Case(kernel, dtype, weight_dtype, rows, width, content)
-        for kernel in kernels:  # an address that vectors cannot be read from
+        for kernel in kernels:  # an address that is not aligned for vector loads
             yield Case(kernel, dtype, weight_dtype, 7, 768, "normal", shift=weight_dtype.itemsize)
 
 
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """‖found − expected‖ / ‖expected‖ in float64; NaN where anything is NaN."""
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """‖actual − expected‖ / ‖expected‖ in float64; NaN if a value is NaN."""
     norm = expected.norm().item()
-    return (found.double() - expected).norm().item() / norm if norm else found.double().norm().item()
+    return (actual.double() - expected).norm().item() / norm if norm else actual.double().norm().item()
 
 
 def pytorch_layer_norm(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
-    """PyTorch's kernel, which wants one type for all."""
+    """PyTorch's layer norm, which needs one type for all inputs."""
     if gamma.dtype == x.dtype:
         return functional.layer_norm(x, (x.shape[-1],), gamma, beta, EPSILON)
     return functional.layer_norm(x.to(gamma.dtype), (x.shape[-1],), gamma, beta, EPSILON).to(x.dtype)
@@ -252,20 +253,20 @@ class Errors:
 
 
 def check_case(case: Case, plugin: Plugin, device: Any, errors: Errors) -> str | None:
-    """Runs one case. Returns what is wrong."""
+    """Runs one case. Returns the error, or None."""
     x = make_input(case.content, case.rows, case.width, case.dtype)
     gamma = torch.randn(case.width, device="cuda").to(case.weight_dtype)
     beta = torch.randn(case.width, device="cuda").to(case.weight_dtype)
     expected = reference.layer_norm(x, gamma, beta, EPSILON, torch.float64)
-    found, intact = run_plugin(plugin, device, [x, gamma, beta], case.shift)
+    actual, intact = run_plugin(plugin, device, [x, gamma, beta], case.shift)
     if not intact:
-        return f"{case}: wrote beside a tensor"
+        return f"{case}: wrote outside a tensor"
     if case.rows == 0:
         return None
-    ours = relative_error(found, expected)
+    ours = relative_error(actual, expected)
     pytorch = relative_error(pytorch_layer_norm(x, gamma, beta), expected)
     rounding = torch.finfo(case.dtype).eps / 2
-    limit = max(TIMES_PYTORCH * pytorch, ROUNDINGS_BY_LUCK * rounding)
+    limit = max(TIMES_PYTORCH * pytorch, ACCEPTED_ROUNDINGS * rounding)
     errors.ours, errors.pytorch = max(errors.ours, ours), max(errors.pytorch, pytorch)
     if case.rows >= 128 and pytorch > 0:
         errors.worst_ratio = max(errors.worst_ratio, ours / pytorch)
@@ -275,7 +276,7 @@ def check_case(case: Case, plugin: Plugin, device: Any, errors: Errors) -> str |
 
 
 def check_results(host: PluginHost, kernels: tuple[str, ...], types: tuple[str, ...], quick: bool) -> list[str]:
-    """Runs the grid. Returns what went wrong."""
+    """Runs the grid. Returns the errors."""
     from plugins.device_buffers import open_device
 
     device, about = open_device()
@@ -289,9 +290,12 @@ def check_results(host: PluginHost, kernels: tuple[str, ...], types: tuple[str, 
         problems += [problem] if problem else []
         count += 1
     print(f"Results: {count} runs against float64 ({about}), {len(problems)} wrong")
-    print("  largest relative error, PyTorch's, largest ratio on one input (128 rows or more):")
-    for (kernel, dtype), found in errors.items():
-        print(f"  {kernel:6} {dtype:9} {found.ours:9.2e} {found.pytorch:9.2e} {found.worst_ratio:6.2f}")
+    table = Table(title="Largest relative errors", title_justify="left")
+    for heading in ("kernel", "type", "error", "PyTorch's", "largest ratio for an input of 128 rows or more"):
+        table.add_column(heading, justify="left" if heading in ("kernel", "type") else "right")
+    for (kernel, dtype), largest in errors.items():
+        table.add_row(kernel, dtype, f"{largest.ours:.2e}", f"{largest.pytorch:.2e}", f"{largest.worst_ratio:.2f}")
+    console.print(table)
     return problems
 
 
@@ -299,12 +303,12 @@ def check_results(host: PluginHost, kernels: tuple[str, ...], types: tuple[str, 
 # 3. Times
 # ----------------------------------------------------------------------------------------------------------
 
-COPY = "copy"  # cudaMemcpyAsync from device to device: the memory's speed
+COPY = "copy"  # cudaMemcpyAsync from device to device, which shows the memory's bandwidth
 
 
 @dataclass
 class Timing:
-    """One line of the table."""
+    """The time of one contender for one shape."""
 
     type: str
     rows: int
@@ -316,12 +320,12 @@ class Timing:
 
 
 def launches_for(rows: int, hidden: int) -> int:
-    """Launches in one graph: many of the short ones."""
+    """The number of launches in a graph: more for small shapes."""
     return 100 if rows * hidden <= 8192 * 768 else 20
 
 
-def time_one(host: PluginHost, arguments: argparse.Namespace, type_name: str, rows: int) -> list[Timing]:
-    """All contenders on one shape."""
+def time_shape(host: PluginHost, arguments: argparse.Namespace, type_name: str, rows: int) -> list[Timing]:
+    """Times all contenders with one shape."""
     from plugins.measure import graph_times
 
     dtype, hidden = TYPES[type_name], arguments.hidden
@@ -334,12 +338,12 @@ def time_one(host: PluginHost, arguments: argparse.Namespace, type_name: str, ro
         contenders[kernel] = lambda plugin=plugin: plugin.run_torch([x, gamma, beta], [y])
     contenders["eager"] = lambda: functional.layer_norm(x, (hidden,), gamma, beta, EPSILON)
     if arguments.compile:
-        torch.compiler.reset()  # else it stops to specialise after eight shapes
+        torch.compiler.reset()  # otherwise it stops specialising after eight shapes
         peer = torch.compile(functional.layer_norm, dynamic=False)
         contenders["torch.compile"] = lambda: peer(x, (hidden,), gamma, beta, EPSILON)
     with torch.no_grad():
         times = graph_times(contenders, launches_for(rows, hidden))
-    moved = 2 * x.numel() * x.element_size()  # read once, written once
+    moved = 2 * x.numel() * x.element_size()  # each element is read once and written once
     return [
         Timing(
             type_name,
@@ -355,18 +359,21 @@ def time_one(host: PluginHost, arguments: argparse.Namespace, type_name: str, ro
 
 
 def print_table(timings: list[Timing]) -> None:
-    """Microseconds, GB/s and the share of a copy's bandwidth, one line for each shape."""
-    names = list(dict.fromkeys(timing.contender for timing in timings))
-    print("microseconds (GB/s, share of the copy's bandwidth)")
-    print(f"{'type':5}{'rows':>8}" + "".join(f"{name:>24}" for name in names))
+    """Prints microseconds, GB/s and the share of a copy's bandwidth, with a row for each shape."""
+    table = Table(title="Microseconds (GB/s, share of the copy's bandwidth)", title_justify="left")
+    table.add_column("type")
+    table.add_column("rows", justify="right")
+    for name in dict.fromkeys(timing.contender for timing in timings):
+        table.add_column(name, justify="right")
     for key in dict.fromkeys((timing.type, timing.rows) for timing in timings):
-        line = [timing for timing in timings if (timing.type, timing.rows) == key]
-        cells = [f"{t.microseconds:.2f} ({t.gigabytes_per_second:.0f}, {t.share_of_copy:.0%})" for t in line]
-        print(f"{key[0]:5}{key[1]:>8}" + "".join(f"{cell:>24}" for cell in cells))
+        row = [timing for timing in timings if (timing.type, timing.rows) == key]
+        cells = [f"{t.microseconds:.2f} ({t.gigabytes_per_second:.0f}, {t.share_of_copy:.0%})" for t in row]
+        table.add_row(key[0], str(key[1]), *cells)
+    console.print(table)
 
 
 def environment() -> dict[str, str]:
-    """What the figures depend on."""
+    """Versions and hardware on which the times depend."""
     import subprocess
 
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -382,7 +389,7 @@ def environment() -> dict[str, str]:
 
 
 def plot(timings: list[Timing], about: dict[str, str], path: Path) -> None:
-    """Bandwidth over rows, one panel for each type."""
+    """Plots the bandwidth over the rows, with a panel for each type."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -413,11 +420,11 @@ def plot(timings: list[Timing], about: dict[str, str], path: Path) -> None:
 
 
 def benchmark(host: PluginHost, arguments: argparse.Namespace, types: tuple[str, ...]) -> None:
-    """Times all shapes, prints them and writes what was asked for."""
+    """Times all shapes, prints the table, and writes it to --json and --plot."""
     timings: list[Timing] = []
     for type_name in types:
         for rows in arguments.rows:
-            timings += time_one(host, arguments, type_name, rows)
+            timings += time_shape(host, arguments, type_name, rows)
     about = environment()
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     print_table(timings)
@@ -435,7 +442,7 @@ def benchmark(host: PluginHost, arguments: argparse.Namespace, types: tuple[str,
 
 
 def main() -> int:
-    """Runs what this machine can."""
+    """Runs the checks that this machine supports; returns the exit code."""
     arguments = parse_arguments()
     check_outputs({"--json": arguments.json, "--plot": arguments.plot}, {})
     if arguments.plot and importlib.util.find_spec("matplotlib") is None:

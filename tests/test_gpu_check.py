@@ -622,7 +622,7 @@ def check_fake_plugin(
     monkeypatch.setattr(stand_in, "free_memory", free)
     monkeypatch.setattr(stand_in, "SkipLayerNorm", lambda: FakePlugin(cuda, fault))
     monkeypatch.setattr(stand_in, "ROWS", (1, 32, 128))
-    return stand_in.whatever_happens(tmp_path, stand_in.check_plugin_alone)
+    return stand_in.run_checks(tmp_path, stand_in.check_plugin_alone)
 
 
 @pytest.mark.parametrize(
@@ -649,7 +649,7 @@ def test_an_error_outside_of_every_check_is_told(tmp_path):
             pass
         raise ZeroDivisionError("by nothing")
 
-    found = stand_in.whatever_happens(tmp_path, fail)
+    found = stand_in.run_checks(tmp_path, fail)
     assert found == {"first": Check(), "outside of every check": Check("wrong", reason="by nothing")}
 
 
@@ -657,7 +657,7 @@ def test_a_network_by_a_stand_in_as_on_the_gpu(cuda, model_dir, tmp_path, monkey
     """check_network with the stand-in's memory in place of the GPU's."""
     gpu = Gpu(cuda, tmp_path, model_dir, PACKED)
     monkeypatch.setattr(stand_in, "runner_on_gpu", gpu.on_fake_memory)
-    found = stand_in.whatever_happens(tmp_path, partial(stand_in.check_network, PACKED, model_dir))
+    found = stand_in.run_checks(tmp_path, partial(stand_in.check_network, PACKED, model_dir))
     skipped = {"early_weights_runner"} | ({"third_build"} if gpu_check.IS_RTX else set())
     assert found.keys() == COLUMNS.keys() - {"early_weights"}
     assert {name: one.status for name, one in found.items()} == {

@@ -49,7 +49,7 @@ def check_interrupted(process: subprocess.Popen[str]) -> None:
 
 
 def run_interrupted(script: str, where: str, *arguments: object) -> None:
-    """Runs a script that gets Ctrl-C when it comes to a function, such as ``bert_trt.tensorrt_log:TrtLog.hear``."""
+    """Runs a script that gets Ctrl-C when it calls a function, such as ``bert_trt.tensorrt_log:TrtLog.receive``."""
     module, _, path = where.partition(":")
     *parents, name = path.split(".")
     owner = ".".join(["module", *parents])
@@ -110,8 +110,8 @@ def test_while_a_library_is_imported(script, tmp_path):
 @pytest.mark.parametrize(
     ("script", "where"),
     [
-        ("builder.py", "bert_trt.tensorrt_log:TrtLog.hear"),  # in TensorRT's logger, called from C++
-        ("onnx2trt.py", "bert_trt.tensorrt_log:TrtLog.hear"),
+        ("builder.py", "bert_trt.tensorrt_log:TrtLog.receive"),  # in TensorRT's logger, called from C++
+        ("onnx2trt.py", "bert_trt.tensorrt_log:TrtLog.receive"),
         ("builder.py", "trt_helper:TrtNetworkHelper.addLinear"),
         ("onnx2trt.py", "bert_trt.model_files:WeightFile.get"),
         ("builder.py", "bert_trt.plan:_ProgressMonitor.phase_start"),
