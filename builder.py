@@ -25,16 +25,9 @@ if __name__ == "__main__":
 from bert_trt.console import UserError, run_script
 from bert_trt.element_types import ELEMENT_TYPES
 from bert_trt.files import write_json
-from bert_trt.fusion import (
-    LAYER_SETS,
-    refuse_attention_products,
-    warn_off_hopper,
-)
+from bert_trt.fusion import LAYER_SETS, refuse_attention_products, warn_off_hopper
 from bert_trt.fusion_log import print_fusions
-from bert_trt.layers.layouts import LAYOUTS
-from bert_trt.layers.native import NativeLayers
-from bert_trt.layers.products import LinearPluginProducts, Products
-from bert_trt.layers.quantized import QuantizedProducts
+from bert_trt.layers import LAYOUTS, LinearPluginProducts, NativeLayers, Products, QuantizedProducts
 from bert_trt.mask_filling import fill_text_file, read_source
 from bert_trt.model_files import BertConfig, ModelFolder
 from bert_trt.network import DefinedNetwork, NetworkContents

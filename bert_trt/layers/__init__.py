@@ -9,3 +9,10 @@ Every layer set gets two more objects. A layout of ``layouts.py`` knows how the 
 tensors (``--batching``). ``products.py`` and ``quantized.py`` compute the encoder's matrix products (``--fusion
 all``, ``--precision int8`` and ``fp8``).
 """
+
+from bert_trt.layers.layouts import LAYOUTS
+from bert_trt.layers.native import NativeLayers
+from bert_trt.layers.products import LinearPluginProducts, Products
+from bert_trt.layers.quantized import QuantizedProducts
+
+__all__ = ["LAYOUTS", "LinearPluginProducts", "NativeLayers", "Products", "QuantizedProducts"]
