@@ -251,28 +251,6 @@ def scatter(batches: Sequence[Batch], results: Sequence[np.ndarray]) -> list[np.
     return [parts[index] for index in sorted(parts)]
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """How many batches there are, and how many sequences, tokens and padding elements they hold."""
-
-    batches: int
-    sequences: int
-    tokens: int
-    padding: int
-
-    @classmethod
-    def of(cls, batches: Sequence[Batch]) -> Statistics:
-        """Counts the contents of ``batches``."""
-        tokens = sum(int(batch.lengths.sum()) for batch in batches)
-        computed = sum(batch.input_ids.size for batch in batches)
-        return cls(len(batches), sum(len(batch.sequences) for batch in batches), tokens, computed - tokens)
-
-    @property
-    def padding_share(self) -> float:
-        """The part of all computed tokens that is padding, from 0 to 1."""
-        return self.padding / (self.tokens + self.padding)
-
-
 # --- checks of a network's inputs ---------------------------------------------------------------------------
 
 

@@ -17,7 +17,6 @@ from bert_trt.packing import (
     Limits,
     PackedBatch,
     PaddedBatch,
-    Statistics,
     check_batch,
     check_cu_seqlens,
     check_mask,
@@ -93,7 +92,7 @@ def test_packed(job):
         assert np.flatnonzero(batch.position_ids == 0).tolist() == batch.cu_seqlens[:-1].tolist()
         check_cu_seqlens(batch.cu_seqlens, tokens)
         assert (np.diff(batch.lengths) <= 0).all()  # the longest first
-    assert Statistics.of(batches).padding == 0
+    assert all(batch.lengths.sum() == batch.input_ids.size for batch in batches)  # no padding
 
 
 @settings(max_examples=150, deadline=None)
@@ -115,7 +114,7 @@ def test_padded(job, buckets):
         assert not batch.input_ids[batch.mask == 0].any()
         assert not batch.token_type_ids[batch.mask == 0].any()
         assert (batch.position_ids == np.arange(columns)).all()
-    assert Statistics.of(batches).padding == sum(int((batch.mask == 0).sum()) for batch in batches)
+    assert all(batch.lengths.sum() == batch.mask.sum() for batch in batches)
 
 
 def best_fit_decreasing_by_loops(lengths: Sequence[int], limits: Limits) -> list[list[int]]:
@@ -177,8 +176,8 @@ def test_ten_and_a_hundred_cost_110_tokens_packed_and_200_padded():
     assert packed.input_ids.shape == (110,)
     assert packed.cu_seqlens.tolist() == [0, 100, 110]
     (padded,) = pad(sequences, limits, buckets=[100])
-    assert Statistics.of([padded]) == Statistics(batches=1, sequences=2, tokens=110, padding=90)
-    assert Statistics.of([padded]).padding_share == 90 / 200
+    assert padded.input_ids.shape == (2, 100)
+    assert (padded.mask == 0).sum() == 90
     assert [batch.input_ids.shape for batch in pad(sequences, limits)] == [(1, 112), (1, 16)]
 
 
