@@ -364,7 +364,7 @@ def test_a_wrongly_shaped_weight_is_named(model_dir, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 512}))
     with pytest.raises(
-        UserError, match=r"layer\.0\.intermediate\.dense\.weight.*\[128, 256\], expected.*\[128, 512\]"
+        UserError, match=r"layer\.0\.intermediate\.dense\.weight.*\[256, 128\], expected.*\[512, 128\]"
     ):
         builder.assemble(ModelFolder(folder), TrtLog())
 
