@@ -63,7 +63,7 @@ def calibration_rate(folder: ModelFolder, sentences: list[Sentence], device: str
     rate = 0.0
     for _ in range(2):
         start = time.perf_counter()
-        context.observe(settings, {})
+        context.observe(settings)
         rate = len(sentences) / (time.perf_counter() - start)
     return rate
 

@@ -130,7 +130,8 @@ def quantized_product(
     """
     a = a.transpose(-1, -2) if transpose_a else a
     b = b.transpose(-1, -2) if transpose_b else b
-    is_one_weight = a.dtype == torch.int8 and is_one_matrix(b)
+    b = b.reshape(b.shape[-2:]) if is_one_matrix(b) else b  # one product of all rows, not one for each batch member
+    is_one_weight = a.dtype == torch.int8 and b.dim() == 2
     is_one_weight &= b.shape[-1] % 8 == 0 and b.shape[-2] % 8 == 0  # cuBLAS needs multiples of 8
     product = int8_product(a, b) if int8_kernel and is_one_weight else torch.matmul(a.float(), b.float())
     return (product * (scale_a.float().reshape(()) * scale_b.float().reshape(-1))).to(dtype)

@@ -14,8 +14,8 @@ from rich.table import Table
 
 from bert_trt.calibration import Calibration, CalibrationContext, calibrate_best, quantization_of
 from bert_trt.calibration_cache import calibrate_cached
-from bert_trt.calibration_data import read_data
-from bert_trt.console import UserError, console, log_console
+from bert_trt.calibration_data import num_tokens, read_data
+from bert_trt.console import UserError, console, log_console, remaining_time
 from bert_trt.evaluation import Assemble, Evaluation, OutputChange
 from bert_trt.model_files import ModelFolder
 from bert_trt.options import QuantizationOptions
@@ -177,11 +177,13 @@ def quantize(
     calibration = calibrate_cached(
         folder, data.calibration, settings, cache, lambda: calibrate_best(context, settings, data.mask_id)
     )
-    evaluation = Evaluation(folder, data.evaluation, data.mask_id, assemble, log) if data.evaluation else None
-    quantization, returned, change = quantization_of(calibration, products), None, None
-    if evaluation is not None:
+    quantization, evaluation, returned, change = quantization_of(calibration, products), None, None, None
+    if data.evaluation:
+        with remaining_time("fp32, to measure the error", num_tokens(data.evaluation)) as advance:
+            evaluation = Evaluation(folder, data.evaluation, data.mask_id, assemble, log, advance=advance)
         if options.max_error is not None:
             returned = return_products(evaluation, quantization, products, options.max_error)
             quantization = returned.quantization
-        change = evaluation.measure(settings.kind, quantization)
+        with remaining_time(f"{settings.kind}, to measure the error", evaluation.num_tokens) as advance:
+            change = evaluation.measure(settings.kind, quantization, advance)
     return QuantizedModel(encoder, calibration, quantization, evaluation, change, returned)
