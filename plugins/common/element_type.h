@@ -12,6 +12,7 @@ enum class ElementType : int32_t
     kHALF,
     kBF16,
     kINT8,
+    kE4M3, // fp8 with 4 bits of exponent and 3 of mantissa, largest value 448
 };
 
 // The scales of int8 tensors: beyond these, arithmetic with them would leave the range of fp32.
