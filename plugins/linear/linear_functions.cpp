@@ -50,9 +50,11 @@ extern "C" __attribute__((visibility("default"))) char const* linearShapeName(in
 {
     return nameLinearHopperShape(static_cast<ElementType>(type), shape);
 }
-extern "C" __attribute__((visibility("default"))) int32_t linearMostSplits(int32_t type, int32_t shape)
+// Rows and columns of a tile, elements of k in a stage, blocks of a multicast, most blocks of a split.
+extern "C" __attribute__((visibility("default"))) void linearShapeSizes(
+    int32_t type, int32_t shape, int32_t* sizes)
 {
-    return mostLinearHopperSplits(static_cast<ElementType>(type), shape);
+    describeLinearHopperShape(static_cast<ElementType>(type), shape, sizes);
 }
 // All return a cudaError_t.
 extern "C" __attribute__((visibility("default"))) int32_t linearChoice(

@@ -18,22 +18,27 @@ struct Costs
 {
     float start;    // to start and end
     float tile;     // for each tile, to begin and store it
+    float gelu;     // for each tile, for GELU
     float step;     // for each stage of k, if one block runs
     float crowding; // as a share of it, how much longer if all multiprocessors are busy
-    float gelu;
 };
 
-constexpr Costs kCOSTS[] = {
-    {1.649F, 0.179F, 0.233F, 1.006F},
-    {0.942F, 0.565F, 0.383F, 0.357F},
-    {0.742F, 0.565F, 0.433F, 0.244F},
-    {2.295F, 1.617F, 0.322F, 0.797F},
-    {0.923F, 2.493F, 0.314F, 0.160F},
-    {1.560F, 2.925F, 0.265F, 0.381F},
-    {1.560F, 2.925F, 0.265F, 0.381F},
-    {5.006F, 0.316F, 0.374F, 0.210F},
-    {4.156F, 0.292F, 0.068F, 0.640F},
-};
+constexpr Costs kHALF_COSTS[17] = {};
+constexpr Costs kE4M3_COSTS[17] = {};
+constexpr Costs kINT8_COSTS[17] = {};
+
+Costs const* costsOf(ElementType type)
+{
+    switch (type)
+    {
+    case ElementType::kE4M3:
+        return kE4M3_COSTS;
+    case ElementType::kINT8:
+        return kINT8_COSTS;
+    default:
+        return kHALF_COSTS;
+    }
+}
 
 size_t bytesOf(ElementType type)
 {
@@ -105,9 +110,14 @@ char const* nameLinearHopperShape(ElementType type, int32_t shape)
     return shapesOf(type).shapes[shape].name;
 }
 
-int32_t mostLinearHopperSplits(ElementType type, int32_t shape)
+void describeLinearHopperShape(ElementType type, int32_t shape, int32_t* sizes)
 {
-    return shapesOf(type).shapes[shape].mostSplits;
+    LinearHopperShape const& found = shapesOf(type).shapes[shape];
+    sizes[0] = found.rows;
+    sizes[1] = found.columns;
+    sizes[2] = found.depth;
+    sizes[3] = found.multicast;
+    sizes[4] = found.mostSplits;
 }
 
 cudaError_t chooseLinearHopper(LinearArguments const& arguments, LinearChoice& choice)
@@ -116,12 +126,12 @@ cudaError_t chooseLinearHopper(LinearArguments const& arguments, LinearChoice& c
     cudaError_t const status = countMultiprocessors(multiprocessors);
     LinearHopperShapes const list = shapesOf(arguments.type);
     float least = std::numeric_limits<float>::infinity();
-    for (int32_t i = 0; i < 9; ++i)
+    for (int32_t i = 0; i < list.count; ++i)
     {
         LinearHopperShape const& shape = list.shapes[i];
         for (int32_t splits = std::min(shape.mostSplits, 2); splits <= shape.mostSplits; ++splits)
         {
-            float const time = estimate(arguments, shape, kCOSTS[i], splits, multiprocessors);
+            float const time = estimate(arguments, shape, costsOf(arguments.type)[i], splits, multiprocessors);
             if (time < least)
             {
                 choice = {i, splits};

@@ -66,6 +66,17 @@ constexpr int mostReceived(int pairs, int mostBlocks)
     return most;
 }
 
+// Of `number`, not above `limit`.
+constexpr int largestDivisor(int number, int limit)
+{
+    int divisor = std::min(number, limit);
+    while (number % divisor != 0)
+    {
+        --divisor;
+    }
+    return divisor;
+}
+
 // A tile of kROWS rows and kCOLUMNS columns of y; kSTAGES pipeline stages with kPANELS panels of k each; kY_PANELS panels
 // of 64 columns of y that each warp can have on their way from shared memory to y, or 0 where threads write 4 columns at
 // a time themselves: where a tile has no whole panels, or that memory is better used for a stage; kMULTICAST blocks with
@@ -106,6 +117,10 @@ struct LinearShape
     // places on the few multiprocessors that have none of these, and wait there on top of each other (H200, BERT-base, 8
     // sentences: 484 to 480 us). Where blocks are small, or stay for many tiles, at once is better.
     static constexpr bool kTRIGGERS_LATE = kSHARING == Sharing::kROWS && kROWS == 128;
+    // For a warp's panels of y, which take turns, tile after tile: so a tile has as many, or a multiple.
+    template <typename Out>
+    static constexpr int kY_BUFFERS
+        = largestDivisor(kCOLUMNS / kY_COLUMNS, kY_PANELS * 2 / static_cast<int>(sizeof(Out)));
     // Sums of 8 columns that the other blocks of the cluster have for this one, at most.
     static constexpr int kSUMS_BYTES = kCONSUMERS * 16;
     static constexpr int kRECEIVED = mostReceived(kCOLUMNS / 16, kSPLITS);
@@ -654,7 +669,7 @@ __device__ void storeRows(LinearProblem const& p, CUtensorMap const& y, int32_t 
     auto const ofBlock = static_cast<int>(threadIdx.x / kWARP);
     uint32_t const lane = threadIdx.x % kWARP;
     constexpr int kPANEL_BYTES = kY_PANEL_BYTES / (2 / static_cast<int>(sizeof(Out)));
-    constexpr int kBUFFERS = Shape::kY_PANELS * kY_PANEL_BYTES / kPANEL_BYTES;
+    constexpr int kBUFFERS = Shape::template kY_BUFFERS<Out>;
 #pragma unroll
     for (int panel = 0; panel < Shape::kCOLUMNS / kY_COLUMNS; ++panel)
     {

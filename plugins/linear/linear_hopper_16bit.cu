@@ -10,11 +10,7 @@ LinearHopperShapes linearHopperShapesHalf()
 }
 LinearHopperShapes linearHopperShapesBf16()
 {
-#ifdef EXPERIMENT
-    return {};
-#else
     return listShapes<__nv_bfloat16>();
-#endif
 }
 
 } // namespace bert
