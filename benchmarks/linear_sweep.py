@@ -37,8 +37,12 @@ PRODUCTS = {  # out, in, GELU
     "base": ((2304, 768, False), (768, 768, False), (3072, 768, True), (768, 3072, False)),
     "large": ((3072, 1024, False), (1024, 1024, False), (4096, 1024, True), (1024, 4096, False)),
 }
-TUNED = (16, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 32768, 65536)
-BETWEEN = (1, 33, 100, 160, 320, 450, 640, 900, 1280, 1800, 2560, 3500, 5120, 7000, 10240, 14000, 24576, 50000)
+TUNED = (
+    *(1, 16, 33, 64, 100, 128, 160, 192, 256, 320, 384, 450, 512, 640, 768, 900, 1024, 1280, 1536, 1800, 2048, 2560),
+    *(3072, 3500, 4096, 5120, 6144, 7000, 8192, 10240, 12288, 14000, 16384, 24576, 32768, 50000, 65536),
+)
+BETWEEN = (7, 80, 144, 224, 300, 420, 576, 700, 832, 1100, 1400, 1664, 1920, 2300, 2800, 3300, 3840, 4600, 5700, 7680,
+    9000, 11000, 20480, 40000)  # fmt: skip
 TYPE_NUMBERS = {"fp16": 1, "bf16": 2, "int8": 3, "fp8": 4}  # of ElementType
 SPLIT_ROWS = 1024  # split-K is for few rows
 FEW_ROWS = 8192  # above, tiles of 64 rows are left out where they are slow
@@ -405,7 +409,7 @@ class Choice:
             if shape.splits > 1:
                 for i, row in enumerate(rows):
                     tiles = -(-row.rows // shape.rows) * -(-row.out // shape.columns)
-                    self.allowed[i, j] &= tiles * shape.splits <= MULTIPROCESSORS * 3 // 4
+                    self.allowed[i, j] &= tiles * shape.splits <= MULTIPROCESSORS
 
     def regrets(self, costs: np.ndarray) -> np.ndarray:
         """Of every row."""

@@ -78,8 +78,8 @@ float estimate(LinearArguments const& a, LinearHopperShape const& shape, Costs c
     int64_t const steps = divideUp(divideUp(a.in, shape.depth), splits);
     int64_t const rowTiles = divideUp(a.rows, shape.rows * shape.multicast) * shape.multicast;
     int64_t const blocks = rowTiles * divideUp(a.out, shape.columns) * splits;
-    // Clusters do not always find room on all multiprocessors; those that wait cost more than was gained.
-    if (!canTake(a, shape, splits) || (splits > 1 && blocks > multiprocessors * 3 / 4))
+    // Clusters that wait for room cost more than was gained.
+    if (!canTake(a, shape, splits) || (splits > 1 && blocks > multiprocessors))
     {
         return std::numeric_limits<float>::infinity();
     }

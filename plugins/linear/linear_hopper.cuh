@@ -302,22 +302,29 @@ struct LinearTile
     int32_t endStep;
 };
 
+// The last tiles of rows and of columns end where y ends, and share rows or columns with those before, for which both
+// store the same: rows that do not exist would come as zeros, but slowly (450 rows, 4096 to 1024, where the last tile of
+// 64 rows has 2: 14.0 us instead of the 10.2 of 512 rows).
 template <typename T, typename Shape>
 __device__ LinearTile findLinearTile(LinearProblem const& p, uint32_t number)
 {
-    uint32_t row = 0;
+    uint32_t rowTile = 0;
     uint32_t columnTile = 0;
-    p.raster.find(number, row, columnTile);
-    int32_t const column = static_cast<int32_t>(columnTile) * Shape::kCOLUMNS;
+    p.raster.find(number, rowTile, columnTile);
+    if (Shape::kMULTICAST > 1)
+    {
+        rowTile = rowTile * Shape::kMULTICAST + clusterRank();
+    }
+    int32_t const row = min(static_cast<int32_t>(rowTile) * Shape::kROWS, max(p.rows - Shape::kROWS, 0));
+    int32_t const column
+        = min(static_cast<int32_t>(columnTile) * Shape::kCOLUMNS, max(p.out - Shape::kCOLUMNS, 0));
     if (!Shape::kSPLITS_K)
     {
-        uint32_t const rowTile = Shape::kMULTICAST == 1 ? row : row * Shape::kMULTICAST + clusterRank();
-        return {static_cast<int32_t>(rowTile) * Shape::kROWS, column, 0, p.steps};
+        return {row, column, 0, p.steps};
     }
     constexpr int kDEPTH = Shape::kPANELS * kPANEL<T>;
     int32_t const first = static_cast<int32_t>(clusterRank()) * p.steps;
-    return {static_cast<int32_t>(row) * Shape::kROWS, column, first,
-        min(first + p.steps, (p.in + kDEPTH - 1) / kDEPTH)};
+    return {row, column, first, min(first + p.steps, (p.in + kDEPTH - 1) / kDEPTH)};
 }
 
 // Calls function(tile) for all tiles of this block.
