@@ -409,7 +409,7 @@ class Choice:
             if shape.splits > 1:
                 for i, row in enumerate(rows):
                     tiles = -(-row.rows // shape.rows) * -(-row.out // shape.columns)
-                    self.allowed[i, j] &= tiles * shape.splits <= MULTIPROCESSORS
+                    self.allowed[i, j] &= tiles * shape.splits <= MULTIPROCESSORS * 3 // 4
 
     def regrets(self, costs: np.ndarray) -> np.ndarray:
         """Of every row."""

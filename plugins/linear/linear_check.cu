@@ -563,6 +563,7 @@ void runRounding(Outcome& outcome)
     {
         Tensor<float> const scales{std::vector<float>(kWIDTH, scale)};
         Tensor<T> const y{x.size()};
+        poison(y.data(), x.size());
         LinearArguments a{};
         a.x = xDevice.data();
         a.weight = weight.data();
