@@ -2,18 +2,19 @@
 
     cmake -S plugins -B plugins/build && cmake --build plugins/build --target linear_functions
     python benchmarks/linear_sweep.py --json FILE --markdown FILE      measures; needs an H100 or H200
-    python benchmarks/linear_sweep.py --fit FILE                       from FILE, without a GPU: the costs for the table
-                                                                       in plugins/linear/linear_hopper.cu
+    python benchmarks/linear_sweep.py --fit FILE                       without a GPU: the costs that its times mean,
+                                                                       for plugins/linear/linear_hopper.cu
 
-The four products of a layer of BERT-base and BERT-large, every shape of tile that the kernel has, at numbers of rows from
-1 to 65536. The costs are fitted to the sizes in TUNED; those in BETWEEN are there to see whether the choice holds between
-them. Regret: how much longer the shape takes that the kernel chooses than the fastest of all.
+The four products of a layer of BERT-base and BERT-large, every shape of tile that the kernel has, at numbers of rows
+from 1 to 65536. The costs are fitted to the sizes in TUNED; those in BETWEEN show whether the choice holds elsewhere.
+Regret: how much longer the shape takes that the kernel chooses than the fastest of all.
 
 Ours counts everything: scales, bias, GELU in the intermediate product, and y in 8 bits there, fp16 elsewhere. cuBLAS
 (torch.mm, torch._scaled_mm with fast accumulation, torch._int_mm) multiplies only, to fp16, for int8 to int32.
 
-CUDA graphs of many launches, weights from more memory than the L2 cache has, all contenders in turn in one order after
-another, medians. The graphs follow each other without a pause: the board is at its power limit, as it is in a network.
+Times are microseconds in CUDA graphs of many launches, medians; weights come from more memory than the L2 cache has.
+All contenders take turns, and the graphs follow each other without a pause: for large products the board is at its
+power limit, as it is in a network, and clocks fall. Times of more than twice the fastest are left out.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class Row:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", type=Path, default=LIBRARY, help="liblinear_functions.so (default: plugins/build)")
+    parser.add_argument("--library", type=Path, default=LIBRARY, help="liblinear_functions.so")
     parser.add_argument("--types", nargs="+", choices=tuple(TYPE_NUMBERS), default=["fp16", "fp8", "int8"])
     parser.add_argument("--rows", nargs="+", type=int, default=sorted(TUNED + BETWEEN), help="numbers of rows")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all times")
@@ -99,9 +100,9 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------------------
 # Measuring
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------------------
 
 
 class Call(ctypes.Structure):
@@ -232,9 +233,10 @@ class Tensors:
         def product(i: int) -> object:
             x, weight = self.x[i % 2][:rows], self.weights[i % len(self.weights)].t()
             if self.type_name == "fp8":
-                return torch._scaled_mm(x, weight, one, one, out_dtype=torch.float16, use_fast_accum=True)
+                multiply = torch._scaled_mm  # pyright: ignore[reportPrivateImportUsage]
+                return multiply(x, weight, one, one, out_dtype=torch.float16, use_fast_accum=True)
             if self.type_name == "int8":
-                return torch._int_mm(x, weight)
+                return torch._int_mm(x, weight)  # pyright: ignore[reportPrivateImportUsage]
             return torch.mm(x, weight, out=self.y[i % 2][:rows])
 
         return product if self.type_name != "int8" or rows > 16 else None
@@ -254,11 +256,9 @@ def measure_all(arguments: argparse.Namespace) -> tuple[list[Row], dict[str, lis
                 for count in arguments.rows:
                     row = measure_size(functions, shapes, tensors, model, count)
                     rows.append(row)
-                    print(
-                        f"{type_name} {count} x {row.inner} to {row.out}: {row.chosen} {row.times[row.chosen]:.2f} us, "
-                        f"best {row.best:.2f}, cuBLAS {row.cublas or float('nan'):.2f}",
-                        flush=True,
-                    )
+                    what = f"{type_name} {count} x {row.inner} to {row.out}: {row.chosen}"
+                    times = f"{row.times[row.chosen]:.2f} us, best {row.best:.2f}, cuBLAS {row.cublas}"
+                    print(f"{what} {times}", flush=True)
                 del tensors
                 torch.cuda.empty_cache()
     return rows, shapes_of
@@ -289,15 +289,16 @@ def measure_size(functions: Functions, shapes: list[Shape], tensors: Tensors, mo
     operations = 2 * count * tensors.out * tensors.inner
     launches = max(12, min(120, int(1.5e-3 / (operations / 5e14 + 3e-6))))
     times = measure(contenders | ({"cublas": cublas} if cublas else {}), launches)
+    times = {contender: round(time, 3) for contender, time in times.items()}
     peer = times.pop("cublas", None)
-    return Row(
-        tensors.type_name, model, count, tensors.out, tensors.inner, tensors.gelu, peer, name, times
-    )  # fmt: skip
+    slowest = 2.0 * min(times.values())
+    times = {shape: time for shape, time in times.items() if time <= slowest or shape == name}
+    return Row(tensors.type_name, model, count, tensors.out, tensors.inner, tensors.gelu, peer, name, times)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------------------
 # Tables
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def layer_table(rows: list[Row]) -> list[str]:
@@ -355,20 +356,25 @@ def environment() -> dict[str, str]:
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------------------
 # Fitting
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------------------
 
 MULTIPROCESSORS = 132
 CROWDINGS = np.arange(0.0, 2.01, 0.05)
 
 
+def divide_up(number: int, size: int) -> int:
+    """How many of that size cover the number."""
+    return (number + size - 1) // size
+
+
 def features(row: Row, shape: Shape) -> tuple[float, float, float]:
-    """Rounds of tiles, stages of k of each, and how busy the multiprocessors are: as estimate() in linear_hopper.cu."""
-    steps = -(-(-(-row.inner // shape.depth)) // shape.splits)
-    row_tiles = -(-row.rows // (shape.rows * shape.multicast)) * shape.multicast
-    blocks = row_tiles * -(-row.out // shape.columns) * shape.splits
-    return -(-blocks // MULTIPROCESSORS), steps, min(1.0, blocks / MULTIPROCESSORS)
+    """Rounds of tiles, stages of k of each, how busy the multiprocessors are: as estimate() in linear_hopper.cu."""
+    steps = divide_up(divide_up(row.inner, shape.depth), shape.splits)
+    row_tiles = divide_up(row.rows, shape.rows * shape.multicast) * shape.multicast
+    blocks = row_tiles * divide_up(row.out, shape.columns) * shape.splits
+    return divide_up(blocks, MULTIPROCESSORS), steps, min(1.0, blocks / MULTIPROCESSORS)
 
 
 def fit_shape(samples: list[tuple[Row, Shape, float]]) -> np.ndarray:
@@ -380,7 +386,8 @@ def fit_shape(samples: list[tuple[Row, Shape, float]]) -> np.ndarray:
     best: tuple[float, np.ndarray] = (np.inf, np.zeros(5))
     for crowding in CROWDINGS:
         rounds, steps, busy = table.T
-        matrix = np.stack([np.ones_like(time), rounds, rounds * gelu, rounds * steps * (1.0 + crowding * busy)], axis=1)
+        stages = rounds * steps * (1.0 + crowding * busy)
+        matrix = np.stack([np.ones_like(time), rounds, rounds * gelu, stages], axis=1)
         active = list(range(4))
         while True:  # what would be negative is nothing
             found = np.linalg.lstsq(matrix[:, active] * weight[:, None], time * weight, rcond=None)[0]
@@ -408,7 +415,7 @@ class Choice:
         for j, shape in enumerate(shapes):
             if shape.splits > 1:
                 for i, row in enumerate(rows):
-                    tiles = -(-row.rows // shape.rows) * -(-row.out // shape.columns)
+                    tiles = divide_up(row.rows, shape.rows) * divide_up(row.out, shape.columns)
                     self.allowed[i, j] &= tiles * shape.splits <= MULTIPROCESSORS * 3 // 4
 
     def regrets(self, costs: np.ndarray) -> np.ndarray:

@@ -353,7 +353,8 @@ public:
         {
             mX[row * width.in + width.in / 3] = static_cast<T>(kNARROW<T> ? 127.0F : 8.0F);
         }
-        std::fill(mX.begin() + rows / 2 * width.in, mX.begin() + (rows / 2 + 1) * width.in, static_cast<T>(0.0F));
+        std::fill(
+            mX.begin() + rows / 2 * width.in, mX.begin() + (rows / 2 + 1) * width.in, static_cast<T>(0.0F));
         std::fill(mWeight.begin() + static_cast<ptrdiff_t>(width.out) / 2 * width.in,
             mWeight.begin() + static_cast<ptrdiff_t>(width.out / 2 + 1) * width.in, static_cast<T>(0.0F));
         for (int32_t n = 0; n < width.out; ++n)
@@ -362,7 +363,8 @@ public:
             mBias[n] = kNARROW<T> ? mBias[n] : widen(static_cast<T>(mBias[n]));
         }
         mNarrowBias.resize(width.out);
-        std::transform(mBias.begin(), mBias.end(), mNarrowBias.begin(), [](float v) { return static_cast<T>(v); });
+        std::transform(
+            mBias.begin(), mBias.end(), mNarrowBias.begin(), [](float v) { return static_cast<T>(v); });
     }
     // Sums with scale and bias, of one row.
     std::vector<double> sums(int64_t row) const
@@ -483,7 +485,8 @@ void runShapes(Outcome& outcome, Width width, int64_t rows)
     size_t const size = static_cast<size_t>(rows) * width.out;
     float const outputScale = std::is_same_v<Out, E4m3> ? 0.01F : 0.05F;
     std::map<int64_t, std::vector<double>> sums;
-    for (int64_t const row : {int64_t{0}, int64_t{32}, int64_t{63}, int64_t{100}, int64_t{128}, rows / 2, rows - 1})
+    for (int64_t const row :
+        {int64_t{0}, int64_t{32}, int64_t{63}, int64_t{100}, int64_t{128}, rows / 2, rows - 1})
     {
         if (row < rows && sums.count(row) == 0)
         {
@@ -519,12 +522,13 @@ void runShapes(Outcome& outcome, Width width, int64_t rows)
                 {
                     continue;
                 }
-                std::string const what = std::string{"shape "}
-                                         + (shape < 0 ? "chosen" : nameLinearHopperShape(TypeOf<T>::kVALUE, shape))
-                                         + ", type " + std::to_string(static_cast<int>(TypeOf<T>::kVALUE)) + " to "
-                                         + std::to_string(static_cast<int>(TypeOf<Out>::kVALUE)) + ", splits "
-                                         + std::to_string(splits) + (gelu ? ", GELU, " : ", ")
-                                         + std::to_string(width.in) + " in";
+                std::string const what
+                    = std::string{"shape "}
+                      + (shape < 0 ? "chosen" : nameLinearHopperShape(TypeOf<T>::kVALUE, shape)) + ", type "
+                      + std::to_string(static_cast<int>(TypeOf<T>::kVALUE)) + " to "
+                      + std::to_string(static_cast<int>(TypeOf<Out>::kVALUE)) + ", splits "
+                      + std::to_string(splits) + (gelu ? ", GELU, " : ", ") + std::to_string(width.in)
+                      + " in";
                 bool const same = std::memcmp(results[0].data(), results[1].data(), size * sizeof(Out)) == 0;
                 outcome.expectAtMost(
                     same ? 0.0 : 1.0, 0.0, (what + ": two runs differ").c_str(), rows, width.out, 0);
@@ -607,8 +611,8 @@ void runNarrowSequence(Outcome& outcome, Width width, int64_t rows)
         check(cudaDeviceSynchronize(), "poison");
         for (int i = 0; i < kREPEATS; ++i)
         {
-            check(launchLinear(firstTensors.arguments(first, between.data(), i % 2 == 0, TypeOf<T>::kVALUE,
-                                   0.05F, true),
+            check(launchLinear(firstTensors.arguments(
+                                   first, between.data(), i % 2 == 0, TypeOf<T>::kVALUE, 0.05F, true),
                       nullptr),
                 "linear");
             check(pause ? cudaDeviceSynchronize() : cudaSuccess, "linear");
@@ -624,8 +628,8 @@ void runNarrowSequence(Outcome& outcome, Width width, int64_t rows)
     auto const expected = runAll(true);
     auto const found = runAll(false);
     bool const same = std::memcmp(expected.data(), found.data(), found.size() * sizeof(__half)) == 0;
-    outcome.expectAtMost(
-        same ? 0.0 : 1.0, 0.0, "a sequence of launches in 8 bits differs from single ones", rows, width.out, 0);
+    outcome.expectAtMost(same ? 0.0 : 1.0, 0.0, "a sequence of launches in 8 bits differs from single ones",
+        rows, width.out, 0);
     outcome.countRun();
 }
 
@@ -651,7 +655,8 @@ void runAllShapes(Outcome& outcome, bool few)
         runShapes<T, Out>(outcome, {128, 272}, 131);
         return;
     }
-    for (Width const width : {Width{128, 144}, Width{208, 1040}, Width{1152, 320}, Width{3072, 272}, Width{16, 16}})
+    for (Width const width :
+        {Width{128, 144}, Width{208, 1040}, Width{1152, 320}, Width{3072, 272}, Width{16, 16}})
     {
         for (int64_t const rows : {int64_t{1}, int64_t{33}, int64_t{129}, int64_t{1000}})
         {

@@ -8,9 +8,9 @@
 //   - Split-K, where there are few tiles: the blocks of a cluster share one, each takes a part of k, has a part of the
 //     columns in the end, and sends what it has of the others' to their shared memory. They add it up always in the same
 //     order.
-//   - Persistent, where there are many: blocks take tile after tile. The epilogue (scales, bias, GELU, store) must not
-//     leave the tensor cores idle, so the two consumer warpgroups either have tiles of their own, in turn (ping-pong), or
-//     share a tile, but the second is some stages behind the first.
+//   - Persistent, where there are many: blocks take tile after tile. Where a block has several, its two consumer
+//     warpgroups have tiles of their own, in turn (ping-pong): the epilogue of one (scales, bias, GELU, store) is hidden
+//     behind the products of the other.
 //   - Two blocks of a cluster can have the same columns of y, and each fetches half of W for both (multicast).
 //   - Constant weights and bias are fetched while the kernel before this one still runs; other weights are asked for
 //     then: into the L2 cache, where that harms nothing, whoever writes them.
@@ -42,8 +42,8 @@ namespace bert
 constexpr int kROW_BYTES = 128; // of a panel of x or W: as wide as the swizzle
 template <typename T>
 constexpr int kPANEL = kROW_BYTES / static_cast<int>(sizeof(T)); // elements of k
-constexpr int kY_COLUMNS = 64; // of a panel of y, on its way to memory
-constexpr int kWARP_ROWS = 16; // of y, that a warp has
+constexpr int kY_COLUMNS = 64;                                   // of a panel of y, on its way to memory
+constexpr int kWARP_ROWS = 16;                                   // of y, that a warp has
 constexpr int kY_PANEL_BYTES = kWARP_ROWS * kY_COLUMNS * 2;
 
 // How the consumer warpgroups of a block, and the blocks of a cluster, share the work.
@@ -95,11 +95,11 @@ struct LinearShape
     static constexpr bool kPING_PONG = kSHARING == Sharing::kTILES;
     static constexpr bool kSPLITS_K = kSHARING == Sharing::kSPLIT_K;
     static constexpr int kGROUPS = kPING_PONG ? 2 : kROWS / 64;
-    static constexpr int kPARTS = kPING_PONG ? kROWS / 64 : 1;      // of 64 rows, that a warpgroup has of a tile
-    static constexpr int kREADERS = kPING_PONG ? 4 : kGROUPS * 4;   // warps of a block that read a stage
-    static constexpr int kCONSUMERS = kGROUPS * kWARPGROUP;         // threads
+    static constexpr int kPARTS = kPING_PONG ? kROWS / 64 : 1; // of 64 rows, that a warpgroup has of a tile
+    static constexpr int kREADERS = kPING_PONG ? 4 : kGROUPS * 4; // warps of a block that read a stage
+    static constexpr int kCONSUMERS = kGROUPS * kWARPGROUP;       // threads
     // One warp would do as producer; where sums need many registers it is a warpgroup, which can hand its own over.
-    static constexpr bool kHANDS_OVER = kPARTS * kCOLUMNS >= 256 || kGROUPS > 2 || (kSPLITS_K && kCOLUMNS >= 192);
+    static constexpr bool kHANDS_OVER = kPARTS * kCOLUMNS >= 256 || kGROUPS > 2;
     static constexpr int kCONSUMER_REGISTERS = kGROUPS == 2 ? 240 : 160;
     static constexpr int kPRODUCER_REGISTERS = kGROUPS == 2 ? 24 : 32;
     static_assert(!kHANDS_OVER || kGROUPS == 2 || kGROUPS == 3);
@@ -124,17 +124,13 @@ struct LinearShape
     // Sums of 8 columns that the other blocks of the cluster have for this one, at most.
     static constexpr int kSUMS_BYTES = kCONSUMERS * 16;
     static constexpr int kRECEIVED = mostReceived(kCOLUMNS / 16, kSPLITS);
-    // Many lie where the stages were, when all blocks of the cluster are done with those.
-    static constexpr bool kREUSES_STAGES = kRECEIVED * kSUMS_BYTES > 32 * 1024;
-    static_assert(!kREUSES_STAGES || kRECEIVED * kSUMS_BYTES <= kSTAGES * kSTAGE_BYTES);
     // Where the parts of shared memory begin: stages, panels of y of each warp, sums, scale and bias of the columns for
     // each warpgroup, barriers.
     static constexpr int kY = kSTAGES * kSTAGE_BYTES;
-    static constexpr int kAFTER_Y = kY + kGROUPS * 4 * kY_PANELS * kY_PANEL_BYTES;
-    static constexpr int kSUMS = kREUSES_STAGES ? 0 : kAFTER_Y;
-    static constexpr int kFACTORS = kAFTER_Y + (kREUSES_STAGES ? 0 : kRECEIVED * kSUMS_BYTES);
+    static constexpr int kSUMS = kY + kGROUPS * 4 * kY_PANELS * kY_PANEL_BYTES;
+    static constexpr int kFACTORS = kSUMS + kRECEIVED * kSUMS_BYTES;
     static constexpr int kBARRIERS = kFACTORS + kGROUPS * kCOLUMNS * 8;
-    static constexpr int kBYTES = kBARRIERS + kSTAGES * 16 + (kSPLITS_K ? 16 : 0);
+    static constexpr int kBYTES = kBARRIERS + kSTAGES * 16 + (kSPLITS_K ? 8 : 0);
     static_assert(kBYTES <= 227 * 1024);
 };
 
@@ -277,14 +273,10 @@ struct LinearMemory
     {
         return full(stage) + 8;
     }
-    // Of a cluster that shares k: the other blocks are done with their stages; this block has all sums of them.
-    __device__ uint32_t othersReady() const
-    {
-        return full(Shape::kSTAGES);
-    }
+    // Of a cluster that shares k: all sums of the other blocks are there.
     __device__ uint32_t sumsThere() const
     {
-        return empty(Shape::kSTAGES);
+        return full(Shape::kSTAGES);
     }
     // This thread's four sums of `which` of the groups of 8 columns that are this block's, from another block.
     __device__ uint32_t received(int which) const
@@ -424,7 +416,8 @@ private:
         arriveAndExpectByWarp(mMemory.full(stage), Shape::kSTAGE_BYTES);
         constexpr int kPART = Shape::kCOLUMNS / Shape::kMULTICAST; // of the columns, that this block fetches
         int32_t const first = Shape::kMULTICAST == 1 ? 0 : static_cast<int32_t>(clusterRank()) * kPART;
-        constexpr int kCOPIES = Shape::kMULTICAST == 1 ? 1 : Shape::kPANELS; // parts of panels are not next to each other
+        constexpr int kCOPIES
+            = Shape::kMULTICAST == 1 ? 1 : Shape::kPANELS; // parts of panels are not next to each other
 #pragma unroll
         for (int i = 0; i < kCOPIES; ++i)
         {
@@ -495,8 +488,8 @@ __device__ void releaseStage(LinearMemory<Shape> const& memory, int stage)
 
 // sums (kPARTS * 64, kCOLUMNS) = x (as many rows, k of this block) W^T, by a warpgroup.
 template <typename T, typename Shape>
-__device__ void multiplyTile(Accumulator<T> (&sums)[Shape::kPARTS][Shape::kCOLUMNS / 8][4], LinearTile const& tile,
-    LinearMemory<Shape> const& memory, Turn<Shape::kSTAGES>& turn, int32_t group)
+__device__ void multiplyTile(Accumulator<T> (&sums)[Shape::kPARTS][Shape::kCOLUMNS / 8][4],
+    LinearTile const& tile, LinearMemory<Shape> const& memory, Turn<Shape::kSTAGES>& turn, int32_t group)
 {
     int32_t const rows = Shape::kPING_PONG ? 0 : group * 64 * kROW_BYTES;
     int previous = -1;
@@ -511,8 +504,8 @@ __device__ void multiplyTile(Accumulator<T> (&sums)[Shape::kPARTS][Shape::kCOLUM
             for (int part = 0; part < Shape::kPARTS; ++part)
             {
                 uint64_t const a
-                    = describeMatrix<kROW_BYTES, 16>(memory.x(turn.slot) + k / 4 * Shape::kX_PANEL_BYTES + rows
-                                                     + part * 64 * kROW_BYTES + k % 4 * 32);
+                    = describeMatrix<kROW_BYTES, 16>(memory.x(turn.slot) + k / 4 * Shape::kX_PANEL_BYTES
+                                                     + rows + part * 64 * kROW_BYTES + k % 4 * 32);
                 uint64_t const b = describeMatrix<kROW_BYTES, 16>(
                     memory.weight(turn.slot) + k / 4 * Shape::kWEIGHT_PANEL_BYTES + k % 4 * 32);
                 multiplyShared(sums[part], a, b, step > tile.firstStep || k > 0 ? 1 : 0, T{});
@@ -672,7 +665,7 @@ __device__ void storeRows(LinearProblem const& p, CUtensorMap const& y, int32_t 
     LinearMemory<Shape> const& memory, Accumulator<T> const (&sums)[Shape::kCOLUMNS / 8][4])
 {
     constexpr int kGROUPS = kY_COLUMNS / 8;
-    using Panel = SharedTile<kWARP_ROWS, kY_COLUMNS * static_cast<int>(sizeof(Out)) / 2>;
+    using Panel = SharedTile<kWARP_ROWS, kY_COLUMNS* static_cast<int>(sizeof(Out)) / 2>;
     auto const ofBlock = static_cast<int>(threadIdx.x / kWARP);
     uint32_t const lane = threadIdx.x % kWARP;
     constexpr int kPANEL_BYTES = kY_PANEL_BYTES / (2 / static_cast<int>(sizeof(Out)));
@@ -709,7 +702,8 @@ __device__ void storeRows(LinearProblem const& p, CUtensorMap const& y, int32_t 
 #pragma unroll
                 for (int i = 0; i < 4; ++i)
                 {
-                    uint32_t const target = rows + Panel::offset(lane / 4 + i % 2 * 8, n / 2) + i / 2 * 8 + lane % 4 * 2;
+                    uint32_t const target
+                        = rows + Panel::offset(lane / 4 + i % 2 * 8, n / 2) + i / 2 * 8 + lane % 4 * 2;
                     asm volatile("st.shared.b16 [%0], %1;" ::"r"(target),
                         "h"(static_cast<uint16_t>(words[n + i / 2][i % 2]))
                         : "memory");
@@ -801,13 +795,12 @@ struct SplitColumns
     }
 };
 
-// By one thread, before others can send: barriers for what will come.
+// By one thread, before others can send: a barrier for what will come.
 template <typename Shape>
 __device__ void expectSums(LinearMemory<Shape> const& memory)
 {
     SplitColumns<Shape> const columns;
     int const others = columns.size - 1;
-    initBarrier(memory.othersReady(), others * Shape::kREADERS);
     initBarrier(memory.sumsThere(), 1);
     arriveAndExpect(
         memory.sumsThere(), others * columns.count(static_cast<int>(clusterRank())) * 2 * Shape::kSUMS_BYTES);
@@ -821,15 +814,6 @@ __device__ void combineSums(LinearProblem const& p, LinearTile const& tile, Line
     SplitColumns<Shape> const columns;
     auto const rank = static_cast<int>(clusterRank());
     waitForCluster(); // all have their barriers
-    if (Shape::kREUSES_STAGES)
-    {
-        auto const lane = static_cast<int>(threadIdx.x % kWARP);
-        if (lane < columns.size && lane != rank)
-        {
-            arriveInBlock(addressInBlock(memory.othersReady(), lane));
-        }
-        waitForClusterBarrier(memory.othersReady(), 0);
-    }
     int owner = 0;
     int within = 0; // the pairs of a block
 #pragma unroll
@@ -1053,7 +1037,8 @@ __global__ void __launch_bounds__(Shape::kTHREADS, 1)
 // 768: 11.6 us with a copy for each panel, 10.4 with one). That needs rows of whole panels. Where it has one, any row of
 // a multiple of 16 bytes will do, and what lies beyond its end comes as zeros: (1, rows, in).
 template <typename T, int kPANELS>
-cudaError_t describeOperand(CUtensorMap& map, void const* data, int64_t rows, int32_t in, uint32_t boxRows, uint32_t boxPanels)
+cudaError_t describeOperand(
+    CUtensorMap& map, void const* data, int64_t rows, int32_t in, uint32_t boxRows, uint32_t boxPanels)
 {
     auto const height = static_cast<cuuint64_t>(rows);
     auto const width = static_cast<cuuint64_t>(in);
@@ -1102,8 +1087,8 @@ cudaError_t launchShape(LinearArguments const& a, int32_t splits, int multiproce
                                   ? raster.tiles()
                                   : std::min<uint32_t>(raster.tiles(), multiprocessors / Shape::kMULTICAST);
     LaunchSize const size{clusters * cluster, Shape::kTHREADS, Shape::kBYTES, cluster};
-    LinearProblem const problem{a.weight, a.bias, a.weightScales, a.y, a.xScale, 1.0F / a.outputScale,
-        raster, static_cast<int32_t>(a.rows), a.in, a.out, steps, a.gelu, a.constantWeight};
+    LinearProblem const problem{a.weight, a.bias, a.weightScales, a.y, a.xScale, 1.0F / a.outputScale, raster,
+        static_cast<int32_t>(a.rows), a.in, a.out, steps, a.gelu, a.constantWeight};
     return launchEarly(linearHopperKernel<T, Out, Shape>, size, stream, problem, x, weight, y);
 }
 

@@ -10,7 +10,8 @@ namespace bert
 {
 
 template <typename T, typename Shape>
-cudaError_t launchForOutput(LinearArguments const& a, int32_t splits, int multiprocessors, cudaStream_t stream)
+cudaError_t launchForOutput(
+    LinearArguments const& a, int32_t splits, int multiprocessors, cudaStream_t stream)
 {
     if constexpr (sizeof(T) == 2)
     {

@@ -33,10 +33,10 @@ struct LinearArguments
     // still runs (common/early_launch.cuh).
     bool constantWeight{false};
     // With 8-bit types only.
-    float const* weightScales{nullptr};           // (out), on the device, as constant as weight and bias
-    float xScale{1.0F};                           // positive
-    ElementType outputType{ElementType::kHALF};   // fp16, bf16 or `type`
-    float outputScale{1.0F};                      // positive; of y in 8 bits
+    float const* weightScales{nullptr};         // (out), on the device, as constant as weight and bias
+    float xScale{1.0F};                         // positive
+    ElementType outputType{ElementType::kHALF}; // fp16, bf16 or `type`
+    float outputScale{1.0F};                    // positive; of y in 8 bits
 };
 
 // Launches the kernel that suits shape, alignment and GPU; it runs later, in the stream.
@@ -64,6 +64,7 @@ int32_t countLinearHopperShapes(ElementType type);
 char const* nameLinearHopperShape(ElementType type, int32_t shape);
 void describeLinearHopperShape(ElementType type, int32_t shape, int32_t* sizes); // 5 of them
 cudaError_t chooseLinearHopper(LinearArguments const& arguments, LinearChoice& choice);
-cudaError_t launchLinearHopper(LinearArguments const& arguments, LinearChoice const& choice, cudaStream_t stream);
+cudaError_t launchLinearHopper(
+    LinearArguments const& arguments, LinearChoice const& choice, cudaStream_t stream);
 
 } // namespace bert

@@ -40,45 +40,45 @@ using Accumulator = std::conditional_t<std::is_same_v<T, int8_t>, int32_t, float
 #define BERT_S24(C, i) BERT_S16(C, i), BERT_S8(C, (i) + 16)
 #define BERT_S32(C, i) BERT_S16(C, i), BERT_S16(C, (i) + 16)
 
-#define BERT_WGMMA(COLUMNS, TYPES, SIGNS, REGISTERS, A, B, ADD, SUMS)                                         \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" ADD ", 0;\n"                                            \
-                 "wgmma.mma_async.sync.aligned.m64n" COLUMNS TYPES " {" REGISTERS "}, %" A ", %" B ", p" SIGNS \
-                 ";\n}"                                                                                       \
-        : SUMS                                                                                                \
+#define BERT_WGMMA(COLUMNS, TYPES, SIGNS, REGISTERS, A, B, ADD, SUMS)                                        \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" ADD ", 0;\n"                                           \
+                 "wgmma.mma_async.sync.aligned.m64n" COLUMNS TYPES " {" REGISTERS "}, %" A ", %" B           \
+                 ", p" SIGNS ";\n}"                                                                          \
+        : SUMS                                                                                               \
         : "l"(a), "l"(b), "r"(accumulate))
 
 // sums (64, 8 * kGROUPS) = a (64, 32 bytes of k) b (as many of k, 8 * kGROUPS), added to what they hold if `accumulate`.
-#define BERT_DEFINE_PRODUCT(T, C, TYPES, SIGNS)                                                               \
-    template <int kGROUPS>                                                                                    \
-    __device__ void multiplyShared(                                                                           \
-        Accumulator<T>(&sums)[kGROUPS][4], uint64_t a, uint64_t b, int accumulate, T /*type*/)                 \
-    {                                                                                                         \
-        static_assert(kGROUPS == 8 || kGROUPS == 12 || kGROUPS == 16 || kGROUPS == 18 || kGROUPS == 24        \
-                      || kGROUPS == 32);                                                                      \
-        if constexpr (kGROUPS == 8)                                                                           \
-        {                                                                                                     \
-            BERT_WGMMA("64", TYPES, SIGNS, BERT_R32, "32", "33", "34", BERT_S8(C, 0));                        \
-        }                                                                                                     \
-        else if constexpr (kGROUPS == 12)                                                                     \
-        {                                                                                                     \
-            BERT_WGMMA("96", TYPES, SIGNS, BERT_R48, "48", "49", "50", BERT_S12(C, 0));                       \
-        }                                                                                                     \
-        else if constexpr (kGROUPS == 16)                                                                     \
-        {                                                                                                     \
-            BERT_WGMMA("128", TYPES, SIGNS, BERT_R64, "64", "65", "66", BERT_S16(C, 0));                      \
-        }                                                                                                     \
-        else if constexpr (kGROUPS == 18)                                                                     \
-        {                                                                                                     \
-            BERT_WGMMA("144", TYPES, SIGNS, BERT_R72, "72", "73", "74", BERT_S18(C, 0));                      \
-        }                                                                                                     \
-        else if constexpr (kGROUPS == 24)                                                                     \
-        {                                                                                                     \
-            BERT_WGMMA("192", TYPES, SIGNS, BERT_R96, "96", "97", "98", BERT_S24(C, 0));                      \
-        }                                                                                                     \
-        else                                                                                                  \
-        {                                                                                                     \
-            BERT_WGMMA("256", TYPES, SIGNS, BERT_R128, "128", "129", "130", BERT_S32(C, 0));                  \
-        }                                                                                                     \
+#define BERT_DEFINE_PRODUCT(T, C, TYPES, SIGNS)                                                              \
+    template <int kGROUPS>                                                                                   \
+    __device__ void multiplyShared(                                                                          \
+        Accumulator<T>(&sums)[kGROUPS][4], uint64_t a, uint64_t b, int accumulate, T /*type*/)               \
+    {                                                                                                        \
+        static_assert(kGROUPS == 8 || kGROUPS == 12 || kGROUPS == 16 || kGROUPS == 18 || kGROUPS == 24       \
+                      || kGROUPS == 32);                                                                     \
+        if constexpr (kGROUPS == 8)                                                                          \
+        {                                                                                                    \
+            BERT_WGMMA("64", TYPES, SIGNS, BERT_R32, "32", "33", "34", BERT_S8(C, 0));                       \
+        }                                                                                                    \
+        else if constexpr (kGROUPS == 12)                                                                    \
+        {                                                                                                    \
+            BERT_WGMMA("96", TYPES, SIGNS, BERT_R48, "48", "49", "50", BERT_S12(C, 0));                      \
+        }                                                                                                    \
+        else if constexpr (kGROUPS == 16)                                                                    \
+        {                                                                                                    \
+            BERT_WGMMA("128", TYPES, SIGNS, BERT_R64, "64", "65", "66", BERT_S16(C, 0));                     \
+        }                                                                                                    \
+        else if constexpr (kGROUPS == 18)                                                                    \
+        {                                                                                                    \
+            BERT_WGMMA("144", TYPES, SIGNS, BERT_R72, "72", "73", "74", BERT_S18(C, 0));                     \
+        }                                                                                                    \
+        else if constexpr (kGROUPS == 24)                                                                    \
+        {                                                                                                    \
+            BERT_WGMMA("192", TYPES, SIGNS, BERT_R96, "96", "97", "98", BERT_S24(C, 0));                     \
+        }                                                                                                    \
+        else                                                                                                 \
+        {                                                                                                    \
+            BERT_WGMMA("256", TYPES, SIGNS, BERT_R128, "128", "129", "130", BERT_S32(C, 0));                 \
+        }                                                                                                    \
     }
 
 BERT_DEFINE_PRODUCT(__half, "+f", "k16.f32.f16.f16", ", 1, 1, 0, 0")
