@@ -48,6 +48,8 @@ TYPE_NUMBERS = {"fp16": 1, "bf16": 2, "int8": 3, "fp8": 4}  # of ElementType
 SPLIT_ROWS = 1024  # split-K is for few rows
 FEW_ROWS = 8192  # above, tiles of 64 rows are left out where they are slow
 ROUNDS = 5
+LAYERS = {"base": 12, "large": 24}
+LAYER_ROWS = (128, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ def measure(contenders: dict[str, Callable[[int], object]], launches: int) -> di
 class Tensors:
     """What the launches of one product read and write: several weights in turn, two x and two y."""
 
-    def __init__(self, type_name: str, product: tuple[int, int, bool], most_rows: int) -> None:
+    def __init__(self, type_name: str, product: tuple[int, int, bool], most_rows: int, copies: int = 0) -> None:
         import torch
 
         self.type_name = type_name
@@ -195,7 +197,7 @@ class Tensors:
         fp16_out = self.narrow and not self.gelu
         self.output_dtype = torch.float16 if fp16_out else self.dtype
         self.output_number = TYPE_NUMBERS["fp16" if fp16_out else type_name]
-        copies = max(2, min(24, 120_000_000 // (self.out * self.inner * self.dtype.itemsize) + 1))
+        copies = copies or max(2, min(24, 120_000_000 // (self.out * self.inner * self.dtype.itemsize) + 1))
         deviation = 1.0 if self.narrow else self.inner**-0.5
         self.weights = [self.random(self.out, deviation) for _ in range(copies)]
         self.x = [self.random(most_rows, 1.0) for _ in range(2)]
@@ -294,6 +296,45 @@ def measure_size(functions: Functions, shapes: list[Shape], tensors: Tensors, mo
     slowest = 2.0 * min(times.values())
     times = {shape: time for shape, time in times.items() if time <= slowest or shape == name}
     return Row(tensors.type_name, model, count, tensors.out, tensors.inner, tensors.gelu, peer, name, times)
+
+
+def measure_layers(arguments: argparse.Namespace) -> list[str]:
+    """Markdown: the products of all layers in one graph, one after another, each layer with weights of its own."""
+    import torch
+
+    functions = Functions(arguments.library)
+    lines = [
+        "| type | model | rows | cuBLAS, no epilogue, us | TFLOP/s | ours, us | TFLOP/s | cuBLAS / ours |",
+        "|" + " --- |" * 8,
+    ]
+    for type_name in arguments.types:
+        for model, products in PRODUCTS.items():
+            layers = LAYERS[model]
+            of_layer = [Tensors(type_name, product, max(LAYER_ROWS), layers) for product in products]
+            for rows in LAYER_ROWS:
+                calls = [[tensors.call(i, rows) for i in range(layers)] for tensors in of_layer]
+                peers = [tensors.cublas(rows) for tensors in of_layer]
+
+                def ours(layer: int, calls: list[list[Call]] = calls) -> None:
+                    stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+                    for of_product in calls:
+                        if functions.library.linearLaunch(ctypes.byref(of_product[layer]), stream) != 0:
+                            raise RuntimeError("a launch failed")
+
+                def cublas(layer: int, peers: list[Callable[[int], object] | None] = peers) -> None:
+                    for peer in peers:
+                        if peer is not None:
+                            peer(layer)
+
+                times = measure({"ours": ours, "cublas": cublas}, layers)
+                work = sum(2 * rows * tensors.out * tensors.inner for tensors in of_layer) / 1e6
+                each = [f"{times[name] * layers:.0f} | {work / times[name]:.0f}" for name in ("cublas", "ours")]
+                ratio = times["cublas"] / times["ours"]
+                lines.append(f"| {type_name} | {model} | {rows} | {' | '.join(each)} | {ratio:.3f} |")
+                print(lines[-1], flush=True)
+            del of_layer
+            torch.cuda.empty_cache()
+    return lines
 
 
 # -------------------------------------------------------------------------------------------------------------------
@@ -481,7 +522,8 @@ def main() -> int:
     lines = ["# Linear on Hopper, beside cuBLAS", "", (__doc__ or "").split("\n\n", 2)[2].strip(), ""]
     lines += [f"- {key}: {value}" for key, value in about.items()]
     lines += ["", "## The choice of the shape", "", *regret_lines(rows)]
-    lines += ["", "## The four products of a layer", "", *layer_table(rows)]
+    lines += ["", "## All layers, one product after another in one graph", "", *measure_layers(arguments)]
+    lines += ["", "## The four products of a layer, each measured by itself", "", *layer_table(rows)]
     print("\n".join(regret_lines(rows) + layer_table(rows)))
     if arguments.json:
         shapes = {type_name: [asdict(shape) for shape in found] for type_name, found in shapes_of.items()}
