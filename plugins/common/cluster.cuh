@@ -41,6 +41,11 @@ inline __device__ void clusterArrive()
 {
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
+// The same where nothing that was written is to be read: it waits for no stores.
+inline __device__ void arriveAtClusterOnly()
+{
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
 inline __device__ void clusterWait()
 {
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
@@ -54,10 +59,12 @@ inline __device__ uint32_t addressInPeerBlock(uint32_t address, uint32_t rank)
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(peer) : "r"(address), "r"(rank));
     return peer;
 }
-inline __device__ void storeToCluster(uint32_t address, float const (&v)[4])
+// 16 bytes to there, without waiting; the barrier, in the same block as they go to, counts them when they are there.
+inline __device__ void sendToCluster(uint32_t address, float const (&v)[4], uint32_t barrier)
 {
-    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v[0]), "f"(v[1]),
-        "f"(v[2]), "f"(v[3])
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 "
+                 "[%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),
+        "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(barrier)
         : "memory");
 }
 
