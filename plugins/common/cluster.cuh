@@ -42,7 +42,7 @@ inline __device__ void clusterArrive()
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 // The same where nothing that was written is to be read: it waits for no stores.
-inline __device__ void arriveAtClusterOnly()
+inline __device__ void clusterArriveRelaxed()
 {
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
