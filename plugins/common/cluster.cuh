@@ -35,14 +35,10 @@ inline __device__ uint32_t clusterCount()
     return count;
 }
 
-// All threads of all blocks of the cluster that have not ended come to both, in turn, warps as a whole. What they wrote
-// before the first can be read after the second.
+// All threads of all blocks of the cluster that have not ended come to both, in turn, warps as a whole. The first waits
+// for no stores: barriers initialised before it (showBarriers) are there for all after the second, but what ordinary
+// stores wrote need not be.
 inline __device__ void arriveAtCluster()
-{
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-// The same where nothing that was written is to be read: it waits for no stores.
-inline __device__ void arriveAtClusterOnly()
 {
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }

@@ -984,7 +984,7 @@ __global__ void __launch_bounds__(Shape::kTHREADS, 1)
     __syncthreads();
     if (Shape::kSPLITS_K || Shape::kMULTICAST > 1)
     {
-        arriveAtClusterOnly(); // this block has its barriers
+        arriveAtCluster(); // this block has its barriers
     }
     if (Shape::kMULTICAST > 1)
     {
@@ -1023,7 +1023,7 @@ __global__ void __launch_bounds__(Shape::kTHREADS, 1)
     {
         // A block must not end while another writes to its shared memory.
         __syncwarp();
-        arriveAtClusterOnly();
+        arriveAtCluster();
         waitForCluster();
     }
 }
