@@ -14,7 +14,7 @@ Ours counts everything: scales, bias, GELU in the intermediate product, and y in
 
 Times are microseconds in CUDA graphs of many launches, medians; weights come from more memory than the L2 cache has.
 All contenders take turns, and the graphs follow each other without a pause: for large products the board is at its
-power limit, as it is in a network, and clocks fall. Times of more than twice the fastest are left out.
+power limit, as it is in a network, and clocks fall. Times of 1.5 times the fastest and more are left out.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ def measure_size(functions: Functions, shapes: list[Shape], tensors: Tensors, mo
     times = measure(contenders | ({"cublas": cublas} if cublas else {}), launches)
     times = {contender: round(time, 3) for contender, time in times.items()}
     peer = times.pop("cublas", None)
-    slowest = 2.0 * min(times.values())
+    slowest = 1.5 * min(times.values())
     times = {shape: time for shape, time in times.items() if time <= slowest or shape == name}
     return Row(tensors.type_name, model, count, tensors.out, tensors.inner, tensors.gelu, peer, name, times)
 

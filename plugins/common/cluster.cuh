@@ -35,14 +35,10 @@ inline __device__ uint32_t clusterCount()
     return count;
 }
 
-// A barrier in two halves. All threads of all running blocks of the cluster call both, warps as a whole. Writes
-// before clusterArrive are visible after clusterWait.
+// All threads of all blocks of the cluster that have not ended call both, in turn, warps as a whole. The first waits for
+// no stores: barriers initialised before it (fenceBarrierInit) are visible to all after the second, but what ordinary
+// stores wrote need not be.
 inline __device__ void clusterArrive()
-{
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-// The same where nothing that was written is to be read: it waits for no stores.
-inline __device__ void clusterArriveRelaxed()
 {
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }

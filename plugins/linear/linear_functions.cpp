@@ -2,6 +2,8 @@
 // (target linear_functions) and compares with PyTorch in one process.
 #include "linear/linear_kernels.h"
 
+#define BERT_EXPORT extern "C" __attribute__((visibility("default")))
+
 using namespace bert;
 
 // As LinearArguments.
@@ -22,7 +24,10 @@ struct LinearCall
     float outputScale;
 };
 
-static LinearArguments makeArguments(LinearCall const& call)
+namespace
+{
+
+LinearArguments makeArguments(LinearCall const& call)
 {
     LinearArguments a{};
     a.x = call.x;
@@ -42,23 +47,23 @@ static LinearArguments makeArguments(LinearCall const& call)
     return a;
 }
 
-extern "C" __attribute__((visibility("default"))) int32_t linearShapes(int32_t type)
+} // namespace
+
+BERT_EXPORT int32_t linearShapes(int32_t type)
 {
     return countLinearHopperShapes(static_cast<ElementType>(type));
 }
-extern "C" __attribute__((visibility("default"))) char const* linearShapeName(int32_t type, int32_t shape)
+BERT_EXPORT char const* linearShapeName(int32_t type, int32_t shape)
 {
     return nameLinearHopperShape(static_cast<ElementType>(type), shape);
 }
 // Rows and columns of a tile, elements of k in a stage, blocks of a multicast, most blocks of a split.
-extern "C" __attribute__((visibility("default"))) void linearShapeSizes(
-    int32_t type, int32_t shape, int32_t* sizes)
+BERT_EXPORT void linearShapeSizes(int32_t type, int32_t shape, int32_t* sizes)
 {
     describeLinearHopperShape(static_cast<ElementType>(type), shape, sizes);
 }
 // All return a cudaError_t.
-extern "C" __attribute__((visibility("default"))) int32_t linearChoice(
-    LinearCall const* call, int32_t* shape, int32_t* splits)
+BERT_EXPORT int32_t linearChoice(LinearCall const* call, int32_t* shape, int32_t* splits)
 {
     LinearChoice choice{};
     cudaError_t const status = chooseLinearHopper(makeArguments(*call), choice);
@@ -66,12 +71,11 @@ extern "C" __attribute__((visibility("default"))) int32_t linearChoice(
     *splits = choice.splits;
     return status;
 }
-extern "C" __attribute__((visibility("default"))) int32_t linearLaunch(LinearCall const* call, void* stream)
+BERT_EXPORT int32_t linearLaunch(LinearCall const* call, void* stream)
 {
     return launchLinear(makeArguments(*call), static_cast<cudaStream_t>(stream));
 }
-extern "C" __attribute__((visibility("default"))) int32_t linearLaunchShape(
-    LinearCall const* call, int32_t shape, int32_t splits, void* stream)
+BERT_EXPORT int32_t linearLaunchShape(LinearCall const* call, int32_t shape, int32_t splits, void* stream)
 {
     return launchLinearHopper(makeArguments(*call), {shape, splits}, static_cast<cudaStream_t>(stream));
 }

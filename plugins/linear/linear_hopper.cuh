@@ -985,7 +985,7 @@ __global__ void __launch_bounds__(Shape::kTHREADS, 1)
     __syncthreads();
     if (Shape::kSPLITS_K || Shape::kMULTICAST > 1)
     {
-        clusterArriveRelaxed(); // this block has its barriers
+        clusterArrive(); // this block has its barriers
     }
     if (Shape::kMULTICAST > 1)
     {
@@ -1024,7 +1024,7 @@ __global__ void __launch_bounds__(Shape::kTHREADS, 1)
     {
         // A block must not end while another writes to its shared memory.
         __syncwarp();
-        clusterArriveRelaxed();
+        clusterArrive();
         clusterWait();
     }
 }
