@@ -127,8 +127,8 @@ def _check_plugin_scales(layer: Any, producers: Producers, contents: NetworkCont
             expected = _scale_of(names[index], producers, contents)
             if expected is None or not np.array_equal(expected, [np.float32(scale)]):
                 raise WrongNetworkError(
-                    f"layer {layer.name!r} has {field} {scale:.9g}, but {names[index]!r} was quantized with "
-                    f"{'no scale' if expected is None else f'{float(expected[0]):.9g}'}"
+                    f"layer {layer.name!r} has {field} {scale:.6g}, but {names[index]!r} was quantized with "
+                    f"{'no scale' if expected is None else f'{float(expected[0]):.6g}'}"
                 )
     if plugin.plugin == "Linear" and plugin.fields.get("x_scale"):
         weight, scales = (producers[name][1] for name in names[1:3])
