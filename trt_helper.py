@@ -186,10 +186,14 @@ class TrtNetworkHelper:
         return self.addBias(self.addMatMul(x, table, f"{name}.decoder", transpose_b=True), bias, name)
 
     def _addQuantizedWeight(self, x: trt.ITensor, weight: np.ndarray, name: str, dtype: trt.DataType) -> trt.ITensor:
-        values, scales = quantize_weight(weight, dtype, name)
+        values, scales = self._quantize(weight, dtype, name)
         stored = self.addConstant(values, name, dtype, _as_rank(values.shape, x))  # (1 ..., out, in)
         self.sources[name] = weight
         return self.addDequantize(stored, scales, f"{name}.dequantized", axis=len(x.shape) - 2)
+
+    def _quantize(self, weight: np.ndarray, dtype: trt.DataType, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The quantized weight (out, in) and its scales (out,)."""
+        return quantize_weight(weight, dtype, name)
 
     # explicit, symmetric quantization (Q/DQ)
 
@@ -575,28 +579,51 @@ class TrtNetworkHelper:
         layer_name: str | None = None,
         activation: str = "none",
         constant_weight: bool = True,
+        x_scale: float = 0.0,
+        output_scale: float = 0.0,
+        output: trt.DataType | None = None,
     ) -> trt.ITensor:
         """activation(x @ weightᵀ + bias) by the Linear plugin.
 
         Args:
-            x: (..., in) in the helper's type, fp16 or bf16.
-            weight: (out, in).
+            x: (..., in) in the helper's type, fp16 or bf16; int8 or fp8 with ``x_scale``.
+            weight: (out, in); with ``x_scale`` it is stored in the type of x, with a scale for each output channel.
             bias: (out,), or None.
             name: the module's name, which begins the names of its parameters.
             layer_name: the layer's name, for example the activation's; default: ``name``.
             activation: ``none``, or ``gelu`` by the error function.
             constant_weight: the kernel may read the weight before the previous layer has finished.
+            x_scale: the scale of an int8 or fp8 x, value = x · scale; 0 for a floating-point x.
+            output_scale: the scale of an int8 or fp8 output; 0 for a floating-point one.
+            output: the output's type, only with ``x_scale``: fp16, bf16 or the type of x. Default: the type of x with
+                ``output_scale``, else the helper's.
 
         Returns:
-            (..., out).
+            (..., out) in the helper's type; with ``x_scale`` in ``output``.
         """
-        inputs = [x, self.addConstant(weight, f"{name}.weight")]
+        fields: dict[str, float | int | str] = {"activation": activation, "constant_weight": int(constant_weight)}
+        if x_scale:
+            output = output or (x.dtype if output_scale else self.dtype)
+            inputs = [x, *self._addScaledWeight(weight, f"{name}.weight", x.dtype)]
+        else:
+            inputs = [x, self.addConstant(weight, f"{name}.weight")]
+        fields |= {"x_scale": x_scale} if x_scale else {}
+        fields |= {"output_scale": output_scale} if output_scale else {}
+        fields |= {"output_type": element_type(output).name} if output is not None else {}
         if bias is not None:
-            inputs.append(self.addConstant(bias, f"{name}.bias"))
-        fields = {"activation": activation, "constant_weight": int(constant_weight)}
-        output_types = ((self.dtype, (*as_tuple(x.shape)[:-1], weight.shape[0])),)
+            inputs.append(self.addConstant(bias, f"{name}.bias", trt.DataType.FLOAT if x_scale else self.dtype))
+        output_types = ((output or self.dtype, (*as_tuple(x.shape)[:-1], weight.shape[0])),)
         (y,) = self.addPlugin(PluginLayer(layer_name or name, "Linear", fields, output_types), inputs)
         return y
+
+    def _addScaledWeight(self, weight: np.ndarray, name: str, dtype: trt.DataType) -> tuple[trt.ITensor, trt.ITensor]:
+        """The weight (out, in) in 8 bits, and its scales (out,) in fp32, for a plugin layer."""
+        if not element_type(dtype).is_quantized:
+            raise LayerError(f"x of weight {name!r} is {dtype.name}, with a scale; expected INT8 or FP8")
+        values, scales = self._quantize(weight, dtype, name)
+        stored = self.addConstant(values, name, dtype)
+        self.sources[name] = weight
+        return stored, self.addConstant(scales, f"{name}.scales", trt.DataType.FLOAT)
 
     def addPlugin(self, layer: PluginLayer, inputs: Sequence[trt.ITensor]) -> tuple[trt.ITensor, ...]:
         """Adds a plugin layer. Its outputs have the layer's name, ``name.1`` and so on.

@@ -41,7 +41,13 @@ EVERY_FIELD = {
         "output_scale": np.float32(0),
         "output_type": "fp16",
     },
-    "Linear": {"activation": "gelu", "constant_weight": 1},
+    "Linear": {
+        "activation": "gelu",
+        "constant_weight": 1,
+        "x_scale": THIRD,
+        "output_scale": np.float32(0.1),
+        "output_type": "fp8",
+    },
 }
 each_plugin = pytest.mark.parametrize("name", EVERY_FIELD)
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <climits>
-#include <cmath>
 
 namespace bert
 {
@@ -18,22 +17,9 @@ constexpr int64_t kMAX_TOKENS = int64_t{1} << 30; // token numbers are int32 in 
 constexpr int64_t kMAX_BLOCKS = INT_MAX;
 constexpr int64_t kMIN_QUERIES = 32; // of a tile, in the kernel with the smallest tiles
 
-bool isNumberFrom0(float value)
-{
-    return std::isfinite(value) && value >= 0.0F;
-}
-
 bool isQkvType(DataType type)
 {
     return isFloating(type) || type == DataType::kINT8;
-}
-
-void checkScale(char const* field, float scale)
-{
-    if (!isNumberFrom0(scale))
-    {
-        fail("field ", field, " is ", scale, "; expected a finite number greater than 0, or 0 for none");
-    }
 }
 
 // The name of the second input, for messages.

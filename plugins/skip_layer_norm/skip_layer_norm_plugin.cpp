@@ -21,15 +21,6 @@ constexpr int32_t kBIAS = 4;
 // If all tensors are int8, there is no floating type, but the kernel is a template with one.
 constexpr DataType kANY_FLOATING_TYPE = DataType::kHALF;
 
-void checkScale(char const* name, float scale)
-{
-    if (!(scale == 0.0F || (scale >= kSMALLEST_SCALE && scale <= kLARGEST_SCALE)))
-    {
-        fail("field ", name, " is ", scale, "; expected ", kSMALLEST_SCALE, " to ", kLARGEST_SCALE,
-            ", or 0 for no scale");
-    }
-}
-
 // A tensor has a scale if and only if it is int8.
 void checkInputType(char const* name, DataType type, float scale)
 {
