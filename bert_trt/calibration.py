@@ -10,6 +10,7 @@ run gives the histograms of the tensors divided by the factors of every alpha, c
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from bert_trt.evaluation import Assemble, Evaluation, best_device
 from bert_trt.histograms import LARGEST_COUNTED, Histogram, find_range
 from bert_trt.model_files import ModelFolder
 from bert_trt.network_runner import NetworkRunner
-from bert_trt.options import CalibrationSettings, has_linear
+from bert_trt.options import CalibrationSettings
 from bert_trt.quantization import Product, Quantization, in_groups, range_name, smoothing_factors
 from bert_trt.sentences import Sentence
 from bert_trt.tensorrt_log import TrtLog
@@ -157,6 +158,8 @@ class CalibrationContext:
         assemble: ``builder.assemble``, passed in because no library imports a script.
         log: for TensorRT's messages.
         device: "cpu" or "cuda".
+        fusion: the fusion of the network in which values of alpha are compared. Ranges are those of the elementary
+            network: both have the same tensors.
     """
 
     folder: ModelFolder
@@ -166,6 +169,7 @@ class CalibrationContext:
     assemble: Assemble
     log: TrtLog
     device: str = field(default_factory=best_device)
+    fusion: str = "none"
 
     def products(self, settings: CalibrationSettings) -> list[Product]:
         """The products that the settings select."""
@@ -196,7 +200,8 @@ class CalibrationContext:
     def smoothing(self, settings: CalibrationSettings, plain: BertCalibrator, alpha: float) -> dict[str, np.ndarray]:
         """SmoothQuant's factors for one alpha, from what ``plain`` observed without smoothing."""
         channel_amax = {name: values.cpu().numpy() for name, values in plain.channel_amax.items()}
-        return smoothing_factors(self.products(settings), self.folder.weights(), channel_amax, alpha)
+        products = in_groups(self.products(settings), settings.smoothed)
+        return smoothing_factors(products, self.folder.weights(), channel_amax, alpha)
 
     def histograms(
         self,
@@ -278,7 +283,7 @@ def calibrate_best(context: CalibrationContext, settings: CalibrationSettings, m
     The best alpha has the least error on the calibration's own sentences; the final error is measured on others.
     Only inputs of linear layers can be smoothed: without a linear layer among the groups, alpha is not searched.
     """
-    if settings.smoothing != "auto" or not has_linear(settings.groups):
+    if settings.smoothing != "auto" or not settings.can_smooth:
         return calibrate(context, settings)
     start, products = time.perf_counter(), context.products(settings)
     count = len(context.sentences)
@@ -289,9 +294,8 @@ def calibrate_best(context: CalibrationContext, settings: CalibrationSettings, m
         smoothings = [context.smoothing(settings, plain, alpha) for alpha in ALPHAS if alpha is not None]
         smoothed = iter(context.histograms(settings, smoothings, plain, advance))
         factors = iter(smoothings)
-        evaluation = Evaluation(
-            context.folder, sentences, mask_id, context.assemble, context.log, context.device, advance
-        )
+        fused = functools.partial(context.assemble, fusion=context.fusion)
+        evaluation = Evaluation(context.folder, sentences, mask_id, fused, context.log, context.device, advance)
         candidates: dict[float | None, tuple[float, Calibration]] = {}
         for alpha in ALPHAS:
             histograms, smoothing = (plain.histograms[0], {}) if alpha is None else (next(smoothed), next(factors))

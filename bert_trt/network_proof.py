@@ -58,6 +58,10 @@ def check_definition(network: trt.INetworkDefinition, contents: NetworkContents,
             _check_constant(layer, contents)
         elif kind == "DEQUANTIZE":
             _check_scales(layer, producers, contents)
+        if kind == "QUANTIZE":
+            _check_range(input_names(layer)[0], layer.get_output(0).name, producers, contents)
+        elif kind == "PLUGIN_V3" and contents.plugins[layer.name].fields.get("output_scale"):
+            _check_range(layer.name, output_names(layer)[-1], producers, contents)
 
 
 def check_constants(network: trt.INetworkDefinition, contents: NetworkContents) -> None:
@@ -137,6 +141,15 @@ def _check_plugin_scales(layer: Any, producers: Producers, contents: NetworkCont
             raise WrongNetworkError(f"constant {weight.name!r} does not hold the quantized values of its source")
         if not np.array_equal(constant_values(scales, contents), expected):
             raise WrongNetworkError(f"constant {scales.name!r} does not hold the scales of {weight.name!r}")
+
+
+def _check_range(tensor: str, quantized: str, producers: Producers, contents: NetworkContents) -> None:
+    """Checks that a tensor was quantized to ``quantized`` with the scale that its range gives."""
+    expected = contents.scales.get(f"{tensor}.smoothed", contents.scales.get(tensor))
+    actual = _scale_of(quantized, producers, contents)
+    if expected is not None and (actual is None or not np.array_equal(actual, [np.float32(expected)])):
+        found = "no scale" if actual is None else f"the scale {float(actual[0]):.6g}"
+        raise WrongNetworkError(f"tensor {tensor!r} is quantized with {found}; its range gives {expected:.6g}")
 
 
 def _scale_of(name: str, producers: Producers, contents: NetworkContents) -> np.ndarray | None:

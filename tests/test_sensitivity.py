@@ -22,7 +22,7 @@ from bert_trt.console import UserError
 from bert_trt.evaluation import Evaluation, OutputChange, hide_word
 from bert_trt.model_files import ModelFolder
 from bert_trt.options import DEFAULT_TEXT, LINEAR_GROUPS, CalibrationSettings
-from bert_trt.quantization import Quantization, in_groups
+from bert_trt.quantization import Quantization, in_groups, kernels_of
 from bert_trt.quantized_model import rank_products, return_products
 from bert_trt.sentences import Sentence
 from bert_trt.tensorrt_log import TrtLog
@@ -173,7 +173,7 @@ def test_the_reference_is_pytorch(case, checkpoint):
 
 def test_the_bad_layer_is_ranked_first_and_alone_returned(bad_case):
     quantization = quantization_of(calibrate(bad_case.subject, SETTINGS), bad_case.products)
-    ranking = rank_products(bad_case.evaluation, quantization, bad_case.products)
+    ranking = rank_products(bad_case.evaluation, quantization, kernels_of(bad_case.products, "none"))
     assert sorted(one.name for one in ranking) == sorted(product.name for product in bad_case.products)
     assert [one.rel_l2 for one in ranking] == sorted((one.rel_l2 for one in ranking), reverse=True)
     assert (ranking[0].name, ranking[0].group) == (BAD, "intermediate")
@@ -182,7 +182,9 @@ def test_the_bad_layer_is_ranked_first_and_alone_returned(bad_case):
     whole = bad_case.evaluation.measure("int8", quantization).rel_l2
     rest = bad_case.evaluation.measure("int8", quantization.without(BAD)).rel_l2
     assert rest < 0.5 * whole
-    returned = return_products(bad_case.evaluation, quantization, bad_case.products, (whole + rest) / 2)
+    returned = return_products(
+        bad_case.evaluation, quantization, kernels_of(bad_case.products, "none"), (whole + rest) / 2
+    )
     assert returned.steps == [(BAD, pytest.approx(rest))]
     assert returned.quantization.products == quantization.products - {BAD}
     assert returned.ranking == ranking
@@ -190,7 +192,7 @@ def test_the_bad_layer_is_ranked_first_and_alone_returned(bad_case):
 
 def test_nothing_is_returned_when_the_error_is_small_enough(case):
     quantization = quantization_of(calibrate(case.subject, SETTINGS), case.products)
-    returned = return_products(case.evaluation, quantization, case.products, 0.9)
+    returned = return_products(case.evaluation, quantization, kernels_of(case.products, "none"), 0.9)
     assert returned.quantization is quantization
     assert (returned.steps, returned.ranking) == ([], [])
 
@@ -199,7 +201,7 @@ def test_products_are_returned_until_it_is_enough_even_all_of_them(case):
     products = case.products[:3]
     quantization = quantization_of(calibrate(case.subject, SETTINGS), products)
     best = case.evaluation.measure("fp16", None).rel_l2
-    returned = return_products(case.evaluation, quantization, products, best * 1.0001)
+    returned = return_products(case.evaluation, quantization, kernels_of(products, "none"), best * 1.0001)
     assert returned.quantization.products == frozenset()
     assert [name for name, _ in returned.steps] == [one.name for one in returned.ranking]
     assert returned.steps[-1][1] == pytest.approx(best)
@@ -209,7 +211,7 @@ def test_an_error_that_cannot_be_reached_says_the_best(case):
     quantization = quantization_of(calibrate(case.subject, SETTINGS), case.products)
     best = case.evaluation.measure("fp16", None).rel_l2
     with pytest.raises(UserError, match=r"--max-error 1e-06 cannot be met: with everything in fp16") as told:
-        return_products(case.evaluation, quantization, case.products, 1e-6)
+        return_products(case.evaluation, quantization, kernels_of(case.products, "none"), 1e-6)
     assert f"{best:.2e}, the best that can be reached; with all 12 products in int8 it is" in str(told.value)
 
 
@@ -218,7 +220,7 @@ def test_a_ranking_with_infinite_errors(case, monkeypatch):
     monkeypatch.setattr(
         case.evaluation, "measure", lambda *_: OutputChange(1, next(errors), 1.0, None, None), raising=True
     )
-    ranking = rank_products(case.evaluation, Quantization("int8"), case.products[:3])
+    ranking = rank_products(case.evaluation, Quantization("int8"), kernels_of(case.products[:3], "none"))
     assert [one.rel_l2 for one in ranking] == [math.inf, 0.3, 0.1]
 
 
