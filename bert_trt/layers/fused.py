@@ -49,7 +49,8 @@ class FusedLayers(NativeLayers):
         }
         tables = [self.table(f"{name}.{part}", count) for part, count in rows.items()]
         gamma, beta = self.norm_weights(f"{name}.LayerNorm")
-        return self.helper.addEmbLayerNorm(ids, tables, gamma, beta, config.layer_norm_eps, f"{name}.LayerNorm")
+        (y,) = self.helper.addEmbLayerNorm(ids, tables, gamma, beta, config.layer_norm_eps, f"{name}.LayerNorm")
+        return y
 
     def self_attention(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """softmax(Q Kᵀ / √D) V for each head: (S, H) -> (S, H).
