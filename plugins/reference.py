@@ -80,10 +80,11 @@ def _dequantize(x: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tens
 def quantize(y: torch.Tensor, scale: float, dtype: torch.dtype = torch.int8) -> torch.Tensor:
     """y / scale as int8 or fp8 (E4M3), rounded half to even and saturated, as in TensorRT.
 
-    ``scale`` is rounded to fp32.
+    ``scale`` is rounded to fp32. NaN becomes −128 in int8, as in the kernels, and stays NaN in fp8.
     """
     scaled = y / float(np.float32(scale))
     rounded = torch.round(scaled) if dtype == torch.int8 else scaled  # the cast to fp8 itself rounds half to even
+    rounded = rounded.nan_to_num(-math.inf, math.inf, -math.inf) if dtype == torch.int8 else rounded
     return rounded.clamp(*QUANTIZED_LIMITS[dtype]).to(dtype)
 
 
@@ -210,18 +211,34 @@ def _skip_layer_norm_plugin(
     output_scale: float = 0.0,
     output_type: str | None = None,
     outputs: str = "y",
+    quantized_type: str = "int8",
     constant_weights: int = 0,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     y = skip_layer_norm(x, skip, *weights, epsilon=epsilon, x_scale=x_scale, skip_scale=skip_scale)
-    if output_scale and outputs == "y":
-        return quantize(y, output_scale)
     floating = next((t.dtype for t in (x, skip) if t.dtype != torch.int8), None) or TYPES[output_type or "fp32"]
-    return (y.to(floating), quantize(y, output_scale)) if outputs == "both" else y.to(floating)
+    return _with_quantized(y, floating, output_scale, outputs, quantized_type)
 
 
-def _emb_layer_norm_plugin(*inputs: torch.Tensor, epsilon: float) -> torch.Tensor:
+def _with_quantized(
+    y: torch.Tensor, floating: torch.dtype, output_scale: float, outputs: str, quantized_type: str
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """y in its floating type, in 8 bits, or both."""
+    if not output_scale:
+        return y.to(floating)
+    narrow = quantize(y, output_scale, TYPES[quantized_type])
+    return (y.to(floating), narrow) if outputs == "both" else narrow
+
+
+def _emb_layer_norm_plugin(
+    *inputs: torch.Tensor,
+    epsilon: float,
+    output_scale: float = 0.0,
+    outputs: str = "y",
+    quantized_type: str = "int8",
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     words = inputs[3]
-    return emb_layer_norm(*inputs, epsilon=epsilon).to(words.dtype)
+    y = emb_layer_norm(*inputs, epsilon=epsilon)
+    return _with_quantized(y, words.dtype, output_scale, outputs, quantized_type)
 
 
 def _linear_plugin(
@@ -258,8 +275,8 @@ def qkv_to_context(
         num_heads: N.
         layout: single, padded or packed.
         qkv_scale: the scale of an int8 ``qkv``; 0 for other types.
-        output_scale: the scale of an int8 output; 0 for other types.
-        output_type: fp32, fp16 or bf16; by default the type of ``qkv``.
+        output_scale: the scale of an output in 8 bits; 0 for other types.
+        output_type: fp32, fp16 or bf16, by default the type of ``qkv``; with ``output_scale`` int8 (default) or fp8.
         dtype: with float64 the result stays in float64 and is not quantised, for error measurements.
 
     Returns:
@@ -279,9 +296,8 @@ def qkv_to_context(
     if dtype == torch.float64:
         return context
     if output_scale:
-        return (context / output_scale).round().clamp(-128, 127).to(torch.int8)  # rounds half to even
-    types = {"": qkv.dtype, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    return context.to(types[output_type])
+        return quantize(context, output_scale, TYPES[output_type or "int8"])
+    return context.to(TYPES[output_type] if output_type else qkv.dtype)
 
 
 def _attention(heads: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -294,7 +310,15 @@ def _attention(heads: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return (torch.softmax(scores, -1) @ v).transpose(-2, -3)
 
 
-QUANTIZATION_FIELDS = ("x_scale", "skip_scale", "qkv_scale", "output_scale", "output_type", "outputs")
+QUANTIZATION_FIELDS = (
+    "x_scale",
+    "skip_scale",
+    "qkv_scale",
+    "output_scale",
+    "output_type",
+    "outputs",
+    "quantized_type",
+)
 WEIGHT_SCALES_INPUT = 2  # of Linear in 8 bits
 
 # By the plugin's name: a function from its inputs, and its fields by name, to its output or outputs.

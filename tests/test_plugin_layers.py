@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import types
 from collections.abc import Callable
@@ -590,7 +591,8 @@ def test_embeddings_and_norm_in_one_layer(tmp_path, precision):
     def steps(helper):
         ids = [helper.addInput(name, trt.DataType.INT32, (1, -1)) for name in names]
         tables = [helper.addConstant(table, f"table{index}") for index, table in enumerate(values)]
-        helper.markOutput(helper.addEmbLayerNorm(ids, tables, gamma, beta, EPSILON, "emb"), "y")
+        (y,) = helper.addEmbLayerNorm(ids, tables, gamma, beta, EPSILON, "emb")
+        helper.markOutput(y, "y")
 
     made = define(steps, dtype)
     chosen = {name: np.array([[0, 1, 1, 0]], np.int32) for name in names}
@@ -603,6 +605,51 @@ def test_embeddings_and_norm_in_one_layer(tmp_path, precision):
     expected = torch.nn.functional.layer_norm(total, (H,), *affine, EPSILON)
     assert relative_l2(found[0, [0, 1, 3]].numpy(), expected.numpy()) <= TOLERANCES[precision]
     assert build_with_plugins(made, tmp_path / "p.plan").num_bytes > 0
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_a_layer_in_8_bits_from_the_embeddings_on(tmp_path, kind):
+    """EmbLayerNorm and SkipLayerNorm give y and y in 8 bits, attention and the first product give 8 bits alone."""
+    narrow, scale, width, heads = NARROW_TYPES[kind], 0.03, 64, 2
+    generator = np.random.default_rng(1)
+    values = [generator.standard_normal((size, width), np.float32) for size in (50, 20, 2)]
+    gamma, beta = np.ones(width, np.float32), generator.standard_normal(width, np.float32)
+    shapes = {"qkv": (3 * width, width), "out": (width, width), "up": (2 * width, width), "down": (width, 2 * width)}
+    matrices = {
+        name: generator.standard_normal(shape, np.float32) / np.float32(math.sqrt(shape[1]))
+        for name, shape in shapes.items()
+    }
+    names = ("input_ids", "token_type_ids", "position_ids")
+
+    def steps(helper):
+        in_8_bits = {"output_scale": scale, "quantized_type": narrow}
+        ids = [helper.addInput(name, trt.DataType.INT32, (1, -1)) for name in names]
+        tables = [helper.addConstant(table, f"table{index}") for index, table in enumerate(values)]
+        y, q = helper.addEmbLayerNorm(ids, tables, gamma, beta, EPSILON, "emb", outputs="both", **in_8_bits)
+        qkv = helper.addFusedLinear(q, matrices["qkv"], None, "qkv", x_scale=scale)
+        context = helper.addQkvToContext(qkv, heads, "attention", output_scale=scale, output=narrow)
+        attended = helper.addFusedLinear(context, matrices["out"], None, "out", x_scale=scale)
+        y, q = helper.addSkipLayerNorm(attended, y, gamma, beta, EPSILON, "norm", outputs="both", **in_8_bits)
+        up = helper.addFusedLinear(
+            q, matrices["up"], beta.repeat(2), "up", None, "gelu", x_scale=scale, output_scale=0.1
+        )
+        down = helper.addFusedLinear(up, matrices["down"], None, "down", x_scale=0.1)
+        (y,) = helper.addSkipLayerNorm(down, y, gamma, beta, EPSILON, "last")
+        assert {tensor.dtype for tensor in (q, context, up)} == {narrow}
+        assert {tensor.dtype for tensor in (qkv, attended, down, y)} == {trt.DataType.HALF}
+        helper.markOutput(y, "y")
+
+    made_builder, helper, _ = define(steps)
+    read = NetworkContents(helper.weights, helper.plugin_layers, helper.sources)
+    check_definition(helper.network, read, EPSILON)
+    chosen = {name: np.array([[0, 1, 1, 0]], np.int32) for name in names}
+    chosen["input_ids"] = np.array([[49, 3, 17, 0]], np.int32)
+    found, wide = (
+        NetworkRunner(helper.network, contents=read, in_fp32=in_fp32).run(chosen)["y"].numpy()
+        for in_fp32 in (False, True)
+    )
+    assert 1e-3 < relative_l2(found, wide) <= 0.1
+    assert build_with_plugins((made_builder, helper, None), tmp_path / "p.plan").num_bytes > 0
 
 
 def test_int8_without_a_scale_is_refused_by_name():
@@ -626,6 +673,8 @@ def test_int8_without_a_scale_is_refused_by_name():
         ("fp16", {}, trt.DataType.HALF),
         ("bf16", {}, trt.DataType.BF16),
         ("fp16", {"output_scale": 0.02}, trt.DataType.INT8),
+        ("fp16", {"output_scale": 0.02, "output": trt.DataType.FP8}, trt.DataType.FP8),
+        ("bf16", {"output_scale": 0.02, "output": trt.DataType.FP8}, trt.DataType.FP8),
         ("int8", {"qkv_scale": 0.1, "output_scale": 0.02}, trt.DataType.INT8),
         ("int8", {"qkv_scale": 0.1, "output": trt.DataType.HALF}, trt.DataType.HALF),
         ("int8", {"qkv_scale": 0.1, "output": trt.DataType.BF16}, trt.DataType.BF16),

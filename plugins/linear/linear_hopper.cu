@@ -15,7 +15,7 @@ namespace
 
 // What a shape takes, in microseconds: fitted by benchmarks/linear_sweep.py to the products of BERT-base and -large with 37
 // numbers of rows from 1 to 65536, on an H200 and an H100 at their power limit. What is chosen by it takes 0.5 to 0.8 %
-// longer than the fastest shape on average, at those sizes and at 24 others; benchmarks/linear_h200.md and linear_h100.md
+// longer than the fastest shape on average, at those sizes and at 24 others; benchmarks/linear_h200.md and benchmarks/linear_h100.md
 // have every size.
 struct Costs
 {

@@ -7,13 +7,10 @@
 #include "common/hopper_wgmma.cuh"
 
 #include <cstdint>
-#include <cuda_fp8.h>
 #include <type_traits>
 
 namespace bert
 {
-
-using E4m3 = __nv_fp8_e4m3;
 
 template <typename T>
 using Accumulator = std::conditional_t<std::is_same_v<T, int8_t>, int32_t, float>;

@@ -45,11 +45,20 @@ QkvToContextPlugin::QkvToContextPlugin(QkvToContextFields fields)
     checkScale("qkv_scale", mFields.qkvScale);
     checkScale("output_scale", mFields.outputScale);
     std::string const& type = mFields.outputType;
-    if (!type.empty())
+    bool const inEightBits
+        = !type.empty()
+          && isQuantized(outputTypeNamed(
+              type, {DataType::kFLOAT, DataType::kHALF, DataType::kBF16, DataType::kINT8, DataType::kFP8}));
+    if (inEightBits && mFields.outputScale == 0.0F)
     {
-        floatingTypeNamed(type);
+        fail("field output_type is \"", type, "\"; give the scale of the context in the field output_scale");
     }
-    if (!type.empty() && (mFields.qkvScale == 0.0F || mFields.outputScale > 0.0F))
+    if (type == "fp8" && mFields.qkvScale > 0.0F)
+    {
+        fail("field output_type is \"fp8\", but qkv_scale is ", mFields.qkvScale,
+            ", so qkv is int8; expected int8, or qkv of fp32, fp16 or bf16");
+    }
+    if (!type.empty() && !inEightBits && (mFields.qkvScale == 0.0F || mFields.outputScale > 0.0F))
     {
         fail("field output_type is \"", type, "\", but qkv_scale is ", mFields.qkvScale, " and output_scale ",
             mFields.outputScale,
@@ -162,7 +171,7 @@ std::vector<DataType> QkvToContextPlugin::outputTypes(std::vector<DataType> cons
 {
     if (mFields.outputScale > 0.0F)
     {
-        return {DataType::kINT8};
+        return {mFields.outputType == "fp8" ? DataType::kFP8 : DataType::kINT8};
     }
     return {mFields.outputType.empty() ? inputs[kQKV] : floatingTypeNamed(mFields.outputType)};
 }
@@ -209,7 +218,7 @@ cudaError_t QkvToContextPlugin::launch(EnqueueCall const& call) const
     arguments.type = elementType(call.inputDesc[kQKV].type);
     arguments.outputType = elementType(call.outputDesc[0].type);
     arguments.qkvScale = arguments.type == ElementType::kINT8 ? mFields.qkvScale : 1.0F;
-    arguments.outputScale = arguments.outputType == ElementType::kINT8 ? mFields.outputScale : 1.0F;
+    arguments.outputScale = mFields.outputScale > 0.0F ? mFields.outputScale : 1.0F;
     return launchQkvToContext(arguments, call.stream);
 }
 
