@@ -74,10 +74,10 @@ class FusedLayers(NativeLayers):
         weights, biases = zip(*parts, strict=True)
         return np.concatenate(weights), np.concatenate(biases)
 
-    def context(self, qkv: trt.ITensor, name: str, **output: Any) -> trt.ITensor:
-        """(S, 3 H) -> (S, H) by the QkvToContext plugin; ``output`` are arguments of ``addQkvToContext``."""
+    def context(self, qkv: trt.ITensor, name: str) -> trt.ITensor:
+        """(S, 3 H) -> (S, H) by the QkvToContext plugin."""
         layout = self.layout
-        return self.helper.addQkvToContext(*(qkv, self.config.num_heads, name, layout.name, layout.lengths), **output)
+        return self.helper.addQkvToContext(qkv, self.config.num_heads, name, layout.name, layout.lengths)
 
     def linear_add_norm(self, x: trt.ITensor, residual: trt.ITensor, name: str) -> trt.ITensor:
         """LN(x @ weightᵀ + bias + residual): (S, in) and (S, H) -> (S, H). The plugin also adds the bias."""

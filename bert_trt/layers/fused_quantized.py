@@ -120,7 +120,7 @@ class FusedQuantizedLayers(FusedLayers):
 
     def embeddings(self, ids: Sequence[trt.ITensor], name: str) -> trt.ITensor:
         """LN(word + position + type): three (S,) -> (S, H) in fp16, and in 8 bits for the first layer's product."""
-        return self.keep_quantized(self.add_embeddings(ids, name, **self.outputs(name, f"{name}.LayerNorm")))
+        return self.keep_quantized(self.add_embeddings(ids, name, **self.norm_outputs(name)))
 
     def qkv_weights(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """As ``FusedLayers.qkv_weights``; V is divided by SmoothQuant's factors s, and so is the context."""
@@ -131,23 +131,27 @@ class FusedQuantizedLayers(FusedLayers):
         divisor = np.concatenate([np.ones(2 * len(factors), np.float32), factors])  # Q and K are not divided
         return weight / divisor[:, None], bias / divisor
 
-    def context(self, qkv: trt.ITensor, name: str, **output: Any) -> trt.ITensor:
-        """As ``FusedLayers.context``, in 8 bits if the next product is quantized."""
-        output = {key: value for key, value in self.outputs(name, name).items() if key != "outputs"}
-        return super().context(qkv, name, **output)
+    def context(self, qkv: trt.ITensor, name: str) -> trt.ITensor:
+        """(S, 3 H) -> (S, H) by the QkvToContext plugin, in 8 bits if the next product is quantized."""
+        layout, scale = self.layout, self.output_scale(name, name)
+        return self.helper.addQkvToContext(
+            *(qkv, self.config.num_heads, name, layout.name, layout.lengths),
+            output_scale=scale,
+            output=self.products.quantization.dtype if scale else None,
+        )
 
     def linear_activation(self, x: trt.ITensor, name: str, width: int) -> trt.ITensor:
         """activation(x @ weightᵀ + bias): (S, H) -> (S, width), in 8 bits if the next product is quantized."""
         weight, bias = self.linear_weights(f"{name}.dense", self.config.hidden_size, width)
         activation_name = f"{name}.intermediate_act_fn"
-        scale = self.products.scale(activation_name) if self.products.is_quantized(*self.readers(name)) else 0.0
         return self.products.linear_activation(
-            *(x, weight, bias, f"{name}.dense", self.activation, activation_name), output_scale=scale
+            *(x, weight, bias, f"{name}.dense", self.activation, activation_name),
+            output_scale=self.output_scale(name, activation_name),
         )
 
     def linear_add_norm(self, x: trt.ITensor, residual: trt.ITensor, name: str) -> trt.ITensor:
         """LN(x @ weightᵀ + bias + residual): (S, in) and (S, H) -> (S, H) in fp16, and in 8 bits for a product."""
-        return self.keep_quantized(self.add_linear_norm(x, residual, name, **self.outputs(name, f"{name}.LayerNorm")))
+        return self.keep_quantized(self.add_linear_norm(x, residual, name, **self.norm_outputs(name)))
 
     def readers(self, name: str) -> tuple[str, ...]:
         """The modules whose product reads the result of the step ``name``; none after the last layer."""
@@ -162,14 +166,17 @@ class FusedQuantizedLayers(FusedLayers):
         }
         return () if (index + 1, step) == (self.config.num_layers, "output") else readers[step]
 
-    def outputs(self, name: str, tensor: str) -> dict[str, Any]:
-        """The arguments that make a plugin write ``tensor``, the result of the step ``name``, in fp16 and 8 bits;
-        none if no quantized product reads it."""
-        readers = self.readers(name)
-        if not readers or not self.products.is_quantized(*readers):
-            return {}
+    def output_scale(self, step: str, tensor: str) -> float:
+        """The scale in which ``tensor``, the result of a step, is written in 8 bits; 0 if the next product reads fp16
+        or there is none."""
+        readers = self.readers(step)
+        return self.products.scale(tensor) if readers and self.products.is_quantized(*readers) else 0.0
+
+    def norm_outputs(self, step: str) -> dict[str, Any]:
+        """The arguments that make the layer norm of a step write fp16 and 8 bits; none for fp16 alone."""
+        scale = self.output_scale(step, f"{step}.LayerNorm")
         dtype = self.products.quantization.dtype
-        return {"output_scale": self.products.scale(tensor), "outputs": "both", "quantized_type": dtype}
+        return {"output_scale": scale, "outputs": "both", "quantized_type": dtype} if scale else {}
 
     def keep_quantized(self, outputs: Sequence[trt.ITensor]) -> trt.ITensor:
         """Keeps the 8-bit form, if there is one, for the product that reads it; returns the fp16 form."""
