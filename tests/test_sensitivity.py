@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SENTENCES, InProcess, encoder_products, make_checkpoint
+from plugin_build_for_tests import built_plugins
 from transformers import BertForMaskedLM
 
 import model2onnx
@@ -270,10 +271,15 @@ def test_a_channel_that_is_almost_never_on_can_be_smoothed(tmp_path, sentences_p
 # --- the script -------------------------------------------------------------------------------------------
 
 
-def test_the_script_ranks_and_returns(in_process: InProcess, outlier_dir, sentences_path, tmp_path):
+@pytest.mark.parametrize("fusion", ["none", "all"])
+def test_the_script_ranks_and_returns(in_process: InProcess, outlier_dir, sentences_path, tmp_path, fusion):
+    """With 8-bit plugins Q, K and V are one product."""
+    if fusion == "all":
+        built_plugins()
     result, picture = tmp_path / "new" / "r.json", tmp_path / "p.png"
     options = ["--model-dir", outlier_dir, "--calibration-data", sentences_path, "--calibration-sentences", 6]
     options += ["--smooth", "off", "--calibration", "max", "--max-error", 0.03, "--json", result, "--plot", picture]
+    options += ["--fusion", fusion]
     done = in_process(sensitivity.main, *options)
     assert done.code == 0, done.err
     assert "Relative L2 error with one product in int8" in done.out
@@ -282,7 +288,9 @@ def test_the_script_ranks_and_returns(in_process: InProcess, outlier_dir, senten
     said = json.loads(result.read_text())
     assert said["returned_to_fp16"][0][0] == said["ranking"][0]["name"] == BAD
     assert BAD not in said["quantized_products"]
-    assert len(said["ranking"]) == 12
+    assert len(said["ranking"]) == (8 if fusion == "all" else 12)
+    merged = [one["name"] for one in said["ranking"] if one["name"].endswith(".qkv")]
+    assert len(merged) == (2 if fusion == "all" else 0)
     assert said["change"]["rel_l2"] <= 0.03
     assert picture.read_bytes().startswith(b"\x89PNG")
 
