@@ -27,7 +27,15 @@ from bert_trt.element_types import ELEMENT_TYPES
 from bert_trt.files import write_json
 from bert_trt.fusion import LAYER_SETS, refuse_attention_products, warn_off_hopper
 from bert_trt.fusion_log import print_fusions
-from bert_trt.layers import LAYOUTS, LinearPluginProducts, NativeLayers, Products, QuantizedProducts
+from bert_trt.layers import (
+    LAYOUTS,
+    EightBitProducts,
+    FusedQuantizedLayers,
+    LinearPluginProducts,
+    NativeLayers,
+    Products,
+    QuantizedProducts,
+)
 from bert_trt.mask_filling import fill_text_file, read_source
 from bert_trt.model_files import BertConfig, ModelFolder
 from bert_trt.network import DefinedNetwork, NetworkContents
@@ -117,7 +125,8 @@ def assemble(
     """
     weights, config = folder.weights(), folder.config
     dtype = ELEMENT_TYPES[BASE_PRECISION if precision in QUANTIZED_PRECISIONS else precision].trt
-    layer_set = layer_set or LAYER_SETS[fusion]
+    has_8_bit_plugins = fusion == "all" and precision in QUANTIZED_PRECISIONS and quantization is not None
+    layer_set = layer_set or (FusedQuantizedLayers if has_8_bit_plugins else LAYER_SETS[fusion])
     if quantization is not None and layer_set.has_fused_attention:
         refuse_attention_products(quantization)
 
@@ -126,7 +135,11 @@ def assemble(
         uses_linear_plugin = fusion == "all" and precision != "fp32"
         products = LinearPluginProducts(helper, constant_weights) if uses_linear_plugin else Products(helper)
         if quantization is not None:
-            products = QuantizedProducts(products, quantization)
+            products = (
+                EightBitProducts(helper, quantization, constant_weights)
+                if has_8_bit_plugins
+                else QuantizedProducts(products, quantization)
+            )
         layers = layer_set(helper, config, weights, layout, products, gelu, layer_norm, constant_weights)
         bert = Bert(config, layers)
         layout.add_output(bert.forward(layout.ids), config.output_name, config.output_width)
@@ -138,11 +151,14 @@ def assemble(
     return DefinedNetwork(
         builder,
         helper.network,
-        NetworkContents(helper.weights, helper.plugin_layers, helper.sources),
+        NetworkContents(
+            *(helper.weights, helper.plugin_layers, helper.sources),
+            scales={} if quantization is None else quantization.scales,
+        ),
         weights,
         bert.hidden_states,
         products.added,
-        products.num_quantized if isinstance(products, QuantizedProducts) else 0,
+        products.num_quantized,
         helper.gelu_parts,
     )
 

@@ -5,9 +5,9 @@
     python calibrator.py --calibration entropy --plot ranges.png
 
 ``builder.py --precision int8`` does the same by itself. bert_trt/network_runner.py runs the fp32 network over the
-sentences, on CUDA where there is a GPU, each sentence with its own length: no padding reaches the statistics. Each
-tensor that will be quantized has a histogram of absolute values. A method (bert_trt/histograms.py) chooses its range
-from the histogram, the absolute value that becomes 127. amax is the largest absolute value:
+sentences, on CUDA where there is a GPU; no padding reaches the statistics. Each tensor that will be quantized has a
+histogram of absolute values. A method (bert_trt/histograms.py) chooses its range from the histogram, the absolute
+value that becomes 127. amax is the largest absolute value:
 
     max         amax itself: nothing is clipped, but one outlier makes the steps of all values coarse
     percentile  the value below which 99.99 % of the values lie (--percentile)

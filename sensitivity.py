@@ -26,10 +26,11 @@ from rich.table import Table
 from bert_trt.calibration import quantization_of
 from bert_trt.console import UserError, console, run_script
 from bert_trt.files import atomic_write, check_outputs, make_folder, write_json
+from bert_trt.fusion import check_quantized_groups
 from bert_trt.model_files import ModelFolder
-from bert_trt.options import CACHE_NAME
+from bert_trt.options import CACHE_NAME, GROUPS
 from bert_trt.pictures import load_pyplot
-from bert_trt.quantization import BASE_PRECISION, Product, in_groups
+from bert_trt.quantization import BASE_PRECISION
 from bert_trt.quantized_model import Sensitivity, quantize, rank_products
 from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
@@ -46,17 +47,18 @@ def print_ranking(ranking: Sequence[Sensitivity], kind: str, plain_error: float)
     console.print(table)
 
 
-def plot_ranking(ranking: Sequence[Sensitivity], kind: str, products: Sequence[Product], path: Path) -> None:
+def plot_ranking(ranking: Sequence[Sensitivity], kind: str, path: Path) -> None:
     """Plots the error over the encoder layers, a line for each group: the most sensitive product of the group."""
     pyplot = load_pyplot()
-    errors = {sensitivity.name: sensitivity.rel_l2 for sensitivity in ranking}
     figure, axis = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
-    for group in dict.fromkeys(product.group for product in products):
+    for group in (group for group in GROUPS if any(one.group == group for one in ranking)):
         by_layer: dict[int, float] = {}
-        for product in in_groups(products, [group]):
-            layer = int(product.name.split("layer.")[1].split(".")[0])
-            by_layer[layer] = max(by_layer.get(layer, 0.0), errors[product.name])
-        axis.plot(list(by_layer), list(by_layer.values()), marker="o", label=group)
+        for one in ranking:
+            if one.group == group:
+                layer = int(one.name.split("layer.")[1].split(".")[0])
+                by_layer[layer] = max(by_layer.get(layer, 0.0), one.rel_l2)
+        layers = sorted(by_layer)
+        axis.plot(layers, [by_layer[layer] for layer in layers], marker="o", label=group)
     axis.set(xlabel="encoder layer", ylabel="relative L2 error of the output", title=f"One product alone in {kind}")
     axis.set_ylim(bottom=0)
     axis.legend()
@@ -74,20 +76,22 @@ def main() -> int:
     for path in outputs.values():
         if path is not None:
             make_folder(path.parent)
-    model = quantize(folder, options.quantization, assemble, log, folder.path / CACHE_NAME)
+    settings = options.quantization.settings
+    check_quantized_groups(options.fusion, settings.kind, settings.groups)
+    model = quantize(folder, options.quantization, assemble, log, folder.path / CACHE_NAME, options.fusion)
     evaluation = model.evaluation
     if evaluation is None:
         raise UserError(
             f"{options.quantization.data}: no sentence is left over to measure on; lower --calibration-sentences"
         )
-    products = in_groups(model.products, options.quantization.settings.groups)
     ranking = model.returned.ranking if model.returned else []
     if not ranking:  # --max-error ranks only if it has to return something
-        ranking = rank_products(evaluation, quantization_of(model.calibration, products), products)
-    print_ranking(ranking, options.quantization.settings.kind, evaluation.measure(BASE_PRECISION, None).rel_l2)
+        products = [product for kernel in model.kernels.values() for product in kernel]
+        ranking = rank_products(evaluation, quantization_of(model.calibration, products), model.kernels)
+    print_ranking(ranking, settings.kind, evaluation.measure(BASE_PRECISION, None).rel_l2)
     model.print_change()
     if options.plot is not None:
-        plot_ranking(ranking, options.quantization.settings.kind, products, options.plot)
+        plot_ranking(ranking, settings.kind, options.plot)
     write_json(options.json, {**model.as_dict(), "ranking": [asdict(sensitivity) for sensitivity in ranking]})
     return 0
 

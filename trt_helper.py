@@ -22,7 +22,7 @@ from bert_trt.element_types import ELEMENT_TYPES, convert_weight, element_type, 
 from bert_trt.inference import InferHelper, Latency
 from bert_trt.options import GELU_KINDS, SequenceRange
 from bert_trt.plan import BuildOptions, PlanError, build_plan, check_plan, create_builder
-from bert_trt.plugin_layers import PluginLayer, PluginLayers
+from bert_trt.plugin_layers import PluginLayer, PluginLayers, TensorType
 from bert_trt.tensorrt_log import LOGGER, TrtLog
 from bert_trt.tensorrt_product import IS_RTX, trt
 from bert_trt.tensors import LayerError, as_tuple, describe_tensor, shape_of
@@ -186,10 +186,14 @@ class TrtNetworkHelper:
         return self.addBias(self.addMatMul(x, table, f"{name}.decoder", transpose_b=True), bias, name)
 
     def _addQuantizedWeight(self, x: trt.ITensor, weight: np.ndarray, name: str, dtype: trt.DataType) -> trt.ITensor:
-        values, scales = quantize_weight(weight, dtype, name)
+        values, scales = self._quantize(weight, dtype, name)
         stored = self.addConstant(values, name, dtype, _as_rank(values.shape, x))  # (1 ..., out, in)
         self.sources[name] = weight
         return self.addDequantize(stored, scales, f"{name}.dequantized", axis=len(x.shape) - 2)
+
+    def _quantize(self, weight: np.ndarray, dtype: trt.DataType, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The quantized weight (out, in) and its scales (out,)."""
+        return quantize_weight(weight, dtype, name)
 
     # explicit, symmetric quantization (Q/DQ)
 
@@ -459,6 +463,7 @@ class TrtNetworkHelper:
         output_scale: float = 0.0,
         outputs: str = "y",
         constant_weights: bool = True,
+        quantized_type: trt.DataType = trt.DataType.INT8,
     ) -> tuple[trt.ITensor, ...]:
         """LN(x + skip + bias) by the SkipLayerNorm plugin.
 
@@ -474,16 +479,18 @@ class TrtNetworkHelper:
             bias: (H,), the bias of the linear layer that computed x, or None.
             x_scale: the scale of an int8 x, value = int8 · scale; 0 for a floating-point x.
             skip_scale: the scale of an int8 skip; 0 for a floating-point skip.
-            output_scale: the scale of an int8 output; 0 for no int8 output.
-            outputs: ``y`` for one output, int8 if it has a scale; ``both`` for y in the helper's type, then int8.
+            output_scale: the scale of an output in 8 bits; 0 for none.
+            outputs: ``y`` for one output, in 8 bits if it has a scale; ``both`` for y in the helper's type, then y in
+                8 bits.
             constant_weights: the kernel may read gamma, beta and bias before the previous layer has finished.
+            quantized_type: the type of an output in 8 bits, INT8 or FP8.
 
         Returns:
             The outputs, each (..., H).
         """
-        scales = {"x_scale": x_scale, "skip_scale": skip_scale, "output_scale": output_scale}
-        given = {key: scale for key, scale in scales.items() if scale}
-        fields = {"epsilon": epsilon, **given, "outputs": outputs, "constant_weights": int(constant_weights)}
+        fields: dict[str, float | int | str] = {"epsilon": epsilon, "constant_weights": int(constant_weights)}
+        fields |= {key: scale for key, scale in (("x_scale", x_scale), ("skip_scale", skip_scale)) if scale}
+        fields |= _output_fields(output_scale, outputs, quantized_type)
         if x_scale and skip_scale:  # otherwise the output has the type of the floating-point input
             fields["output_type"] = element_type(self.dtype).name
         inputs = [
@@ -496,9 +503,7 @@ class TrtNetworkHelper:
             for part, values in parameters
             if values is not None
         ]
-        floating = (self.dtype,) if outputs == "both" or not output_scale else ()
-        dtypes = (*floating, trt.DataType.INT8) if output_scale else floating
-        output_types = tuple((dtype, as_tuple(x.shape)) for dtype in dtypes)
+        output_types = self._outputTypes(as_tuple(x.shape), output_scale, outputs, quantized_type)
         return self.addPlugin(PluginLayer(name, "SkipLayerNorm", fields, output_types), inputs)
 
     def addEmbLayerNorm(
@@ -509,7 +514,10 @@ class TrtNetworkHelper:
         beta: np.ndarray,
         epsilon: float,
         name: str,
-    ) -> trt.ITensor:
+        output_scale: float = 0.0,
+        outputs: str = "y",
+        quantized_type: trt.DataType = trt.DataType.INT8,
+    ) -> tuple[trt.ITensor, ...]:
         """LN(word + position + type) by the EmbLayerNorm plugin.
 
         Args:
@@ -519,16 +527,26 @@ class TrtNetworkHelper:
             beta: (H,).
             epsilon: added to the variance; 1e-12 in BERT.
             name: the module's name.
+            output_scale: the scale of an output in 8 bits; 0 for none.
+            outputs: ``y`` or ``both``, as for ``addSkipLayerNorm``.
+            quantized_type: the type of an output in 8 bits, INT8 or FP8.
 
         Returns:
-            (..., H) in the helper's type.
+            The outputs, each (..., H).
         """
         scale = self.addConstant(gamma, f"{name}.weight", trt.DataType.FLOAT)
         shift = self.addConstant(beta, f"{name}.bias", trt.DataType.FLOAT)
-        output_types = ((self.dtype, (*as_tuple(ids[0].shape), len(gamma))),)
-        layer = PluginLayer(name, "EmbLayerNorm", {"epsilon": epsilon}, output_types)
-        (y,) = self.addPlugin(layer, [*ids, *tables, scale, shift])
-        return y
+        fields = {"epsilon": epsilon, **_output_fields(output_scale, outputs, quantized_type)}
+        shape = (*as_tuple(ids[0].shape), len(gamma))
+        output_types = self._outputTypes(shape, output_scale, outputs, quantized_type)
+        return self.addPlugin(PluginLayer(name, "EmbLayerNorm", fields, output_types), [*ids, *tables, scale, shift])
+
+    def _outputTypes(
+        self, shape: tuple[int, ...], output_scale: float, outputs: str, quantized_type: trt.DataType
+    ) -> tuple[TensorType, ...]:
+        """Types and shapes of the outputs of a plugin that gives y, y in 8 bits, or both."""
+        floating = (self.dtype,) if outputs == "both" or not output_scale else ()
+        return tuple((dtype, shape) for dtype in (*floating, *((quantized_type,) if output_scale else ())))
 
     def addQkvToContext(
         self,
@@ -550,17 +568,18 @@ class TrtNetworkHelper:
             layout: single, padded or packed.
             lengths: padded: the attention mask, int32 (B, S); packed: cu_seqlens, int32 (B + 1,).
             qkv_scale: the scale of an int8 ``qkv``; 0 for a floating-point one.
-            output_scale: the scale of an int8 output; 0 for a floating-point one.
-            output: the type of a floating-point output where qkv is int8.
+            output_scale: the scale of an output in 8 bits; 0 for a floating-point one.
+            output: the output's type: with ``output_scale`` INT8 (the default), or FP8 where qkv is floating-point;
+                without it the floating-point type where qkv is int8.
 
         Returns:
             The context: the shape of ``qkv`` with H in place of 3 H.
         """
         fields: dict[str, float | int | str] = {"num_heads": num_heads, "layout": layout}
         fields |= {"qkv_scale": qkv_scale} if qkv_scale else {}
-        fields |= {"output_scale": output_scale} if output_scale else {}
         fields |= {"output_type": element_type(output).name} if output is not None else {}
-        dtype = trt.DataType.INT8 if output_scale else output or qkv.dtype
+        fields |= {"output_scale": output_scale} if output_scale else {}
+        dtype = output or (trt.DataType.INT8 if output_scale else qkv.dtype)
         *axes, width = as_tuple(qkv.shape)
         layer = PluginLayer(name, "QkvToContext", fields, ((dtype, (*axes, width // 3)),))
         (context,) = self.addPlugin(layer, [qkv] if lengths is None else [qkv, lengths])
@@ -575,28 +594,51 @@ class TrtNetworkHelper:
         layer_name: str | None = None,
         activation: str = "none",
         constant_weight: bool = True,
+        x_scale: float = 0.0,
+        output_scale: float = 0.0,
+        output: trt.DataType | None = None,
     ) -> trt.ITensor:
         """activation(x @ weightᵀ + bias) by the Linear plugin.
 
         Args:
-            x: (..., in) in the helper's type, fp16 or bf16.
-            weight: (out, in).
+            x: (..., in) in the helper's type, fp16 or bf16; int8 or fp8 with ``x_scale``.
+            weight: (out, in); with ``x_scale`` it is stored in the type of x, with a scale for each output channel.
             bias: (out,), or None.
             name: the module's name, which begins the names of its parameters.
             layer_name: the layer's name, for example the activation's; default: ``name``.
             activation: ``none``, or ``gelu`` by the error function.
             constant_weight: the kernel may read the weight before the previous layer has finished.
+            x_scale: the scale of an int8 or fp8 x, value = x · scale; 0 for a floating-point x.
+            output_scale: the scale of an int8 or fp8 output; 0 for a floating-point one.
+            output: the output's type, only with ``x_scale``: fp16, bf16 or the type of x. Default: the type of x with
+                ``output_scale``, else the helper's.
 
         Returns:
-            (..., out).
+            (..., out) in the helper's type; with ``x_scale`` in ``output``.
         """
-        inputs = [x, self.addConstant(weight, f"{name}.weight")]
+        fields: dict[str, float | int | str] = {"activation": activation, "constant_weight": int(constant_weight)}
+        if x_scale:
+            output = output or (x.dtype if output_scale else self.dtype)
+            inputs = [x, *self._addScaledWeight(weight, f"{name}.weight", x.dtype)]
+        else:
+            inputs = [x, self.addConstant(weight, f"{name}.weight")]
+        fields |= {"x_scale": x_scale} if x_scale else {}
+        fields |= {"output_scale": output_scale} if output_scale else {}
+        fields |= {"output_type": element_type(output).name} if output is not None else {}
         if bias is not None:
-            inputs.append(self.addConstant(bias, f"{name}.bias"))
-        fields = {"activation": activation, "constant_weight": int(constant_weight)}
-        output_types = ((self.dtype, (*as_tuple(x.shape)[:-1], weight.shape[0])),)
+            inputs.append(self.addConstant(bias, f"{name}.bias", trt.DataType.FLOAT if x_scale else self.dtype))
+        output_types = ((output or self.dtype, (*as_tuple(x.shape)[:-1], weight.shape[0])),)
         (y,) = self.addPlugin(PluginLayer(layer_name or name, "Linear", fields, output_types), inputs)
         return y
+
+    def _addScaledWeight(self, weight: np.ndarray, name: str, dtype: trt.DataType) -> tuple[trt.ITensor, trt.ITensor]:
+        """The weight (out, in) in 8 bits, and its scales (out,) in fp32, for a plugin layer."""
+        if not element_type(dtype).is_quantized:
+            raise LayerError(f"x of weight {name!r} is {dtype.name}, with a scale; expected INT8 or FP8")
+        values, scales = self._quantize(weight, dtype, name)
+        stored = self.addConstant(values, name, dtype)
+        self.sources[name] = weight
+        return stored, self.addConstant(scales, f"{name}.scales", trt.DataType.FLOAT)
 
     def addPlugin(self, layer: PluginLayer, inputs: Sequence[trt.ITensor]) -> tuple[trt.ITensor, ...]:
         """Adds a plugin layer. Its outputs have the layer's name, ``name.1`` and so on.
@@ -737,6 +779,15 @@ def has_packed_attention(dtype: trt.DataType) -> bool:
     then finds no kernel for any GPU and type.
     """
     return not IS_RTX and dtype != trt.DataType.FLOAT and hasattr(getattr(trt, "IAttention", None), "query_form")
+
+
+def _output_fields(output_scale: float, outputs: str, quantized_type: trt.DataType) -> dict[str, float | int | str]:
+    """The fields of a plugin's output in 8 bits; what is the plugin's default is left out."""
+    fields: dict[str, float | int | str] = {"output_scale": output_scale} if output_scale else {}
+    fields["outputs"] = outputs
+    if quantized_type != trt.DataType.INT8:
+        fields["quantized_type"] = element_type(quantized_type).name
+    return fields
 
 
 def _as_rank(shape: Sequence[int], like: trt.ITensor) -> tuple[int, ...]:

@@ -4,8 +4,8 @@
     python model2onnx.py --model out/base/checkpoint --out-dir out/base/model --text "a [MASK] ."
     python benchmarks/calibration_speed.py out/base/model out/base/checkpoint --json FILE
 
-Both run the same lines of calibrator_data.txt. The calibration runs as in calibrator.py: sentences of one length are
-one batch, and all histograms are counted. The peer is Hugging Face's model in eager fp32 on the CPU, without its
+Both run the same lines of calibrator_data.txt. The calibration runs as in calibrator.py: sentences of similar lengths
+are one batch, and all histograms are counted. The peer is Hugging Face's model in eager fp32 on the CPU, without its
 head, one sentence after another.
 """
 
@@ -63,7 +63,7 @@ def calibration_rate(folder: ModelFolder, sentences: list[Sentence], device: str
     rate = 0.0
     for _ in range(2):
         start = time.perf_counter()
-        context.observe(settings, {})
+        context.observe(settings)
         rate = len(sentences) / (time.perf_counter() - start)
     return rate
 

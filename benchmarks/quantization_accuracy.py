@@ -42,7 +42,7 @@ if __name__ == "__main__":
 import torch
 from report import check_results, markdown_table, model_name, print_table, versions, write_results
 
-from bert_trt.calibration import CalibrationContext, calibrate_best, choose_ranges, quantization_of
+from bert_trt.calibration import BertCalibrator, CalibrationContext, calibrate_best, choose_ranges, quantization_of
 from bert_trt.calibration_data import read_data, spread
 from bert_trt.console import log_console, run_script
 from bert_trt.evaluation import Evaluation
@@ -69,23 +69,30 @@ def methods_and_counts(folder: ModelFolder, device: str) -> list[dict[str, Any]]
         products = assemble(folder, TrtLog(), batching="padded").products
         context = CalibrationContext(folder, products, sentences, data.path, assemble, log, device)
         settings = CalibrationSettings(sentences=count, smoothing=None)
-        plain = context.observe(settings, {})
+        plain = context.observe(settings)
         for alpha in ALPHAS:
             smoothing = context.smoothing(settings, plain, alpha) if alpha else {}
             with log_console.status(f"{folder.path}: {count} sentences, smoothing {alpha}"):
                 results += [
-                    measure_method(context, evaluation, replace(settings, method=method, smoothing=alpha), smoothing)
+                    measure_method(
+                        context, evaluation, replace(settings, method=method, smoothing=alpha), smoothing, plain
+                    )
                     for method in METHODS
                 ]
     return results
 
 
 def measure_method(
-    context: CalibrationContext, evaluation: Evaluation, settings: CalibrationSettings, smoothing: dict[str, Any]
+    context: CalibrationContext,
+    evaluation: Evaluation,
+    settings: CalibrationSettings,
+    smoothing: dict[str, Any],
+    plain: BertCalibrator,
 ) -> dict[str, Any]:
     """Calibrates with one method, histograms included, and measures the error."""
     start = time.perf_counter()
-    calibration = choose_ranges(context.observe(settings, smoothing), settings, smoothing, start)
+    (histograms,) = context.histograms(settings, [smoothing], plain)
+    calibration = choose_ranges(histograms, settings, smoothing, start)
     change = evaluation.measure(settings.kind, quantization_of(calibration, context.products(settings)))
     return {
         "model": model_name(context.folder),

@@ -1,4 +1,5 @@
-"""Makes a BERT checkpoint of any size with random weights, for timing.
+"""Makes a BERT checkpoint of any size with random weights, for timing. Its tokenizer knows the words of the
+calibration text, so that sentences have about as many tokens as with a trained model's.
 
 python benchmarks/random_checkpoint.py out/base-checkpoint                 the size of bert-base-uncased
 python benchmarks/random_checkpoint.py DIR --layers 24 --hidden 1024 --heads 16
@@ -7,6 +8,7 @@ python benchmarks/random_checkpoint.py DIR --layers 24 --hidden 1024 --heads 16
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -35,6 +37,7 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from bert_trt.console import console, run_script
 from bert_trt.files import make_folder
+from bert_trt.options import DEFAULT_DATA
 from model2onnx import quiet_libraries
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -46,6 +49,8 @@ def make_random_checkpoint(
     """Saves a masked language model with Hugging Face's initialisation and biases different from zero."""
     make_folder(folder)
     words = [*SPECIAL, *"abcdefghijklmnopqrstuvwxyz,.", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
+    known = sorted(set(re.findall(r"[a-z]{2,}", DEFAULT_DATA.read_text(encoding="utf-8").lower())))
+    words += known[: max(0, vocabulary - len(words))]
     words += [f"word{number}" for number in range(vocabulary - len(words))]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)

@@ -2,26 +2,30 @@
 
 ``BertCalibrator`` collects histograms, ``calibrate`` chooses the ranges from them (bert_trt/histograms.py), and
 ``calibrate_best`` also searches SmoothQuant's alpha.
+
+The fp32 network runs over the sentences twice, however many values of alpha are tried. The first run gives the
+histograms of the tensors as they are and amax of each channel, from which SmoothQuant's factors follow. The second
+run gives the histograms of the tensors divided by the factors of every alpha, computed from the plain tensors.
 """
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 
-from bert_trt.calibration_data import batch_inputs, batches, spread
-from bert_trt.console import UserError, log_console
+from bert_trt.calibration_data import batch_inputs, batches, num_tokens, real_tokens, spread
+from bert_trt.console import UserError, log_console, remaining_time
 from bert_trt.evaluation import Assemble, Evaluation, best_device
 from bert_trt.histograms import LARGEST_COUNTED, Histogram, find_range
 from bert_trt.model_files import ModelFolder
 from bert_trt.network_runner import NetworkRunner
-from bert_trt.options import CalibrationSettings, has_linear
+from bert_trt.options import CalibrationSettings
 from bert_trt.quantization import Product, Quantization, in_groups, range_name, smoothing_factors
 from bert_trt.sentences import Sentence
 from bert_trt.tensorrt_log import TrtLog
@@ -31,34 +35,53 @@ ALPHAS = (None, 0.5, 0.7, 0.85)  # SmoothQuant's alpha; None: no smoothing
 
 
 class BertCalibrator:
-    """Runs a network over sentences and keeps a histogram of each tensor that will be quantized.
+    """Runs a network over sentences and keeps histograms of the tensors that will be quantized.
 
     Args:
         runner: runs an fp32 network for padded batches; its outputs are the tensors to observe.
+        smoothings: SmoothQuant's factors s by tensor, float32 (H,); several of them are observed in the same run. A
+            tensor without factors is observed as it is.
 
     Attributes:
-        histograms: a histogram for each tensor, by name.
+        histograms: for each of ``smoothings``, the histogram of each tensor, divided by its s, by ``range_name``.
         channel_amax: by tensor, the largest absolute value of each channel of the last axis, float32 (H,).
     """
 
-    def __init__(self, runner: NetworkRunner) -> None:
+    def __init__(self, runner: NetworkRunner, smoothings: Sequence[Mapping[str, np.ndarray]] = ({},)) -> None:
         self.runner = runner
-        self.histograms = {name: Histogram(runner.device) for name in runner.output_names}
+        self.histograms = [
+            {range_name(name, smoothing): Histogram(runner.device) for name in runner.output_names}
+            for smoothing in smoothings
+        ]
         self.channel_amax: dict[str, torch.Tensor] = {}
+        self._reciprocals = [
+            {name: torch.from_numpy(1 / s).to(runner.device) for name, s in smoothing.items()}
+            for smoothing in smoothings
+        ]
 
-    def run(self, sentences: Sequence[Sentence], source: Path) -> None:
+    def run(
+        self,
+        sentences: Sequence[Sentence],
+        source: Path,
+        advance: Callable[[int], None] | None = None,
+        same_length: bool = False,
+    ) -> None:
         """Runs the network over the sentences, each once.
 
         Args:
             sentences: the sentences.
             source: the file that they are from, for messages.
+            advance: is told the number of tokens of each batch that was run.
+            same_length: no padding, which attention's own tensors need: their axes are not those of a batch (B, S).
 
         Raises:
             UserError: a tensor has a value that is not finite, or is zero throughout.
         """
-        for batch in track(batches(sentences), "calibrating", console=log_console, transient=True):
+        for batch in batches(sentences, same_length):
             self.add(self.runner.run(batch_inputs(batch)), batch, source)
-        for name, histogram in self.histograms.items():
+            if advance is not None:
+                advance(num_tokens(batch))
+        for name, histogram in self.histograms[0].items():
             if histogram.amax == 0:
                 raise UserError(
                     f"tensor {name!r} is zero in all {len(sentences)} sentences, from {source}, line "
@@ -66,28 +89,40 @@ class BertCalibrator:
                 )
 
     def add(self, tensors: Mapping[str, torch.Tensor], batch: Sequence[Sentence], source: Path) -> None:
-        """Counts the tensors of one batch, each (B, ...)."""
-        magnitudes = {name: tensor.abs() for name, tensor in tensors.items()}
-        amax = torch.stack([tensor.flatten(1).amax(1) for tensor in magnitudes.values()]).cpu()  # (tensors, B)
-        for name, sequence_amax in zip(magnitudes, amax, strict=True):
-            bad = (~(sequence_amax < LARGEST_COUNTED)).nonzero().flatten().tolist()  # NaN is not less
-            if bad:
-                raise UserError(
-                    f"tensor {name!r} has the value {sequence_amax[bad[0]]:.4g} in the sentence of {source}, line "
-                    f"{batch[bad[0]].line}; expected finite values, less than {LARGEST_COUNTED:.0e}: the model is "
-                    "damaged or computes beyond fp32"
-                )
-            self.histograms[name].add(magnitudes[name], float(sequence_amax.max()))
-            channels = magnitudes[name].flatten(0, -2).amax(0)
+        """Counts the tensors of one batch, each (B, S, H), without the padding; or (B, ...) if there is none."""
+        mask = real_tokens(batch)
+        is_real = None if mask.all() else torch.from_numpy(mask.astype(bool)).to(self.runner.device)
+        for name, tensor in tensors.items():
+            magnitudes = (tensor if is_real is None else tensor[is_real]).abs()  # padding removed: (T, H)
+            channels = magnitudes.flatten(0, -2).amax(0)
+            amax = float(channels.max())
+            if not amax < LARGEST_COUNTED:  # NaN is not less
+                lengths = [len(sentence.ids) for sentence in batch]
+                parts = magnitudes if is_real is None else magnitudes.split(lengths)
+                raise _bad_value(name, [float(part.max()) for part in parts], batch, source)
+            for histograms, reciprocals in zip(self.histograms, self._reciprocals, strict=True):
+                if name in reciprocals:
+                    smoothed = magnitudes * reciprocals[name]
+                    histograms[f"{name}.smoothed"].add(smoothed, float((channels * reciprocals[name]).max()))
+                else:
+                    histograms[name].add(magnitudes, amax)
             before = self.channel_amax.get(name, channels)
             if before.shape == channels.shape:  # attention probabilities have no channels: their last axis is S
                 self.channel_amax[name] = torch.maximum(before, channels)
 
 
-def tensors_of(products: Iterable[Product], smoothing: Mapping[str, np.ndarray]) -> list[str]:
-    """Names of the tensors that these products read, after smoothing, each once."""
-    names = (range_name(tensor, smoothing) for product in products for tensor in product.activations)
-    return list(dict.fromkeys(names))
+def _bad_value(name: str, amax: Sequence[float], batch: Sequence[Sentence], source: Path) -> UserError:
+    """The error for a tensor with a value that is not finite or too large; ``amax`` is that of each sentence."""
+    bad = next(index for index, value in enumerate(amax) if not value < LARGEST_COUNTED)
+    return UserError(
+        f"tensor {name!r} has the value {amax[bad]:.4g} in the sentence of {source}, line {batch[bad].line}; "
+        f"expected finite values, less than {LARGEST_COUNTED:.0e}: the model is damaged or computes beyond fp32"
+    )
+
+
+def tensors_of(products: Iterable[Product]) -> list[str]:
+    """Names of the tensors that these products read, each once."""
+    return list(dict.fromkeys(tensor for product in products for tensor in product.activations))
 
 
 @dataclass(frozen=True)
@@ -123,6 +158,8 @@ class CalibrationContext:
         assemble: ``builder.assemble``, passed in because no library imports a script.
         log: for TensorRT's messages.
         device: "cpu" or "cuda".
+        fusion: the fusion of the network in which values of alpha are compared. Ranges are those of the elementary
+            network: both have the same tensors.
     """
 
     folder: ModelFolder
@@ -132,24 +169,65 @@ class CalibrationContext:
     assemble: Assemble
     log: TrtLog
     device: str = field(default_factory=best_device)
+    fusion: str = "none"
 
     def products(self, settings: CalibrationSettings) -> list[Product]:
         """The products that the settings select."""
         return in_groups(self.encoder, settings.groups)
 
-    def observe(self, settings: CalibrationSettings, smoothing: Mapping[str, np.ndarray]) -> BertCalibrator:
-        """Runs the fp32 network, smoothed by ``smoothing``, over the sentences."""
-        smoothed = Quantization(settings.kind, smoothing=smoothing)  # no product is quantized
-        network = self.assemble(self.folder, self.log, "fp32", batching="padded", quantization=smoothed)
-        tensors = tensors_of(self.products(settings), smoothing)
-        calibrator = BertCalibrator(NetworkRunner(network.network, self.device, tensors, network.contents))
-        calibrator.run(self.sentences, self.source)
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of the sentences."""
+        return num_tokens(self.sentences)
+
+    def observe(
+        self,
+        settings: CalibrationSettings,
+        smoothings: Sequence[Mapping[str, np.ndarray]] = ({},),
+        advance: Callable[[int], None] | None = None,
+    ) -> BertCalibrator:
+        """Runs the fp32 network over the sentences; observes the tensors divided by the factors of each smoothing.
+
+        With factors, only the tensors that have some are observed.
+        """
+        network = self.assemble(self.folder, self.log, "fp32", batching="padded")
+        tensors = [name for name in tensors_of(self.products(settings)) if not smoothings[0] or name in smoothings[0]]
+        runner = NetworkRunner(network.network, self.device, tensors, network.contents)
+        calibrator = BertCalibrator(runner, smoothings)
+        calibrator.run(self.sentences, self.source, advance, same_length="attention" in settings.groups)
         return calibrator
 
     def smoothing(self, settings: CalibrationSettings, plain: BertCalibrator, alpha: float) -> dict[str, np.ndarray]:
         """SmoothQuant's factors for one alpha, from what ``plain`` observed without smoothing."""
         channel_amax = {name: values.cpu().numpy() for name, values in plain.channel_amax.items()}
-        return smoothing_factors(self.products(settings), self.folder.weights(), channel_amax, alpha)
+        products = in_groups(self.products(settings), settings.smoothed)
+        return smoothing_factors(products, self.folder.weights(), channel_amax, alpha)
+
+    def histograms(
+        self,
+        settings: CalibrationSettings,
+        smoothings: Sequence[Mapping[str, np.ndarray]],
+        plain: BertCalibrator,
+        advance: Callable[[int], None] | None = None,
+    ) -> list[dict[str, Histogram]]:
+        """The histograms of the tensors that are quantized under each smoothing, from a single run for all of them.
+
+        Args:
+            settings: the settings.
+            smoothings: SmoothQuant's factors for several values of alpha, all of the same tensors.
+            plain: what was observed without smoothing; the tensors that are not smoothed are taken from it.
+            advance: as for ``BertCalibrator.run``.
+        """
+        if not smoothings or not smoothings[0]:  # without a linear layer there is nothing to smooth
+            return [plain.histograms[0] for _ in smoothings]
+        smoothed = self.observe(settings, smoothings, advance)
+        return [
+            {
+                range_name(name, smoothing): histograms.get(range_name(name, smoothing), histogram)
+                for name, histogram in plain.histograms[0].items()
+            }
+            for smoothing, histograms in zip(smoothings, smoothed.histograms, strict=True)
+        ]
 
 
 def calibrate(context: CalibrationContext, settings: CalibrationSettings) -> Calibration:
@@ -159,20 +237,23 @@ def calibrate(context: CalibrationContext, settings: CalibrationSettings) -> Cal
         UserError: a tensor has no range; the message names it.
     """
     start = time.perf_counter()
-    observed, smoothing = context.observe(settings, {}), {}
-    if isinstance(settings.smoothing, float):
-        smoothing = context.smoothing(settings, observed, settings.smoothing)
-        observed = context.observe(settings, smoothing)  # the smoothed tensors are quantized, so they need ranges
-    return choose_ranges(observed, settings, smoothing, start)
+    is_smoothed = isinstance(settings.smoothing, float)
+    with remaining_time("calibrating", context.num_tokens * (2 if is_smoothed else 1)) as advance:
+        plain = context.observe(settings, advance=advance)
+        histograms, smoothing = plain.histograms[0], {}
+        if isinstance(settings.smoothing, float):
+            smoothing = context.smoothing(settings, plain, settings.smoothing)
+            (histograms,) = context.histograms(settings, [smoothing], plain, advance)
+    return choose_ranges(histograms, settings, smoothing, start)
 
 
 def choose_ranges(
-    observed: BertCalibrator, settings: CalibrationSettings, smoothing: dict[str, np.ndarray], start: float
+    histograms: dict[str, Histogram], settings: CalibrationSettings, smoothing: dict[str, np.ndarray], start: float
 ) -> Calibration:
     """Chooses the ranges by the settings' method; ``start`` is the begin of the work, by ``time.perf_counter``."""
-    ranges = ranges_of(observed.histograms, settings)
-    amax = {name: histogram.amax for name, histogram in observed.histograms.items()}
-    return Calibration(settings, ranges, amax, smoothing, time.perf_counter() - start, observed.histograms)
+    ranges = ranges_of(histograms, settings)
+    amax = {name: histogram.amax for name, histogram in histograms.items()}
+    return Calibration(settings, ranges, amax, smoothing, time.perf_counter() - start, histograms)
 
 
 def ranges_of(histograms: Mapping[str, Histogram], settings: CalibrationSettings) -> dict[str, float]:
@@ -202,20 +283,25 @@ def calibrate_best(context: CalibrationContext, settings: CalibrationSettings, m
     The best alpha has the least error on the calibration's own sentences; the final error is measured on others.
     Only inputs of linear layers can be smoothed: without a linear layer among the groups, alpha is not searched.
     """
-    if settings.smoothing != "auto" or not has_linear(settings.groups):
+    if settings.smoothing != "auto" or not settings.can_smooth:
         return calibrate(context, settings)
     start, products = time.perf_counter(), context.products(settings)
-    plain = context.observe(settings, {})
     count = len(context.sentences)
     sentences = [context.sentences[index] for index in spread(count, min(CHOICE_SENTENCES, count))]
-    evaluation = Evaluation(context.folder, sentences, mask_id, context.assemble, context.log, context.device)
-    candidates: dict[float | None, tuple[float, Calibration]] = {}
-    for alpha in ALPHAS:
-        smoothing = context.smoothing(settings, plain, alpha) if alpha else {}
-        observed = context.observe(settings, smoothing) if alpha else plain
-        calibration = choose_ranges(observed, settings, smoothing, start)
-        error = evaluation.measure(settings.kind, quantization_of(calibration, products)).rel_l2
-        candidates[alpha] = error, calibration
+    work = 2 * context.num_tokens + (1 + len(ALPHAS)) * num_tokens(sentences)  # tokens that networks run over
+    with remaining_time("calibrating", work) as advance:
+        plain = context.observe(settings, advance=advance)
+        smoothings = [context.smoothing(settings, plain, alpha) for alpha in ALPHAS if alpha is not None]
+        smoothed = iter(context.histograms(settings, smoothings, plain, advance))
+        factors = iter(smoothings)
+        fused = functools.partial(context.assemble, fusion=context.fusion)
+        evaluation = Evaluation(context.folder, sentences, mask_id, fused, context.log, context.device, advance)
+        candidates: dict[float | None, tuple[float, Calibration]] = {}
+        for alpha in ALPHAS:
+            histograms, smoothing = (plain.histograms[0], {}) if alpha is None else (next(smoothed), next(factors))
+            calibration = choose_ranges(histograms, settings, smoothing, start)
+            change = evaluation.measure(settings.kind, quantization_of(calibration, products), advance)
+            candidates[alpha] = change.rel_l2, calibration
     errors = ", ".join(f"{alpha or 'off'} {error:.2e}" for alpha, (error, _) in candidates.items())
     log_console.print(f"smoothing: relative L2 error by alpha: {errors}", soft_wrap=True)
     _, best = min(candidates.values(), key=lambda pair: pair[0])

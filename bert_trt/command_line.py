@@ -38,7 +38,7 @@ from bert_trt.options import (
     PlanOptions,
     QuantizationOptions,
     SequenceRange,
-    has_linear,
+    smoothed_groups,
 )
 
 Options = TypeVar("Options")
@@ -55,7 +55,8 @@ def _quantization(args: argparse.Namespace) -> QuantizationOptions:
     if args.precision not in QUANTIZED_PRECISIONS:
         return QuantizationOptions()
     settings = CalibrationSettings(
-        args.precision, args.calibration, args.percentile, args.calibration_sentences, args.quantize, args.smooth
+        *(args.precision, args.calibration, args.percentile, args.calibration_sentences, args.quantize, args.smooth),
+        smoothed_groups(getattr(args, "fusion", "none")),
     )
     return QuantizationOptions(settings, args.calibration_data, getattr(args, "max_error", None))
 
@@ -118,8 +119,9 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         choices=list(FUSIONS),
         default="none",
         help="none: elementary layers; tensorrt: TensorRT's own attention layer, without any plugin; "
-        "plugins: EmbLayerNorm, SkipLayerNorm and QkvToContext; all: also Linear, for the encoder's matrix products "
-        "in fp16 and bf16, while TensorRT's own layers compute those in fp32, int8 and fp8 (default: %(default)s)",
+        "plugins: EmbLayerNorm, SkipLayerNorm and QkvToContext; all: also Linear, for the encoder's matrix products, "
+        "which in fp32 are TensorRT's own layers; in int8 and fp8 the plugins write activations in 8 bits "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--batching",
@@ -235,10 +237,14 @@ def _refuse_idle_options(parser: argparse.ArgumentParser, args: argparse.Namespa
         parser.error(
             f"--percentile has no effect with --calibration {args.calibration}; it needs --calibration percentile"
         )
-    if "--smooth" in given and args.smooth is not None and not has_linear(args.quantize):
+    fusion = getattr(args, "fusion", "none")
+    smoothed = smoothed_groups(fusion)
+    if "--smooth" in given and args.smooth is not None and not set(args.quantize) & set(smoothed):
+        of_plugins = " of --fusion all" if fusion == "all" else ""
+        inputs = "the input of attention-output is" if fusion == "all" else "inputs of linear layers are"
         parser.error(
-            f"--smooth has no effect with --quantize {','.join(args.quantize)}: only inputs of linear layers are "
-            f"smoothed; add one of {', '.join(LINEAR_GROUPS)}"
+            f"--smooth has no effect with --quantize {','.join(args.quantize)}: in the network{of_plugins} only "
+            f"{inputs} smoothed; add {'one of ' if len(smoothed) > 1 else ''}{', '.join(smoothed)}"
         )
 
 
@@ -482,6 +488,13 @@ def sensitivity_arguments() -> CalibratorOptions:
     parser.add_argument("--precision", choices=QUANTIZED_PRECISIONS, default="int8")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the ranking as JSON")
     parser.add_argument("--plot", type=picture_path, metavar="FILE", help="the ranking as a picture")
+    parser.add_argument(
+        "--fusion",
+        choices=("none", "all"),
+        default="none",
+        help="the network to measure: none, in which TensorRT quantizes; all, of plugins in 8 bits, in which the "
+        "products of Q, K and V are one (default: %(default)s)",
+    )
     add_quantization_arguments(parser)
     args = parser.parse_args()
     _refuse_idle_options(parser, args)

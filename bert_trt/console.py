@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress
 from rich.text import Text
 
 from bert_trt import interrupts
@@ -36,6 +37,14 @@ def _show_uncaught(kind: type[BaseException], error: BaseException, trace: Trace
 
 _show_traceback = sys.excepthook
 sys.excepthook = _show_uncaught
+
+
+@contextmanager
+def remaining_time(title: str, work: int) -> Iterator[Callable[[int], None]]:
+    """Shows a progress bar with the remaining time; yields a function that is told how much of ``work`` was done."""
+    with Progress(console=log_console, transient=True) as progress:
+        task = progress.add_task(title, total=work)
+        yield lambda done: progress.advance(task, done)
 
 
 def run_script(main: Callable[[], int]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from bert_trt.calibration_data import batch_inputs, batches
+from bert_trt.calibration_data import batch_inputs, batches, num_tokens, real_tokens
 from bert_trt.comparison import top_k
 from bert_trt.model_files import ModelFolder
 from bert_trt.network import DefinedNetwork
@@ -57,6 +57,7 @@ class Evaluation:
         assemble: ``builder.assemble``.
         log: for TensorRT's messages.
         device: "cpu" or "cuda"; default: CUDA where there is a GPU.
+        advance: is told the number of tokens of each batch that the fp32 network was run on.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Evaluation:
         assemble: Assemble,
         log: TrtLog,
         device: str | None = None,
+        advance: Callable[[int], None] | None = None,
     ) -> None:
         self.folder = folder
         self.mask_id = mask_id
@@ -74,33 +76,47 @@ class Evaluation:
         self._assemble = assemble
         self._log = log
         self._batches = batches([hide_word(sentence, mask_id) for sentence in sentences])
-        self._reference = self.run("fp32", None)
+        self._reference = list(self.run("fp32", None, advance))
 
-    def run(self, precision: str, quantization: Quantization | None) -> list[torch.Tensor]:
-        """Runs a network; returns its output for each batch, fp32 (B, S, vocabulary or H)."""
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of all sentences."""
+        return sum(map(num_tokens, self._batches))
+
+    def run(
+        self, precision: str, quantization: Quantization | None, advance: Callable[[int], None] | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Runs a network; yields its output for each batch, fp32 (B, S, vocabulary or H), padding included."""
         network = self._assemble(self.folder, self._log, precision, batching="padded", quantization=quantization)
         runner = NetworkRunner(network.network, self.device, contents=network.contents)
         name = self.folder.config.output_name
-        return [runner.run(batch_inputs(batch))[name] for batch in self._batches]
+        for batch in self._batches:
+            yield runner.run(batch_inputs(batch))[name]
+            if advance is not None:
+                advance(num_tokens(batch))
 
-    def measure(self, precision: str, quantization: Quantization | None) -> OutputChange:
+    def measure(
+        self, precision: str, quantization: Quantization | None, advance: Callable[[int], None] | None = None
+    ) -> OutputChange:
         """Runs a network and compares its outputs with those of the fp32 network."""
-        return self.compare(self.run(precision, quantization))
+        return self.compare(self.run(precision, quantization, advance))
 
-    def compare(self, outputs: Sequence[torch.Tensor]) -> OutputChange:
+    def compare(self, outputs: Iterable[torch.Tensor]) -> OutputChange:
         """Compares outputs, (B, S, vocabulary or H) for each batch, with those of the fp32 network."""
         difference = square = cosine = 0.0
         tokens = 0
         first, ten = [], []
-        for batch, ours, theirs in zip(self._batches, outputs, self._reference, strict=True):
+        for batch, our_rows, their_rows in zip(self._batches, outputs, self._reference, strict=True):
+            is_real = torch.from_numpy(real_tokens(batch).astype(bool)).to(their_rows.device)  # (B, S)
+            ours, theirs = our_rows[is_real], their_rows[is_real]  # (T, vocabulary or H), without the padding
             difference += float((ours - theirs).square().sum(dtype=torch.float64))
             square += float(theirs.square().sum(dtype=torch.float64))
             cosine += float(torch.cosine_similarity(ours, theirs, dim=-1).sum())
-            tokens += theirs.shape[0] * theirs.shape[1]
+            tokens += len(theirs)
             if self.mask_id is not None:
                 for row, sentence in enumerate(batch):
                     position = int(np.flatnonzero(sentence.ids == self.mask_id)[0])
-                    a, b = (top_k(x[row, position].cpu().numpy()) for x in (ours, theirs))
+                    a, b = (top_k(x[row, position].cpu().numpy()) for x in (our_rows, their_rows))
                     first.append(a[0] == b[0])
                     ten.append(len({*a} & {*b}))
         count = sum(map(len, self._batches))

@@ -21,11 +21,13 @@ class NetworkContents:
         weights: the values of constants; the API does not expose those of bf16.
         plugins: the plugin layers with their fields.
         sources: the fp32 values from which constants were rounded or quantized.
+        scales: the scales of quantized activations, by ``quantization.range_name``; empty if they are not known.
     """
 
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
     plugins: Mapping[str, PluginLayer] = field(default_factory=dict)
     sources: Mapping[str, np.ndarray] = field(default_factory=dict)
+    scales: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

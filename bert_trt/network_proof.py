@@ -23,6 +23,8 @@ from bert_trt.network_runner import constant_values, input_names, output_names, 
 from bert_trt.plugin_layers import PluginLayer
 from bert_trt.tensorrt_product import trt
 
+Producers = Mapping[str, tuple[str, Any]]  # by a tensor's name: kind and layer that computes it
+
 
 class WrongNetworkError(UserError):
     """A value in the network differs from its definition; the message names the layer and both values."""
@@ -44,6 +46,7 @@ def check_definition(network: trt.INetworkDefinition, contents: NetworkContents,
     for kind, layer in layers:
         if kind == "PLUGIN_V3":
             _check_plugin(layer, contents.plugins[layer.name])
+            _check_plugin_scales(layer, producers, contents)
             _check_epsilon(layer.name, float(contents.plugins[layer.name].fields.get("epsilon", epsilon)), epsilon)
         elif kind == "NORMALIZATION":
             _check_epsilon(layer.name, layer.epsilon, epsilon)
@@ -55,6 +58,10 @@ def check_definition(network: trt.INetworkDefinition, contents: NetworkContents,
             _check_constant(layer, contents)
         elif kind == "DEQUANTIZE":
             _check_scales(layer, producers, contents)
+        if kind == "QUANTIZE":
+            _check_range(input_names(layer)[0], layer.get_output(0).name, producers, contents)
+        elif kind == "PLUGIN_V3" and contents.plugins[layer.name].fields.get("output_scale"):
+            _check_range(layer.name, output_names(layer)[-1], producers, contents)
 
 
 def check_constants(network: trt.INetworkDefinition, contents: NetworkContents) -> None:
@@ -112,7 +119,49 @@ def _check_constant(layer: Any, contents: NetworkContents) -> None:
         raise WrongNetworkError(f"constant {layer.name!r} does not hold the values of its source")
 
 
-def _check_scales(layer: Any, producers: Mapping[str, tuple[str, Any]], contents: NetworkContents) -> None:
+SCALED_INPUTS = {"x_scale": 0, "skip_scale": 1, "qkv_scale": 0}  # a plugin's input that the field is the scale of
+
+
+def _check_plugin_scales(layer: Any, producers: Producers, contents: NetworkContents) -> None:
+    """Checks that a plugin reads its inputs with the scales that they were quantized with, and a Linear's weight."""
+    plugin, names = contents.plugins[layer.name], input_names(layer)
+    for field, index in SCALED_INPUTS.items():
+        scale = plugin.fields.get(field, 0.0)
+        if scale and names[index] in producers:  # not an input of the network
+            expected = _scale_of(names[index], producers, contents)
+            if expected is None or not np.array_equal(expected, [np.float32(scale)]):
+                raise WrongNetworkError(
+                    f"layer {layer.name!r} has {field} {scale:.6g}, but {names[index]!r} was quantized with "
+                    f"{'no scale' if expected is None else f'{float(expected[0]):.6g}'}"
+                )
+    if plugin.plugin == "Linear" and plugin.fields.get("x_scale"):
+        weight, scales = (producers[name][1] for name in names[1:3])
+        values, expected = quantize_weight(contents.sources[weight.name], weight.get_output(0).dtype, weight.name)
+        if values.tobytes() != constant_values(weight, contents).tobytes():
+            raise WrongNetworkError(f"constant {weight.name!r} does not hold the quantized values of its source")
+        if not np.array_equal(constant_values(scales, contents), expected):
+            raise WrongNetworkError(f"constant {scales.name!r} does not hold the scales of {weight.name!r}")
+
+
+def _check_range(tensor: str, quantized: str, producers: Producers, contents: NetworkContents) -> None:
+    """Checks that a tensor was quantized to ``quantized`` with the scale that its range gives."""
+    expected = contents.scales.get(f"{tensor}.smoothed", contents.scales.get(tensor))
+    actual = _scale_of(quantized, producers, contents)
+    if expected is not None and (actual is None or not np.array_equal(actual, [np.float32(expected)])):
+        found = "no scale" if actual is None else f"the scale {float(actual[0]):.6g}"
+        raise WrongNetworkError(f"tensor {tensor!r} is quantized with {found}; its range gives {expected:.6g}")
+
+
+def _scale_of(name: str, producers: Producers, contents: NetworkContents) -> np.ndarray | None:
+    """The scale or scales that a tensor was quantized with, float32 (n,); None for one that was not quantized."""
+    kind, producer = producers[name]
+    if kind == "QUANTIZE":
+        return constant_values(producers[input_names(producer)[1]][1], contents).reshape(-1)
+    scale = contents.plugins[producer.name].fields.get("output_scale", 0.0) if kind == "PLUGIN_V3" else 0.0
+    return np.array([scale], np.float32) if scale else None
+
+
+def _check_scales(layer: Any, producers: Producers, contents: NetworkContents) -> None:
     """Checks a weight's bytes and scales against its source, and that an activation's two scales are equal."""
     value_name, scale_name = input_names(layer)[:2]
     kind, producer = producers[value_name]
@@ -128,6 +177,6 @@ def _check_scales(layer: Any, producers: Mapping[str, tuple[str, Any]], contents
         if values.tobytes() != constant_values(producer, contents).tobytes():
             raise WrongNetworkError(f"constant {producer.name!r} does not hold the quantized values of its source")
     else:
-        expected = constant_values(producers[input_names(producer)[1]][1], contents).reshape(-1)
-    if not np.array_equal(scales, expected):
+        expected = _scale_of(value_name, producers, contents)
+    if expected is None or not np.array_equal(scales, expected):
         raise WrongNetworkError(f"layer {layer.name!r} has other scales than what it dequantizes was quantized with")

@@ -39,7 +39,6 @@ from bert_trt.tensors import as_tuple
 from plugins import reference
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
-QUANTIZED_LIMITS = {torch.int8: (-128.0, 127.0), torch.float8_e4m3fn: (-448.0, 448.0)}
 
 
 class UnsupportedLayerError(UserError):
@@ -86,7 +85,7 @@ def quantize(x: torch.Tensor, scale: torch.Tensor, axis: int | None, dtype: torc
     ``scale`` is one number, or one for each slice along ``axis``. See "Explicit Quantization" in TensorRT's guide.
     """
     scaled = x.float() / along_axis(scale.float(), axis, x.dim())
-    low, high = QUANTIZED_LIMITS[dtype]
+    low, high = reference.QUANTIZED_LIMITS[dtype]
     rounded = scaled.round() if dtype == torch.int8 else scaled  # the cast to fp8 itself rounds half to even
     return rounded.clamp(low, high).to(dtype)
 
@@ -130,7 +129,8 @@ def quantized_product(
     """
     a = a.transpose(-1, -2) if transpose_a else a
     b = b.transpose(-1, -2) if transpose_b else b
-    is_one_weight = a.dtype == torch.int8 and is_one_matrix(b)
+    b = b.reshape(b.shape[-2:]) if is_one_matrix(b) else b  # one product of all rows, not one for each batch member
+    is_one_weight = a.dtype == torch.int8 and b.dim() == 2
     is_one_weight &= b.shape[-1] % 8 == 0 and b.shape[-2] % 8 == 0  # cuBLAS needs multiples of 8
     product = int8_product(a, b) if int8_kernel and is_one_weight else torch.matmul(a.float(), b.float())
     return (product * (scale_a.float().reshape(()) * scale_b.float().reshape(-1))).to(dtype)
@@ -414,14 +414,15 @@ class PluginModule(torch.nn.Module):
     Args:
         layer: the layer.
         device: the device of its inputs.
-        use_reference: use the reference on CUDA too.
+        in_fp32: use the reference on CUDA too, and ignore scales: inputs and outputs are fp32.
     """
 
-    def __init__(self, layer: PluginLayer, device: torch.device, use_reference: bool = False) -> None:
+    def __init__(self, layer: PluginLayer, device: torch.device, in_fp32: bool = False) -> None:
         super().__init__()
         self.layer = layer
+        self.in_fp32 = in_fp32
         self._plugin: Any = None
-        if device.type == "cuda" and not use_reference:
+        if device.type == "cuda" and not in_fp32:
             version, namespace = plugin_layers.VERSION, plugin_layers.NAMESPACE
             self._plugin = _plugin_host().create(layer.plugin, version, namespace, layer.fields)
             self._handle = next(_HANDLES)
@@ -429,6 +430,8 @@ class PluginModule(torch.nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Returns the layer's output, or a tuple of its outputs where there are several."""
+        if self.in_fp32:
+            return reference.compute_in_fp32(self.layer.plugin, inputs, self.layer.fields)
         if self._plugin is None:
             return reference.REFERENCES[self.layer.plugin](*inputs, **self.layer.fields)
         outputs = run_plugin(self._handle, list(inputs))

@@ -6,7 +6,6 @@ script reads its command line before it imports TensorRT or PyTorch, which take 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -68,9 +67,13 @@ ONE_SEQUENCE = SequenceRange(1, 1, 1)
 DEFAULT_BATCH = SequenceRange(1, 8, 32)
 
 
-def has_linear(groups: Iterable[str]) -> bool:
-    """Whether a group of linear layers is among the groups: only inputs of linear layers can be smoothed."""
-    return any(group in LINEAR_GROUPS for group in groups)
+def smoothed_groups(fusion: str) -> tuple[str, ...]:
+    """The groups of products whose inputs SmoothQuant can divide, in a quantized network with this ``--fusion``.
+
+    Inputs of linear layers. In 8-bit plugins only attention's context, by way of V's weight: a layer norm writes its
+    fp16 and its 8-bit output with the same gamma and beta, and the fp16 one must not be divided.
+    """
+    return ("attention-output",) if fusion == "all" else LINEAR_GROUPS
 
 
 # --- calibration and quantization --------------------------------------------------------------------------
@@ -87,6 +90,7 @@ class CalibrationSettings:
         sentences: number of sentences to calibrate on, spread evenly over the file.
         groups: groups of products whose activations are calibrated.
         smoothing: SmoothQuant's alpha; None for no smoothing, "auto" for the best of several.
+        smoothed: the groups whose inputs are smoothed; see ``smoothed_groups``.
 
     Raises:
         UserError: the method does not go with the kind.
@@ -98,6 +102,7 @@ class CalibrationSettings:
     sentences: int = 128
     groups: tuple[str, ...] = LINEAR_GROUPS
     smoothing: float | str | None = "auto"
+    smoothed: tuple[str, ...] = LINEAR_GROUPS
 
     def __post_init__(self) -> None:
         if self.kind == "fp8" and self.method == "entropy":
@@ -106,13 +111,18 @@ class CalibrationSettings:
                 "choose max, percentile or mse"
             )
 
+    @property
+    def can_smooth(self) -> bool:
+        """Whether any of the groups can be smoothed."""
+        return not set(self.groups).isdisjoint(self.smoothed)
+
     def used(self) -> dict[str, object]:
         """The settings on which the ranges depend, without those that method and groups do not use."""
         values: dict[str, object] = asdict(self)
         if self.method != "percentile":
             del values["percentile"]
-        if not has_linear(self.groups):
-            del values["smoothing"]
+        if not self.can_smooth:
+            del values["smoothing"], values["smoothed"]
         return values
 
 
@@ -243,6 +253,7 @@ class CalibratorOptions:
         json: the file for the results; None writes none.
         plot: the file for a picture; None draws none.
         quantization: the calibration's settings and data.
+        fusion: none or all: the network that sensitivity.py measures.
     """
 
     model_dir: Path = DEFAULT_OUT_DIR
@@ -250,6 +261,7 @@ class CalibratorOptions:
     json: Path | None = None
     plot: Path | None = None
     quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
+    fusion: str = "none"
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,8 @@ class Task:
         from bert_trt.quantized_model import quantize  # imports PyTorch, which other builds do not need
 
         cache = self.plan_path.with_name(CACHE_NAME)
-        return quantize(self.folder, self.options.quantization, assemble, log, cache)
+        fusion = "all" if self.options.fusion == "all" else "none"  # the others have the elementary network's Q/DQ
+        return quantize(self.folder, self.options.quantization, assemble, log, cache, fusion)
 
     @contextmanager
     def logging(self) -> Iterator[TrtLog]:

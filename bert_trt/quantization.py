@@ -49,6 +49,17 @@ def in_groups(products: Iterable[Product], groups: Iterable[str]) -> list[Produc
     return [product for product in products if product.group in names]
 
 
+def kernels_of(products: Iterable[Product], fusion: str) -> dict[str, list[Product]]:
+    """The products that one kernel computes together, by its name: with 8-bit plugins those of Q, K and V of a layer
+    (``.attention.self.qkv``), otherwise each product alone."""
+    kernels: dict[str, list[Product]] = {}
+    for product in products:
+        is_merged = fusion == "all" and product.group == "qkv"
+        name = f"{product.name.rpartition('.')[0]}.qkv" if is_merged else product.name
+        kernels.setdefault(name, []).append(product)
+    return kernels
+
+
 @dataclass(frozen=True)
 class Quantization:
     """What ``builder.assemble`` and ``onnx2trt.parse`` need to quantize a network.
@@ -71,13 +82,18 @@ class Quantization:
         """TensorRT's type of quantized values."""
         return ELEMENT_TYPES[self.kind].trt
 
-    def without(self, name: str) -> Quantization:
-        """This quantization with the product ``name`` in fp16."""
-        return Quantization(self.kind, self.products - {name}, self.ranges, self.smoothing)
+    @property
+    def scales(self) -> dict[str, float]:
+        """The scale of each activation, by ``range_name``: its range over the largest value of the type."""
+        return {name: amax / ELEMENT_TYPES[self.kind].largest for name, amax in self.ranges.items()}
 
-    def only(self, name: str) -> Quantization:
-        """This quantization with no product quantized but ``name``."""
-        return Quantization(self.kind, frozenset({name}), self.ranges, self.smoothing)
+    def without(self, *names: str) -> Quantization:
+        """This quantization with these products in fp16."""
+        return Quantization(self.kind, self.products.difference(names), self.ranges, self.smoothing)
+
+    def only(self, *names: str) -> Quantization:
+        """This quantization with no product quantized but these."""
+        return Quantization(self.kind, frozenset(names), self.ranges, self.smoothing)
 
 
 def range_name(tensor: str, smoothing: Mapping[str, np.ndarray]) -> str:
@@ -125,15 +141,23 @@ def inspect(network: trt.INetworkDefinition) -> QuantizedParts:
         origin = source(dequantize, 0)
         return origin if element_type(dequantize.get_input(0).dtype).is_quantized else None
 
+    def weight_of_plugin(layer: trt.ILayer) -> trt.ILayer | None:
+        """The constant matrix that a plugin layer multiplies with: Linear's; None for other plugins."""
+        weight = source(layer, 1) if layer.type == trt.LayerType.PLUGIN_V3 and layer.num_inputs > 1 else None
+        is_matrix = weight is not None and len(as_tuple(weight.get_output(0).shape)) > 1
+        return weight if is_matrix and weight is not None and weight.type == trt.LayerType.CONSTANT else None
+
     products = [layer for layer in layers if layer.type == trt.LayerType.MATRIX_MULTIPLY]
     operands = [(quantized_source(layer, 0), quantized_source(layer, 1)) for layer in products]
-    quantized = [pair for pair in operands if None not in pair]
+    quantized = [b for a, b in operands if a is not None and b is not None]
+    plugin_weights = list(filter(None, map(weight_of_plugin, layers)))
+    quantized += [weight for weight in plugin_weights if element_type(weight.get_output(0).dtype).is_quantized]
     constants = [layer for layer in layers if layer.type == trt.LayerType.CONSTANT]
     sizes = {layer.name: math.prod(as_tuple(layer.get_output(0).shape)) for layer in constants}
     return QuantizedParts(
         len(quantized),
-        len(products),
-        sum(sizes.get(b.name, 0) for _, b in quantized if b is not None),
+        len(products) + len(plugin_weights),
+        sum(sizes.get(weight.name, 0) for weight in quantized),
         sum(sizes[layer.name] * element_type(layer.get_output(0).dtype).numpy.itemsize for layer in constants),
     )
 

@@ -4,7 +4,8 @@ products to fp16 until --max-error is met.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from rich.table import Table
 
 from bert_trt.calibration import Calibration, CalibrationContext, calibrate_best, quantization_of
 from bert_trt.calibration_cache import calibrate_cached
-from bert_trt.calibration_data import read_data
-from bert_trt.console import UserError, console, log_console
+from bert_trt.calibration_data import num_tokens, read_data
+from bert_trt.console import UserError, console, log_console, remaining_time
 from bert_trt.evaluation import Assemble, Evaluation, OutputChange
 from bert_trt.model_files import ModelFolder
 from bert_trt.options import QuantizationOptions
-from bert_trt.quantization import BASE_PRECISION, Product, Quantization, in_groups
+from bert_trt.quantization import BASE_PRECISION, Product, Quantization, in_groups, kernels_of
 from bert_trt.tensorrt_log import TrtLog
 
 EVALUATION_SENTENCES = 64
@@ -27,7 +28,8 @@ EVALUATION_SENTENCES = 64
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The relative L2 error of the network in which only one product, ``name``, is quantized."""
+    """The relative L2 error of the network in which only one product, ``name``, is quantized; with 8-bit plugins also
+    only the merged product of Q, K and V."""
 
     name: str
     group: str
@@ -35,13 +37,19 @@ class Sensitivity:
 
 
 def rank_products(
-    evaluation: Evaluation, quantization: Quantization, products: Sequence[Product]
+    evaluation: Evaluation, quantization: Quantization, kernels: Mapping[str, Sequence[Product]]
 ) -> list[Sensitivity]:
-    """Quantizes each product alone and returns their errors, the largest first."""
+    """Quantizes each product alone and returns their errors, the largest first.
+
+    Args:
+        evaluation: measures the errors.
+        quantization: the quantization.
+        kernels: the products, by ``quantization.kernels_of``: those of one kernel are quantized together.
+    """
     ranking = []
-    for product in track(products, "one product at a time", console=log_console, transient=True):
-        change = evaluation.measure(quantization.kind, quantization.only(product.name))
-        ranking.append(Sensitivity(product.name, product.group, change.rel_l2))
+    for name, products in track(kernels.items(), "one product at a time", console=log_console, transient=True):
+        alone = quantization.only(*(product.name for product in products))
+        ranking.append(Sensitivity(name, products[0].group, evaluation.measure(quantization.kind, alone).rel_l2))
     return sorted(ranking, key=lambda sensitivity: -sensitivity.rel_l2)
 
 
@@ -63,7 +71,7 @@ class ReturnedProducts:
 def return_products(
     evaluation: Evaluation,
     quantization: Quantization,
-    products: Sequence[Product],
+    kernels: Mapping[str, Sequence[Product]],
     max_error: float,
 ) -> ReturnedProducts:
     """Returns the most sensitive products to fp16, one by one, until the error is at most ``max_error``.
@@ -81,10 +89,10 @@ def return_products(
             f"{best:.2e}, the best that can be reached; with all {len(quantization.products)} products in "
             f"{quantization.kind} it is {error:.2e}"
         )
-    ranking = rank_products(evaluation, quantization, products)
+    ranking = rank_products(evaluation, quantization, kernels)
     steps = []
     for sensitivity in track(ranking, "returning products to fp16", console=log_console, transient=True):
-        quantization = quantization.without(sensitivity.name)
+        quantization = quantization.without(*(product.name for product in kernels[sensitivity.name]))
         error = evaluation.measure(quantization.kind, quantization).rel_l2
         steps.append((sensitivity.name, error))
         if error <= max_error:
@@ -97,7 +105,7 @@ class QuantizedModel:
     """A model's quantization and its error.
 
     Attributes:
-        products: all products of the encoder, in the order of computation.
+        kernels: the products that can be quantized, by ``quantization.kernels_of``.
         calibration: the ranges.
         quantization: the final quantization, without the products that --max-error returned to fp16.
         evaluation: compares networks on sentences that were not used for calibration; None if there are none.
@@ -105,7 +113,7 @@ class QuantizedModel:
         returned: the products that --max-error returned to fp16; None without --max-error.
     """
 
-    products: list[Product]
+    kernels: dict[str, list[Product]]
     calibration: Calibration
     quantization: Quantization
     evaluation: Evaluation | None
@@ -150,7 +158,12 @@ class QuantizedModel:
 
 
 def quantize(
-    folder: ModelFolder, options: QuantizationOptions, assemble: Assemble, log: TrtLog, cache: Path
+    folder: ModelFolder,
+    options: QuantizationOptions,
+    assemble: Assemble,
+    log: TrtLog,
+    cache: Path,
+    fusion: str = "none",
 ) -> QuantizedModel:
     """Calibrates a model, measures the error, and returns products to fp16 until --max-error is met.
 
@@ -160,6 +173,7 @@ def quantize(
         assemble: ``builder.assemble``.
         log: for TensorRT's messages.
         cache: the file of the calibration cache.
+        fusion: the fusion of the network whose error is measured: none, or all for 8-bit plugins.
 
     Raises:
         UserError: the data has too few sentences, a tensor has no range, or --max-error cannot be met.
@@ -168,7 +182,8 @@ def quantize(
     data = read_data(folder, options.data, settings.sentences, EVALUATION_SENTENCES)
     encoder = assemble(folder, log, batching="padded").products
     products = in_groups(encoder, settings.groups)
-    context = CalibrationContext(folder, encoder, data.calibration, data.path, assemble, log)
+    kernels = kernels_of(products, fusion)
+    context = CalibrationContext(folder, encoder, data.calibration, data.path, assemble, log, fusion=fusion)
     if options.max_error is not None and not data.evaluation:
         raise UserError(
             f"{data.path} has {settings.sentences} sentences and all are calibrated on; --max-error needs others to "
@@ -177,11 +192,14 @@ def quantize(
     calibration = calibrate_cached(
         folder, data.calibration, settings, cache, lambda: calibrate_best(context, settings, data.mask_id)
     )
-    evaluation = Evaluation(folder, data.evaluation, data.mask_id, assemble, log) if data.evaluation else None
-    quantization, returned, change = quantization_of(calibration, products), None, None
-    if evaluation is not None:
+    quantization, evaluation, returned, change = quantization_of(calibration, products), None, None, None
+    if data.evaluation:
+        with remaining_time("fp32, to measure the error", num_tokens(data.evaluation)) as advance:
+            fused = functools.partial(assemble, fusion=fusion)
+            evaluation = Evaluation(folder, data.evaluation, data.mask_id, fused, log, advance=advance)
         if options.max_error is not None:
-            returned = return_products(evaluation, quantization, products, options.max_error)
+            returned = return_products(evaluation, quantization, kernels, options.max_error)
             quantization = returned.quantization
-        change = evaluation.measure(settings.kind, quantization)
-    return QuantizedModel(encoder, calibration, quantization, evaluation, change, returned)
+        with remaining_time(f"{settings.kind}, to measure the error", evaluation.num_tokens) as advance:
+            change = evaluation.measure(settings.kind, quantization, advance)
+    return QuantizedModel(kernels, calibration, quantization, evaluation, change, returned)

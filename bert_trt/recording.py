@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from bert_trt.element_types import element_type
 from bert_trt.plan import create_builder, create_network
 from bert_trt.plugin_layers import PluginLayer, PluginLayers, RecordedLayer
 from bert_trt.tensorrt_log import TrtLog
@@ -46,6 +47,11 @@ class RecordingHelper(TrtNetworkHelper):
         if values.ndim < 2:
             return super().addConstant(values, name, dtype, shape)
         return self.addInput(name, dtype or self.dtype, values.shape if shape is None else shape)
+
+    def _quantize(self, weight: np.ndarray, dtype: trt.DataType, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Arrays of the right shapes and types, without the work: the network needs no values."""
+        scales = np.ones(weight.shape[0], np.float32)
+        return np.broadcast_to(np.zeros((), element_type(dtype).numpy), weight.shape), scales
 
     def addPlugin(self, layer: PluginLayer, inputs: Sequence[trt.ITensor]) -> tuple[trt.ITensor, ...]:
         """Records the layer and adds an input for each of its outputs."""

@@ -36,6 +36,7 @@ DATA_TYPES = {
     "int32": 3,
     "bool": 4,
     "uint8": 5,
+    "float8_e4m3fn": 6,
     "bfloat16": 7,
     "int64": 8,
 }

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int8": torch.int8,
+    "fp8": torch.float8_e4m3fn,
+}
+QUANTIZED_LIMITS = {torch.int8: (-128.0, 127.0), torch.float8_e4m3fn: (-448.0, 448.0)}
+EXACT_TERMS = 2**24 // 128**2  # a sum of so many products of int8 is exact in fp32
 
 
 def layer_norm(
@@ -69,9 +77,15 @@ def _dequantize(x: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tens
     return x.to(dtype) * float(np.float32(scale)) if scale else x.to(dtype)
 
 
-def quantize(y: torch.Tensor, scale: float) -> torch.Tensor:
-    """y / scale as int8, rounded half to even and saturated, as in TensorRT. ``scale`` is rounded to fp32."""
-    return torch.round(y / float(np.float32(scale))).clamp(-128, 127).to(torch.int8)
+def quantize(y: torch.Tensor, scale: float, dtype: torch.dtype = torch.int8) -> torch.Tensor:
+    """y / scale as int8 or fp8 (E4M3), rounded half to even and saturated, as in TensorRT.
+
+    ``scale`` is rounded to fp32. NaN becomes −128 in int8, as in the kernels, and stays NaN in fp8.
+    """
+    scaled = y / float(np.float32(scale))
+    rounded = torch.round(scaled) if dtype == torch.int8 else scaled  # the cast to fp8 itself rounds half to even
+    rounded = rounded.nan_to_num(-math.inf, math.inf, -math.inf) if dtype == torch.int8 else rounded
+    return rounded.clamp(*QUANTIZED_LIMITS[dtype]).to(dtype)
 
 
 def emb_layer_norm(
@@ -131,7 +145,51 @@ def linear(
     """
     bias = None if bias is None else bias.to(dtype)
     y = torch.nn.functional.linear(x.to(dtype), weight.to(dtype), bias)  # (..., N)
+    return _activate(y, activation)
+
+
+def _activate(y: torch.Tensor, activation: str) -> torch.Tensor:
     return torch.nn.functional.gelu(y) if activation == "gelu" else y
+
+
+def quantized_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scales: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    x_scale: float,
+    activation: str = "none",
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """activation(x @ weightᵀ · x_scale · weight_scales + bias) for x and weight in 8 bits, returned in ``dtype``.
+
+    Sums of int8 are exact; sums of fp8, and everything else, are computed in ``dtype``.
+
+    Args:
+        x: (..., K), int8 or float8_e4m3fn.
+        weight: (N, K), of the type of x.
+        weight_scales: (N,), float32.
+        bias: (N,), float32, or None.
+        x_scale: the scale of x, value = x · scale; rounded to fp32.
+        activation: none or gelu.
+        dtype: float32, or float64 for error measurements.
+    """
+    if x.dtype == torch.int8:
+        sums = _integer_product(x, weight).to(dtype)  # (..., N)
+    else:
+        sums = torch.nn.functional.linear(x.to(dtype), weight.to(dtype))
+    y = sums * (weight_scales * float(np.float32(x_scale))).to(dtype)
+    return _activate(y if bias is None else y + bias.to(dtype), activation)
+
+
+def _integer_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x @ weightᵀ for int8 (..., K) and (N, K), exact, in float64: as fast as fp32, in which it sums parts of K."""
+    total = torch.zeros(*x.shape[:-1], weight.shape[0], dtype=torch.float64, device=x.device)
+    for start in range(0, x.shape[-1], EXACT_TERMS):
+        part = slice(start, start + EXACT_TERMS)
+        total += torch.nn.functional.linear(x[..., part].float(), weight[:, part].float())
+    return total
 
 
 # --- the plugins: results in the types of their outputs -----------------------------------------------------
@@ -153,24 +211,49 @@ def _skip_layer_norm_plugin(
     output_scale: float = 0.0,
     output_type: str | None = None,
     outputs: str = "y",
+    quantized_type: str = "int8",
     constant_weights: int = 0,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     y = skip_layer_norm(x, skip, *weights, epsilon=epsilon, x_scale=x_scale, skip_scale=skip_scale)
-    if output_scale and outputs == "y":
-        return quantize(y, output_scale)
     floating = next((t.dtype for t in (x, skip) if t.dtype != torch.int8), None) or TYPES[output_type or "fp32"]
-    return (y.to(floating), quantize(y, output_scale)) if outputs == "both" else y.to(floating)
+    return _with_quantized(y, floating, output_scale, outputs, quantized_type)
 
 
-def _emb_layer_norm_plugin(*inputs: torch.Tensor, epsilon: float) -> torch.Tensor:
+def _with_quantized(
+    y: torch.Tensor, floating: torch.dtype, output_scale: float, outputs: str, quantized_type: str
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """y in its floating type, in 8 bits, or both."""
+    if not output_scale:
+        return y.to(floating)
+    narrow = quantize(y, output_scale, TYPES[quantized_type])
+    return (y.to(floating), narrow) if outputs == "both" else narrow
+
+
+def _emb_layer_norm_plugin(
+    *inputs: torch.Tensor,
+    epsilon: float,
+    output_scale: float = 0.0,
+    outputs: str = "y",
+    quantized_type: str = "int8",
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     words = inputs[3]
-    return emb_layer_norm(*inputs, epsilon=epsilon).to(words.dtype)
+    y = emb_layer_norm(*inputs, epsilon=epsilon)
+    return _with_quantized(y, words.dtype, output_scale, outputs, quantized_type)
 
 
 def _linear_plugin(
-    x: torch.Tensor, *weights: torch.Tensor, activation: str = "none", constant_weight: int = 0
+    x: torch.Tensor,
+    *weights: torch.Tensor,
+    activation: str = "none",
+    constant_weight: int = 0,
+    x_scale: float = 0.0,
+    output_scale: float = 0.0,
+    output_type: str = "",
 ) -> torch.Tensor:
-    return linear(x, *weights, activation=activation).to(x.dtype)
+    if not x_scale:
+        return linear(x, *weights, activation=activation).to(x.dtype)
+    y = quantized_linear(x, *weights, x_scale=x_scale, activation=activation)
+    return quantize(y, output_scale, TYPES[output_type]) if output_scale else y.to(TYPES[output_type])
 
 
 def qkv_to_context(
@@ -192,8 +275,8 @@ def qkv_to_context(
         num_heads: N.
         layout: single, padded or packed.
         qkv_scale: the scale of an int8 ``qkv``; 0 for other types.
-        output_scale: the scale of an int8 output; 0 for other types.
-        output_type: fp32, fp16 or bf16; by default the type of ``qkv``.
+        output_scale: the scale of an output in 8 bits; 0 for other types.
+        output_type: fp32, fp16 or bf16, by default the type of ``qkv``; with ``output_scale`` int8 (default) or fp8.
         dtype: with float64 the result stays in float64 and is not quantised, for error measurements.
 
     Returns:
@@ -213,9 +296,8 @@ def qkv_to_context(
     if dtype == torch.float64:
         return context
     if output_scale:
-        return (context / output_scale).round().clamp(-128, 127).to(torch.int8)  # rounds half to even
-    types = {"": qkv.dtype, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    return context.to(types[output_type])
+        return quantize(context, output_scale, TYPES[output_type or "int8"])
+    return context.to(TYPES[output_type] if output_type else qkv.dtype)
 
 
 def _attention(heads: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -228,6 +310,17 @@ def _attention(heads: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return (torch.softmax(scores, -1) @ v).transpose(-2, -3)
 
 
+QUANTIZATION_FIELDS = (
+    "x_scale",
+    "skip_scale",
+    "qkv_scale",
+    "output_scale",
+    "output_type",
+    "outputs",
+    "quantized_type",
+)
+WEIGHT_SCALES_INPUT = 2  # of Linear in 8 bits
+
 # By the plugin's name: a function from its inputs, and its fields by name, to its output or outputs.
 REFERENCES: dict[str, Callable[..., Any]] = {
     "LayerNorm": _layer_norm_plugin,
@@ -236,3 +329,23 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "QkvToContext": qkv_to_context,
     "Linear": _linear_plugin,
 }
+
+
+def compute_in_fp32(
+    plugin: str, inputs: Sequence[torch.Tensor], fields: Mapping[str, Any]
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    """A plugin without its roundings: nothing is quantized, and scales are ignored.
+
+    Args:
+        plugin: the plugin's name.
+        inputs: its inputs in fp32, ids and masks as they are.
+        fields: its fields.
+
+    Returns:
+        Its output or outputs in fp32.
+    """
+    kept = {name: value for name, value in fields.items() if name not in QUANTIZATION_FIELDS}
+    if plugin == "Linear" and fields.get("x_scale"):
+        inputs = [tensor for index, tensor in enumerate(inputs) if index != WEIGHT_SCALES_INPUT]
+    y = REFERENCES[plugin](*inputs, **kept)
+    return (y, y) if fields.get("outputs") == "both" else y

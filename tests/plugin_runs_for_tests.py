@@ -9,6 +9,7 @@ import torch
 
 from plugins.device_buffers import Buffer, TorchDevice
 from plugins.plugin_host import Plugin, TensorSpec
+from plugins.reference import QUANTIZED_LIMITS
 from plugins.testLayerNormPlugin import ACCEPTED_ROUNDINGS, TIMES_PYTORCH
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU and PyTorch for CUDA")
@@ -55,3 +56,16 @@ def assert_as_good_as_pytorch(
         in_deviations = torch.where(deviation > 0, total / deviation, 0).square().mean().sqrt().item()
         allowed = max(allowed, ACCEPTED_ROUNDINGS * torch.finfo(torch.float32).eps * in_deviations)
     assert ours <= allowed, f"error {ours:.2e}, PyTorch's {theirs:.2e}"
+
+
+def in_half_steps(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """How far int8 or fp8 (E4M3) is from what was rounded, at most, in halves of the step there: at most 1.
+
+    What fp32 may differ from float64 by comes on top: a row of two or three numbers may be nearly constant.
+    """
+    low, high = QUANTIZED_LIMITS[found.dtype]
+    bounded = exact.double().clamp(low, high)
+    step = torch.ones_like(bounded)
+    if found.dtype == torch.float8_e4m3fn:
+        step = torch.exp2(bounded.abs().clamp(min=2.0**-6).log2().floor()) / 8
+    return ((found.double() - bounded).abs() * 2 / step).max().item()

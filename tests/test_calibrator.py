@@ -30,7 +30,7 @@ from bert_trt.histograms import BINS, COUNTED_AT_ONCE, Histogram, find_range
 from bert_trt.model_files import MASK_NAME, ModelFolder
 from bert_trt.network_runner import NetworkRunner
 from bert_trt.options import GROUPS, LINEAR_GROUPS, METHODS, QUANTIZED_PRECISIONS, CalibrationSettings
-from bert_trt.quantization import in_groups
+from bert_trt.quantization import Quantization, in_groups, range_name
 from bert_trt.sentences import Sentence, load_tokenizer
 from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
@@ -246,21 +246,29 @@ def sentence(line: int, length: int) -> Sentence:
     return Sentence(line, "", np.arange(length, dtype=np.int32), np.zeros(length, np.int32))
 
 
+@pytest.mark.parametrize("same_length", [False, True])
 @settings(max_examples=40, deadline=None)
 @given(lengths=st.lists(st.integers(1, BATCH_TOKENS + 5), min_size=1, max_size=40))
-def test_each_sentence_is_in_one_batch_of_its_own_length(lengths):
+def test_each_sentence_is_in_one_batch(same_length, lengths):
     given_sentences = [sentence(line, length) for line, length in enumerate(lengths)]
-    made = batches(given_sentences)
+    made = batches(given_sentences, same_length)
     assert sorted(one.line for batch in made for one in batch) == list(range(len(lengths)))
     for batch in made:
-        assert len({len(one.ids) for one in batch}) == 1
-        assert len(batch) == 1 or len(batch) * len(batch[0].ids) <= BATCH_TOKENS
+        assert not same_length or len({len(one.ids) for one in batch}) == 1
+        assert len(batch) == 1 or len(batch) * max(len(one.ids) for one in batch) <= BATCH_TOKENS
 
 
-def test_a_batch_has_true_lengths_and_no_padding():
-    made = batch_inputs([sentence(1, 5), sentence(2, 5)])
+def test_sentences_of_several_lengths_fill_batches():
+    made = batches([sentence(line, 20 + line % 10) for line in range(200)])
+    assert len(made) == 6  # 200 sentences of at most 29 tokens; batches of one length would be 10
+    assert [len(one.ids) for batch in made for one in batch] == sorted(20 + line % 10 for line in range(200))
+
+
+def test_padding_repeats_the_last_token_behind_the_mask():
+    made = batch_inputs([sentence(1, 3), sentence(2, 5)])
+    assert made["input_ids"].tolist() == [[0, 1, 2, 2, 2], [0, 1, 2, 3, 4]]
     assert made["position_ids"].tolist() == [[0, 1, 2, 3, 4]] * 2
-    assert made[MASK_NAME].tolist() == [[1] * 5] * 2
+    assert made[MASK_NAME].tolist() == [[1, 1, 1, 0, 0], [1] * 5]
     assert made["token_type_ids"].tolist() == [[0] * 5] * 2
 
 
@@ -289,10 +297,11 @@ def subject_of(folder: ModelFolder, path: Path, wanted: int) -> CalibrationConte
 PLAIN = CalibrationSettings(sentences=12, smoothing=None, method="max", groups=GROUPS)
 
 
-def test_maxima_are_those_of_the_sentences_one_by_one(folder, sentence_file):
+@pytest.mark.parametrize("groups", [GROUPS, LINEAR_GROUPS])  # without attention, sentences are padded
+def test_maxima_are_those_of_the_sentences_one_by_one(folder, sentence_file, groups):
     subject = subject_of(folder, sentence_file, 12)
-    found = calibrate(subject, PLAIN)
-    names = tensors_of(encoder_products(folder), {})
+    found = calibrate(subject, replace(PLAIN, groups=groups))
+    names = tensors_of(in_groups(encoder_products(folder), groups))
     assert list(found.ranges) == names
     made = assemble(folder, TrtLog())
     runner = NetworkRunner(made.network, outputs=names)
@@ -316,6 +325,30 @@ def test_smoothing_levels_the_channels(folder, sentence_file):
     assert all(name.endswith(".smoothed") for name in found.ranges)
     # x / max|x|; channels that are only on in GELU's negative tail have few digits
     assert found.amax == pytest.approx(dict.fromkeys(found.amax, 1.0), rel=1e-2)
+
+
+@pytest.mark.parametrize("groups", [GROUPS, LINEAR_GROUPS])
+def test_smoothed_histograms_are_those_of_a_smoothed_network(folder, sentence_file, groups):
+    """The network is not run once for each alpha: x / s is computed from the plain network's x."""
+    subject = subject_of(folder, sentence_file, 12)
+    settings_ = replace(PLAIN, groups=groups)
+    plain = subject.observe(settings_)
+    smoothings = [subject.smoothing(settings_, plain, alpha) for alpha in (0.5, 0.85)]
+    for smoothing, found in zip(smoothings, subject.histograms(settings_, smoothings, plain), strict=True):
+        assert any(not np.allclose(s, 1) for s in smoothing.values())
+        network = assemble(
+            folder, TrtLog(), batching="padded", quantization=Quantization("int8", smoothing=smoothing)
+        )
+        names = [range_name(name, smoothing) for name in plain.histograms[0]]
+        assert list(found) == names
+        smoothed = BertCalibrator(NetworkRunner(network.network, outputs=names, contents=network.contents))
+        smoothed.run(subject.sentences, subject.source, same_length=True)
+        expected = {name: one.amax for name, one in smoothed.histograms[0].items()}
+        assert {name: one.amax for name, one in found.items()} == pytest.approx(expected, rel=1e-5)
+        for name, one in smoothed.histograms[0].items():
+            assert one.counts.sum() == found[name].counts.sum()
+            moved = np.abs(np.cumsum(one.on_cpu() - found[name].on_cpu())).sum()  # by one bin, at its edge
+            assert moved <= 5e-3 * one.counts.sum()
 
 
 def damaged(tmp_path: Path, change: Any) -> ModelFolder:
@@ -357,6 +390,23 @@ def test_a_tensor_that_is_not_finite_is_named_with_the_sentence(tmp_path, senten
     assert f"{sentence_file}, line 6;" in str(told.value)
     others = [one for one in subject.sentences if one.line != 6]
     calibrate(replace(subject, sentences=others), PLAIN)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
+def test_bad_values_in_a_padded_batch_name_their_sentence_and_padding_does_not_count(value):
+    runner: Any = SimpleNamespace(output_names=["a"], device=torch.device("cpu"))
+    tensor = torch.ones(3, 4, 2)
+    tensor[0, 2:] = tensor[1, 3:] = value  # behind the sentences
+    batch = [sentence(line, length) for line, length in ((7, 2), (8, 3), (9, 4))]
+    calibrator = BertCalibrator(runner)
+    calibrator.add({"a": tensor}, batch, Path("file.txt"))
+    assert calibrator.histograms[0]["a"].amax == 1.0
+    assert calibrator.histograms[0]["a"].counts.sum() == (2 + 3 + 4) * 2
+    tensor[1, 2, 0] = -value
+    with pytest.raises(
+        UserError, match=r"tensor 'a' has the value .* in the sentence of file\.txt, line 8; expected"
+    ):
+        calibrator.add({"a": tensor}, batch, Path("file.txt"))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])

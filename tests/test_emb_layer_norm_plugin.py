@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plugin_build_for_tests import built_plugins
-from plugin_runs_for_tests import assert_as_good_as_pytorch, needs_gpu, run_guarded
+from plugin_runs_for_tests import assert_as_good_as_pytorch, in_half_steps, needs_gpu, run_guarded
 from torch.nn import functional
 
 from plugins import build, reference
@@ -25,8 +25,8 @@ def host():
     return PluginHost(folder / build.LIBRARY, folder / build.HOST)
 
 
-def create(host, epsilon=EPSILON):
-    return host.create("EmbLayerNorm", fields={"epsilon": epsilon})
+def create(host, epsilon=EPSILON, **fields):
+    return host.create("EmbLayerNorm", fields={"epsilon": epsilon, **fields})
 
 
 def specs(dtype="float16", weight=None, shape=(2, 7), hidden=768, **changed):
@@ -47,6 +47,15 @@ def specs(dtype="float16", weight=None, shape=(2, 7), hidden=768, **changed):
         ({"epsilon": float("inf")}, "field epsilon is inf; expected"),
         ({"epsilon": np.float64(1e-5)}, "field epsilon has plugin field type 2, expected float32"),
         ({"epsilon": 1e-5, "kernel": "fast"}, "unknown field kernel"),
+        ({"epsilon": 1e-5, "output_scale": -0.5}, "field output_scale is -0.5; expected 1e-30 to 1e+30, or 0 for"),
+        ({"epsilon": 1e-5, "output_scale": float("nan")}, "field output_scale is nan; expected 1e-30 to 1e+30"),
+        ({"epsilon": 1e-5, "outputs": "two"}, 'field outputs is "two"; expected y or both'),
+        ({"epsilon": 1e-5, "outputs": "both"}, 'field outputs is "both"; give the scale of the output in 8 bits'),
+        ({"epsilon": 1e-5, "quantized_type": "int8"}, 'field quantized_type is "int8", but there is no output_scale'),
+        (
+            {"epsilon": 1e-5, "output_scale": 0.5, "quantized_type": "bf16"},
+            'field quantized_type is "bf16"; expected int8 or fp8',
+        ),
     ],
 )
 def test_wrong_fields_are_refused_by_name(host, fields, message):
@@ -57,11 +66,29 @@ def test_wrong_fields_are_refused_by_name(host, fields, message):
 
 def test_serialized_fields_make_the_same_plugin(host):
     plugin = create(host)
-    assert plugin.serialized_fields() == {"epsilon": np.float32(EPSILON)}
+    assert plugin.serialized_fields() == {"epsilon": np.float32(EPSILON), "output_scale": 0, "outputs": "y"}
     assert plugin.clone().serialized_fields() == plugin.serialized_fields()
+    given_fields = {"output_scale": 0.5, "outputs": "both", "quantized_type": "fp8"}
+    fields = create(host, **given_fields).serialized_fields()
+    assert fields == {"epsilon": np.float32(EPSILON), **given_fields}
+    assert host.create("EmbLayerNorm", fields=fields).serialized_fields() == fields
 
 
 # --- Types, shapes, formats
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    ("fields", "narrow"),
+    [({}, "int8"), ({"quantized_type": "int8"}, "int8"), ({"quantized_type": "fp8"}, "float8_e4m3fn")],
+)
+def test_outputs_in_8_bits(host, dtype, fields, narrow):
+    floating, quantized = TensorSpec((2, 7, 768), dtype), TensorSpec((2, 7, 768), narrow)
+    both = create(host, output_scale=0.1, outputs="both", **fields)
+    assert both.output_specs(specs(dtype)) == [floating, quantized]
+    assert both.configure(specs(dtype)) == 0
+    both.start()
+    assert create(host, output_scale=0.1, **fields).output_specs(specs(dtype)) == [quantized]
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -179,6 +206,23 @@ def test_reference_is_pytorchs_embeddings_and_layer_norm(dtype):
     torch.testing.assert_close(exact, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("narrow", ["int8", "fp8"])
+def test_reference_gives_both_outputs(narrow):
+    inputs = make_inputs((2, 5), 32, torch.float16, torch.float32, "cpu")
+    inputs[0][1, 2] = 50  # not in the table
+    fields = {"output_scale": 0.02, "quantized_type": narrow}
+    y, quantized = reference.REFERENCES["EmbLayerNorm"](*inputs, epsilon=EPSILON, outputs="both", **fields)
+    assert (y.dtype, quantized.dtype) == (torch.float16, reference.TYPES[narrow])
+    torch.testing.assert_close(y, reference.REFERENCES["EmbLayerNorm"](*inputs, epsilon=EPSILON), equal_nan=True)
+    exact = reference.emb_layer_norm(*inputs, epsilon=EPSILON, dtype=torch.float64)
+    valid = ~exact.isnan()
+    assert in_half_steps(quantized[valid], exact[valid] / float(np.float32(0.02))) <= 1.001
+    lost = quantized[1, 2].float()
+    assert (lost == -128).all() if narrow == "int8" else lost.isnan().all()
+    alone = reference.REFERENCES["EmbLayerNorm"](*inputs, epsilon=EPSILON, **fields)
+    assert torch.equal(alone.view(torch.uint8), quantized.view(torch.uint8))
+
+
 OUTSIDE = [(0, 50), (0, -1), (0, 2**31 - 1), (0, -(2**31)), (1, 2), (1, -1), (2, 20), (2, -7)]
 
 
@@ -290,3 +334,40 @@ def test_in_a_cuda_graph_it_waits_for_its_ids(host):
         graph.replay()
         torch.cuda.synchronize()
         assert torch.equal(found, expected)
+
+
+@needs_gpu
+@pytest.mark.parametrize("narrow", ["int8", "fp8"])
+@pytest.mark.parametrize("outputs", ["y", "both"])
+@pytest.mark.parametrize(
+    ("dtype", "weight_dtype"),
+    [(torch.float32, torch.float32), (torch.float16, torch.float32), (torch.bfloat16, torch.bfloat16)],
+)
+def test_results_in_8_bits(host, dtype, weight_dtype, outputs, narrow):
+    torch.manual_seed(0)
+    plugin = create(host, output_scale=0.02, outputs=outputs, quantized_type=narrow)
+    for hidden, shape in itertools.product(WIDTHS[3:], ((0,), (1,), (7,), (3, 100))):
+        inputs = make_inputs(shape, hidden, dtype, weight_dtype, "cuda")
+        exact = reference.emb_layer_norm(*inputs, epsilon=EPSILON, dtype=torch.float64)
+        found = run_guarded(plugin, inputs)
+        assert [tensor.dtype for tensor in found] == [dtype] * (outputs == "both") + [reference.TYPES[narrow]]
+        if exact.numel():
+            assert in_half_steps(found[-1], exact / float(np.float32(0.02))) <= 1.04
+            if outputs == "both":
+                (alone,) = run_guarded(create(host), inputs)
+                assert torch.equal(found[0], alone)
+
+
+@needs_gpu
+@pytest.mark.parametrize("narrow", ["int8", "fp8"])
+@pytest.mark.parametrize("hidden", [33, 64, 768])
+def test_in_8_bits_an_id_outside_its_table_changes_its_row_only(host, hidden, narrow):
+    plugin = create(host, output_scale=0.02, quantized_type=narrow)
+    inputs = make_inputs((3, 4), hidden, torch.float16, torch.float16, "cuda")
+    (expected,) = run_guarded(plugin, inputs)
+    inputs[0][1, 2] = 50
+    (found,) = run_guarded(plugin, inputs)
+    lost = found[1, 2].float()
+    assert (lost == -128).all() if narrow == "int8" else lost.isnan().all()
+    found[1, 2] = expected[1, 2]
+    assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8))

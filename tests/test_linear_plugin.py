@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plugin_build_for_tests import built_plugins
+from plugin_build_for_tests import built_plugins, compile_and_run
 from plugin_runs_for_tests import needs_gpu, run_guarded
 
 from plugins import build, reference
@@ -28,6 +28,19 @@ def host():
 
 def create(host, **fields):
     return host.create("Linear", fields=fields)
+
+
+E4M3_SUM_ERROR = 1.5e-3  # of a sum, as the tensor cores add products of E4M3: linear_check.cu
+QUANTIZED_GELU_ERROR = 8.5e-4  # linear_gelu.cuh
+NARROW_TYPES = {"int8": "int8", "fp8": "float8_e4m3fn"}
+SCALED = {"x_scale": 0.05, "output_type": "fp16"}
+
+
+def narrow_specs(kind="int8", leading=(2, 7), width_in=768, width_out=3072, bias=True):
+    """x, weight, weight_scales and bias of a linear layer in 8 bits."""
+    dtype = NARROW_TYPES[kind]
+    tensors = [TensorSpec((*leading, width_in), dtype), TensorSpec((width_out, width_in), dtype)]
+    return [*tensors, *[TensorSpec((width_out,), "float32")] * (2 if bias else 1)]
 
 
 def specs(dtype="float16", leading=(2, 7), width_in=768, width_out=3072, bias=True):
@@ -49,6 +62,29 @@ def specs(dtype="float16", leading=(2, 7), width_in=768, width_out=3072, bias=Tr
         ({"constant_weight": 2}, "field constant_weight is 2; expected 0 or 1"),
         ({"constant_weight": -1}, "field constant_weight is -1; expected 0 or 1"),
         ({"constant_weight": "yes"}, "field constant_weight has plugin field type"),
+        ({"x_scale": -0.5}, "field x_scale is -0.5; expected 1e-30 to 1e+30, or 0 for no scale"),
+        ({"x_scale": math.nan}, "field x_scale is nan; expected 1e-30 to 1e+30"),
+        ({"x_scale": math.inf}, "field x_scale is inf; expected 1e-30 to 1e+30"),
+        ({"x_scale": 1e-31}, "field x_scale is 1e-31; expected 1e-30 to 1e+30"),
+        ({**SCALED, "output_scale": -1.0}, "field output_scale is -1; expected 1e-30 to 1e+30, or 0 for no scale"),
+        ({**SCALED, "output_scale": math.nan}, "field output_scale is nan"),
+        ({"x_scale": 1}, "field x_scale has plugin field type 5, expected float32"),
+        ({"x_scale": 0.5}, "field x_scale is 0.5, so x has 8 bits; name the type of y in the field output_type"),
+        ({"output_scale": 0.5}, "field output_scale is given, but not x_scale"),
+        ({"output_type": "fp16"}, "field output_type is given, but not x_scale"),
+        ({"x_scale": 0.5, "output_type": "fp32"}, 'field output_type is "fp32"; expected fp16, bf16, int8 or fp8'),
+        (
+            {"x_scale": 0.5, "output_type": "int8"},
+            "field output_type is int8; give the scale of y in the field output_scale",
+        ),
+        (
+            {"x_scale": 0.5, "output_type": "fp8", "output_scale": 0.0},
+            "field output_type is fp8; give the scale of y",
+        ),
+        (
+            {**SCALED, "output_scale": 0.5},
+            "field output_type is fp16, but the field output_scale is 0.5; expected an output_type of 8 bits",
+        ),
     ],
 )
 def test_wrong_fields_are_refused_by_name(host, fields, message):
@@ -62,13 +98,25 @@ def test_wrong_fields_are_refused_by_name(host, fields, message):
 def test_serialized_fields_make_the_same_plugin(host, activation, constant_weight):
     plugin = create(host, activation=activation, constant_weight=constant_weight)
     fields = plugin.serialized_fields()
-    assert fields == {"activation": activation, "constant_weight": constant_weight}
+    assert fields == {
+        "activation": activation, "constant_weight": constant_weight, "x_scale": 0, "output_scale": 0
+    }  # fmt: skip
     assert create(host, **fields).serialized_fields() == fields
     assert plugin.clone().serialized_fields() == fields
 
 
 def test_without_fields_there_is_no_activation_and_the_weight_may_change(host):
-    assert create(host).serialized_fields() == {"activation": "none", "constant_weight": 0}
+    fields = create(host).serialized_fields()
+    assert fields == {"activation": "none", "constant_weight": 0, "x_scale": 0, "output_scale": 0}
+
+
+def test_scales_and_type_make_the_same_plugin(host):
+    given = {"x_scale": 1 / 3, "output_type": "int8", "output_scale": 0.1}
+    fields = create(host, **given).serialized_fields()
+    assert fields == {"activation": "none", "constant_weight": 0} | {
+        name: value if isinstance(value, str) else np.float32(value) for name, value in given.items()
+    }
+    assert create(host, **fields).serialized_fields() == fields
 
 
 # --- Types, shapes, formats
@@ -90,9 +138,10 @@ def test_accepted_types(host, dtype, bias):
         (
             0,
             "float32",
-            "x is fp32; expected fp16 or bf16; for other types take TensorRT's own layers, MatrixMultiply",
+            "x is fp32; expected fp16 or bf16, or int8 or fp8 with x_scale; for other types take TensorRT's own",
         ),
-        (0, "int8", "x is int8; expected fp16 or bf16"),
+        (0, "int8", "x is int8; give its scale in the field x_scale"),
+        (0, "float8_e4m3fn", "x is fp8; give its scale in the field x_scale"),
         (1, "bfloat16", "weight is bf16; expected the type of x, fp16"),
         (1, "int8", "weight is int8; expected the type of x, fp16"),
         (2, "float32", "bias is fp32; expected the type of x, fp16"),
@@ -134,6 +183,142 @@ def test_wrong_shapes_are_refused_by_name(host, changed, shape, message):
     with pytest.raises(PluginHostError) as error:
         create(host).output_specs(inputs)
     assert message in str(error.value)
+
+
+# --- Eight bits
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("output", ["fp16", "bf16", "same"])
+@pytest.mark.parametrize("kind", NARROW_TYPES)
+def test_accepted_types_in_eight_bits(host, kind, output, bias):
+    inputs = narrow_specs(kind, bias=bias)
+    fields = {"x_scale": 0.05, "output_type": kind if output == "same" else output}
+    fields |= {"output_scale": 0.1} if output == "same" else {}
+    plugin = create(host, **fields)
+    dtype = {"fp16": "float16", "bf16": "bfloat16", "same": NARROW_TYPES[kind]}[output]
+    assert plugin.output_specs(inputs) == [TensorSpec((2, 7, 3072), dtype)]
+    if not torch.cuda.is_available():
+        assert plugin.configure(inputs) == 0
+        plugin.start()
+
+
+@pytest.mark.parametrize(
+    ("changed", "dtype", "message"),
+    [
+        (0, "float16", "x is fp16, but the field x_scale is 0.05; expected int8 or fp8, or no scale"),
+        (0, "float8_e4m3fn", "weight is int8; expected the type of x, fp8"),
+        (1, "float16", "weight is fp16; expected the type of x, int8"),
+        (2, "float16", "weight_scales is fp16; expected fp32, as x is int8"),
+        (3, "float16", "bias is fp16; expected fp32, as x is int8"),
+    ],
+)
+def test_wrong_types_in_eight_bits_are_refused_by_name(host, changed, dtype, message):
+    inputs = narrow_specs()
+    inputs[changed] = TensorSpec(inputs[changed].shape, dtype)
+    with pytest.raises(PluginHostError) as error:
+        create(host, **SCALED).output_specs(inputs)
+    assert message in str(error.value)
+
+
+def test_an_output_in_the_other_type_of_eight_bits_is_refused(host):
+    plugin = create(host, x_scale=0.05, output_scale=0.1, output_type="fp8")
+    with pytest.raises(PluginHostError, match='field output_type is "fp8"; expected fp16, bf16 or int8'):
+        plugin.output_specs(narrow_specs("int8"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "shape", "message"),
+    [
+        (1, (3072, 767), "weight has the shape [3072, 767] for x of [2, 7, 768]; expected [N, K]"),
+        (2, (768,), "weight_scales has the shape [768] for a weight of [3072, 768]; expected [N]"),
+        (2, (), "weight_scales has the shape [] for a weight of [3072, 768]; expected [N]"),
+        (3, (1, 3072), "bias has the shape [1, 3072] for a weight of [3072, 768]; expected [N]"),
+    ],
+)
+def test_wrong_shapes_in_eight_bits_are_refused_by_name(host, changed, shape, message):
+    inputs = narrow_specs()
+    inputs[changed] = TensorSpec(shape, inputs[changed].dtype)
+    with pytest.raises(PluginHostError) as error:
+        create(host, **SCALED).output_specs(inputs)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_wrong_number_of_inputs_in_eight_bits_is_refused(host, count):
+    message = (
+        f"number of inputs: {count}, expected 3, or 4 with a bias; with x_scale they are x, weight, weight_scales"
+    )
+    with pytest.raises(PluginHostError, match=message):
+        create(host, **SCALED).output_specs((narrow_specs() + narrow_specs()[-1:])[:count])
+
+
+@pytest.mark.parametrize(
+    ("widths", "output", "message"),
+    [
+        ((776, 768), "fp16", "weight has the shape [768, 776] in int8, and y is fp16; expected [N, K] with N a"),
+        ((768, 772), "fp16", "and y is fp16; expected [N, K] with N a multiple of 8 and K of 16"),
+        ((768, 776), "int8", "and y is int8; expected [N, K] with N a multiple of 16 and K of 16"),
+    ],
+)
+def test_widths_that_no_kernel_takes_are_refused_when_an_engine_is_built(host, widths, output, message):
+    scale = {"output_scale": 0.1} if output == "int8" else {}
+    plugin, inputs = create(host, x_scale=0.05, output_type=output, **scale), narrow_specs("int8", (2, 7), *widths)
+    outputs = plugin.output_specs(inputs)  # not yet: placeholders of the network have other widths
+    with pytest.raises(PluginHostError) as error:
+        plugin.configure(inputs, outputs)
+    assert message in str(error.value)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_without_a_kernel_is_refused_when_an_engine_is_built(host):
+    plugin, capability = create(host, **SCALED), torch.cuda.get_device_capability()
+    if capability == (9, 0):
+        assert plugin.configure(narrow_specs()) == 0
+    else:
+        with pytest.raises(PluginHostError, match=r"x is int8: this GPU has compute capability"):
+            plugin.configure(narrow_specs())
+
+
+def test_what_is_said_of_gpus_without_a_kernel(tmp_path):
+    output = compile_and_run("linear_gpu_probe.cpp", tmp_path, [], []).splitlines()
+    assert output[0] == (
+        "8.9: this GPU has compute capability 8.9, and linear layers in 8 bits have a kernel for 9.0 (Hopper) only; "
+        "build with fp16 or bf16"
+    )
+    assert output[1].startswith("10.0: this GPU has compute capability 10.0, and linear layers in 8 bits")
+    assert output[2] == "9.0:"
+    assert output[3] == (
+        "9.0: this library was built for the GPU architectures 80, without the kernels for 9.0; build it for this "
+        "GPU: python plugins/build.py --architectures native"
+    )
+
+
+@pytest.mark.parametrize("position", range(5))
+def test_supported_types_in_eight_bits(host, position):
+    tensors = [*narrow_specs(), TensorSpec((2, 7, 3072), "float16")]
+    plugin = create(host, **SCALED)
+    for dtype in ("float32", "float16", "bfloat16", "int8", "float8_e4m3fn", "int32"):
+        tensors[position] = TensorSpec(tensors[position].shape, dtype)
+        allowed = (("int8", "float8_e4m3fn"), ("int8",), ("float32",), ("float32",), ("float16",))[position]
+        assert plugin.supports(position, tensors[:4], tensors[4:]) is (dtype in allowed)
+
+
+@given(
+    leading=st.lists(st.integers(0, 30), max_size=6),
+    width_in=st.integers(1, 300),
+    width_out=st.integers(1, 300),
+    kind=st.sampled_from(sorted(NARROW_TYPES)),
+    bias=st.booleans(),
+)
+@settings(deadline=None, max_examples=100)
+def test_any_number_of_rows_in_eight_bits(host, leading, width_in, width_out, kind, bias):
+    inputs = narrow_specs(kind, leading, 16 * width_in, 16 * width_out, bias)
+    plugin = create(host, x_scale=0.05, output_scale=0.1, output_type=kind)
+    assert plugin.output_specs(inputs) == [TensorSpec((*leading, 16 * width_out), NARROW_TYPES[kind])]
+
+
+# --- One type
 
 
 def test_no_columns_at_all_are_refused(host):
@@ -218,23 +403,129 @@ def test_reference_is_pytorchs_linear(dtype, activation, bias):
     torch.testing.assert_close(exact, expected, rtol=1e-12, atol=1e-12)
 
 
+def narrow_tensors(kind, rows, width_in, width_out, device="cpu", seed=0):
+    """x, weight, weight_scales and bias of every size that 8 bits can have, values that saturate y among them."""
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, device=device)
+
+    limit, spread = (127, 40.0) if kind == "int8" else (448, 100.0)
+    dtype = reference.TYPES[kind]
+    x, weight = (
+        (normal(count, width_in) * spread).clamp(-limit, limit).to(dtype) for count in (rows, width_out)
+    )  # int8: towards zero, which any rounding would do
+    scales = normal(width_out).abs() * 0.05 / spread / math.sqrt(width_in) + 1e-6
+    return [x, weight, scales, normal(width_out)]
+
+
+NARROW_FIELDS = {"x_scale": 20.0 / 40.0}
+
+
+def in_float64(tensors, activation, x_scale):
+    x, weight, scales, *bias = (tensor.double() for tensor in tensors)
+    y = x @ weight.t() * (scales * float(np.float32(x_scale))) + (bias[0] if bias else 0.0)
+    return 0.5 * y * torch.erfc(-y / math.sqrt(2)) if activation == "gelu" else y
+
+
+@given(
+    rows=st.integers(0, 40),
+    width_in=st.integers(1, 3000),
+    width_out=st.integers(1, 60),
+    kind=st.sampled_from(sorted(NARROW_TYPES)),
+    activation=st.sampled_from(["none", "gelu"]),
+    bias=st.booleans(),
+    output=st.sampled_from(["fp16", "bf16", "same"]),
+    seed=st.integers(0, 1000),
+)
+@settings(deadline=None, max_examples=150)
+def test_reference_in_eight_bits(rows, width_in, width_out, kind, activation, bias, output, seed):
+    """Against float64: one rounding of the output's type away, in 8 bits one step at most."""
+    tensors = narrow_tensors(kind, rows, width_in, width_out, seed=seed)[: 4 if bias else 3]
+    output_type, output_scale = (kind, 0.02) if output == "same" else (output, 0.0)
+    fields = {"x_scale": NARROW_FIELDS["x_scale"], "output_type": output_type, "output_scale": output_scale}
+    found = reference.REFERENCES["Linear"](*tensors, activation=activation, constant_weight=1, **fields)
+    exact = in_float64(tensors, activation, fields["x_scale"])
+    assert found.dtype == reference.TYPES[output_type]
+    if output == "same":
+        assert steps_apart(found, reference.quantize(exact, output_scale, found.dtype)) <= 1
+    else:
+        eps = torch.finfo(found.dtype).eps
+        torch.testing.assert_close(found.double(), exact, rtol=0.51 * eps + 1e-5, atol=1e-5)
+
+
+def steps_of(values):
+    """The number of a value of 8 bits in the order of values, so that neighbours differ by 1."""
+    bits = values.view(torch.uint8).int()
+    if values.dtype == torch.int8:
+        return values.int()
+    return torch.where(bits < 128, bits, 128 - bits)
+
+
+def steps_apart(found, expected):
+    """The largest number of steps of their type between two tensors; 0 for tensors without elements."""
+    return int((steps_of(found) - steps_of(expected)).abs().max()) if found.numel() else 0
+
+
+def test_steps_of_fp8_are_neighbours():
+    bits = torch.arange(256, dtype=torch.int16).to(torch.uint8)
+    values = bits.view(torch.float8_e4m3fn).float()
+    order = values[~values.isnan()].unique()  # sorted; −0 and 0 are one
+    steps = steps_of(order.to(torch.float8_e4m3fn))
+    assert (steps.diff() == 1).all()
+
+
+def test_integer_sums_of_the_reference_are_exact():
+    """127 · 127 · 4096 is beyond 2^24, where fp32 has no odd numbers."""
+    x = torch.full((1, 4096), 127, dtype=torch.int8)
+    weight = torch.full((1, 4096), 127, dtype=torch.int8)
+    weight[0, 0] = 126
+    y = reference.quantized_linear(x, weight, torch.ones(1), x_scale=1.0, dtype=torch.float64)
+    assert int(y) == 127 * 127 * 4096 - 127
+
+
+def test_reference_without_quantization_is_the_layer():
+    """With in_fp32 a network computes with the weight before it was quantized, and no scale is applied."""
+    x, weight, bias = torch.randn(3, 32), torch.randn(8, 32), torch.randn(8)
+    fields = {"activation": "gelu", "constant_weight": 1, "x_scale": 0.1, "output_scale": 0.2, "output_type": "int8"}
+    found = reference.compute_in_fp32("Linear", (x, weight, torch.full((8,), 7.0), bias), fields)
+    torch.testing.assert_close(found, torch.nn.functional.gelu(x @ weight.t() + bias))
+    x, gamma = torch.randn(3, 8), torch.ones(8)
+    fields = {"epsilon": 1e-12, "x_scale": 0.1, "output_scale": 0.2, "outputs": "both", "constant_weights": 1}
+    first, second = reference.compute_in_fp32("SkipLayerNorm", (x, x, gamma, gamma), fields)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, torch.nn.functional.layer_norm(2 * x, (8,), gamma, gamma, 1e-12))
+
+
 # --- GELU, as the kernels compute it: with the coefficients of their source, in fp32
+
+
+NUMBER = r"(-?\d[\d.e+-]*)F"
+
+
+def gelu_source(function: str) -> str:
+    """The body of a function of linear_gelu.cuh."""
+    source = GELU_SOURCE.read_text(encoding="utf-8")
+    return source[source.index(f"float {function}(float x") :].split("\n}\n")[0]
+
+
+def times_phi(a: np.ndarray, source: str, degree: int) -> np.ndarray:
+    """a · 2^q(a) with the coefficients of ``source``: float64 (n,) -> float64 (n,)."""
+    (leading,) = re.findall(rf"float q = {NUMBER}", source)
+    coefficients = [leading, *re.findall(rf"q = fmaf\(q, a, {NUMBER}\)", source)]
+    assert len(coefficients) == degree + 1
+    q = np.full_like(a, np.float32(coefficients[0]))
+    for coefficient in coefficients[1:]:
+        q = (q * a + np.float32(coefficient)).astype(np.float32).astype(np.float64)  # as fmaf: one rounding
+    return a * np.where(q < -126, 0.0, np.exp2(q).astype(np.float32).astype(np.float64))  # ex2.approx.ftz
 
 
 def kernels_gelu(x: np.ndarray) -> np.ndarray:
     """max(x, 0) − a · 2^q(a), a = min(|x|, limit), every step rounded to fp32: fp32 (n,) -> fp32 (n,)."""
-    source = GELU_SOURCE.read_text(encoding="utf-8")
-    number = r"(-?\d[\d.e+-]*)F"
-    (limit,) = re.findall(rf"kLARGEST = {number}", source)
-    (leading,) = re.findall(rf"float q = {number}", source)
-    coefficients = [leading, *re.findall(rf"q = fmaf\(q, a, {number}\)", source)]
-    assert len(coefficients) == 7
+    source = gelu_source("gelu")
+    (limit,) = re.findall(rf"kLARGEST = {NUMBER}", source)
     a = np.minimum(np.abs(x), np.float32(limit)).astype(np.float64)
-    q = np.full_like(a, np.float32(coefficients[0]))
-    for coefficient in coefficients[1:]:
-        q = (q * a + np.float32(coefficient)).astype(np.float32).astype(np.float64)  # as fmaf: one rounding
-    power = np.where(q < -126, 0.0, np.exp2(q).astype(np.float32).astype(np.float64))  # ex2.approx.ftz
-    return (np.maximum(x, 0) - a * power).astype(np.float32)
+    return (np.maximum(x, 0) - times_phi(a, source, 6)).astype(np.float32)
 
 
 def exact_gelu(x: np.ndarray) -> np.ndarray:
@@ -247,6 +538,17 @@ def test_phi_of_the_kernels_is_precise():
     assert np.abs(kernels_gelu(x) / exact - 1).max() <= 8e-6
     beyond = np.linspace(-20, -4.2, 40_001, dtype=np.float32)
     assert np.abs(kernels_gelu(beyond) - exact_gelu(beyond)).max() <= 4.5e-10
+
+
+def test_gelu_for_8_bits_is_off_by_less_than_half_a_step():
+    """E4M3 has half a step of 3e-2 of a value; int8 has steps of output_scale."""
+    source = gelu_source("quantizedGelu")
+    a = np.linspace(1e-3, 4.5, 40_001)
+    assert np.abs(times_phi(a, source, 3) / -exact_gelu(-a) - 1).max() <= 5.1e-3
+    beyond = np.linspace(4.5, 1000, 40_001)
+    assert np.abs(times_phi(beyond, source, 3) + exact_gelu(-beyond)).max() <= 1e-7
+    everywhere = np.linspace(0, 20, 40_001)
+    assert np.abs(times_phi(everywhere, source, 3) + exact_gelu(-everywhere)).max() <= QUANTIZED_GELU_ERROR
 
 
 def test_gelu_of_every_fp16_number_is_rounded_right_but_for_a_few():
@@ -419,3 +721,72 @@ def test_in_a_cuda_graph_each_waits_for_the_one_before(host, dtype, constant_wei
             graph.replay()
             torch.cuda.synchronize()
             assert torch.equal(found, expected)
+
+
+# --- On a GPU, in 8 bits
+
+needs_hopper = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="needs a Hopper GPU"
+)
+
+
+def check_narrow(host, kind, tensors, activation, output):
+    """The kernel against the reference: 8 bits at most one step apart, beyond what sums and GELU are off by."""
+    output_type, output_scale = (kind, 0.05) if output == "same" else (output, 0.0)
+    fields = {"x_scale": NARROW_FIELDS["x_scale"], "output_type": output_type, "output_scale": output_scale}
+    (found,) = run_guarded(create(host, activation=activation, constant_weight=1, **fields), tensors)
+    assert found.dtype == reference.TYPES[output_type]
+    x, weight, scales = (tensor.double() for tensor in tensors[:3])
+    exact = in_float64(tensors, activation, fields["x_scale"])
+    terms = (x.square() @ weight.square().t()).sqrt() * scales * fields["x_scale"]
+    error = terms * (E4M3_SUM_ERROR if kind == "fp8" else 0.0)
+    if output == "same":
+        error = error + (QUANTIZED_GELU_ERROR if activation == "gelu" else 0.0)
+        low, high = (
+            steps_of(reference.quantize(exact + sign * error, output_scale, found.dtype)) for sign in (-1, 1)
+        )
+        steps = steps_of(found)
+        assert ((steps >= low - 1) & (steps <= high + 1)).all()
+    else:
+        eps = torch.finfo(found.dtype).eps
+        allowed = 0.55 * eps * exact.abs() + error + 1e-5
+        assert ((found.double() - exact).abs() <= allowed).all()
+
+
+@needs_hopper
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+@pytest.mark.parametrize("output", ["fp16", "bf16", "same"])
+@pytest.mark.parametrize("kind", NARROW_TYPES)
+def test_results_in_eight_bits(host, kind, output, activation):
+    widths = ((16, 16), (64, 80), (320, 1200), (768, 2304), (768, 3072), (3072, 768))
+    for (width_in, width_out), rows, bias in itertools.product(widths, (0, 1, 7, 64, 131, 1000), (True, False)):
+        tensors = narrow_tensors(kind, rows, width_in, width_out, "cuda")[: 4 if bias else 3]
+        check_narrow(host, kind, tensors, activation, output)
+
+
+@needs_hopper
+@given(
+    rows=st.integers(1, 2000),
+    width_in=st.integers(1, 250),
+    width_out=st.integers(1, 250),
+    kind=st.sampled_from(sorted(NARROW_TYPES)),
+    bias=st.booleans(),
+    activation=st.sampled_from(["none", "gelu"]),
+    output=st.sampled_from(["fp16", "bf16", "same"]),
+)
+@settings(deadline=None, max_examples=200)
+def test_random_shapes_in_eight_bits(host, rows, width_in, width_out, kind, bias, activation, output):
+    tensors = narrow_tensors(kind, rows, 16 * width_in, 16 * width_out, "cuda")[: 4 if bias else 3]
+    check_narrow(host, kind, tensors, activation, output)
+
+
+@needs_hopper
+@pytest.mark.parametrize("kind", NARROW_TYPES)
+def test_in_eight_bits_a_constant_weight_gives_the_same_bits(host, kind):
+    fields = {"x_scale": 0.5, "output_type": kind, "output_scale": 0.05}
+    for rows, widths in itertools.product((1, 128, 1000, 4096), ((768, 2304), (3072, 768), (64, 144))):
+        tensors = narrow_tensors(kind, rows, *widths, "cuda")
+        torch.cuda.synchronize()  # from here on the weight is constant
+        (expected,) = create(host, activation="gelu", **fields).run_torch(tensors)
+        (found,) = create(host, activation="gelu", constant_weight=1, **fields).run_torch(tensors)
+        assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8))

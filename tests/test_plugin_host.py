@@ -30,18 +30,30 @@ EVERY_FIELD = {
         "skip_scale": np.float32(0.00123456789),
         "output_scale": np.float32(7),
         "outputs": "both",
+        "quantized_type": "fp8",
         "constant_weights": 1,
         "output_type": "bf16",
     },
-    "EmbLayerNorm": {"epsilon": THIRD},
+    "EmbLayerNorm": {
+        "epsilon": THIRD,
+        "output_scale": np.float32(0.1),
+        "outputs": "both",
+        "quantized_type": "fp8",
+    },
     "QkvToContext": {
         "num_heads": 12,
         "layout": "packed",
         "qkv_scale": THIRD,
-        "output_scale": np.float32(0),
-        "output_type": "fp16",
+        "output_scale": np.float32(0.1),
+        "output_type": "int8",
     },
-    "Linear": {"activation": "gelu", "constant_weight": 1},
+    "Linear": {
+        "activation": "gelu",
+        "constant_weight": 1,
+        "x_scale": THIRD,
+        "output_scale": np.float32(0.1),
+        "output_type": "fp8",
+    },
 }
 each_plugin = pytest.mark.parametrize("name", EVERY_FIELD)
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import types
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from bert_trt.console import UserError
 from bert_trt.element_types import ELEMENT_TYPES
 from bert_trt.model_files import ModelFolder
 from bert_trt.network import NetworkContents
+from bert_trt.network_proof import WrongNetworkError, check_definition
 from bert_trt.network_runner import NetworkRunner, UnsupportedLayerError
 from bert_trt.options import LAYER_NORM_KERNELS, TOLERANCES, SequenceRange
 from bert_trt.plan import BuildOptions, build_plan, create_builder, read_info
@@ -336,8 +338,168 @@ def test_a_product_in_fp32_is_refused():
         x = helper.addInput("x", trt.DataType.FLOAT, (1, -1, H))
         helper.addFusedLinear(x, np.ones((H, H)), np.ones(H), "dense")
 
-    with pytest.raises(UserError, match=r"x is fp32; expected fp16 or bf16; for other types take TensorRT's own"):
+    with pytest.raises(UserError, match=r"x is fp32; expected fp16 or bf16, or int8 or fp8 with x_scale"):
         define(steps, trt.DataType.FLOAT)
+
+
+# --- Linear in 8 bits
+
+NARROW_TYPES = {"int8": trt.DataType.INT8, "fp8": trt.DataType.FP8}
+IN, OUT = 16, 32
+
+
+def two_products(kind: str, dtype: trt.DataType = trt.DataType.HALF, bias: bool = True) -> Any:
+    """x is quantized; the first product's output stays in 8 bits, the second one's has the helper's type."""
+    generator = np.random.default_rng(0)
+    first, second = (generator.standard_normal(shape, np.float32) for shape in ((OUT, IN), (IN, OUT)))
+    biases = generator.standard_normal(OUT, np.float32)
+
+    def steps(helper):
+        x = helper.addInput("x", dtype, (1, -1, IN))
+        narrow = helper.addQuantize(x, 0.03, "narrow", NARROW_TYPES[kind])
+        y = helper.addFusedLinear(
+            *(narrow, first, biases if bias else None, "up", "gelu", "gelu"), x_scale=0.03, output_scale=0.1
+        )
+        assert (y.dtype, tuple(y.shape)) == (NARROW_TYPES[kind], (1, -1, OUT))
+        z = helper.addFusedLinear(y, second, None, "down", x_scale=0.1)
+        assert (z.dtype, tuple(z.shape)) == (dtype, (1, -1, IN))
+        helper.markOutput(z, "y")
+
+    def exact(x: torch.Tensor) -> torch.Tensor:
+        hidden = x @ torch.from_numpy(first).T + (torch.from_numpy(biases) if bias else 0)
+        return torch.nn.functional.gelu(hidden) @ torch.from_numpy(second).T
+
+    return define(steps, dtype), exact
+
+
+@pytest.mark.parametrize("kind", NARROW_TYPES)
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_in_8_bits_in_an_engine(tmp_path, kind, precision, bias):
+    (made_builder, helper, _), exact = two_products(kind, ELEMENT_TYPES[precision].trt, bias)
+    assert helper.weights["up.weight"].dtype == ELEMENT_TYPES[kind].numpy
+    assert helper.weights["up.weight.scales"].dtype == np.float32
+    read = NetworkContents(helper.weights, helper.plugin_layers, helper.sources)
+    check_definition(helper.network, read, EPSILON)
+    x = torch.randn(1, 5, IN)
+    found = NetworkRunner(helper.network, contents=read).run({"x": x})["y"]
+    assert 1e-4 < relative_l2(found.numpy(), exact(x).numpy()) <= 0.1  # rounded to 8 bits, but to no other scale
+    wide = NetworkRunner(helper.network, contents=read, in_fp32=True).run({"x": x})["y"]
+    assert relative_l2(wide.numpy(), exact(x.to(ELEMENT_TYPES[precision].torch).float()).numpy()) <= 1e-6
+    options = BuildOptions(SequenceRange(1, 4, 8), plugin_library=build.library_path())
+    assert build_plan(made_builder, helper.network, helper.log, options, tmp_path / "p.plan").num_bytes > 0
+
+
+def test_placeholders_in_8_bits():
+    def steps(helper):
+        x = helper.addInput("x", trt.DataType.HALF, (-1, 768))
+        narrow = helper.addQuantize(x, 0.03, "narrow", trt.DataType.FP8)
+        helper.addFusedLinear(narrow, np.ones((3072, 768), np.float32), np.ones(3072), "dense", x_scale=0.03)
+
+    fp8, fp32 = onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT
+    assert placeholders(steps, trt.DataType.HALF) == [([1, 1], fp8), ([1, 1], fp8), ([1], fp32), ([1], fp32)]
+
+
+def one_product(x_dtype=trt.DataType.INT8, width=IN, dtype=trt.DataType.HALF, **given) -> Any:
+    """A product of x, which comes from a quantize layer where ``x_dtype`` has 8 bits."""
+
+    def steps(helper):
+        x = helper.addInput("x", dtype, (1, -1, width))
+        if x_dtype in NARROW_TYPES.values():
+            x = helper.addQuantize(x, 0.03, "narrow", x_dtype)
+        y = helper.addFusedLinear(x, np.ones((OUT, width), np.float32), None, "dense", **given)
+        helper.markOutput(helper.addDequantize(y, 1.0, "wide") if y.dtype in NARROW_TYPES.values() else y, "y")
+
+    return define(steps, dtype)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "x is int8; give its scale in the field x_scale"),
+        ({"x_scale": -0.5}, "field x_scale is -0.5; expected 1e-30 to 1e"),
+        ({"x_scale": float("nan")}, "field x_scale is nan; expected 1e-30 to 1e"),
+        ({"x_scale": 0.5, "output_scale": -1.0}, "field output_scale is -1; expected 1e-30 to 1e"),
+        ({"x_scale": 0.5, "output": trt.DataType.INT8}, "field output_type is int8; give the scale of y"),
+        ({"x_scale": 0.5, "output": trt.DataType.FP8, "output_scale": 1.0}, "expected fp16, bf16 or int8"),
+        ({"x_scale": 0.5, "output": trt.DataType.FLOAT}, 'field output_type is "fp32"; expected fp16, bf16, int8 or'),
+        (
+            {"x_scale": 0.5, "x_dtype": trt.DataType.HALF},
+            "x of weight 'dense.weight' is HALF, with a scale",
+        ),
+        ({"x_dtype": trt.DataType.HALF, "output_scale": 0.5}, "field output_scale is given, but not x_scale"),
+        ({"x_dtype": trt.DataType.HALF, "output": trt.DataType.INT8}, "field output_type is given, but not x_scale"),
+    ],
+)
+def test_a_wrong_product_in_8_bits_is_named(given, message):
+    with pytest.raises(UserError) as error:
+        one_product(**given)
+    assert message in str(error.value)
+
+
+def test_a_width_without_a_kernel_is_refused_when_the_engine_is_built(tmp_path):
+    made_builder, helper, _ = one_product(width=24, x_scale=0.03)
+    options = BuildOptions(SequenceRange(1, 4, 8), plugin_library=build.library_path())
+    with pytest.raises(UserError, match=r"weight has the shape \[32, 24\] in int8, and y is fp16; expected \[N, K\]"):
+        build_plan(made_builder, helper.network, helper.log, options, tmp_path / "p.plan")
+
+
+@pytest.mark.parametrize("kind", NARROW_TYPES)
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ("up.weight", "constant 'up.weight' does not hold the quantized values of its source"),
+        ("up.weight.scales", "constant 'up.weight.scales' does not hold the scales of 'up.weight'"),
+        ("down.weight", "constant 'down.weight' does not hold the quantized values of its source"),
+    ],
+)
+def test_another_weight_or_scale_than_the_sources_is_found(kind, changed, told):
+    (_owner, helper, _), _ = two_products(kind)
+    helper.weights[changed].reshape(-1)[5] *= -1
+    helper.sources.pop("up.weight.scales")  # these are made from the weight, not kept
+    with pytest.raises(WrongNetworkError, match=told):
+        check_definition(
+            helper.network, NetworkContents(helper.weights, helper.plugin_layers, helper.sources), EPSILON
+        )
+
+
+@pytest.mark.parametrize(
+    ("scales", "told"),
+    [
+        ((0.04, 0.1, 0.1), "layer 'up' has x_scale 0.04, but 'narrow' was quantized with 0.03"),
+        ((0.03, 0.1, 0.2), "layer 'down' has x_scale 0.2, but 'up' was quantized with 0.1"),
+    ],
+)
+def test_a_product_that_reads_with_another_scale_is_found(scales, told):
+    def steps(helper):
+        x = helper.addInput("x", trt.DataType.HALF, (1, -1, IN))
+        narrow = helper.addQuantize(x, 0.03, "narrow", trt.DataType.INT8)
+        ones = np.ones((IN, IN), np.float32)
+        y = helper.addFusedLinear(narrow, ones, None, "up", x_scale=scales[0], output_scale=scales[1])
+        helper.markOutput(helper.addFusedLinear(y, ones, None, "down", x_scale=scales[2]), "y")
+
+    _owner, helper, _ = define(steps)
+    with pytest.raises(WrongNetworkError) as error:
+        check_definition(
+            helper.network, NetworkContents(helper.weights, helper.plugin_layers, helper.sources), EPSILON
+        )
+    assert told in str(error.value)
+
+
+def test_a_weight_whose_channel_is_all_zeros(tmp_path):
+    """Its scale must not be 0: the channel's results are the bias."""
+    weight, bias = np.ones((OUT, IN), np.float32), np.arange(OUT, dtype=np.float32)
+    weight[3] = 0
+
+    def steps(helper):
+        x = helper.addInput("x", trt.DataType.HALF, (1, -1, IN))
+        narrow = helper.addQuantize(x, 0.03, "narrow", trt.DataType.INT8)
+        helper.markOutput(helper.addFusedLinear(narrow, weight, bias, "dense", x_scale=0.03), "y")
+
+    _owner, helper, _ = define(steps)
+    assert (helper.weights["dense.weight.scales"] > 0).all()
+    found = NetworkRunner(helper.network, contents=contents(helper)).run({"x": torch.randn(1, 5, IN)})["y"]
+    assert (found[..., 3] == 3).all()
 
 
 def two_outputs() -> Any:
@@ -429,7 +591,8 @@ def test_embeddings_and_norm_in_one_layer(tmp_path, precision):
     def steps(helper):
         ids = [helper.addInput(name, trt.DataType.INT32, (1, -1)) for name in names]
         tables = [helper.addConstant(table, f"table{index}") for index, table in enumerate(values)]
-        helper.markOutput(helper.addEmbLayerNorm(ids, tables, gamma, beta, EPSILON, "emb"), "y")
+        (y,) = helper.addEmbLayerNorm(ids, tables, gamma, beta, EPSILON, "emb")
+        helper.markOutput(y, "y")
 
     made = define(steps, dtype)
     chosen = {name: np.array([[0, 1, 1, 0]], np.int32) for name in names}
@@ -442,6 +605,51 @@ def test_embeddings_and_norm_in_one_layer(tmp_path, precision):
     expected = torch.nn.functional.layer_norm(total, (H,), *affine, EPSILON)
     assert relative_l2(found[0, [0, 1, 3]].numpy(), expected.numpy()) <= TOLERANCES[precision]
     assert build_with_plugins(made, tmp_path / "p.plan").num_bytes > 0
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_a_layer_in_8_bits_from_the_embeddings_on(tmp_path, kind):
+    """EmbLayerNorm and SkipLayerNorm give y and y in 8 bits, attention and the first product give 8 bits alone."""
+    narrow, scale, width, heads = NARROW_TYPES[kind], 0.03, 64, 2
+    generator = np.random.default_rng(1)
+    values = [generator.standard_normal((size, width), np.float32) for size in (50, 20, 2)]
+    gamma, beta = np.ones(width, np.float32), generator.standard_normal(width, np.float32)
+    shapes = {"qkv": (3 * width, width), "out": (width, width), "up": (2 * width, width), "down": (width, 2 * width)}
+    matrices = {
+        name: generator.standard_normal(shape, np.float32) / np.float32(math.sqrt(shape[1]))
+        for name, shape in shapes.items()
+    }
+    names = ("input_ids", "token_type_ids", "position_ids")
+
+    def steps(helper):
+        in_8_bits = {"output_scale": scale, "quantized_type": narrow}
+        ids = [helper.addInput(name, trt.DataType.INT32, (1, -1)) for name in names]
+        tables = [helper.addConstant(table, f"table{index}") for index, table in enumerate(values)]
+        y, q = helper.addEmbLayerNorm(ids, tables, gamma, beta, EPSILON, "emb", outputs="both", **in_8_bits)
+        qkv = helper.addFusedLinear(q, matrices["qkv"], None, "qkv", x_scale=scale)
+        context = helper.addQkvToContext(qkv, heads, "attention", output_scale=scale, output=narrow)
+        attended = helper.addFusedLinear(context, matrices["out"], None, "out", x_scale=scale)
+        y, q = helper.addSkipLayerNorm(attended, y, gamma, beta, EPSILON, "norm", outputs="both", **in_8_bits)
+        up = helper.addFusedLinear(
+            q, matrices["up"], beta.repeat(2), "up", None, "gelu", x_scale=scale, output_scale=0.1
+        )
+        down = helper.addFusedLinear(up, matrices["down"], None, "down", x_scale=0.1)
+        (y,) = helper.addSkipLayerNorm(down, y, gamma, beta, EPSILON, "last")
+        assert {tensor.dtype for tensor in (q, context, up)} == {narrow}
+        assert {tensor.dtype for tensor in (qkv, attended, down, y)} == {trt.DataType.HALF}
+        helper.markOutput(y, "y")
+
+    made_builder, helper, _ = define(steps)
+    read = NetworkContents(helper.weights, helper.plugin_layers, helper.sources)
+    check_definition(helper.network, read, EPSILON)
+    chosen = {name: np.array([[0, 1, 1, 0]], np.int32) for name in names}
+    chosen["input_ids"] = np.array([[49, 3, 17, 0]], np.int32)
+    found, wide = (
+        NetworkRunner(helper.network, contents=read, in_fp32=in_fp32).run(chosen)["y"].numpy()
+        for in_fp32 in (False, True)
+    )
+    assert 1e-3 < relative_l2(found, wide) <= 0.1
+    assert build_with_plugins((made_builder, helper, None), tmp_path / "p.plan").num_bytes > 0
 
 
 def test_int8_without_a_scale_is_refused_by_name():
@@ -465,6 +673,8 @@ def test_int8_without_a_scale_is_refused_by_name():
         ("fp16", {}, trt.DataType.HALF),
         ("bf16", {}, trt.DataType.BF16),
         ("fp16", {"output_scale": 0.02}, trt.DataType.INT8),
+        ("fp16", {"output_scale": 0.02, "output": trt.DataType.FP8}, trt.DataType.FP8),
+        ("bf16", {"output_scale": 0.02, "output": trt.DataType.FP8}, trt.DataType.FP8),
         ("int8", {"qkv_scale": 0.1, "output_scale": 0.02}, trt.DataType.INT8),
         ("int8", {"qkv_scale": 0.1, "output": trt.DataType.HALF}, trt.DataType.HALF),
         ("int8", {"qkv_scale": 0.1, "output": trt.DataType.BF16}, trt.DataType.BF16),

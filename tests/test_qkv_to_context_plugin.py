@@ -48,17 +48,26 @@ def specs(layout="single", dtype="float16", width=384, second="int32"):
         ({"num_heads": 12.0}, "field num_heads has plugin field type 1, expected int32"),
         ({"num_heads": 12, "heads": 12}, "unknown field heads"),
         ({"num_heads": 12, "layout": "ragged"}, 'field layout is "ragged"; expected single, padded or packed'),
-        ({"num_heads": 12, "qkv_scale": -0.1}, "field qkv_scale is -0.1; expected a finite number greater than 0"),
-        ({"num_heads": 12, "output_scale": float("nan")}, "field output_scale is nan; expected a finite number"),
-        ({"num_heads": 12, "output_scale": float("inf")}, "field output_scale is inf; expected a finite number"),
+        ({"num_heads": 12, "qkv_scale": -0.1}, "field qkv_scale is -0.1; expected 1e-30 to 1e+30, or 0 for no scale"),
+        ({"num_heads": 12, "output_scale": float("nan")}, "field output_scale is nan; expected 1e-30 to 1e+30"),
+        ({"num_heads": 12, "output_scale": float("inf")}, "field output_scale is inf; expected 1e-30 to 1e+30"),
         (
             {"num_heads": 12, "qkv_scale": 0.1, "output_type": "int8"},
-            'field output_type is "int8"; expected fp32, fp16 or bf16',
+            'field output_type is "int8"; give the scale of the context',
         ),
         ({"num_heads": 12, "output_type": "fp16"}, "it is for qkv of int8 (qkv_scale greater than 0)"),
         (
             {"num_heads": 12, "output_type": "fp16", "qkv_scale": 0.1, "output_scale": 0.1},
             "and an output that is not (no output_scale)",
+        ),
+        (
+            {"num_heads": 12, "output_type": "fp8"},
+            'field output_type is "fp8"; give the scale of the context in the field',
+        ),
+        ({"num_heads": 12, "output_scale": 0.1, "output_type": "int4"}, "expected fp32, fp16, bf16, int8 or fp8"),
+        (
+            {"num_heads": 12, "qkv_scale": 0.1, "output_scale": 0.1, "output_type": "fp8"},
+            'field output_type is "fp8", but qkv_scale is 0.1, so qkv is int8',
         ),
         ({"num_heads": 12, "qkv_scale": 0.1}, "neither output_scale (for an output of int8) nor output_type"),
     ],
@@ -75,6 +84,7 @@ def test_wrong_fields_are_refused_by_name(host, fields, message):
         {"num_heads": 12, "layout": "single", "qkv_scale": 0.0, "output_scale": 0.0},
         {"num_heads": 12, "layout": "packed", "qkv_scale": 0.5, "output_scale": 0.0, "output_type": "bf16"},
         {"num_heads": 1, "layout": "padded", "qkv_scale": 0.5, "output_scale": 0.25},
+        {"num_heads": 1, "layout": "padded", "qkv_scale": 0.0, "output_scale": 0.25, "output_type": "fp8"},
     ],
 )
 def test_serialized_fields_make_the_same_plugin(host, fields):
@@ -110,6 +120,13 @@ def test_accepted_types_for_int8(host, layout, output):
     inputs = specs(layout, "int8")
     assert plugin.output_specs(inputs)[0].dtype == output
     plugin.configure(inputs)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_context_in_fp8(host, dtype):
+    plugin = create(host, output_scale=0.1, output_type="fp8")
+    assert plugin.output_specs(specs("single", dtype))[0].dtype == "float8_e4m3fn"
+    plugin.configure(specs("single", dtype))
 
 
 @pytest.mark.parametrize(
@@ -308,7 +325,12 @@ def check(host, qkv, second=None, **fields):
     context.fill_(77 if dtype == torch.int8 else float("nan"))
     plugin.run_torch(inputs, [context])
     exact = reference.qkv_to_context(qkv, second, dtype=torch.float64, **settings_of(fields))
-    if dtype == torch.int8:
+    if dtype == torch.float8_e4m3fn:
+        # Half a step is at most 1/16; what fp16 or bf16 weights add to it is small beside that.
+        expected = (exact / fields["output_scale"]).clamp(-448, 448)
+        allowed = expected.abs() * (1 / 16 + (8e-3 if qkv.dtype == torch.bfloat16 else 2e-3)) + 0.3
+        assert ((context.double() - expected).abs() <= allowed).all()
+    elif dtype == torch.int8:
         # Half a step of rounding, and what fp16 or bf16 weights add to it.
         difference = context.double() - (exact / fields["output_scale"]).clamp(-128, 127)
         error = difference.abs().max().item() if difference.numel() else 0.0
@@ -328,6 +350,7 @@ def combinations():
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         yield dtype, {}
         yield dtype, {"output_scale": 0.02}
+        yield dtype, {"output_scale": 0.02, "output_type": "fp8"}
     for output in ("fp32", "fp16", "bf16"):
         yield torch.int8, {"qkv_scale": 1 / 30, "output_type": output}
     yield torch.int8, {"qkv_scale": 1 / 30, "output_scale": 0.02}

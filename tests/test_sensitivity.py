@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import SENTENCES, InProcess, encoder_products, make_checkpoint
+from plugin_build_for_tests import built_plugins
 from transformers import BertForMaskedLM
 
 import model2onnx
 import sensitivity
 from bert_trt import calibration
 from bert_trt.calibration import CalibrationContext, calibrate, calibrate_best, quantization_of
-from bert_trt.calibration_data import batch_inputs, batches, read_data
+from bert_trt.calibration_data import batch_inputs, batches, read_data, real_tokens
 from bert_trt.comparison import relative_l2, top_k
 from bert_trt.console import UserError
 from bert_trt.evaluation import Evaluation, OutputChange, hide_word
 from bert_trt.model_files import ModelFolder
 from bert_trt.options import DEFAULT_TEXT, LINEAR_GROUPS, CalibrationSettings
-from bert_trt.quantization import Quantization, in_groups
+from bert_trt.quantization import Quantization, in_groups, kernels_of
 from bert_trt.quantized_model import rank_products, return_products
 from bert_trt.sentences import Sentence
 from bert_trt.tensorrt_log import TrtLog
@@ -123,7 +124,10 @@ def test_errors_are_those_of_numpy(case):
     generator = np.random.default_rng(0)
     outputs = [values + generator.normal(0, 0.5, values.shape).astype(np.float32) for values in reference]
     found = case.evaluation.compare([torch.from_numpy(values) for values in outputs])
-    ours, theirs = (np.concatenate([x.reshape(-1, x.shape[-1]) for x in part]) for part in (outputs, reference))
+    masks = [real_tokens(batch) == 1 for batch in batches(case.data.evaluation)]
+    ours, theirs = (
+        np.concatenate([x[mask] for x, mask in zip(part, masks, strict=True)]) for part in (outputs, reference)
+    )
     assert found.rel_l2 == pytest.approx(relative_l2(ours, theirs), rel=1e-5)
     cosines = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
     assert found.cosine == pytest.approx(cosines.mean(), rel=1e-5)
@@ -140,7 +144,7 @@ def test_errors_are_those_of_numpy(case):
 
 def test_a_nan_is_an_infinite_error(case):
     outputs = [tensor.clone() for tensor in case.evaluation.run("fp32", None)]
-    outputs[1][0, 0, 0] = math.nan
+    outputs[0][1, 0, 0] = math.nan
     assert case.evaluation.compare(outputs).rel_l2 == math.inf
 
 
@@ -170,7 +174,7 @@ def test_the_reference_is_pytorch(case, checkpoint):
 
 def test_the_bad_layer_is_ranked_first_and_alone_returned(bad_case):
     quantization = quantization_of(calibrate(bad_case.subject, SETTINGS), bad_case.products)
-    ranking = rank_products(bad_case.evaluation, quantization, bad_case.products)
+    ranking = rank_products(bad_case.evaluation, quantization, kernels_of(bad_case.products, "none"))
     assert sorted(one.name for one in ranking) == sorted(product.name for product in bad_case.products)
     assert [one.rel_l2 for one in ranking] == sorted((one.rel_l2 for one in ranking), reverse=True)
     assert (ranking[0].name, ranking[0].group) == (BAD, "intermediate")
@@ -179,7 +183,9 @@ def test_the_bad_layer_is_ranked_first_and_alone_returned(bad_case):
     whole = bad_case.evaluation.measure("int8", quantization).rel_l2
     rest = bad_case.evaluation.measure("int8", quantization.without(BAD)).rel_l2
     assert rest < 0.5 * whole
-    returned = return_products(bad_case.evaluation, quantization, bad_case.products, (whole + rest) / 2)
+    returned = return_products(
+        bad_case.evaluation, quantization, kernels_of(bad_case.products, "none"), (whole + rest) / 2
+    )
     assert returned.steps == [(BAD, pytest.approx(rest))]
     assert returned.quantization.products == quantization.products - {BAD}
     assert returned.ranking == ranking
@@ -187,7 +193,7 @@ def test_the_bad_layer_is_ranked_first_and_alone_returned(bad_case):
 
 def test_nothing_is_returned_when_the_error_is_small_enough(case):
     quantization = quantization_of(calibrate(case.subject, SETTINGS), case.products)
-    returned = return_products(case.evaluation, quantization, case.products, 0.9)
+    returned = return_products(case.evaluation, quantization, kernels_of(case.products, "none"), 0.9)
     assert returned.quantization is quantization
     assert (returned.steps, returned.ranking) == ([], [])
 
@@ -196,7 +202,7 @@ def test_products_are_returned_until_it_is_enough_even_all_of_them(case):
     products = case.products[:3]
     quantization = quantization_of(calibrate(case.subject, SETTINGS), products)
     best = case.evaluation.measure("fp16", None).rel_l2
-    returned = return_products(case.evaluation, quantization, products, best * 1.0001)
+    returned = return_products(case.evaluation, quantization, kernels_of(products, "none"), best * 1.0001)
     assert returned.quantization.products == frozenset()
     assert [name for name, _ in returned.steps] == [one.name for one in returned.ranking]
     assert returned.steps[-1][1] == pytest.approx(best)
@@ -206,7 +212,7 @@ def test_an_error_that_cannot_be_reached_says_the_best(case):
     quantization = quantization_of(calibrate(case.subject, SETTINGS), case.products)
     best = case.evaluation.measure("fp16", None).rel_l2
     with pytest.raises(UserError, match=r"--max-error 1e-06 cannot be met: with everything in fp16") as told:
-        return_products(case.evaluation, quantization, case.products, 1e-6)
+        return_products(case.evaluation, quantization, kernels_of(case.products, "none"), 1e-6)
     assert f"{best:.2e}, the best that can be reached; with all 12 products in int8 it is" in str(told.value)
 
 
@@ -215,7 +221,7 @@ def test_a_ranking_with_infinite_errors(case, monkeypatch):
     monkeypatch.setattr(
         case.evaluation, "measure", lambda *_: OutputChange(1, next(errors), 1.0, None, None), raising=True
     )
-    ranking = rank_products(case.evaluation, Quantization("int8"), case.products[:3])
+    ranking = rank_products(case.evaluation, Quantization("int8"), kernels_of(case.products[:3], "none"))
     assert [one.rel_l2 for one in ranking] == [math.inf, 0.3, 0.1]
 
 
@@ -265,10 +271,15 @@ def test_a_channel_that_is_almost_never_on_can_be_smoothed(tmp_path, sentences_p
 # --- the script -------------------------------------------------------------------------------------------
 
 
-def test_the_script_ranks_and_returns(in_process: InProcess, outlier_dir, sentences_path, tmp_path):
+@pytest.mark.parametrize("fusion", ["none", "all"])
+def test_the_script_ranks_and_returns(in_process: InProcess, outlier_dir, sentences_path, tmp_path, fusion):
+    """With 8-bit plugins Q, K and V are one product."""
+    if fusion == "all":
+        built_plugins()
     result, picture = tmp_path / "new" / "r.json", tmp_path / "p.png"
     options = ["--model-dir", outlier_dir, "--calibration-data", sentences_path, "--calibration-sentences", 6]
     options += ["--smooth", "off", "--calibration", "max", "--max-error", 0.03, "--json", result, "--plot", picture]
+    options += ["--fusion", fusion]
     done = in_process(sensitivity.main, *options)
     assert done.code == 0, done.err
     assert "Relative L2 error with one product in int8" in done.out
@@ -277,7 +288,9 @@ def test_the_script_ranks_and_returns(in_process: InProcess, outlier_dir, senten
     said = json.loads(result.read_text())
     assert said["returned_to_fp16"][0][0] == said["ranking"][0]["name"] == BAD
     assert BAD not in said["quantized_products"]
-    assert len(said["ranking"]) == 12
+    assert len(said["ranking"]) == (8 if fusion == "all" else 12)
+    merged = [one["name"] for one in said["ranking"] if one["name"].endswith(".qkv")]
+    assert len(merged) == (2 if fusion == "all" else 0)
     assert said["change"]["rel_l2"] <= 0.03
     assert picture.read_bytes().startswith(b"\x89PNG")
 

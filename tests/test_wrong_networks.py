@@ -25,7 +25,7 @@ import trt_helper
 from bert_trt import element_types, options, pipeline, plugin_layers
 from bert_trt.command_line import builder_arguments
 from bert_trt.console import UserError
-from bert_trt.layers import fused, native
+from bert_trt.layers import EightBitProducts, fused, fused_quantized, native
 from bert_trt.layers.layouts import SingleLayout
 from bert_trt.layers.native import NativeLayers
 from bert_trt.model_files import WeightFile
@@ -329,6 +329,43 @@ QUANTIZED = {
 }
 
 
+def doubled(original: Any, self: Any, *rest: Any, **named: Any) -> Any:
+    return 2 * original(self, *rest, **named)
+
+
+def x_scale_doubled(original: Any, self: Any, x: Any, weight: Any, bias: Any, name: str, **named: Any) -> Any:
+    if name == f"{LAYER}.output.dense":
+        named["x_scale"] *= 2
+    return original(self, x, weight, bias, name, **named)
+
+
+def of_another_tensor(original: Any, self: Any, tensor: str) -> Any:
+    return original(self, tensor.replace(".layer.1.", ".layer.0."))
+
+
+EIGHT_BIT_PLUGINS = {
+    "every scale twice as large": patch_method(EightBitProducts, "scale", doubled),
+    "scales of another layer": patch_method(EightBitProducts, "scale", of_another_tensor),
+    "x_scale of one product twice as large": patch_method(TrtNetworkHelper, "addFusedLinear", x_scale_doubled),
+    "output_scale of SkipLayerNorm in the network": in_the_network_only("SkipLayerNorm", output_scale=0.5),
+    "output_scale of QkvToContext in the network": in_the_network_only("QkvToContext", output_scale=0.5),
+    "smoothing of the weight alone, in plugins": patch_method(
+        fused_quantized.FusedQuantizedLayers,
+        "qkv_weights",
+        lambda original, self, name: fused.FusedLayers.qkv_weights(self, name),
+    ),
+    "smoothing of V's weight without its bias": patch_method(
+        fused_quantized.FusedQuantizedLayers,
+        "qkv_weights",
+        lambda original, self, name: (original(self, name)[0], fused.FusedLayers.qkv_weights(self, name)[1]),
+    ),
+    "scales of one channel for another, in plugins": QUANTIZED["scales of one channel for another"],
+    "a lost bias before a residual, in plugins": PLUGINS["a lost bias before a residual"],
+    "GELU lost, in plugins": LINEAR["GELU of Linear in the network"],
+    "query and key swapped, in plugins": PLUGINS["query and key swapped, fused"],
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """One wrong network: a mutation and the options that it is tried with."""
@@ -367,6 +404,7 @@ ALL_CASES = [
     *cases(PLUGINS_PACKED, *FUSED, *PACKED_OPTIONS),
     *cases(LINEAR, "--fusion", "all", precisions=("fp16", "bf16")),
     *cases(QUANTIZED, "--smooth", "0.5", precisions=("int8", "fp8")),
+    *cases(EIGHT_BIT_PLUGINS, "--fusion", "all", "--smooth", "0.5", precisions=("int8", "fp8")),
 ]
 
 
@@ -424,6 +462,8 @@ def no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param((*FUSED, *PADDED_OPTIONS), marks=needs_plugins),
         pytest.param((*FUSED, *PACKED_OPTIONS), marks=needs_plugins),
         pytest.param(("--fusion", "all"), marks=needs_plugins),
+        pytest.param(("--fusion", "all", *PADDED_OPTIONS), marks=needs_plugins),
+        pytest.param(("--fusion", "all", *PACKED_OPTIONS), marks=needs_plugins),
         ("--fusion", "tensorrt"),
         ("--fusion", "tensorrt", *PADDED_OPTIONS),
         ("--fusion", "tensorrt", *PACKED_OPTIONS),

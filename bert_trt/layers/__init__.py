@@ -4,15 +4,26 @@ Read ``native.py`` first: it makes every step of TensorRT's elementary layers. T
 
 * ``tensorrt_attention.py``: attention as TensorRT's own attention layer (``--fusion tensorrt``).
 * ``fused.py``: embeddings, attention, and residual sum with layer norm as our plugins (``--fusion plugins``).
+* ``fused_quantized.py``: the same plugins and Linear, with activations in 8 bits between them (``--fusion all`` with
+  ``--precision int8`` and ``fp8``).
 
 Every layer set gets two more objects. A layout of ``layouts.py`` knows how the sequences of a batch lie in the
 tensors (``--batching``). ``products.py`` and ``quantized.py`` compute the encoder's matrix products (``--fusion
 all``, ``--precision int8`` and ``fp8``).
 """
 
+from bert_trt.layers.fused_quantized import EightBitProducts, FusedQuantizedLayers
 from bert_trt.layers.layouts import LAYOUTS
 from bert_trt.layers.native import NativeLayers
 from bert_trt.layers.products import LinearPluginProducts, Products
 from bert_trt.layers.quantized import QuantizedProducts
 
-__all__ = ["LAYOUTS", "LinearPluginProducts", "NativeLayers", "Products", "QuantizedProducts"]
+__all__ = [
+    "LAYOUTS",
+    "EightBitProducts",
+    "FusedQuantizedLayers",
+    "LinearPluginProducts",
+    "NativeLayers",
+    "Products",
+    "QuantizedProducts",
+]

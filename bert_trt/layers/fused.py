@@ -41,6 +41,11 @@ class FusedLayers(NativeLayers):
 
     def embeddings(self, ids: Sequence[trt.ITensor], name: str) -> trt.ITensor:
         """LN(word + position + type): three (S,) -> (S, H)."""
+        (y,) = self.add_embeddings(ids, name)
+        return y
+
+    def add_embeddings(self, ids: Sequence[trt.ITensor], name: str, **outputs: Any) -> tuple[trt.ITensor, ...]:
+        """The outputs of the EmbLayerNorm plugin, each (S, H); ``outputs`` are arguments of ``addEmbLayerNorm``."""
         config = self.config
         rows = {
             "word_embeddings": config.vocab_size,
@@ -49,30 +54,46 @@ class FusedLayers(NativeLayers):
         }
         tables = [self.table(f"{name}.{part}", count) for part, count in rows.items()]
         gamma, beta = self.norm_weights(f"{name}.LayerNorm")
-        return self.helper.addEmbLayerNorm(ids, tables, gamma, beta, config.layer_norm_eps, f"{name}.LayerNorm")
+        return self.helper.addEmbLayerNorm(
+            *(ids, tables, gamma, beta, config.layer_norm_eps, f"{name}.LayerNorm"), **outputs
+        )
 
     def self_attention(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """softmax(Q Kᵀ / √D) V for each head: (S, H) -> (S, H).
 
         One product with the concatenated weights of Q, K and V computes (S, 3 H), which the plugin reads.
         """
-        hidden = self.config.hidden_size
+        weight, bias = self.qkv_weights(name)
         modules = [f"{name}.{part}" for part in QKV]
-        weights, biases = zip(*(self.linear_weights(module, hidden, hidden) for module in modules), strict=True)
-        qkv = self.products.linear(
-            x, np.concatenate(weights), np.concatenate(biases), f"{name}.qkv", modules
-        )  # (S, 3 H)
+        return self.context(self.products.linear(x, weight, bias, f"{name}.qkv", modules), name)
+
+    def qkv_weights(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Weight (3 H, H) and bias (3 H,) of Q, K and V together."""
+        hidden = self.config.hidden_size
+        parts = [self.linear_weights(f"{name}.{part}", hidden, hidden) for part in QKV]
+        weights, biases = zip(*parts, strict=True)
+        return np.concatenate(weights), np.concatenate(biases)
+
+    def context(self, qkv: trt.ITensor, name: str) -> trt.ITensor:
+        """(S, 3 H) -> (S, H) by the QkvToContext plugin."""
         layout = self.layout
         return self.helper.addQkvToContext(qkv, self.config.num_heads, name, layout.name, layout.lengths)
 
     def linear_add_norm(self, x: trt.ITensor, residual: trt.ITensor, name: str) -> trt.ITensor:
         """LN(x @ weightᵀ + bias + residual): (S, in) and (S, H) -> (S, H). The plugin also adds the bias."""
+        (y,) = self.add_linear_norm(x, residual, name)
+        return y
+
+    def add_linear_norm(
+        self, x: trt.ITensor, residual: trt.ITensor, name: str, **outputs: Any
+    ) -> tuple[trt.ITensor, ...]:
+        """The outputs of the SkipLayerNorm plugin, each (S, H); ``outputs`` are arguments of ``addSkipLayerNorm``."""
         weight, bias = self.linear_weights(f"{name}.dense", x.shape[-1], self.config.hidden_size)
         x = self.products.linear(x, weight, None, f"{name}.dense")
         gamma, beta = self.norm_weights(f"{name}.LayerNorm")
         epsilon = self.config.layer_norm_eps
-        (y,) = self.helper.addSkipLayerNorm(
+        return self.helper.addSkipLayerNorm(
             *(x, residual, gamma, beta, epsilon, f"{name}.LayerNorm", bias),
             constant_weights=self.constant_weights,
+            **outputs,
         )
-        return y

@@ -32,11 +32,13 @@ class Products:
     Attributes:
         helper: adds the layers.
         added: the products that were added so far, in the order of computation.
+        num_quantized: number of products so far whose operands are quantized.
     """
 
     def __init__(self, helper: TrtNetworkHelper) -> None:
         self.helper = helper
         self.added: list[Product] = []
+        self.num_quantized = 0
 
     def linear(
         self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray | None, name: str, modules: Sequence[str] = ()

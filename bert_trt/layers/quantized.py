@@ -17,16 +17,12 @@ class QuantizedProducts(Products):
     Args:
         inner: computes the products that are not quantized.
         quantization: the products to quantize, their ranges, and SmoothQuant's factors.
-
-    Attributes:
-        num_quantized: number of products so far whose two operands are quantized.
     """
 
     def __init__(self, inner: Products, quantization: Quantization) -> None:
         super().__init__(inner.helper)
         self.inner = inner
         self.quantization = quantization
-        self.num_quantized = 0
         self._smoothed: dict[str, trt.ITensor] = {}  # by the name of the tensor before smoothing
 
     def linear(

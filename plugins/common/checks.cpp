@@ -19,6 +19,8 @@ std::string describe(DataType type)
         return "bf16";
     case DataType::kINT8:
         return "int8";
+    case DataType::kFP8:
+        return "fp8";
     case DataType::kINT32:
         return "int32";
     case DataType::kINT64:
@@ -56,16 +58,28 @@ bool isFloating(DataType type)
     return type == DataType::kFLOAT || type == DataType::kHALF || type == DataType::kBF16;
 }
 
+bool isQuantized(DataType type)
+{
+    return type == DataType::kINT8 || type == DataType::kFP8;
+}
+
+DataType outputTypeNamed(std::string const& name, std::initializer_list<DataType> const& allowed)
+{
+    std::string expected;
+    for (DataType const* type = allowed.begin(); type != allowed.end(); ++type)
+    {
+        if (describe(*type) == name)
+        {
+            return *type;
+        }
+        expected += (expected.empty() ? "" : type + 1 == allowed.end() ? " or " : ", ") + describe(*type);
+    }
+    fail("field output_type is \"", name, "\"; expected ", expected);
+}
+
 DataType floatingTypeNamed(std::string const& name)
 {
-    for (DataType type : {DataType::kFLOAT, DataType::kHALF, DataType::kBF16})
-    {
-        if (describe(type) == name)
-        {
-            return type;
-        }
-    }
-    fail("field output_type is \"", name, "\"; expected fp32, fp16 or bf16");
+    return outputTypeNamed(name, {DataType::kFLOAT, DataType::kHALF, DataType::kBF16});
 }
 
 ElementType elementType(DataType type)
@@ -80,6 +94,8 @@ ElementType elementType(DataType type)
         return ElementType::kBF16;
     case DataType::kINT8:
         return ElementType::kINT8;
+    case DataType::kFP8:
+        return ElementType::kE4M3;
     default:
         fail("no kernel takes ", describe(type));
     }
@@ -118,6 +134,15 @@ void checkEpsilon(float epsilon)
     if (!(std::isfinite(epsilon) && epsilon > 0.0F))
     {
         fail("field epsilon is ", epsilon, "; expected a finite number greater than 0");
+    }
+}
+
+void checkScale(char const* field, float scale)
+{
+    if (!(scale == 0.0F || (scale >= kSMALLEST_SCALE && scale <= kLARGEST_SCALE)))
+    {
+        fail("field ", field, " is ", scale, "; expected ", kSMALLEST_SCALE, " to ", kLARGEST_SCALE,
+            ", or 0 for no scale");
     }
 }
 

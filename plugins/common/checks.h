@@ -19,9 +19,13 @@ std::string describe(Dims const& dims); // "[1, -1, 768]"; -1 is a dimension tha
 // The shape with -1 for every dimension that is not a constant at build time.
 Dims constantDims(DimsExprs const& dims);
 
-bool isFloating(DataType type);                      // fp32, fp16 or bf16
-DataType floatingTypeNamed(std::string const& name); // of the field output_type: "fp32", "fp16" or "bf16"
-ElementType elementType(DataType type);              // of a floating type or int8
+bool isFloating(DataType type);         // fp32, fp16 or bf16
+bool isQuantized(DataType type);        // int8 or fp8 (E4M3), whose values have a scale
+ElementType elementType(DataType type); // of one of these types
+
+// The type that the field output_type names; throws unless it is one of `allowed`.
+DataType outputTypeNamed(std::string const& name, std::initializer_list<DataType> const& allowed);
+DataType floatingTypeNamed(std::string const& name); // fp32, fp16 or bf16
 
 // Product of all dimensions but the last.
 int64_t countRows(Dims const& dims);
@@ -38,6 +42,9 @@ struct TypesAndShapes
 
 // Fields and tensors that all layer normalisations have. Each check throws a PluginError that names the wrong value.
 void checkEpsilon(float epsilon);
+
+// The scale of a tensor of 8 bits in the range that kernels take, or 0 for a tensor that has none.
+void checkScale(char const* field, float scale);
 
 // The length of the last axis, at least 1, or -1 where it is not known yet.
 int64_t checkedHidden(char const* name, Dims const& dims);

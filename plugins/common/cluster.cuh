@@ -35,11 +35,12 @@ inline __device__ uint32_t clusterCount()
     return count;
 }
 
-// A barrier in two halves. All threads of all running blocks of the cluster call both, warps as a whole. Writes
-// before clusterArrive are visible after clusterWait.
+// All threads of all blocks of the cluster that have not ended call both, in turn, warps as a whole. The first waits for
+// no stores: barriers initialised before it (fenceBarrierInit) are visible to all after the second, but what ordinary
+// stores wrote need not be.
 inline __device__ void clusterArrive()
 {
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 inline __device__ void clusterWait()
 {
@@ -54,10 +55,12 @@ inline __device__ uint32_t addressInPeerBlock(uint32_t address, uint32_t rank)
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(peer) : "r"(address), "r"(rank));
     return peer;
 }
-inline __device__ void storeToCluster(uint32_t address, float const (&v)[4])
+// 16 bytes to there, without waiting; the barrier, in the same block as they go to, counts them when they are there.
+inline __device__ void sendToCluster(uint32_t address, float const (&v)[4], uint32_t barrier)
 {
-    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v[0]), "f"(v[1]),
-        "f"(v[2]), "f"(v[3])
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 "
+                 "[%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),
+        "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(barrier)
         : "memory");
 }
 

@@ -6,10 +6,13 @@
 #include <cstdint>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 #include <type_traits>
 
 namespace bert
 {
+
+using E4m3 = __nv_fp8_e4m3; // ElementType::kE4M3
 
 inline __device__ float toFloat(float value)
 {
@@ -52,6 +55,15 @@ template <>
 inline __device__ int8_t fromFloat<int8_t>(float value)
 {
     return static_cast<int8_t>(max(-128, min(127, __float2int_rn(value))));
+}
+
+// Round half to even, saturate to [-448, 448]. NaN stays NaN. Two instructions from 8.9 on, many before.
+template <>
+inline __device__ E4m3 fromFloat<E4m3>(float value)
+{
+    E4m3 result;
+    result.__x = __nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3);
+    return result;
 }
 
 // Calls function(T{}) with the C++ type of `type`.
@@ -135,29 +147,48 @@ __device__ float toFloat(Vector<int8_t, kCOUNT> const& vector, int i)
     return __uint_as_float(bits) - (8388608.0F + 128.0F);
 }
 
-// Quantises to int8 as TensorRT defines it: value / scale, rounded half to even and saturated.
+// Quantises to int8 or E4M3 as TensorRT defines it: value / scale, rounded half to even and saturated. NaN becomes -128
+// in int8, and stays NaN in E4M3.
 class Quantizer
 {
 public:
     // A scale from kSMALLEST_SCALE to kLARGEST_SCALE; or any number, if the quantizer is not used.
-    explicit Quantizer(float scale)
-        : mScale(scale)
+    Quantizer(float scale, ElementType type)
+        : mE4m3(type == ElementType::kE4M3)
+        , mScale(scale)
         , mInverse(1.0F / scale)
-        , mLowest(-128.0F * scale)
-        , mHighest(127.0F * scale)
+        , mLowest((mE4m3 ? -448.0F : -128.0F) * scale)
+        , mHighest((mE4m3 ? 448.0F : 127.0F) * scale)
     {
     }
-    // The quotient is a multiplication and one correction step, which make it equal to that of a division.
-    __device__ int8_t operator()(float value) const
+    // Calls function(quantize, Out{}), where quantize(value) returns an Out, int8_t or E4m3. All threads take the same
+    // branch.
+    template <typename Function>
+    __device__ void dispatch(Function&& function) const
     {
-        constexpr float kTO_LAST_BITS = 1.5F * 8388608.0F; // rounds, half to even
-        float const bounded = fminf(fmaxf(value, mLowest), mHighest);
-        float const product = bounded * mInverse;
-        float const quotient = fmaf(fmaf(-product, mScale, bounded), mInverse, product);
-        return static_cast<int8_t>(__float_as_uint(quotient + kTO_LAST_BITS));
+        if (mE4m3)
+        {
+            function([this](float value)
+                { return fromFloat<E4m3>(value == value ? quotient(value) : value); }, E4m3{});
+        }
+        else
+        {
+            constexpr float kTO_LAST_BITS = 1.5F * 8388608.0F; // rounds, half to even
+            function([this](float value)
+                { return static_cast<int8_t>(__float_as_uint(quotient(value) + kTO_LAST_BITS)); }, int8_t{});
+        }
     }
 
 private:
+    // A multiplication and one correction step, which make it equal to a division.
+    __device__ float quotient(float value) const
+    {
+        float const bounded = fminf(fmaxf(value, mLowest), mHighest);
+        float const product = bounded * mInverse;
+        return fmaf(fmaf(-product, mScale, bounded), mInverse, product);
+    }
+
+    bool mE4m3;
     float mScale;
     float mInverse;
     float mLowest;

@@ -29,6 +29,13 @@ inline __device__ void arrive(uint32_t barrier)
 {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+// At the barrier of a block of the cluster: an address that addressInPeerBlock (cluster.cuh) gives. It orders what this
+// block does, not what others see of its ordinary stores: release at cluster scope would wait for all of them at every
+// arrival (a matmul with multicast takes twice as long then).
+inline __device__ void arriveInBlock(uint32_t barrier)
+{
+    asm volatile("mbarrier.arrive.release.cta.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
 // Arrives, and adds bytes that TMA copies will bring to what the phase expects.
 inline __device__ void arriveAndExpect(uint32_t barrier, int bytes)
 {
@@ -43,6 +50,21 @@ inline __device__ void waitForBarrier(uint32_t barrier, uint32_t parity)
     {
         asm volatile("{\n.reg .pred p;\n"
                      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                     "selp.u32 %0, 1, 0, p;\n}"
+            : "=r"(complete)
+            : "r"(barrier), "r"(parity)
+            : "memory");
+    }
+}
+
+// The same, for what other blocks of the cluster have sent.
+inline __device__ void waitForClusterBarrier(uint32_t barrier, uint32_t parity)
+{
+    uint32_t complete = 0;
+    while (complete == 0)
+    {
+        asm volatile("{\n.reg .pred p;\n"
+                     "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
                      "selp.u32 %0, 1, 0, p;\n}"
             : "=r"(complete)
             : "r"(barrier), "r"(parity)
@@ -107,6 +129,17 @@ inline __device__ void copyBoxByWarp(
         "l"(&map), "r"(column), "r"(row), "r"(matrix), "r"(barrier)
         : "memory");
 }
+// The same to this place in the shared memory of all blocks of the cluster whose bits `blocks` has; the barrier at this
+// place in each of them counts the bytes that it receives. (Multicast: read once from the L2 cache.)
+inline __device__ void copyBoxToBlocksByWarp(uint32_t target, CUtensorMap const& map, int32_t column,
+    int32_t row, int32_t matrix, uint32_t barrier, uint16_t blocks)
+{
+    asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\n"
+                 "@p cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".multicast::cluster [%0], [%1, {%2, %3, %4}], [%5], %6;\n}" ::"r"(target),
+        "l"(&map), "r"(column), "r"(row), "r"(matrix), "r"(barrier), "h"(blocks)
+        : "memory");
+}
 inline __device__ void arriveAndExpectByWarp(uint32_t barrier, int bytes)
 {
     asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\n"
@@ -150,11 +183,12 @@ inline __device__ void storeBox(
         : "memory");
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
-// Waits until the copies that this thread has started have read their shared memory, which may then be overwritten.
-// Their writes to global memory are complete when the kernel has ended.
-inline __device__ void waitForStores()
+// Waits until the copies that this thread has started, except the last kPENDING, have read their shared memory, which
+// may then be overwritten. Their writes to global memory are complete when the kernel has ended.
+template <int kPENDING = 0>
+__device__ void waitForStores()
 {
-    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPENDING) : "memory");
 }
 inline __device__ void prefetchMap(CUtensorMap const& map)
 {

@@ -122,18 +122,6 @@ __device__ uint64_t matrixDescriptor(uint32_t address)
 // clang-format on
 
 // clang-format off
-#define BERT_WGMMA_SHARED_96(TYPE) \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %50, 0;\n" \
-        "wgmma.mma_async.sync.aligned.m64n96k16.f32." TYPE "." TYPE " {" \
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, " \
-        "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, " \
-        "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
-        "}, %48, %49, p, 1, 1, 0, %51;\n}" \
-        : BERT_SUMS_16(0), BERT_SUMS_16(4), BERT_SUMS_16(8) \
-        : BERT_SHARED_OPERANDS)
-// clang-format on
-
-// clang-format off
 #define BERT_WGMMA_SHARED_128(TYPE) \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n" \
         "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " {" \
@@ -143,35 +131,6 @@ __device__ uint64_t matrixDescriptor(uint32_t address)
         "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63" \
         "}, %64, %65, p, 1, 1, 0, %67;\n}" \
         : BERT_SUMS_16(0), BERT_SUMS_16(4), BERT_SUMS_16(8), BERT_SUMS_16(12) \
-        : BERT_SHARED_OPERANDS)
-// clang-format on
-
-// clang-format off
-#define BERT_WGMMA_SHARED_144(TYPE) \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %74, 0;\n" \
-        "wgmma.mma_async.sync.aligned.m64n144k16.f32." TYPE "." TYPE " {" \
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, " \
-        "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, " \
-        "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, " \
-        "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, " \
-        "%70, %71" \
-        "}, %72, %73, p, 1, 1, 0, %75;\n}" \
-        : BERT_SUMS_16(0), BERT_SUMS_16(4), BERT_SUMS_16(8), BERT_SUMS_16(12), BERT_SUMS_4(16), BERT_SUMS_4(17) \
-        : BERT_SHARED_OPERANDS)
-// clang-format on
-
-// clang-format off
-#define BERT_WGMMA_SHARED_192(TYPE) \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n" \
-        "wgmma.mma_async.sync.aligned.m64n192k16.f32." TYPE "." TYPE " {" \
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, " \
-        "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, " \
-        "%34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
-        "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, " \
-        "%68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, " \
-        "%85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95" \
-        "}, %96, %97, p, 1, 1, 0, %99;\n}" \
-        : BERT_SUMS_16(0), BERT_SUMS_16(4), BERT_SUMS_16(8), BERT_SUMS_16(12), BERT_SUMS_16(16), BERT_SUMS_16(20) \
         : BERT_SHARED_OPERANDS)
 // clang-format on
 
@@ -248,52 +207,28 @@ template <int kTRANSPOSED, int kTILES>
 __device__ void multiplyAsync(
     float (&sums)[kTILES][4], uint64_t a, uint64_t b, int accumulate, __half /*type*/)
 {
-    static_assert(kTILES == 8 || kTILES == 12 || kTILES == 16 || kTILES == 18 || kTILES == 24);
+    static_assert(kTILES == 8 || kTILES == 16);
     if constexpr (kTILES == 8)
     {
         BERT_WGMMA_SHARED_64("f16");
     }
-    else if constexpr (kTILES == 12)
-    {
-        BERT_WGMMA_SHARED_96("f16");
-    }
-    else if constexpr (kTILES == 16)
-    {
-        BERT_WGMMA_SHARED_128("f16");
-    }
-    else if constexpr (kTILES == 18)
-    {
-        BERT_WGMMA_SHARED_144("f16");
-    }
     else
     {
-        BERT_WGMMA_SHARED_192("f16");
+        BERT_WGMMA_SHARED_128("f16");
     }
 }
 template <int kTRANSPOSED, int kTILES>
 __device__ void multiplyAsync(
     float (&sums)[kTILES][4], uint64_t a, uint64_t b, int accumulate, __nv_bfloat16 /*type*/)
 {
-    static_assert(kTILES == 8 || kTILES == 12 || kTILES == 16 || kTILES == 18 || kTILES == 24);
+    static_assert(kTILES == 8 || kTILES == 16);
     if constexpr (kTILES == 8)
     {
         BERT_WGMMA_SHARED_64("bf16");
     }
-    else if constexpr (kTILES == 12)
-    {
-        BERT_WGMMA_SHARED_96("bf16");
-    }
-    else if constexpr (kTILES == 16)
-    {
-        BERT_WGMMA_SHARED_128("bf16");
-    }
-    else if constexpr (kTILES == 18)
-    {
-        BERT_WGMMA_SHARED_144("bf16");
-    }
     else
     {
-        BERT_WGMMA_SHARED_192("bf16");
+        BERT_WGMMA_SHARED_128("bf16");
     }
 }
 
@@ -316,10 +251,7 @@ __device__ void multiplyAsync(uint32_t (&sums)[kTILES][4], uint64_t a, uint64_t 
 #undef BERT_WGMMA_64
 #undef BERT_WGMMA_128
 #undef BERT_WGMMA_SHARED_64
-#undef BERT_WGMMA_SHARED_96
 #undef BERT_WGMMA_SHARED_128
-#undef BERT_WGMMA_SHARED_144
-#undef BERT_WGMMA_SHARED_192
 #undef BERT_OPERANDS
 #undef BERT_WGMMA_INT8_SHARED_64
 #undef BERT_WGMMA_INT8_SHARED_128

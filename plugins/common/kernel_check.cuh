@@ -8,6 +8,7 @@
 #include "common/device_tensor.cuh"
 #include "common/element.cuh"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -97,6 +98,22 @@ double rowError(T const* found, std::vector<double> const& expected, double scal
         norm += expected[i] * expected[i];
     }
     return std::sqrt(error / norm);
+}
+
+// How far a byte of int8 or E4M3 is from the value that was quantized, in halves of the step there: at most 1, and a
+// margin for the difference of fp32 and double precision. Not for NaN.
+inline double halfSteps(int8_t found, double value, ElementType type)
+{
+    if (type == ElementType::kINT8)
+    {
+        return std::abs(found - std::min(std::max(value, -128.0), 127.0)) * 2.0;
+    }
+    E4m3 narrow;
+    narrow.__x = static_cast<__nv_fp8_storage_t>(found);
+    double const bounded = std::min(std::max(value, -448.0), 448.0);
+    constexpr double kSMALLEST_NORMAL = 1.0 / 64;
+    double const step = std::exp2(std::floor(std::log2(std::max(std::abs(bounded), kSMALLEST_NORMAL)))) / 8.0;
+    return std::abs(static_cast<float>(narrow) - bounded) * 2.0 / step;
 }
 
 // ---------------------------------------------------------------------------------------------------------------

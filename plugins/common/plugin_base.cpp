@@ -143,6 +143,8 @@ DimsExprs Plugin::outputShape(DimsExprs const* inputs, nvinfer1::IExprBuilder& /
     return inputs[0];
 }
 
+void Plugin::checkKernel(TypesAndShapes const& /*inputs*/) const {}
+
 bool Plugin::supportsFormatCombination(
     int32_t pos, DynamicPluginTensorDesc const* inOut, int32_t nbInputs, int32_t nbOutputs) noexcept
 {
@@ -176,6 +178,7 @@ int32_t Plugin::configurePlugin(DynamicPluginTensorDesc const* in, int32_t nbInp
             TypesAndShapes const inputs{in, nbInputs};
             checkTypes(inputs.types);
             checkShapes(inputs.shapes);
+            checkKernel(inputs);
         });
 }
 
@@ -205,6 +208,7 @@ int32_t Plugin::onShapeChange(PluginTensorDesc const* in, int32_t nbInputs, Plug
             TypesAndShapes const inputs{in, nbInputs};
             checkTypes(inputs.types);
             checkShapes(inputs.shapes);
+            checkKernel(inputs);
             mNbInputs = nbInputs;
         });
 }

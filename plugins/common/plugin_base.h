@@ -97,6 +97,9 @@ protected:
     virtual void checkInputCount(int32_t count) const = 0;
     virtual void checkTypes(std::vector<DataType> const& inputs) const = 0;
     virtual void checkShapes(std::vector<Dims> const& inputs) const = 0;
+    // --- for configurePlugin and onShapeChange, after these three: throw if no kernel takes such inputs on the current
+    // GPU. Without one TensorRT builds for other machines: then nothing is known, and any GPU must be assumed.
+    virtual void checkKernel(TypesAndShapes const& inputs) const;
 
     // --- for IPluginV3OneBuild
     // One type for each output, for inputs that checkTypes accepts.

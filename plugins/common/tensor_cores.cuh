@@ -161,6 +161,11 @@ inline __device__ void packPair(uint32_t& word, float low, float high, int8_t /*
     word = first | second << 8;
 }
 
+inline __device__ void packPair(uint32_t& word, float low, float high, E4m3 /*type*/)
+{
+    word = __nv_cvt_float2_to_fp8x2(make_float2(low, high), __NV_SATFINITE, __NV_E4M3);
+}
+
 // Stores four 8 x 8 matrices to shared memory.
 inline __device__ void storeMatrices(uint32_t address, uint32_t const (&matrices)[4])
 {

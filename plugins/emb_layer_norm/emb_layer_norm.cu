@@ -44,9 +44,10 @@ inline __device__ RowStatistics nanUnless(bool valid, RowStatistics statistics)
     return statistics;
 }
 
-template <typename T, typename W, typename Shape>
+// kONLY_Y: the kernel without the output in 8 bits, which needs fewer registers.
+template <typename T, typename W, bool kONLY_Y, typename Shape>
 __global__ void __launch_bounds__(Shape::kBLOCK, kBLOCKS<W, Shape>)
-    embLayerNormKernel(EmbLayerNormArguments const a)
+    embLayerNormKernel(EmbLayerNormArguments const a, Quantizer const quantizer)
 {
     constexpr int kPER = Shape::kPER;
     constexpr int kVECTORS = Shape::kVECTORS;
@@ -84,25 +85,38 @@ __global__ void __launch_bounds__(Shape::kBLOCK, kBLOCKS<W, Shape>)
     {
         return;
     }
+    auto const normalized = [&](int v, int i)
+    {
+        return normalize(values[v][i], statistics, toFloat(gammas[v].values[i]), toFloat(betas[v].values[i]));
+    };
+    uint64_t const start = static_cast<uint64_t>(position.row) * hidden;
     // The streaming hint leaves the cache to the tables.
-    Shape::template store<true>(static_cast<T*>(a.y) + static_cast<uint64_t>(position.row) * hidden, hidden,
-        [&](int v, int i)
-        {
-            return fromFloat<T>(normalize(
-                values[v][i], statistics, toFloat(gammas[v].values[i]), toFloat(betas[v].values[i])));
-        });
+    if (kONLY_Y || a.y != nullptr)
+    {
+        Shape::template store<true>(static_cast<T*>(a.y) + start, hidden,
+            [&](int v, int i) { return fromFloat<T>(normalized(v, i)); });
+    }
+    if (!kONLY_Y && a.quantized != nullptr)
+    {
+        quantizer.dispatch(
+            [&](auto const& quantize, auto element)
+            {
+                Shape::template store<true>(static_cast<decltype(element)*>(a.quantized) + start, hidden,
+                    [&](int v, int i) { return quantize(normalized(v, i)); });
+            });
+    }
 }
 
 // For rows of any width at any address: one block for each row reads the tables three times, mostly from the cache.
 template <typename T, typename W>
-__global__ void embLayerNormRereadingKernel(EmbLayerNormArguments const a)
+__global__ void embLayerNormRereadingKernel(EmbLayerNormArguments const a, Quantizer const quantizer)
 {
     auto const* const gamma = static_cast<W const*>(a.gamma);
     auto const* const beta = static_cast<W const*>(a.beta);
     for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x)
     {
         Rows const rows = lookUp(a, row);
-        T* const y = static_cast<T*>(a.y) + row * a.hidden;
+        uint64_t const start = static_cast<uint64_t>(row) * a.hidden;
         normalizeByRereading(
             a.hidden, a.epsilon,
             [&](uint32_t i)
@@ -117,8 +131,17 @@ __global__ void embLayerNormRereadingKernel(EmbLayerNormArguments const a)
             },
             [&](uint32_t i, float value, RowStatistics const& statistics)
             {
-                y[i] = fromFloat<T>(
-                    normalize(value, nanUnless(rows.valid, statistics), toFloat(gamma[i]), toFloat(beta[i])));
+                float const normalized = normalize(
+                    value, nanUnless(rows.valid, statistics), toFloat(gamma[i]), toFloat(beta[i]));
+                if (a.y != nullptr)
+                {
+                    static_cast<T*>(a.y)[start + i] = fromFloat<T>(normalized);
+                }
+                if (a.quantized != nullptr)
+                {
+                    quantizer.dispatch([&](auto const& quantize, auto element)
+                        { static_cast<decltype(element)*>(a.quantized)[start + i] = quantize(normalized); });
+                }
             });
     }
 }
@@ -130,21 +153,27 @@ __global__ void embLayerNormRereadingKernel(EmbLayerNormArguments const a)
 template <typename T, typename W>
 cudaError_t launchTyped(EmbLayerNormArguments const& a, cudaStream_t stream)
 {
-    bool aligned = isAligned16(a.gamma) && isAligned16(a.beta) && isAligned16(a.y);
+    bool aligned
+        = isAligned16(a.gamma) && isAligned16(a.beta) && isAligned16(a.y) && isAligned16(a.quantized);
+    Quantizer const quantizer{a.outputScale, a.quantizedType};
     for (EmbeddingLookup const& lookup : a.lookups)
     {
         aligned = aligned && isAligned16(lookup.table);
     }
     if (!aligned || !fitsRegisters(a.rows, a.hidden, kPER_VECTOR<T>))
     {
-        embLayerNormRereadingKernel<T, W><<<rowBlocks(a.rows), kREREAD_BLOCK, 0, stream>>>(a);
+        embLayerNormRereadingKernel<T, W><<<rowBlocks(a.rows), kREREAD_BLOCK, 0, stream>>>(a, quantizer);
         return cudaGetLastError();
     }
     return dispatchRowShape<kPER_VECTOR<T>>(a.hidden,
         [&](auto shape)
         {
             using Shape = decltype(shape);
-            return launchRows<Shape>(embLayerNormKernel<T, W, Shape>, a.rows, stream, a);
+            bool const onlyY = a.quantized == nullptr;
+            auto* const kernel = onlyY ? embLayerNormKernel<T, W, true, Shape>
+                                       : embLayerNormKernel<T, W, false,
+                                             RowShape<Shape::kPER, Shape::kTHREADS, Shape::kVECTORS, false>>;
+            return launchRows<Shape>(kernel, a.rows, stream, a, quantizer);
         });
 }
 

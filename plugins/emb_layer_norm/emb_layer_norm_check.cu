@@ -30,11 +30,29 @@ std::vector<int32_t> randomIds(int64_t rows, int table, int bad)
     return ids;
 }
 
-template <typename T, typename W>
-void runShape(Outcome& outcome, ElementType type, ElementType weightType, int64_t rows, int32_t hidden,
-    double tolerance)
+constexpr float kOUT_SCALE = 0.04F; // up to 5 in absolute value
+
+struct Variant
 {
-    constexpr char const* kNAME = "emb";
+    char const* name;
+    bool y;
+    bool quantized;
+    ElementType quantizedType{ElementType::kINT8};
+};
+constexpr Variant kVARIANTS[] = {{"emb", true, false}, {"emb, both outputs", true, true},
+    {"emb, int8 output", false, true}, {"emb, both outputs, E4M3", true, true, ElementType::kE4M3},
+    {"emb, E4M3 output", false, true, ElementType::kE4M3}};
+
+// Whether it is what NaN becomes.
+bool isQuantizedNan(int8_t found, ElementType type)
+{
+    return type == ElementType::kINT8 ? found == INT8_MIN : (static_cast<uint8_t>(found) & 0x7FU) == 0x7FU;
+}
+
+template <typename T, typename W>
+void runShape(Outcome& outcome, Variant const& variant, ElementType type, ElementType weightType,
+    int64_t rows, int32_t hidden, double tolerance)
+{
     int const bad = hidden % 3;
     std::vector<int32_t> ids[3];
     std::vector<T> tables[3];
@@ -49,25 +67,34 @@ void runShape(Outcome& outcome, ElementType type, ElementType weightType, int64_
     Tensor<T> const tablesDevice[3]{Tensor{tables[0]}, Tensor{tables[1]}, Tensor{tables[2]}};
     Tensor<W> const gammaDevice{gamma};
     Tensor<W> const betaDevice{beta};
-    Tensor<T> const yDevice{static_cast<size_t>(rows) * hidden};
-    EmbLayerNormArguments arguments{
-        {}, gammaDevice.data(), betaDevice.data(), yDevice.data(), rows, hidden, kEPSILON, type, weightType};
+    size_t const size = static_cast<size_t>(rows) * hidden;
+    Tensor<T> const yDevice{variant.y ? size : 0};
+    Tensor<int8_t> const quantizedDevice{variant.quantized ? size : 0};
+    EmbLayerNormArguments arguments{{}, gammaDevice.data(), betaDevice.data(),
+        variant.y ? yDevice.data() : nullptr, rows, hidden, kEPSILON, type, weightType};
     for (int table = 0; table < 3; ++table)
     {
         arguments.lookups[table] = {idsDevice[table].data(), tablesDevice[table].data(), kSIZES[table]};
     }
-    check(launchEmbLayerNorm(arguments, nullptr), kNAME);
-    check(cudaDeviceSynchronize(), kNAME);
+    arguments.quantized = variant.quantized ? quantizedDevice.data() : nullptr;
+    arguments.outputScale = kOUT_SCALE;
+    arguments.quantizedType = variant.quantizedType;
+    check(launchEmbLayerNorm(arguments, nullptr), variant.name);
+    check(cudaDeviceSynchronize(), variant.name);
     auto const y = yDevice.values();
+    auto const quantized = quantizedDevice.values();
     for (int64_t row : {int64_t{0}, rows / 2, rows - 1})
     {
-        T const* const found = &y[static_cast<size_t>(row) * hidden];
+        size_t const start = static_cast<size_t>(row) * hidden;
         if (rows > 2 && row == rows / 2)
         {
             int32_t numbers = 0;
             for (int32_t i = 0; i < hidden; ++i)
             {
-                numbers += std::isnan(toHost(found[i])) ? 0 : 1;
+                numbers += variant.y && !std::isnan(toHost(y[start + i])) ? 1 : 0;
+                numbers += variant.quantized && !isQuantizedNan(quantized[start + i], variant.quantizedType)
+                               ? 1
+                               : 0;
             }
             outcome.expectAtMost(numbers, 0.0, "numbers instead of NaN", rows, hidden, row);
             continue;
@@ -81,7 +108,16 @@ void runShape(Outcome& outcome, ElementType type, ElementType weightType, int64_
             }
         }
         auto const expected = normalizedRow(sum, gamma.data(), beta.data());
-        outcome.expectAtMost(rowError(found, expected), tolerance, kNAME, rows, hidden, row);
+        if (variant.y)
+        {
+            outcome.expectAtMost(rowError(&y[start], expected), tolerance, variant.name, rows, hidden, row);
+        }
+        for (int32_t i = 0; variant.quantized && i < hidden; ++i)
+        {
+            outcome.expectAtMost(
+                halfSteps(quantized[start + i], expected[i] / kOUT_SCALE, variant.quantizedType), 1.002,
+                variant.name, rows, hidden, row);
+        }
     }
     outcome.countRun();
 }
@@ -89,8 +125,14 @@ void runShape(Outcome& outcome, ElementType type, ElementType weightType, int64_
 template <typename T, typename W>
 void runType(Outcome& outcome, ElementType type, ElementType weightType, double tolerance)
 {
-    forEachShape([&](int64_t rows, int32_t hidden)
-        { runShape<T, W>(outcome, type, weightType, rows, hidden, tolerance); });
+    forEachShape(
+        [&](int64_t rows, int32_t hidden)
+        {
+            for (Variant const& variant : kVARIANTS)
+            {
+                runShape<T, W>(outcome, variant, type, weightType, rows, hidden, tolerance);
+            }
+        });
 }
 
 } // namespace

@@ -25,12 +25,17 @@ struct EmbLayerNormArguments
     EmbeddingLookup lookups[3]; // words, token types, positions
     void const* gamma;          // (hidden) of `weightType`
     void const* beta;           // (hidden) of `weightType`
-    void* y;                    // (rows, hidden) of `type`; NaN in rows with an id that is not in its table
-    int64_t rows;               // 0 is allowed
-    int32_t hidden;             // at least 1
-    float epsilon;              // greater than 0
-    ElementType type;           // of the tables and y
-    ElementType weightType;     // of gamma and beta: `type`, or fp32
+    void* y;          // (rows, hidden) of `type`, or null; NaN in rows with an id that is not in its table
+    int64_t rows;     // 0 is allowed
+    int32_t hidden;   // at least 1
+    float epsilon;    // greater than 0
+    ElementType type; // of the tables and y
+    ElementType weightType; // of gamma and beta: `type`, or fp32
+    // (rows, hidden) of `quantizedType`: y / outputScale, rounded half to even and saturated; or null. Where y is NaN:
+    // -128 in int8, NaN in E4M3.
+    void* quantized{nullptr};
+    float outputScale{1.0F};
+    ElementType quantizedType{ElementType::kINT8}; // or kE4M3
 };
 
 // Returns the error of its launch; the kernel runs later, in the stream.

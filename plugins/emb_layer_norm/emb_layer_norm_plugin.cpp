@@ -1,5 +1,7 @@
 #include "emb_layer_norm/emb_layer_norm_plugin.h"
 
+#include <utility>
+
 namespace bert
 {
 
@@ -24,11 +26,13 @@ constexpr int32_t kBETA = 7;
 
 } // namespace
 
-EmbLayerNormPlugin::EmbLayerNormPlugin(float epsilon)
+EmbLayerNormPlugin::EmbLayerNormPlugin(float epsilon, OutputFields output)
     : Plugin(kNAME, kVERSION)
     , mEpsilon(epsilon)
+    , mOutput(std::move(output))
 {
     checkEpsilon(epsilon);
+    mOutput.check();
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -43,6 +47,11 @@ Plugin* EmbLayerNormPlugin::copy() const
 // ---------------------------------------------------------------------------------------------------------------
 // IPluginV3OneBuild: called while a network is defined and while an engine is built; host work only
 // ---------------------------------------------------------------------------------------------------------------
+
+int32_t EmbLayerNormPlugin::getNbOutputs() const noexcept
+{
+    return mOutput.count();
+}
 
 void EmbLayerNormPlugin::checkInputCount(int32_t count) const
 {
@@ -113,7 +122,7 @@ void EmbLayerNormPlugin::checkShapes(std::vector<Dims> const& inputs) const
 
 std::vector<DataType> EmbLayerNormPlugin::outputTypes(std::vector<DataType> const& inputs) const
 {
-    return {inputs[kWORDS]};
+    return mOutput.types(inputs[kWORDS]);
 }
 
 DimsExprs EmbLayerNormPlugin::outputShape(
@@ -156,17 +165,25 @@ cudaError_t EmbLayerNormPlugin::launch(EnqueueCall const& call) const
         return EmbeddingLookup{static_cast<int32_t const*>(call.inputs[ids]), call.inputs[table],
             call.inputDesc[table].dims.d[0]};
     };
-    EmbLayerNormArguments const arguments{
+    EmbLayerNormArguments arguments{
         {lookup(kINPUT_IDS, kWORDS), lookup(kTOKEN_TYPE_IDS, kTYPES), lookup(kPOSITION_IDS, kPOSITIONS)},
-        call.inputs[kGAMMA], call.inputs[kBETA], call.outputs[0], countRows(call.outputDesc[0].dims),
-        static_cast<int32_t>(call.inputDesc[kWORDS].dims.d[1]), mEpsilon,
+        call.inputs[kGAMMA], call.inputs[kBETA], mOutput.hasFloating() ? call.outputs[0] : nullptr,
+        countRows(call.outputDesc[0].dims), static_cast<int32_t>(call.inputDesc[kWORDS].dims.d[1]), mEpsilon,
         elementType(call.inputDesc[kWORDS].type), elementType(call.inputDesc[kGAMMA].type)};
+    if (mOutput.hasQuantized())
+    {
+        arguments.quantized = call.outputs[getNbOutputs() - 1];
+        arguments.outputScale = mOutput.outputScale;
+        arguments.quantizedType = elementType(mOutput.quantized());
+    }
     return launchEmbLayerNorm(arguments, call.stream);
 }
 
 std::vector<PluginField> EmbLayerNormPlugin::fieldsToSerialize() const
 {
-    return {fieldOf("epsilon", mEpsilon)};
+    std::vector<PluginField> fields{fieldOf("epsilon", mEpsilon)};
+    mOutput.serialize(fields);
+    return fields;
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -175,9 +192,10 @@ std::vector<PluginField> EmbLayerNormPlugin::fieldsToSerialize() const
 
 PluginCreator embLayerNormCreator()
 {
-    return {kNAME, kVERSION, {{"epsilon", nullptr, PluginFieldType::kFLOAT32, 1}},
-        [](FieldReader const& fields) -> Plugin*
-        { return new EmbLayerNormPlugin(fields.getFloat("epsilon")); }};
+    std::vector<PluginField> names = OutputFields::names();
+    names.push_back({"epsilon", nullptr, PluginFieldType::kFLOAT32, 1});
+    return {kNAME, kVERSION, std::move(names), [](FieldReader const& fields) -> Plugin*
+        { return new EmbLayerNormPlugin(fields.getFloat("epsilon"), OutputFields::read(fields)); }};
 }
 
 } // namespace bert

@@ -3,11 +3,14 @@
 //   inputs   input_ids, token_type_ids, position_ids int32 of one shape [...] · word table [V, H] ·
 //            position table [P, H] · type table [Y, H], all of one type: fp32, fp16 or bf16 · gamma [H] · beta [H],
 //            both of that type or both fp32
-//   output   y [..., H], of the tables' type; NaN in the rows of ids that are not in their table
-//   fields   epsilon (float32, required, greater than 0)
+//   outputs  y [..., H]: of the tables' type; or in 8 bits, if output_scale is given; or both, the floating one first.
+//            In the rows of ids that are not in their table NaN, in int8 -128
+//   fields   epsilon (float32, required, greater than 0) · output_scale, outputs, quantized_type:
+//            common/quantized_output.h
 #pragma once
 
 #include "common/plugin_base.h"
+#include "common/quantized_output.h"
 #include "emb_layer_norm/emb_layer_norm_kernels.h"
 
 #include <vector>
@@ -18,8 +21,11 @@ namespace bert
 class EmbLayerNormPlugin : public Plugin
 {
 public:
-    // Throws PluginError for an epsilon that it cannot use.
-    explicit EmbLayerNormPlugin(float epsilon);
+    // Throws PluginError for invalid fields.
+    EmbLayerNormPlugin(float epsilon, OutputFields output);
+
+    // --- IPluginV3OneBuild: the number of outputs, which depends on the fields.
+    int32_t getNbOutputs() const noexcept override;
 
 protected:
     // --- IPluginV3: TensorRT may copy a plugin at any time, from any thread.
@@ -39,6 +45,7 @@ protected:
 
 private:
     float mEpsilon;
+    OutputFields mOutput;
 };
 
 PluginCreator embLayerNormCreator();

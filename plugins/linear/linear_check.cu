@@ -2,11 +2,13 @@
 // loop in double precision. common/kernel_check.cuh says how to run it under compute-sanitizer.
 //
 // With the argument "few" it runs few small cases, for racecheck and initcheck, which are slow.
+#include "common/capability.h"
 #include "common/kernel_check.cuh"
 #include "linear/linear_kernels.h"
 
 #include <algorithm>
 #include <cstring>
+#include <cuda_fp8.h>
 #include <map>
 #include <string>
 
@@ -282,6 +284,390 @@ void runGelu(Outcome& outcome)
     }
 }
 
+// ---------------------------------------------------------------------------------------------------------------
+// Every shape of tile on Hopper, in 16 and in 8 bits
+// ---------------------------------------------------------------------------------------------------------------
+
+using E4m3 = __nv_fp8_e4m3;
+
+template <>
+struct TypeOf<int8_t>
+{
+    static constexpr ElementType kVALUE = ElementType::kINT8;
+};
+template <>
+struct TypeOf<E4m3>
+{
+    static constexpr ElementType kVALUE = ElementType::kE4M3;
+};
+
+template <typename T>
+constexpr bool kNARROW = sizeof(T) == 1;
+
+template <typename T>
+float widen(T value)
+{
+    return static_cast<float>(value);
+}
+
+// The tensor cores sum products of E4M3 with few bits: the error of a sum, relative to the root mean square of the sums
+// of its row. Measured with in = 4096: 1.1e-3, and four times that for single elements.
+template <typename T>
+constexpr double kSUM_ERROR = std::is_same_v<T, E4m3> ? 1.5e-3 : 0.0;
+constexpr double kSINGLE = 4.0;
+// GELU for y in 8 bits has fewer terms (linear_gelu.cuh).
+constexpr double kGELU_ERROR = 8.5e-4;
+
+// x / scale in 8 bits, as TensorRT defines it.
+int8_t quantized(double value, int8_t /*type*/)
+{
+    return static_cast<int8_t>(std::nearbyint(std::min(127.0, std::max(-128.0, value))));
+}
+E4m3 quantized(double value, E4m3 /*type*/)
+{
+    return static_cast<E4m3>(static_cast<float>(std::min(448.0, std::max(-448.0, value))));
+}
+// Numbers that follow each other for neighbours.
+int stepOf(int8_t value)
+{
+    return value;
+}
+int stepOf(E4m3 value)
+{
+    return (value.__x & 0x80) != 0 ? -(value.__x & 0x7F) : value.__x;
+}
+
+// x, W, scales and bias. One column of x has large numbers, one channel of W is zero, one row of x is.
+template <typename T>
+class ShapeProblem
+{
+public:
+    ShapeProblem(Width width, int64_t rows)
+        : mWidth(width)
+        , mRows(rows)
+        , mX(randomValues<T>(rows * width.in, 0.0F, kNARROW<T> ? 30.0F : 1.0F))
+        , mWeight(randomValues<T>(static_cast<size_t>(width.in) * width.out, 0.0F, kNARROW<T> ? 30.0F : 0.1F))
+        , mScales(randomValues<float>(width.out, 1.0F, 0.5F))
+        , mBias(randomValues<float>(width.out, 0.5F, 1.0F))
+    {
+        for (int64_t row = 0; row < rows; ++row)
+        {
+            mX[row * width.in + width.in / 3] = static_cast<T>(kNARROW<T> ? 127.0F : 8.0F);
+        }
+        std::fill(
+            mX.begin() + rows / 2 * width.in, mX.begin() + (rows / 2 + 1) * width.in, static_cast<T>(0.0F));
+        std::fill(mWeight.begin() + static_cast<ptrdiff_t>(width.out) / 2 * width.in,
+            mWeight.begin() + static_cast<ptrdiff_t>(width.out / 2 + 1) * width.in, static_cast<T>(0.0F));
+        for (int32_t n = 0; n < width.out; ++n)
+        {
+            mScales[n] = kNARROW<T> ? mScales[n] / (300.0F * std::sqrt(static_cast<float>(width.in))) : 1.0F;
+            mBias[n] = kNARROW<T> ? mBias[n] : widen(static_cast<T>(mBias[n]));
+        }
+        mNarrowBias.resize(width.out);
+        std::transform(
+            mBias.begin(), mBias.end(), mNarrowBias.begin(), [](float v) { return static_cast<T>(v); });
+    }
+    // Sums with scale and bias, of one row.
+    std::vector<double> sums(int64_t row) const
+    {
+        std::vector<double> y(mWidth.out);
+        for (int32_t n = 0; n < mWidth.out; ++n)
+        {
+            double sum = 0.0;
+            for (int32_t k = 0; k < mWidth.in; ++k)
+            {
+                sum += static_cast<double>(widen(mX[row * mWidth.in + k]))
+                       * widen(mWeight[static_cast<size_t>(n) * mWidth.in + k]);
+            }
+            y[n] = sum * mScales[n] * kX_SCALE + mBias[n];
+        }
+        return y;
+    }
+    static constexpr float kX_SCALE = kNARROW<T> ? 0.75F : 1.0F;
+
+    Width mWidth;
+    int64_t mRows;
+    std::vector<T> mX;
+    std::vector<T> mWeight;
+    std::vector<float> mScales;
+    std::vector<float> mBias;
+    std::vector<T> mNarrowBias;
+};
+
+// The tensors of a ShapeProblem on the device.
+template <typename T>
+class ShapeTensors
+{
+public:
+    explicit ShapeTensors(ShapeProblem<T> const& problem)
+        : mX(problem.mX)
+        , mWeight(problem.mWeight)
+        , mScales(problem.mScales)
+        , mBias(problem.mBias)
+        , mNarrowBias(problem.mNarrowBias)
+    {
+    }
+    LinearArguments arguments(ShapeProblem<T> const& problem, void* y, bool gelu, ElementType outputType,
+        float outputScale, bool constantWeight) const
+    {
+        LinearArguments a{};
+        a.x = mX.data();
+        a.weight = mWeight.data();
+        a.bias = kNARROW<T> ? static_cast<void const*>(mBias.data()) : mNarrowBias.data();
+        a.y = y;
+        a.rows = problem.mRows;
+        a.in = problem.mWidth.in;
+        a.out = problem.mWidth.out;
+        a.gelu = gelu;
+        a.type = TypeOf<T>::kVALUE;
+        a.constantWeight = constantWeight;
+        a.weightScales = kNARROW<T> ? mScales.data() : nullptr;
+        a.xScale = ShapeProblem<T>::kX_SCALE;
+        a.outputType = outputType;
+        a.outputScale = outputScale;
+        return a;
+    }
+
+private:
+    Tensor<T> mX;
+    Tensor<T> mWeight;
+    Tensor<float> mScales;
+    Tensor<float> mBias;
+    Tensor<T> mNarrowBias;
+};
+
+// How wrong a row is: 16 bits, the relative error; 8 bits, the most steps that an element is away from what its value
+// becomes, which the errors of sums and GELU may move a little.
+template <typename T, typename Out>
+double shapeError(Out const* found, std::vector<double> const& sums, bool gelu, double scale)
+{
+    double square = 0.0;
+    for (double const sum : sums)
+    {
+        square += sum * sum / static_cast<double>(sums.size());
+    }
+    double const sumError = kSUM_ERROR<T> * std::sqrt(square);
+    if constexpr (!kNARROW<Out>)
+    {
+        double difference = 0.0;
+        double norm = 0.0;
+        for (size_t n = 0; n < sums.size(); ++n)
+        {
+            double const expected = activate(sums[n], gelu);
+            difference += std::pow(widen(found[n]) - expected, 2.0);
+            norm += expected * expected;
+        }
+        return std::max(0.0, std::sqrt(difference / norm) - kSUM_ERROR<T>) / TypeOf<Out>::kTOLERANCE;
+    }
+    else
+    {
+        double most = 0.0;
+        for (size_t n = 0; n < sums.size(); ++n)
+        {
+            double const expected = activate(sums[n], gelu);
+            double const error = kSINGLE * sumError + (gelu ? kGELU_ERROR : 1e-6 * std::abs(expected));
+            int const step = stepOf(found[n]);
+            bool const isNan = std::isnan(widen(found[n]));
+            most = std::max({most, isNan ? 1e9 : 0.0,
+                static_cast<double>(step - stepOf(quantized((expected + error) / scale, Out{}))),
+                static_cast<double>(stepOf(quantized((expected - error) / scale, Out{})) - step)});
+        }
+        return most;
+    }
+}
+
+// All shapes, with all numbers of splits, and the one that is chosen. Each runs twice, over two different fillings of y:
+// where nobody writes, the results differ.
+template <typename T, typename Out>
+void runShapes(Outcome& outcome, Width width, int64_t rows)
+{
+    ShapeProblem<T> const problem{width, rows};
+    ShapeTensors<T> const tensors{problem};
+    size_t const size = static_cast<size_t>(rows) * width.out;
+    float const outputScale = std::is_same_v<Out, E4m3> ? 0.01F : 0.05F;
+    std::map<int64_t, std::vector<double>> sums;
+    for (int64_t const row :
+        {int64_t{0}, int64_t{32}, int64_t{63}, int64_t{100}, int64_t{128}, rows / 2, rows - 1})
+    {
+        if (row < rows && sums.count(row) == 0)
+        {
+            sums[row] = problem.sums(row);
+        }
+    }
+    int32_t const shapes = countLinearHopperShapes(TypeOf<T>::kVALUE);
+    for (int32_t shape = -1; shape < shapes; ++shape)
+    {
+        for (int32_t splits = 1; splits <= (shape < 0 ? 1 : 6); ++splits)
+        {
+            for (bool const gelu : {false, true})
+            {
+                Tensor<Out> const y{size};
+                std::vector<Out> results[2];
+                cudaError_t status = cudaSuccess;
+                for (int i = 0; i < 2; ++i)
+                {
+                    check(cudaMemset(y.data(), i == 0 ? 0xFF : 0x3C, size * sizeof(Out)), "cudaMemset");
+                    LinearArguments const a = tensors.arguments(
+                        problem, y.data(), gelu, TypeOf<Out>::kVALUE, outputScale, (splits + shape) % 2 == 0);
+                    status = shape < 0 ? launchLinear(a, nullptr)
+                                       : launchLinearHopper(a, LinearChoice{shape, splits}, nullptr);
+                    if (status == cudaErrorInvalidValue && shape >= 0)
+                    {
+                        break; // the shape cannot be for this k, or so many splits
+                    }
+                    check(status, "launch");
+                    check(cudaDeviceSynchronize(), "kernel");
+                    results[i] = y.values();
+                }
+                if (status != cudaSuccess)
+                {
+                    continue;
+                }
+                std::string const what
+                    = std::string{"shape "}
+                      + (shape < 0 ? "chosen" : nameLinearHopperShape(TypeOf<T>::kVALUE, shape)) + ", type "
+                      + std::to_string(static_cast<int>(TypeOf<T>::kVALUE)) + " to "
+                      + std::to_string(static_cast<int>(TypeOf<Out>::kVALUE)) + ", splits "
+                      + std::to_string(splits) + (gelu ? ", GELU, " : ", ") + std::to_string(width.in)
+                      + " in";
+                bool const same = std::memcmp(results[0].data(), results[1].data(), size * sizeof(Out)) == 0;
+                outcome.expectAtMost(
+                    same ? 0.0 : 1.0, 0.0, (what + ": two runs differ").c_str(), rows, width.out, 0);
+                for (auto const& [row, values] : sums)
+                {
+                    outcome.expectAtMost(
+                        shapeError<T, Out>(&results[0][row * width.out], values, gelu, outputScale), 1.0,
+                        what.c_str(), rows, width.out, row);
+                }
+                outcome.countRun();
+            }
+        }
+    }
+}
+
+// Halves, and what is too large: x times the unit matrix, for every x that is a number.
+template <typename T>
+void runRounding(Outcome& outcome)
+{
+    constexpr int32_t kWIDTH = 128;
+    std::vector<T> x(2 * kWIDTH);
+    std::vector<T> unit(kWIDTH * kWIDTH, static_cast<T>(0.0F));
+    for (int bits = 0; bits < 2 * kWIDTH; ++bits)
+    {
+        auto const narrow = static_cast<uint8_t>(bits);
+        std::memcpy(static_cast<void*>(&x[bits]), &narrow, 1);
+        x[bits] = std::isnan(widen(x[bits])) ? static_cast<T>(1.0F) : x[bits];
+    }
+    for (int32_t i = 0; i < kWIDTH; ++i)
+    {
+        unit[i * kWIDTH + i] = static_cast<T>(1.0F);
+    }
+    Tensor<T> const xDevice{x};
+    Tensor<T> const weight{unit};
+    for (float const scale : {0.5F, 0.75F, 1.0F, 2.0F, 1024.0F})
+    {
+        Tensor<float> const scales{std::vector<float>(kWIDTH, scale)};
+        Tensor<T> const y{x.size()};
+        poison(y.data(), x.size());
+        LinearArguments a{};
+        a.x = xDevice.data();
+        a.weight = weight.data();
+        a.y = y.data();
+        a.rows = 2;
+        a.in = kWIDTH;
+        a.out = kWIDTH;
+        a.type = TypeOf<T>::kVALUE;
+        a.weightScales = scales.data();
+        a.outputType = TypeOf<T>::kVALUE;
+        check(launchLinear(a, nullptr), "linear");
+        check(cudaDeviceSynchronize(), "linear");
+        auto const found = y.values();
+        for (size_t i = 0; i < x.size(); ++i)
+        {
+            int const expected = stepOf(quantized(static_cast<double>(widen(x[i])) * scale, T{}));
+            outcome.expectAtMost(std::abs(stepOf(found[i]) - expected), 0.0,
+                ("rounding of " + std::to_string(widen(x[i])) + " times " + std::to_string(scale)).c_str(), 2,
+                kWIDTH, static_cast<int64_t>(i) / kWIDTH);
+        }
+        outcome.countRun();
+    }
+}
+
+// As runSequence, with what is between in 8 bits.
+template <typename T>
+void runNarrowSequence(Outcome& outcome, Width width, int64_t rows)
+{
+    constexpr int kREPEATS = 10;
+    ShapeProblem<T> const first{width, rows};
+    ShapeProblem<T> const second{{width.out, width.in}, rows};
+    ShapeTensors<T> const firstTensors{first};
+    ShapeTensors<T> const secondTensors{second};
+    size_t const size = static_cast<size_t>(rows) * width.in;
+    Tensor<T> const between{static_cast<size_t>(rows) * width.out};
+    auto const runAll = [&](bool pause)
+    {
+        Tensor<__half> const y{kREPEATS * size};
+        poison(between.data(), static_cast<size_t>(rows) * width.out);
+        poison(y.data(), kREPEATS * size);
+        check(cudaDeviceSynchronize(), "poison");
+        for (int i = 0; i < kREPEATS; ++i)
+        {
+            check(launchLinear(firstTensors.arguments(
+                                   first, between.data(), i % 2 == 0, TypeOf<T>::kVALUE, 0.05F, true),
+                      nullptr),
+                "linear");
+            check(pause ? cudaDeviceSynchronize() : cudaSuccess, "linear");
+            LinearArguments a = secondTensors.arguments(
+                second, y.data() + i * size, false, ElementType::kHALF, 1.0F, i % 3 == 0);
+            a.x = between.data();
+            check(launchLinear(a, nullptr), "linear");
+            check(pause ? cudaDeviceSynchronize() : cudaSuccess, "linear");
+        }
+        check(cudaDeviceSynchronize(), "linear");
+        return y.values();
+    };
+    auto const expected = runAll(true);
+    auto const found = runAll(false);
+    bool const same = std::memcmp(expected.data(), found.data(), found.size() * sizeof(__half)) == 0;
+    outcome.expectAtMost(same ? 0.0 : 1.0, 0.0, "a sequence of launches in 8 bits differs from single ones",
+        rows, width.out, 0);
+    outcome.countRun();
+}
+
+template <typename T>
+void runNarrowType(Outcome& outcome, bool few)
+{
+    runRounding<T>(outcome);
+    runNarrowSequence<T>(outcome, few ? Width{128, 256} : Width{768, 3072}, few ? 33 : 1000);
+    if (!few)
+    {
+        runNarrowSequence<T>(outcome, {1024, 4096}, 1);
+        runNarrowSequence<T>(outcome, {1024, 4096}, 4096);
+    }
+}
+
+// Rows of one, one more than 32 and 128, not a multiple of anything, and so many that blocks take several tiles; k that
+// is no multiple of a panel, and k of more and of fewer stages than there are.
+template <typename T, typename Out>
+void runAllShapes(Outcome& outcome, bool few)
+{
+    if (few)
+    {
+        runShapes<T, Out>(outcome, {128, 272}, 131);
+        return;
+    }
+    for (Width const width :
+        {Width{128, 144}, Width{208, 1040}, Width{1152, 320}, Width{3072, 272}, Width{16, 16}})
+    {
+        for (int64_t const rows : {int64_t{1}, int64_t{33}, int64_t{129}, int64_t{1000}})
+        {
+            runShapes<T, Out>(outcome, width, rows);
+        }
+    }
+    runShapes<T, Out>(outcome, {208, 1040}, 8200);
+    runShapes<T, Out>(outcome, {1024, 768}, 12345);
+}
+
 template <typename T>
 void runType(Outcome& outcome, bool few)
 {
@@ -303,13 +689,6 @@ void runType(Outcome& outcome, bool few)
             runWidth<T>(outcome, width, rows);
         }
     }
-    // Every tile shape that linear_hopper.cu chooses from, on 132 multiprocessors.
-    runWidth<T>(outcome, {64, 136}, {5000});         // 64 x 64
-    runWidth<T>(outcome, {192, 712}, {2100});        // 64 x 96
-    runWidth<T>(outcome, {704, 712}, {1700});        // 128 x 96
-    runWidth<T>(outcome, {320, 2056}, {1000});       // 128 x 144
-    runWidth<T>(outcome, {192, 2312}, {1100, 4000}); // 128 x 192, each warpgroup its rows or its tiles
-    runWidth<T>(outcome, {1600, 72}, {131});         // 64 x 64, k in five parts
     runWidth<T>(outcome, {64, 64}, {1, 131}, 1);
     runSequence<T>(outcome, few ? Width{64, 128} : Width{768, 3072}, 128);
     runSequence<T>(outcome, few ? Width{33, 5} : Width{312, 1201}, few ? 7 : 1000);
@@ -330,5 +709,20 @@ int main(int argumentCount, char** arguments)
     Outcome outcome;
     runType<__half>(outcome, few);
     runType<__nv_bfloat16>(outcome, few);
+    Capability capability;
+    check(currentCapability(capability), "compute capability");
+    if (capability.major == 9 && capability.minor == 0)
+    {
+        runAllShapes<__half, __half>(outcome, few);
+        runAllShapes<__nv_bfloat16, __nv_bfloat16>(outcome, few);
+        runAllShapes<int8_t, __half>(outcome, few);
+        runAllShapes<int8_t, __nv_bfloat16>(outcome, few);
+        runAllShapes<int8_t, int8_t>(outcome, few);
+        runAllShapes<E4m3, __half>(outcome, few);
+        runAllShapes<E4m3, __nv_bfloat16>(outcome, few);
+        runAllShapes<E4m3, E4m3>(outcome, few);
+        runNarrowType<int8_t>(outcome, few);
+        runNarrowType<E4m3>(outcome, few);
+    }
     return outcome.report();
 }

@@ -1,9 +1,13 @@
 // The launchers of the linear layer. They do not depend on TensorRT: the plugin calls them, and so can any other
 // program.
 //
-//     y = activation(x W^T + bias)      activation: none, or GELU(v) = v Phi(v), Phi the normal distribution
+//     y = activation(x W^T + bias)                     fp16 and bf16
+//     y = activation(x W^T * scales + bias)            int8 and E4M3; scales[n] = xScale * weightScales[n]
 //
-// Accumulation, bias and GELU are fp32; y is rounded once.
+//     activation: none, or GELU(v) = v Phi(v), Phi the normal distribution
+//
+// Accumulation is fp32 (int8: int32); scales, bias and GELU are fp32; y is rounded once. y in 8 bits is divided by
+// outputScale, rounded half to even and saturated.
 #pragma once
 
 #include "common/element_type.h"
@@ -18,27 +22,49 @@ struct LinearArguments
 {
     void const* x;      // (rows, in) of `type`
     void const* weight; // W, (out, in) of `type`, as torch.nn.Linear has it
-    void const* bias;   // (out) of `type`, or null
-    void* y;            // (rows, out) of `type`
+    void const* bias;   // (out), or null; of `type`, with 8-bit types fp32
+    void* y;            // (rows, out) of `type`, with 8-bit types of `outputType`
     int64_t rows;       // 0 is allowed
     int32_t in;         // at least 1
     int32_t out;        // at least 1
     bool gelu;
-    ElementType type; // fp16 or bf16
+    ElementType type; // fp16, bf16, or on Hopper also int8, E4M3
     // No kernel that itself triggers early writes weight and bias, so they may be read before the wait for the
     // previous kernel (common/programmatic_dependent_launch.cuh).
     bool constantWeight{false};
+    // With 8-bit types only.
+    float const* weightScales{nullptr};         // (out), on the device, as constant as weight and bias
+    float xScale{1.0F};                         // positive
+    ElementType outputType{ElementType::kHALF}; // fp16, bf16 or `type`
+    float outputScale{1.0F};                    // positive; of y in 8 bits
 };
 
 // Launches the kernel for this shape, alignment and GPU; it runs later, in the stream.
 cudaError_t launchLinear(LinearArguments const& arguments, cudaStream_t stream);
 
-// The two launchers that it chooses from, for at least one row: for any GPU, shape and alignment; and for Hopper, for
-// arguments that suitsHopperKernel accepts.
+// The two launchers that it chooses from, for at least one row: for 16-bit types, any GPU, shape and alignment; and for
+// Hopper, for arguments that suitsHopperKernel accepts.
 cudaError_t launchLinearTensor(LinearArguments const& arguments, cudaStream_t stream);
 cudaError_t launchLinearHopper(LinearArguments const& arguments, cudaStream_t stream);
 
-// Whether `in` is a multiple of 64, rows of y are multiples of 16 bytes, and pointers are aligned to 16 bytes.
+// Whether rows of x, W and y are multiples of 16 bytes, and pointers are aligned to 16 bytes.
 bool suitsHopperKernel(LinearArguments const& arguments);
+
+// One of the shapes of tile that launchLinearHopper chooses from, and how many blocks share k of a tile (split-K).
+struct LinearChoice
+{
+    int32_t shape;
+    int32_t splits;
+};
+
+// For programs that measure: how many shapes there are, what they are called, how large they are (rows and columns of a
+// tile, elements of k in a stage, blocks of a multicast, most blocks of a split), which one is chosen, and a launch of
+// one. Not every number of splits can be for every k: then the launch says cudaErrorInvalidValue.
+int32_t countLinearHopperShapes(ElementType type);
+char const* nameLinearHopperShape(ElementType type, int32_t shape);
+void describeLinearHopperShape(ElementType type, int32_t shape, int32_t* sizes); // 5 of them
+cudaError_t chooseLinearHopper(LinearArguments const& arguments, LinearChoice& choice);
+cudaError_t launchLinearHopper(
+    LinearArguments const& arguments, LinearChoice const& choice, cudaStream_t stream);
 
 } // namespace bert

@@ -1,5 +1,7 @@
 #include "linear/linear_plugin.h"
 
+#include "linear/linear_gpu.h"
+
 #include <climits>
 #include <utility>
 
@@ -11,11 +13,10 @@ namespace
 
 constexpr char const* kNAME = "Linear";
 constexpr char const* kVERSION = "1";
-constexpr char const* kINPUT_NAMES[] = {"x", "weight", "bias"};
-constexpr int32_t kMAX_INPUTS = 3; // with the bias
 constexpr int32_t kX = 0;
 constexpr int32_t kWEIGHT = 1;
-constexpr int32_t kBIAS = 2;
+constexpr int32_t kWEIGHT_SCALES = 2;         // in 8 bits
+constexpr int64_t kVECTOR_BYTES = 16;         // of which rows of x, weight and y are multiples, in 8 bits
 constexpr int64_t kWIDEST = int64_t{1} << 30; // column numbers are int32 in the kernels
 constexpr int64_t kMAX_TILES = INT_MAX;
 constexpr int64_t kTILE = 64; // rows and columns of the smallest tile of a kernel
@@ -25,17 +26,69 @@ bool isLinearType(DataType type)
     return type == DataType::kHALF || type == DataType::kBF16;
 }
 
+#if defined(BERT_HOPPER)
+constexpr bool kHAS_HOPPER_KERNELS = true;
+#else
+constexpr bool kHAS_HOPPER_KERNELS = false;
+#endif
+
 } // namespace
 
-LinearPlugin::LinearPlugin(std::string activation, int32_t constantWeight)
+LinearPlugin::LinearPlugin(LinearFields fields)
     : Plugin(kNAME, kVERSION)
-    , mActivation(std::move(activation))
-    , mConstantWeight(constantWeight)
+    , mFields(std::move(fields))
 {
-    if (mActivation != "none" && mActivation != "gelu")
+    if (mFields.activation != "none" && mFields.activation != "gelu")
     {
-        fail("field activation is \"", mActivation, "\"; expected none or gelu");
+        fail("field activation is \"", mFields.activation, "\"; expected none or gelu");
     }
+    checkScale("x_scale", mFields.xScale);
+    checkScale("output_scale", mFields.outputScale);
+    std::string const& type = mFields.outputType;
+    if (!inEightBits())
+    {
+        if (mFields.outputScale > 0.0F || !type.empty())
+        {
+            fail("field ", type.empty() ? "output_scale" : "output_type",
+                " is given, but not x_scale; expected both for x of int8 or fp8, or neither: then y has the "
+                "type "
+                "of x");
+        }
+        return;
+    }
+    if (type.empty())
+    {
+        fail("field x_scale is ", mFields.xScale,
+            ", so x has 8 bits; name the type of y in the field output_type: fp16, bf16, or the type of x");
+    }
+    DataType const named
+        = outputTypeNamed(type, {DataType::kHALF, DataType::kBF16, DataType::kINT8, DataType::kFP8});
+    if (isQuantized(named) && mFields.outputScale == 0.0F)
+    {
+        fail("field output_type is ", type, "; give the scale of y in the field output_scale");
+    }
+    if (!isQuantized(named) && mFields.outputScale > 0.0F)
+    {
+        fail("field output_type is ", type, ", but the field output_scale is ", mFields.outputScale,
+            "; expected an output_type of 8 bits, or no scale");
+    }
+}
+
+bool LinearPlugin::inEightBits() const
+{
+    return mFields.xScale > 0.0F;
+}
+
+std::vector<char const*> LinearPlugin::inputNames() const
+{
+    return inEightBits() ? std::vector<char const*>{"x", "weight", "weight_scales", "bias"}
+                         : std::vector<char const*>{"x", "weight", "bias"};
+}
+
+// In 8 bits any type of x but its own is refused.
+DataType LinearPlugin::outputType(DataType x) const
+{
+    return inEightBits() ? outputTypeNamed(mFields.outputType, {DataType::kHALF, DataType::kBF16, x}) : x;
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -53,27 +106,62 @@ Plugin* LinearPlugin::copy() const
 
 void LinearPlugin::checkInputCount(int32_t count) const
 {
-    if (count != kMAX_INPUTS && count != kMAX_INPUTS - 1)
+    auto const most = static_cast<int32_t>(inputNames().size());
+    if (count != most && count != most - 1)
     {
-        fail("number of inputs: ", count, ", expected 2, or 3 with a bias");
+        fail("number of inputs: ", count, ", expected ", most - 1, ", or ", most, " with a bias",
+            inEightBits() ? "; with x_scale they are x, weight, weight_scales, bias" : "");
     }
 }
 
 void LinearPlugin::checkTypes(std::vector<DataType> const& inputs) const
 {
+    if (inEightBits())
+    {
+        checkScaledTypes(inputs);
+        return;
+    }
+    if (isQuantized(inputs[kX]))
+    {
+        fail("x is ", describe(inputs[kX]), "; give its scale in the field x_scale");
+    }
     if (!isLinearType(inputs[kX]))
     {
         fail("x is ", describe(inputs[kX]),
-            "; expected fp16 or bf16; for other types take TensorRT's own layers, MatrixMultiply above all");
+            "; expected fp16 or bf16, or int8 or fp8 with x_scale; for other types take TensorRT's own "
+            "layers, "
+            "MatrixMultiply above all");
     }
     for (size_t i = kWEIGHT; i < inputs.size(); ++i)
     {
         if (inputs[i] != inputs[kX])
         {
-            fail(kINPUT_NAMES[i], " is ", describe(inputs[i]), "; expected the type of x, ",
+            fail(inputNames()[i], " is ", describe(inputs[i]), "; expected the type of x, ",
                 describe(inputs[kX]));
         }
     }
+}
+
+void LinearPlugin::checkScaledTypes(std::vector<DataType> const& inputs) const
+{
+    if (!isQuantized(inputs[kX]))
+    {
+        fail("x is ", describe(inputs[kX]), ", but the field x_scale is ", mFields.xScale,
+            "; expected int8 or fp8, or no scale");
+    }
+    if (inputs[kWEIGHT] != inputs[kX])
+    {
+        fail("weight is ", describe(inputs[kWEIGHT]), "; expected the type of x, ", describe(inputs[kX]));
+    }
+    for (size_t i = kWEIGHT_SCALES; i < inputs.size(); ++i)
+    {
+        if (inputs[i] != DataType::kFLOAT)
+        {
+            fail(inputNames()[i], " is ", describe(inputs[i]), "; expected fp32, as x is ",
+                describe(inputs[kX]));
+        }
+    }
+    outputType(inputs[kX]);
 }
 
 void LinearPlugin::checkShapes(std::vector<Dims> const& inputs) const
@@ -104,20 +192,45 @@ void LinearPlugin::checkShapes(std::vector<Dims> const& inputs) const
         }
         rows = x.d[i] < 0 || rows < 0 ? -1 : rows * x.d[i];
     }
-    if (inputs.size() == kMAX_INPUTS)
+    for (size_t i = kWEIGHT + 1; i < inputs.size(); ++i)
     {
-        Dims const& bias = inputs[kBIAS];
-        if (bias.nbDims != 1 || !mayBeEqual(bias.d[0], weight.d[0]))
+        Dims const& columns = inputs[i];
+        if (columns.nbDims != 1 || !mayBeEqual(columns.d[0], weight.d[0]))
         {
-            fail("bias has the shape ", describe(bias), " for a weight of ", describe(weight),
+            fail(inputNames()[i], " has the shape ", describe(columns), " for a weight of ", describe(weight),
                 "; expected [N] where the weight is [N, K]");
         }
     }
 }
 
+// Not in checkShapes: where TensorRT's parser places plugin layers, it does so with placeholders of other widths.
+void LinearPlugin::checkKernel(TypesAndShapes const& inputs) const
+{
+    if (!inEightBits())
+    {
+        return;
+    }
+    Dims const& weight = inputs.shapes[kWEIGHT];
+    DataType const y = outputType(inputs.types[kX]);
+    int64_t const multiple = kVECTOR_BYTES / (isQuantized(y) ? 1 : 2);
+    if (weight.d[1] % kVECTOR_BYTES != 0 || weight.d[0] % multiple != 0)
+    {
+        fail("weight has the shape ", describe(weight), " in ", describe(inputs.types[kX]), ", and y is ",
+            describe(y), "; expected [N, K] with N a multiple of ", multiple, " and K of ", kVECTOR_BYTES);
+    }
+    Capability gpu;
+    std::string const missing = currentCapability(gpu) == cudaSuccess
+                                    ? missingKernelInEightBits(gpu, kHAS_HOPPER_KERNELS, BERT_ARCHITECTURES)
+                                    : "";
+    if (!missing.empty())
+    {
+        fail("x is ", describe(inputs.types[kX]), ": ", missing);
+    }
+}
+
 std::vector<DataType> LinearPlugin::outputTypes(std::vector<DataType> const& inputs) const
 {
-    return {inputs[kX]};
+    return {outputType(inputs[kX])};
 }
 
 DimsExprs LinearPlugin::outputShape(DimsExprs const* inputs, nvinfer1::IExprBuilder& /*exprBuilder*/) const
@@ -129,7 +242,13 @@ DimsExprs LinearPlugin::outputShape(DimsExprs const* inputs, nvinfer1::IExprBuil
 
 bool LinearPlugin::supportsInput(std::vector<DataType> const& inputs) const
 {
-    return isLinearType(inputs.back()) && inputs.back() == inputs[kX];
+    DataType const type = inputs.back();
+    if (!inEightBits())
+    {
+        return isLinearType(type) && type == inputs[kX];
+    }
+    bool const isMatrix = inputs.size() <= kWEIGHT_SCALES;
+    return isMatrix ? isQuantized(type) && type == inputs[kX] : type == DataType::kFLOAT;
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -142,20 +261,35 @@ cudaError_t LinearPlugin::launch(EnqueueCall const& call) const
     LinearArguments arguments{};
     arguments.x = call.inputs[kX];
     arguments.weight = call.inputs[kWEIGHT];
-    arguments.bias = call.nbInputs == kMAX_INPUTS ? call.inputs[kBIAS] : nullptr;
+    auto const biasIndex = static_cast<int32_t>(inputNames().size()) - 1;
+    arguments.bias = call.nbInputs > biasIndex ? call.inputs[biasIndex] : nullptr;
     arguments.y = call.outputs[0];
     arguments.rows = countRows(call.inputDesc[kX].dims);
     arguments.in = static_cast<int32_t>(weight.d[1]);
     arguments.out = static_cast<int32_t>(weight.d[0]);
-    arguments.gelu = mActivation == "gelu";
-    arguments.constantWeight = mConstantWeight == 1;
+    arguments.gelu = mFields.activation == "gelu";
+    arguments.constantWeight = mFields.constantWeight == 1;
     arguments.type = elementType(call.inputDesc[kX].type);
+    if (inEightBits())
+    {
+        arguments.weightScales = static_cast<float const*>(call.inputs[kWEIGHT_SCALES]);
+        arguments.xScale = mFields.xScale;
+        arguments.outputType = elementType(call.outputDesc[0].type);
+        arguments.outputScale = mFields.outputScale > 0.0F ? mFields.outputScale : 1.0F;
+    }
     return launchLinear(arguments, call.stream);
 }
 
 std::vector<PluginField> LinearPlugin::fieldsToSerialize() const
 {
-    return {fieldOf("activation", mActivation), fieldOf("constant_weight", mConstantWeight)};
+    std::vector<PluginField> fields{fieldOf("activation", mFields.activation),
+        fieldOf("constant_weight", mFields.constantWeight), fieldOf("x_scale", mFields.xScale),
+        fieldOf("output_scale", mFields.outputScale)};
+    if (!mFields.outputType.empty())
+    {
+        fields.push_back(fieldOf("output_type", mFields.outputType));
+    }
+    return fields;
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -166,11 +300,19 @@ PluginCreator linearCreator()
 {
     return {kNAME, kVERSION,
         {{"activation", nullptr, PluginFieldType::kCHAR, 1},
-            {"constant_weight", nullptr, PluginFieldType::kINT32, 1}},
+            {"constant_weight", nullptr, PluginFieldType::kINT32, 1},
+            {"x_scale", nullptr, PluginFieldType::kFLOAT32, 1},
+            {"output_scale", nullptr, PluginFieldType::kFLOAT32, 1},
+            {"output_type", nullptr, PluginFieldType::kCHAR, 1}},
         [](FieldReader const& fields) -> Plugin*
         {
-            return new LinearPlugin(fields.has("activation") ? fields.getString("activation") : "none",
-                fields.getFlag("constant_weight"));
+            LinearFields read;
+            read.activation = fields.has("activation") ? fields.getString("activation") : read.activation;
+            read.constantWeight = fields.getFlag("constant_weight");
+            read.xScale = fields.has("x_scale") ? fields.getFloat("x_scale") : 0.0F;
+            read.outputScale = fields.has("output_scale") ? fields.getFloat("output_scale") : 0.0F;
+            read.outputType = fields.has("output_type") ? fields.getString("output_type") : "";
+            return new LinearPlugin(std::move(read));
         }};
 }
 

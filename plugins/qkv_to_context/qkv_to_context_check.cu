@@ -53,12 +53,22 @@ struct TypeOf<int8_t>
     static constexpr double kTOLERANCE = 3e-2; // half a step of 0.02 for values of about 0.3
 };
 
-constexpr float kSCALE = 0.02F; // of int8
+template <>
+struct TypeOf<E4m3>
+{
+    static constexpr ElementType kVALUE = ElementType::kE4M3;
+    static constexpr double kTOLERANCE = 4e-2; // half a step is 3e-2 to 6e-2 of a value
+};
+
+constexpr float kSCALE = 0.02F; // of int8 and E4M3
+
+template <typename T>
+constexpr float kSCALE_OF = sizeof(T) == 1 ? kSCALE : 1.0F;
 
 template <typename T>
 double toHost(T value)
 {
-    return std::is_same_v<T, int8_t> ? static_cast<float>(value) * kSCALE : static_cast<float>(value);
+    return static_cast<float>(value) * kSCALE_OF<T>;
 }
 template <typename T>
 T fromHost(float value)
@@ -202,8 +212,7 @@ void runCase(Case const& c, std::vector<Kernel> const& kernels)
         poison(context.data(), tokens * width);
         QkvToContextArguments const arguments{qkvDevice.data(),
             packed || c.second.empty() ? nullptr : second.data(), packed ? second.data() : nullptr,
-            context.data(), c.sequences, c.length, kHEADS, c.headSize,
-            std::is_same_v<In, int8_t> ? kSCALE : 1.0F, std::is_same_v<Out, int8_t> ? kSCALE : 1.0F,
+            context.data(), c.sequences, c.length, kHEADS, c.headSize, kSCALE_OF<In>, kSCALE_OF<Out>,
             TypeOf<In>::kVALUE, TypeOf<Out>::kVALUE};
         if (!kernel.suits(arguments))
         {
@@ -497,16 +506,20 @@ int main(int argumentCount, char** arguments)
 #endif
     runTypes<float, float>(ordinary);
     runTypes<float, int8_t>(ordinary);
+    runTypes<float, E4m3>(ordinary);
     runTypes<__nv_bfloat16, __nv_bfloat16>(ordinary);
     runTypes<__half, __half>(tensor);
     runTypes<__half, int8_t>(tensor);
+    runTypes<__half, E4m3>(tensor);
     runTypes<__nv_bfloat16, __nv_bfloat16>(tensor);
     runTypes<__nv_bfloat16, int8_t>(tensor);
+    runTypes<__nv_bfloat16, E4m3>(tensor);
     runTypes<int8_t, float>(tensorInt8);
     runTypes<int8_t, __half>(tensorInt8);
     runTypes<int8_t, __nv_bfloat16>(tensorInt8);
     runTypes<int8_t, int8_t>(tensorInt8);
     runManyTiles<__half, __half>(tensor);
+    runManyTiles<__half, int8_t>(tensor);
     runManyTiles<int8_t, __half>(tensorInt8);
     runManyTiles<int8_t, int8_t>(tensorInt8);
     runAbsurdScales();

@@ -261,7 +261,15 @@ __device__ void dispatchOutput(ElementType type, Function&& function)
     case ElementType::kINT8:
         function(int8_t{});
         break;
+    case ElementType::kE4M3:
+        function(E4m3{});
+        break;
     }
+}
+
+inline __device__ bool isEightBits(ElementType type)
+{
+    return type == ElementType::kINT8 || type == ElementType::kE4M3;
 }
 
 // The first element of a token's head in the output.

@@ -467,23 +467,42 @@ __device__ void storeRow(Out* row, bool exists, float const (&values)[kSIZE / 8]
 }
 
 // Stores the warp's 16 rows of the context, of which `rows` exist.
+template <typename Out, int kSIZE>
+__device__ void storeContextAs(AttentionProblem const& p, int64_t firstToken, int32_t rows, uint32_t head,
+    float const (&sums)[kSIZE / 8][4], float const (&factors)[2])
+{
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+    {
+        int32_t const row = static_cast<int32_t>(threadIdx.x % kWARP / 4) + 8 * half;
+        bool const exists = row < rows;
+        Out* const target = contextRow<Out, kSIZE>(p, firstToken + (exists ? row : 0), head);
+        storeRow<Out, kSIZE>(target, exists, sums, half, factors[half] * p.outputFactor);
+    }
+}
+
+// The same in the type of the output.
 template <int kSIZE>
 __device__ void storeContext(AttentionProblem const& p, int64_t firstToken, int32_t rows, uint32_t head,
     float const (&sums)[kSIZE / 8][4], float const (&factors)[2])
 {
-    dispatchOutput(p.outputType,
-        [&](auto element)
-        {
-            using Out = decltype(element);
-#pragma unroll
-            for (int half = 0; half < 2; ++half)
-            {
-                int32_t const row = static_cast<int32_t>(threadIdx.x % kWARP / 4) + 8 * half;
-                bool const exists = row < rows;
-                Out* const target = contextRow<Out, kSIZE>(p, firstToken + (exists ? row : 0), head);
-                storeRow<Out, kSIZE>(target, exists, sums, half, factors[half] * p.outputFactor);
-            }
-        });
+    dispatchOutput(p.outputType, [&](auto element)
+        { storeContextAs<decltype(element), kSIZE>(p, firstToken, rows, head, sums, factors); });
+}
+
+// The same where the output has 8 bits.
+template <int kSIZE>
+__device__ void storeContextInEightBits(AttentionProblem const& p, int64_t firstToken, int32_t rows,
+    uint32_t head, float const (&sums)[kSIZE / 8][4], float const (&factors)[2])
+{
+    if (p.outputType == ElementType::kE4M3)
+    {
+        storeContextAs<E4m3, kSIZE>(p, firstToken, rows, head, sums, factors);
+    }
+    else
+    {
+        storeContextAs<int8_t, kSIZE>(p, firstToken, rows, head, sums, factors);
+    }
 }
 
 // Writes the same 16 rows to shared memory, as a SharedTile of 16 rows at `tile`.

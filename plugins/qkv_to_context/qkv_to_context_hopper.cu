@@ -226,7 +226,7 @@ private:
 
 // Stores the warp's 16 rows of the context, of which `rows` exist, through the warp's own shared memory. A TMA copy
 // writes them while the next tile is computed. If fewer than 16 rows exist, the lanes write them in pieces of 16
-// bytes, since the tensor map does not have the boundaries of sequences. int8 contexts are stored from registers.
+// bytes, since the tensor map does not have the boundaries of sequences. Contexts in 8 bits are stored from registers.
 template <typename T, int kSIZE>
 __device__ void storeRows(AttentionProblem const& p, CUtensorMap const& map, uint32_t memory,
     int64_t firstToken, int32_t rows, uint32_t head, float const (&sums)[kSIZE / 8][4],
@@ -234,9 +234,9 @@ __device__ void storeRows(AttentionProblem const& p, CUtensorMap const& map, uin
 {
     using Rows = SharedTile<16, kSIZE>;
     constexpr int kPIECES = kSIZE / 8; // of a row
-    if (p.outputType == ElementType::kINT8)
+    if (isEightBits(p.outputType))
     {
-        storeContext<kSIZE>(p, firstToken, rows, head, sums, factors);
+        storeContextInEightBits<kSIZE>(p, firstToken, rows, head, sums, factors);
         return;
     }
     int const lane = static_cast<int>(threadIdx.x % kWARP);
@@ -409,7 +409,7 @@ __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS)
     if (threadIdx.x == kGROUPS * kWARPGROUP)
     {
         prefetchMap(qkvMap);
-        if (p.outputType != ElementType::kINT8)
+        if (!isEightBits(p.outputType))
         {
             prefetchMap(contextMap);
         }

@@ -27,7 +27,7 @@ struct QkvToContextArguments
     float qkvScale;           // real value = int8 of qkv * qkvScale; 1 for other types
     float outputScale;        // the same for context
     ElementType type;         // fp32, fp16, bf16, int8
-    ElementType outputType;   // `type` or int8; for qkv of int8 any
+    ElementType outputType;   // `type`, int8 or E4M3; for qkv of int8 any but E4M3
 };
 
 // Launches the kernel for these types, shape and GPU; it runs later, in the stream. Pointers to tensors must be
@@ -52,8 +52,7 @@ cudaError_t launchQkvToContextSharedInt8(QkvToContextArguments const& arguments,
 inline bool suitsShortKernel(QkvToContextArguments const& arguments)
 {
     bool const twoBytes = arguments.type == ElementType::kHALF || arguments.type == ElementType::kBF16;
-    return twoBytes && arguments.outputType == arguments.type && arguments.cuSeqlens == nullptr
-           && arguments.length <= 128 && arguments.headSize <= 64;
+    return twoBytes && arguments.cuSeqlens == nullptr && arguments.length <= 128 && arguments.headSize <= 64;
 }
 
 // The factor from a product of query and key to the exponent of 2 in the softmax.

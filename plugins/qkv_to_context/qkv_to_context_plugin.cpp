@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <climits>
-#include <cmath>
 
 namespace bert
 {
@@ -18,22 +17,9 @@ constexpr int64_t kMAX_TOKENS = int64_t{1} << 30; // token numbers are int32 in 
 constexpr int64_t kMAX_BLOCKS = INT_MAX;
 constexpr int64_t kMIN_QUERIES = 32; // of a tile, in the kernel with the smallest tiles
 
-bool isNumberFrom0(float value)
-{
-    return std::isfinite(value) && value >= 0.0F;
-}
-
 bool isQkvType(DataType type)
 {
     return isFloating(type) || type == DataType::kINT8;
-}
-
-void checkScale(char const* field, float scale)
-{
-    if (!isNumberFrom0(scale))
-    {
-        fail("field ", field, " is ", scale, "; expected a finite number greater than 0, or 0 for none");
-    }
 }
 
 // The name of the second input, for messages.
@@ -59,11 +45,20 @@ QkvToContextPlugin::QkvToContextPlugin(QkvToContextFields fields)
     checkScale("qkv_scale", mFields.qkvScale);
     checkScale("output_scale", mFields.outputScale);
     std::string const& type = mFields.outputType;
-    if (!type.empty())
+    bool const inEightBits
+        = !type.empty()
+          && isQuantized(outputTypeNamed(
+              type, {DataType::kFLOAT, DataType::kHALF, DataType::kBF16, DataType::kINT8, DataType::kFP8}));
+    if (inEightBits && mFields.outputScale == 0.0F)
     {
-        floatingTypeNamed(type);
+        fail("field output_type is \"", type, "\"; give the scale of the context in the field output_scale");
     }
-    if (!type.empty() && (mFields.qkvScale == 0.0F || mFields.outputScale > 0.0F))
+    if (type == "fp8" && mFields.qkvScale > 0.0F)
+    {
+        fail("field output_type is \"fp8\", but qkv_scale is ", mFields.qkvScale,
+            ", so qkv is int8; expected int8, or qkv of fp32, fp16 or bf16");
+    }
+    if (!type.empty() && !inEightBits && (mFields.qkvScale == 0.0F || mFields.outputScale > 0.0F))
     {
         fail("field output_type is \"", type, "\", but qkv_scale is ", mFields.qkvScale, " and output_scale ",
             mFields.outputScale,
@@ -176,7 +171,7 @@ std::vector<DataType> QkvToContextPlugin::outputTypes(std::vector<DataType> cons
 {
     if (mFields.outputScale > 0.0F)
     {
-        return {DataType::kINT8};
+        return {mFields.outputType == "fp8" ? DataType::kFP8 : DataType::kINT8};
     }
     return {mFields.outputType.empty() ? inputs[kQKV] : floatingTypeNamed(mFields.outputType)};
 }
@@ -223,7 +218,7 @@ cudaError_t QkvToContextPlugin::launch(EnqueueCall const& call) const
     arguments.type = elementType(call.inputDesc[kQKV].type);
     arguments.outputType = elementType(call.outputDesc[0].type);
     arguments.qkvScale = arguments.type == ElementType::kINT8 ? mFields.qkvScale : 1.0F;
-    arguments.outputScale = arguments.outputType == ElementType::kINT8 ? mFields.outputScale : 1.0F;
+    arguments.outputScale = mFields.outputScale > 0.0F ? mFields.outputScale : 1.0F;
     return launchQkvToContext(arguments, call.stream);
 }
 

@@ -102,8 +102,8 @@ __device__ void attendTiles(uint32_t queries, uint32_t keys, uint32_t values, ui
     store(sums[kTILES - 1], factors[kTILES - 1], kTILES - 1);
 }
 
-// Occupancy: kBLOCKS blocks per multiprocessor.
-template <typename T, int kSIZE, int kKEYS, int kTILES, int kBLOCKS>
+// Occupancy: kBLOCKS blocks per multiprocessor. kEIGHT_BITS: the context is int8 or E4M3, stored from registers.
+template <typename T, int kSIZE, int kKEYS, int kTILES, int kBLOCKS, bool kEIGHT_BITS>
 __global__ void __launch_bounds__(kWARPGROUP, kBLOCKS) qkvToContextShortKernel(AttentionProblem const p,
     __grid_constant__ CUtensorMap const qkvMap, __grid_constant__ CUtensorMap const contextMap)
 {
@@ -122,7 +122,10 @@ __global__ void __launch_bounds__(kWARPGROUP, kBLOCKS) qkvToContextShortKernel(A
     if (threadIdx.x == 0)
     {
         prefetchMap(qkvMap);
-        prefetchMap(contextMap);
+        if constexpr (!kEIGHT_BITS)
+        {
+            prefetchMap(contextMap);
+        }
         initBarrier(keysFull, 1);
         initBarrier(valuesFull, 1);
         fenceBarrierInit();
@@ -151,6 +154,11 @@ __global__ void __launch_bounds__(kWARPGROUP, kBLOCKS) qkvToContextShortKernel(A
     auto const storeTile = [&](float const(&sums)[kSIZE / 8][4], float const(&factors)[2], int i)
     {
         int32_t const row = i * kQUERIES + warp * 16; // within the block
+        if constexpr (kEIGHT_BITS)
+        {
+            storeContextInEightBits<kSIZE>(p, tile.firstQuery + row, tile.queries - row, head, sums, factors);
+            return;
+        }
         uint32_t const rows = contexts + row * Shape::Rows::kROW_BYTES;
         stageContext<T, kSIZE>(rows, sums, factors);
         fenceAsyncProxy();
@@ -163,7 +171,10 @@ __global__ void __launch_bounds__(kWARPGROUP, kBLOCKS) qkvToContextShortKernel(A
     waitForBarrier(keysFull, 0);
     triggerDependentLaunch();
     attendTiles<T, kKEYS, kSIZE, kTILES>(queries, keys, values, valuesFull, bits, p.scale, storeTile);
-    waitForStores();
+    if constexpr (!kEIGHT_BITS)
+    {
+        waitForStores();
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -192,7 +203,8 @@ cudaError_t launchShape(QkvToContextArguments const& a, int multiprocessors, cud
     CUtensorMap contextMap{};
     cudaError_t status = describeTensor<T>(
         qkvMap, a.qkv, {3 * width, length, sequences}, {kSIZE, Shape::kBOX_ROWS, 1}); // (B, S, 3H)
-    if (status == cudaSuccess)
+    bool const eightBits = a.outputType != a.type;
+    if (status == cudaSuccess && !eightBits)
     {
         // (B, S, H); TMA does not write rows beyond the end of a sequence
         status = describeTensor<T>(contextMap, a.context, {width, length, sequences}, {kSIZE, 16, 1});
@@ -204,8 +216,9 @@ cudaError_t launchShape(QkvToContextArguments const& a, int multiprocessors, cud
     int64_t const blocks = countBlocks<Shape::kROWS>(a);
     LaunchSize const size{static_cast<unsigned int>(blocks), kWARPGROUP,
         sharedMemoryToSpread(blocks, multiprocessors, Shape::kBYTES)};
-    return launchDependent(qkvToContextShortKernel<T, kSIZE, kKEYS, kTILES, kBLOCKS>, size, stream,
-        makeProblem<Shape::kROWS>(a), qkvMap, contextMap);
+    auto* const kernel = eightBits ? qkvToContextShortKernel<T, kSIZE, kKEYS, kTILES, kBLOCKS, true>
+                                   : qkvToContextShortKernel<T, kSIZE, kKEYS, kTILES, kBLOCKS, false>;
+    return launchDependent(kernel, size, stream, makeProblem<Shape::kROWS>(a), qkvMap, contextMap);
 }
 
 // Chooses the number of queries and keys of a block (docs/kernels/attention.md has the measurements).

@@ -46,6 +46,7 @@ struct Tensors
     }
 };
 using Floating = Tensors<StaticBool::kFALSE, StaticBool::kFALSE, StaticBool::kTRUE, StaticBool::kFALSE>;
+using Both = Tensors<StaticBool::kFALSE, StaticBool::kFALSE, StaticBool::kTRUE, StaticBool::kTRUE>;
 using Int8X = Tensors<StaticBool::kTRUE, StaticBool::kFALSE, StaticBool::kTRUE, StaticBool::kTRUE>;
 using Int8Throughout = Tensors<StaticBool::kTRUE, StaticBool::kTRUE, StaticBool::kFALSE, StaticBool::kTRUE>;
 using Int8Output = Tensors<StaticBool::kFALSE, StaticBool::kFALSE, StaticBool::kFALSE, StaticBool::kTRUE>;
@@ -205,8 +206,12 @@ __global__ void __launch_bounds__(Shape::kBLOCK, kMIN_BLOCKS<W, kLOAD, Shape>)
     }
     if (valueOf(Tensors::kQUANTIZED, a.quantized != nullptr))
     {
-        Shape::template store<false>(
-            a.quantized + start, hidden, [&](int v, int i) { return quantizer(values[v][i]); });
+        quantizer.dispatch(
+            [&](auto const& quantize, auto element)
+            {
+                Shape::template store<false>(static_cast<decltype(element)*>(a.quantized) + start, hidden,
+                    [&](int v, int i) { return quantize(values[v][i]); });
+            });
     }
 }
 
@@ -243,7 +248,8 @@ __global__ void skipLayerNormRereadingKernel(SkipLayerNormArguments const a, Qua
                 }
                 if (a.quantized != nullptr)
                 {
-                    a.quantized[start + i] = quantizer(normalized);
+                    quantizer.dispatch([&](auto const& quantize, auto element)
+                        { static_cast<decltype(element)*>(a.quantized)[start + i] = quantize(normalized); });
                 }
             });
     }
@@ -292,7 +298,7 @@ cudaError_t launchInRegisters(SkipLayerNormArguments const& a, cudaStream_t stre
                 return status;
             }
         }
-        return launchRows<Shape>(kernel, a.rows, stream, a, Quantizer{a.outputScale});
+        return launchRows<Shape>(kernel, a.rows, stream, a, Quantizer{a.outputScale, a.quantizedType});
     };
     auto const launch = [&](auto shape)
     {
@@ -345,7 +351,7 @@ cudaError_t launchTyped(SkipLayerNormArguments const& a, cudaStream_t stream)
     if (!aligned || !fitsRegisters(a.rows, a.hidden, kPER_VECTOR<T>))
     {
         skipLayerNormRereadingKernel<T, W>
-            <<<rowBlocks(a.rows), kREREAD_BLOCK, 0, stream>>>(a, Quantizer{a.outputScale});
+            <<<rowBlocks(a.rows), kREREAD_BLOCK, 0, stream>>>(a, Quantizer{a.outputScale, a.quantizedType});
         return cudaGetLastError();
     }
     // Deciding at run time which tensors are int8 costs branches and registers, so the combinations in use are
@@ -353,6 +359,10 @@ cudaError_t launchTyped(SkipLayerNormArguments const& a, cudaStream_t stream)
     if (Floating::match(a))
     {
         return launchInRegisters<T, W, Floating>(a, stream);
+    }
+    if (Both::match(a))
+    {
+        return launchInRegisters<T, W, Both>(a, stream);
     }
     if (Int8X::match(a))
     {

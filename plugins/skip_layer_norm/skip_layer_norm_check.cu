@@ -63,6 +63,7 @@ struct Variant
     bool quantized;
     bool bias;
     bool constantWeights;
+    ElementType quantizedType{ElementType::kINT8};
 };
 constexpr Variant kVARIANTS[] = {{"floating", false, false, true, false, true, false},
     {"floating, no bias", false, false, true, false, false, false},
@@ -71,7 +72,11 @@ constexpr Variant kVARIANTS[] = {{"floating", false, false, true, false, true, f
     {"int8 x, both outputs", true, false, true, true, true, true},
     {"int8 skip", false, true, true, false, false, false},
     {"int8 throughout", true, true, false, true, true, false},
-    {"int8 output", false, false, false, true, false, true}};
+    {"int8 output", false, false, false, true, false, true},
+    {"both outputs", false, false, true, true, true, true},
+    {"both outputs, E4M3", false, false, true, true, true, true, ElementType::kE4M3},
+    {"E4M3 output", false, false, false, true, true, true, ElementType::kE4M3},
+    {"int8 x, both outputs, E4M3", true, false, true, true, true, true, ElementType::kE4M3}};
 constexpr size_t kCONSTANT_WEIGHTS = 2;
 constexpr size_t kFLOATING = 4; // the first ones, without int8
 constexpr size_t kRUNTIME = 5;  // the variant without a specialised kernel
@@ -100,7 +105,7 @@ void runVariant(Outcome& outcome, Variant const& variant, ElementType type, Elem
     SkipLayerNormArguments const arguments{x.data(), skip.data(), gammaDevice.data(), betaDevice.data(),
         variant.bias ? biasDevice.data() : nullptr, variant.y ? yDevice.data() : nullptr,
         variant.quantized ? quantizedDevice.data() : nullptr, rows, hidden, kEPSILON, x.scale(), skip.scale(),
-        kOUT_SCALE, type, weightType, variant.constantWeights};
+        kOUT_SCALE, type, weightType, variant.constantWeights, variant.quantizedType};
     check(launchSkipLayerNorm(arguments, nullptr), variant.name);
     check(cudaDeviceSynchronize(), variant.name);
     auto const y = yDevice.values();
@@ -120,10 +125,9 @@ void runVariant(Outcome& outcome, Variant const& variant, ElementType type, Elem
         }
         for (int32_t i = 0; variant.quantized && i < hidden; ++i)
         {
-            // Half a step, and a margin for the difference of fp32 and double precision.
-            double const nearest = std::clamp(expected[i] / kOUT_SCALE, -128.0, 127.0);
-            double const error = std::abs(quantized[start + i] - nearest);
-            outcome.expectAtMost(error, 0.501, variant.name, rows, hidden, row);
+            outcome.expectAtMost(
+                halfSteps(quantized[start + i], expected[i] / kOUT_SCALE, variant.quantizedType), 1.002,
+                variant.name, rows, hidden, row);
         }
     }
     outcome.countRun();

@@ -21,15 +21,6 @@ constexpr int32_t kBIAS = 4;
 // If all tensors are int8, there is no floating type, but the kernel is a template with one.
 constexpr DataType kANY_FLOATING_TYPE = DataType::kHALF;
 
-void checkScale(char const* name, float scale)
-{
-    if (!(scale == 0.0F || (scale >= kSMALLEST_SCALE && scale <= kLARGEST_SCALE)))
-    {
-        fail("field ", name, " is ", scale, "; expected ", kSMALLEST_SCALE, " to ", kLARGEST_SCALE,
-            ", or 0 for no scale");
-    }
-}
-
 // A tensor has a scale if and only if it is int8.
 void checkInputType(char const* name, DataType type, float scale)
 {
@@ -57,24 +48,11 @@ SkipLayerNormPlugin::SkipLayerNormPlugin(SkipLayerNormFields fields)
     checkEpsilon(mFields.epsilon);
     checkScale("x_scale", mFields.xScale);
     checkScale("skip_scale", mFields.skipScale);
-    checkScale("output_scale", mFields.outputScale);
+    mFields.output.check();
     if (!mFields.outputType.empty())
     {
         mNamedType = floatingTypeNamed(mFields.outputType);
     }
-    if (mFields.outputs != "y" && mFields.outputs != "both")
-    {
-        fail("field outputs is \"", mFields.outputs, "\"; expected y or both");
-    }
-    if (mFields.outputs == "both" && mFields.outputScale == 0.0F)
-    {
-        fail("field outputs is \"both\"; give the scale of the int8 output in the field output_scale");
-    }
-}
-
-bool SkipLayerNormPlugin::hasFloatingOutput() const
-{
-    return mFields.outputs == "both" || mFields.outputScale == 0.0F;
 }
 
 // The floating type that x, skip and y share; none if all three are int8 and output_type is not given.
@@ -96,7 +74,7 @@ std::optional<DataType> SkipLayerNormPlugin::floatingType(DataType x, DataType s
         }
         return found;
     }
-    if (!mNamedType && hasFloatingOutput())
+    if (!mNamedType && mFields.output.hasFloating())
     {
         fail("x and skip are int8; name the type of y in the field output_type: fp32, fp16 or bf16");
     }
@@ -118,7 +96,7 @@ Plugin* SkipLayerNormPlugin::copy() const
 
 int32_t SkipLayerNormPlugin::getNbOutputs() const noexcept
 {
-    return mFields.outputs == "both" ? 2 : 1;
+    return mFields.output.count();
 }
 
 void SkipLayerNormPlugin::checkInputCount(int32_t count) const
@@ -165,16 +143,7 @@ void SkipLayerNormPlugin::checkShapes(std::vector<Dims> const& inputs) const
 std::vector<DataType> SkipLayerNormPlugin::outputTypes(std::vector<DataType> const& inputs) const
 {
     auto const floating = floatingType(inputs[kX], inputs[kSKIP]);
-    std::vector<DataType> types;
-    if (hasFloatingOutput())
-    {
-        types.push_back(*floating);
-    }
-    if (mFields.outputScale > 0.0F)
-    {
-        types.push_back(DataType::kINT8);
-    }
-    return types;
+    return mFields.output.types(floating.value_or(kANY_FLOATING_TYPE));
 }
 
 bool SkipLayerNormPlugin::supportsInput(std::vector<DataType> const& inputs) const
@@ -209,15 +178,15 @@ cudaError_t SkipLayerNormPlugin::launch(EnqueueCall const& call) const
     arguments.gamma = call.inputs[kGAMMA];
     arguments.beta = call.inputs[kBETA];
     arguments.bias = call.nbInputs == kMAX_INPUTS ? call.inputs[kBIAS] : nullptr;
-    arguments.y = hasFloatingOutput() ? call.outputs[0] : nullptr;
-    arguments.quantized
-        = mFields.outputScale > 0.0F ? static_cast<int8_t*>(call.outputs[getNbOutputs() - 1]) : nullptr;
+    arguments.y = mFields.output.hasFloating() ? call.outputs[0] : nullptr;
+    arguments.quantized = mFields.output.hasQuantized() ? call.outputs[getNbOutputs() - 1] : nullptr;
+    arguments.quantizedType = elementType(mFields.output.quantized());
     arguments.rows = countRows(shape);
     arguments.hidden = static_cast<int32_t>(shape.d[shape.nbDims - 1]);
     arguments.epsilon = mFields.epsilon;
     arguments.xScale = mFields.xScale;
     arguments.skipScale = mFields.skipScale;
-    arguments.outputScale = mFields.outputScale;
+    arguments.outputScale = mFields.output.outputScale;
     arguments.type = elementType(floating.value_or(kANY_FLOATING_TYPE));
     arguments.weightType = elementType(call.inputDesc[kGAMMA].type);
     arguments.constantWeights = mFields.constantWeights == 1;
@@ -227,8 +196,9 @@ cudaError_t SkipLayerNormPlugin::launch(EnqueueCall const& call) const
 std::vector<PluginField> SkipLayerNormPlugin::fieldsToSerialize() const
 {
     std::vector<PluginField> fields{fieldOf("epsilon", mFields.epsilon), fieldOf("x_scale", mFields.xScale),
-        fieldOf("skip_scale", mFields.skipScale), fieldOf("output_scale", mFields.outputScale),
-        fieldOf("outputs", mFields.outputs), fieldOf("constant_weights", mFields.constantWeights)};
+        fieldOf("skip_scale", mFields.skipScale)};
+    mFields.output.serialize(fields);
+    fields.push_back(fieldOf("constant_weights", mFields.constantWeights));
     if (mNamedType)
     {
         fields.push_back(fieldOf("output_type", mFields.outputType));
@@ -242,15 +212,13 @@ std::vector<PluginField> SkipLayerNormPlugin::fieldsToSerialize() const
 
 PluginCreator skipLayerNormCreator()
 {
-    return {kNAME, kVERSION,
-        {{"epsilon", nullptr, PluginFieldType::kFLOAT32, 1},
-            {"x_scale", nullptr, PluginFieldType::kFLOAT32, 1},
-            {"skip_scale", nullptr, PluginFieldType::kFLOAT32, 1},
-            {"output_scale", nullptr, PluginFieldType::kFLOAT32, 1},
-            {"output_type", nullptr, PluginFieldType::kCHAR, 1},
-            {"outputs", nullptr, PluginFieldType::kCHAR, 1},
-            {"constant_weights", nullptr, PluginFieldType::kINT32, 1}},
-        [](FieldReader const& fields) -> Plugin*
+    std::vector<PluginField> names = OutputFields::names();
+    names.insert(names.end(), {{"epsilon", nullptr, PluginFieldType::kFLOAT32, 1},
+                                  {"x_scale", nullptr, PluginFieldType::kFLOAT32, 1},
+                                  {"skip_scale", nullptr, PluginFieldType::kFLOAT32, 1},
+                                  {"output_type", nullptr, PluginFieldType::kCHAR, 1},
+                                  {"constant_weights", nullptr, PluginFieldType::kINT32, 1}});
+    return {kNAME, kVERSION, std::move(names), [](FieldReader const& fields) -> Plugin*
         {
             auto const scale
                 = [&](char const* name) { return fields.has(name) ? fields.getFloat(name) : 0.0F; };
@@ -258,9 +226,8 @@ PluginCreator skipLayerNormCreator()
             read.epsilon = fields.getFloat("epsilon");
             read.xScale = scale("x_scale");
             read.skipScale = scale("skip_scale");
-            read.outputScale = scale("output_scale");
+            read.output = OutputFields::read(fields);
             read.outputType = fields.has("output_type") ? fields.getString("output_type") : "";
-            read.outputs = fields.has("outputs") ? fields.getString("outputs") : "y";
             read.constantWeights = fields.getFlag("constant_weights");
             return new SkipLayerNormPlugin(std::move(read));
         }};

@@ -2,19 +2,19 @@
 //
 //   inputs   x [..., H] and skip [..., H], each fp32, fp16, bf16 or int8, the floating ones of one type ·
 //            gamma [H] · beta [H] · bias [H], which may be left out; all three of that type, or all fp32
-//   outputs  y = LN(x + skip + bias), of the shape of x: of the floating type; or int8, if output_scale is given; or
-//            both, the floating one first
+//   outputs  y = LN(x + skip + bias), of the shape of x: of the floating type; or in 8 bits, if output_scale is given;
+//            or both, the floating one first
 //   fields   epsilon (float32, required, greater than 0) ·
 //            x_scale, skip_scale (float32): real value = int8 * scale; given if and only if that input is int8 ·
-//            output_scale (float32): of an int8 output, round half to even of y / scale, saturated ·
+//            output_scale, outputs, quantized_type: common/quantized_output.h ·
 //            output_type (string: fp32, fp16 or bf16): the floating type, where x and skip are both int8 ·
-//            outputs (string: y or both; default y) ·
 //            constant_weights (int32: 0 or 1; default 0): 1 where gamma, beta and bias are constants of the network;
 //            kernels may then load them before the previous layers have finished. No kernel that itself triggers
 //            early may write them (common/programmatic_dependent_launch.cuh)
 #pragma once
 
 #include "common/plugin_base.h"
+#include "common/quantized_output.h"
 #include "skip_layer_norm/skip_layer_norm_kernels.h"
 
 #include <optional>
@@ -29,9 +29,8 @@ struct SkipLayerNormFields
     float epsilon{};
     float xScale{}; // 0: not given
     float skipScale{};
-    float outputScale{};
+    OutputFields output;
     std::string outputType; // empty: not given
-    std::string outputs{"y"};
     int32_t constantWeights{};
 };
 
@@ -61,7 +60,6 @@ protected:
 
 private:
     std::optional<DataType> floatingType(DataType x, DataType skip) const;
-    bool hasFloatingOutput() const;
 
     SkipLayerNormFields mFields;
     std::optional<DataType> mNamedType; // output_type

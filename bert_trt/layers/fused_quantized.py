@@ -1,0 +1,186 @@
+"""BERT's steps as our CUDA plugins with activations in 8 bits (``--fusion all`` in int8 and fp8).
+
+An activation that a quantized product reads is stored in 8 bits, by the kernel that computes it:
+
+    embeddings, layer norm   fp16 for the residual sum, and 8 bits for the product
+    attention                reads fp16 Q, K and V, writes its context in 8 bits
+    intermediate             8 bits in, GELU, 8 bits out
+    the other products       8 bits in, fp16 out
+
+So no quantize layer stands alone, and residual sums stay in fp16. A product that is not quantized (``--max-error``)
+takes its fp16 kernel, and the activation in front of it is fp16 only.
+
+SmoothQuant divides only the context: dividing V's weight and bias by s divides the context by s. A layer norm writes
+both outputs with one gamma and beta, and the fp16 output must not be divided, so its 8-bit output is not smoothed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bert_trt.layers.fused import FusedLayers
+from bert_trt.layers.native import QKV
+from bert_trt.layers.products import LinearPluginProducts
+from bert_trt.quantization import Quantization, range_name
+from bert_trt.tensorrt_product import trt
+from trt_helper import TrtNetworkHelper
+
+
+class EightBitProducts(LinearPluginProducts):
+    """Linear layers by the Linear plugin, those of the quantization in int8 or fp8, the others in fp16.
+
+    Args:
+        helper: adds the layers.
+        quantization: the products to quantize, their ranges, and SmoothQuant's factors.
+        constant_weights: whether the kernel may read its weights before the previous layer has finished.
+
+    Attributes:
+        eight_bits: the 8-bit form of fp16 activations, by name.
+    """
+
+    def __init__(self, helper: TrtNetworkHelper, quantization: Quantization, constant_weights: bool = True) -> None:
+        super().__init__(helper, constant_weights)
+        self.quantization = quantization
+        self.eight_bits: dict[str, trt.ITensor] = {}
+
+    def linear(
+        self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray | None, name: str, modules: Sequence[str] = ()
+    ) -> trt.ITensor:
+        """As ``Products.linear``. A quantized product reads the 8-bit form of x, or x itself if it has 8 bits."""
+        if not self.is_quantized(*(modules or (name,))):
+            return super().linear(x, weight, bias, name, modules)
+        return self._quantized_linear(x, weight, bias, name)
+
+    def linear_activation(
+        self,
+        x: trt.ITensor,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        name: str,
+        activation: str,
+        activation_name: str,
+        output_scale: float = 0.0,
+    ) -> trt.ITensor:
+        """As ``Products.linear_activation``; ``output_scale`` is that of the result's 8-bit form, 0 for none."""
+        if activation == "erf" and self.is_quantized(name):
+            return self._quantized_linear(
+                *(x, weight, bias, name),
+                layer_name=activation_name,
+                activation="gelu",
+                output_scale=output_scale,
+            )
+        y = super().linear_activation(x, weight, bias, name, activation, activation_name)
+        if output_scale:  # no kernel writes this result in 8 bits
+            quantized_name = f"{activation_name}.quantized"
+            self.eight_bits[y.name] = self.helper.addQuantize(
+                y, output_scale, quantized_name, self.quantization.dtype
+            )
+        return y
+
+    def is_quantized(self, *modules: str) -> bool:
+        """Whether the product of these modules runs in int8 or fp8."""
+        return self.quantization.products.issuperset(modules)
+
+    def scale(self, tensor: str) -> float:
+        """The scale of an activation's 8-bit form."""
+        return self.quantization.scales[range_name(tensor, self.quantization.smoothing)]
+
+    def _quantized_linear(
+        self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray | None, name: str, **fused: Any
+    ) -> trt.ITensor:
+        """A product in 8 bits; ``fused`` are arguments of ``addFusedLinear``."""
+        self.num_quantized += 1
+        factors = self.quantization.smoothing.get(x.name)  # x has been divided by them
+        return self.helper.addFusedLinear(
+            *(self.eight_bits.get(x.name, x), weight if factors is None else weight * factors, bias, name),
+            constant_weight=self._constant_weights,
+            x_scale=self.scale(x.name),
+            **fused,
+        )
+
+
+class FusedQuantizedLayers(FusedLayers):
+    """``FusedLayers`` whose kernels write 8 bits for quantized products. Arguments as for ``NativeLayers``.
+
+    Raises:
+        ValueError: the quantization smooths another tensor than a context.
+    """
+
+    products: EightBitProducts
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        for tensor in self.products.quantization.smoothing:
+            if not tensor.endswith(".attention.self"):
+                raise ValueError(f"{tensor} is smoothed; in 8-bit plugins only a context can be")
+
+    def embeddings(self, ids: Sequence[trt.ITensor], name: str) -> trt.ITensor:
+        """LN(word + position + type): three (S,) -> (S, H) in fp16, and in 8 bits for the first layer's product."""
+        return self.keep_quantized(self.add_embeddings(ids, name, **self.norm_outputs(name)))
+
+    def qkv_weights(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """As ``FusedLayers.qkv_weights``; V is divided by SmoothQuant's factors s, and so is the context."""
+        weight, bias = super().qkv_weights(name)
+        factors = self.products.quantization.smoothing.get(name)
+        if factors is None or not self.products.is_quantized(*self.readers(name)):
+            return weight, bias
+        divisor = np.concatenate([np.ones(2 * len(factors), np.float32), factors])  # Q and K are not divided
+        return weight / divisor[:, None], bias / divisor
+
+    def context(self, qkv: trt.ITensor, name: str) -> trt.ITensor:
+        """(S, 3 H) -> (S, H) by the QkvToContext plugin, in 8 bits if the next product is quantized."""
+        layout, scale = self.layout, self.output_scale(name, name)
+        return self.helper.addQkvToContext(
+            *(qkv, self.config.num_heads, name, layout.name, layout.lengths),
+            output_scale=scale,
+            output=self.products.quantization.dtype if scale else None,
+        )
+
+    def linear_activation(self, x: trt.ITensor, name: str, width: int) -> trt.ITensor:
+        """activation(x @ weightᵀ + bias): (S, H) -> (S, width), in 8 bits if the next product is quantized."""
+        weight, bias = self.linear_weights(f"{name}.dense", self.config.hidden_size, width)
+        activation_name = f"{name}.intermediate_act_fn"
+        return self.products.linear_activation(
+            *(x, weight, bias, f"{name}.dense", self.activation, activation_name),
+            output_scale=self.output_scale(name, activation_name),
+        )
+
+    def linear_add_norm(self, x: trt.ITensor, residual: trt.ITensor, name: str) -> trt.ITensor:
+        """LN(x @ weightᵀ + bias + residual): (S, in) and (S, H) -> (S, H) in fp16, and in 8 bits for a product."""
+        return self.keep_quantized(self.add_linear_norm(x, residual, name, **self.norm_outputs(name)))
+
+    def readers(self, name: str) -> tuple[str, ...]:
+        """The modules whose product reads the result of the step ``name``; none after the last layer."""
+        in_layer = re.fullmatch(r".+\.layer\.(\d+)\.(.+)", name)
+        index, step = (int(in_layer[1]), in_layer[2]) if in_layer else (-1, "output")  # embeddings: as a layer before
+        layers = f"{self.config.prefix}encoder.layer"
+        readers = {
+            "attention.self": (f"{layers}.{index}.attention.output.dense",),
+            "attention.output": (f"{layers}.{index}.intermediate.dense",),
+            "intermediate": (f"{layers}.{index}.output.dense",),
+            "output": tuple(f"{layers}.{index + 1}.attention.self.{part}" for part in QKV),
+        }
+        return () if (index + 1, step) == (self.config.num_layers, "output") else readers[step]
+
+    def output_scale(self, step: str, tensor: str) -> float:
+        """The scale in which ``tensor``, the result of a step, is written in 8 bits; 0 if the next product reads fp16
+        or there is none."""
+        readers = self.readers(step)
+        return self.products.scale(tensor) if readers and self.products.is_quantized(*readers) else 0.0
+
+    def norm_outputs(self, step: str) -> dict[str, Any]:
+        """The arguments that make the layer norm of a step write fp16 and 8 bits; none for fp16 alone."""
+        scale = self.output_scale(step, f"{step}.LayerNorm")
+        dtype = self.products.quantization.dtype
+        return {"output_scale": scale, "outputs": "both", "quantized_type": dtype} if scale else {}
+
+    def keep_quantized(self, outputs: Sequence[trt.ITensor]) -> trt.ITensor:
+        """Keeps the 8-bit form, if there is one, for the product that reads it; returns the fp16 form."""
+        y, *quantized = outputs
+        if quantized:
+            (self.products.eight_bits[y.name],) = quantized
+        return y
