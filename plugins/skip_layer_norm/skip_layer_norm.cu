@@ -36,6 +36,9 @@ struct Tensors
     static constexpr StaticBool kY = kY_;
     static constexpr StaticBool kQUANTIZED = kQUANTIZED_;
     static constexpr bool kSTATIC = kY != StaticBool::kRUNTIME;
+    // Floating inputs and a floating output: the residual path of a network.
+    static constexpr bool kFLOATING_PATH
+        = kX_INT8 == StaticBool::kFALSE && kSKIP_INT8 == StaticBool::kFALSE && kY == StaticBool::kTRUE;
 
     static bool match(SkipLayerNormArguments const& a)
     {
@@ -288,7 +291,7 @@ cudaError_t launchInRegisters(SkipLayerNormArguments const& a, cudaStream_t stre
         using Shape = decltype(shape);
         constexpr WeightLoad kLOAD = decltype(load)::value;
         auto* const kernel = skipLayerNormKernel<T, W, decltype(tensors), kLOAD, Shape>;
-        if constexpr (kLOAD != WeightLoad::kWITH_INPUTS && std::is_same_v<Tensors, Floating>)
+        if constexpr (kLOAD != WeightLoad::kWITH_INPUTS && Tensors::kFLOATING_PATH)
         {
             // The same split as the matmuls around it, for few rows only. With many rows the L1 cache is needed for
             // the loads in flight.
@@ -303,27 +306,29 @@ cudaError_t launchInRegisters(SkipLayerNormArguments const& a, cudaStream_t stre
     auto const launch = [&](auto shape)
     {
         using Shape = decltype(shape);
-        if constexpr (std::is_same_v<Tensors, Floating>)
+        constexpr bool kFLOATING
+            = Tensors::kFLOATING_PATH && (Tensors::kQUANTIZED == StaticBool::kFALSE || isBertWidth<Shape>());
+        if constexpr (kFLOATING && kFITS<W, Shape>)
         {
-            if constexpr (kFITS<W, Shape>)
+            int multiprocessors = 0;
+            cudaError_t const status = countMultiprocessors(multiprocessors);
+            if (status != cudaSuccess)
             {
-                int multiprocessors = 0;
-                cudaError_t const status = countMultiprocessors(multiprocessors);
-                if (status != cudaSuccess)
-                {
-                    return status;
-                }
-                using BeforeWait = BeforeWaitShape<W, Shape>;
-                if (a.constantWeights
-                    && a.rows <= 2 * rowsPerWave<W, WeightLoad::kBEFORE_WAIT, BeforeWait>(multiprocessors))
-                {
-                    return start(Tensors{}, beforeWait, BeforeWait{});
-                }
-                if (a.rows <= rowsPerWave<W, WeightLoad::kLATE, Shape>(multiprocessors))
-                {
-                    return start(Tensors{}, late, shape);
-                }
+                return status;
             }
+            using BeforeWait = BeforeWaitShape<W, Shape>;
+            if (a.constantWeights
+                && a.rows <= 2 * rowsPerWave<W, WeightLoad::kBEFORE_WAIT, BeforeWait>(multiprocessors))
+            {
+                return start(Tensors{}, beforeWait, BeforeWait{});
+            }
+            if (a.rows <= rowsPerWave<W, WeightLoad::kLATE, Shape>(multiprocessors))
+            {
+                return start(Tensors{}, late, shape);
+            }
+        }
+        if constexpr (kFLOATING)
+        {
             return start(Tensors{}, withInputs, shape);
         }
         else if constexpr (Tensors::kSTATIC && isBertWidth<Shape>())
@@ -355,7 +360,8 @@ cudaError_t launchTyped(SkipLayerNormArguments const& a, cudaStream_t stream)
         return cudaGetLastError();
     }
     // Deciding at run time which tensors are int8 costs branches and registers, so the combinations in use are
-    // template specialisations. Those with int8 load weights late for any number of rows.
+    // template specialisations. Those with int8 inputs, or without a floating output, load weights late for any number
+    // of rows.
     if (Floating::match(a))
     {
         return launchInRegisters<T, W, Floating>(a, stream);

@@ -80,6 +80,7 @@ constexpr Variant kVARIANTS[] = {{"floating", false, false, true, false, true, f
 constexpr size_t kCONSTANT_WEIGHTS = 2;
 constexpr size_t kFLOATING = 4; // the first ones, without int8
 constexpr size_t kRUNTIME = 5;  // the variant without a specialised kernel
+constexpr size_t kBOTH = 8;     // with constant weights, too
 
 // Whether int8 variants have specialised kernels for this width.
 bool isBertWidth(int32_t hidden)
@@ -169,8 +170,10 @@ void runType(Outcome& outcome, ElementType type, ElementType weightType, double 
         int64_t const inWave = int64_t{hidden == 64 ? 128 : 32} * multiprocessors;
         for (int64_t rows : {inWave * 5 / 8, inWave + 3, inWave * 3 / 2 + 3})
         {
-            runVariant<T, W>(
-                outcome, kVARIANTS[kCONSTANT_WEIGHTS], type, weightType, rows, hidden, tolerance);
+            for (size_t variant : {kCONSTANT_WEIGHTS, kBOTH})
+            {
+                runVariant<T, W>(outcome, kVARIANTS[variant], type, weightType, rows, hidden, tolerance);
+            }
         }
     }
 }
