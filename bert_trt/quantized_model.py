@@ -105,6 +105,7 @@ class QuantizedModel:
     """A model's quantization and its error.
 
     Attributes:
+        products: all products of the encoder, in the order of computation.
         kernels: the products that can be quantized, by ``quantization.kernels_of``.
         calibration: the ranges.
         quantization: the final quantization, without the products that --max-error returned to fp16.
@@ -113,6 +114,7 @@ class QuantizedModel:
         returned: the products that --max-error returned to fp16; None without --max-error.
     """
 
+    products: list[Product]
     kernels: dict[str, list[Product]]
     calibration: Calibration
     quantization: Quantization
@@ -202,4 +204,4 @@ def quantize(
             quantization = returned.quantization
         with remaining_time(f"{settings.kind}, to measure the error", evaluation.num_tokens) as advance:
             change = evaluation.measure(settings.kind, quantization, advance)
-    return QuantizedModel(kernels, calibration, quantization, evaluation, change, returned)
+    return QuantizedModel(encoder, kernels, calibration, quantization, evaluation, change, returned)
