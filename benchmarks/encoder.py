@@ -22,18 +22,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from sizes import size
+
 from bert_trt.interrupts import begin_script
 
 SIZES = ((1, 128), (8, 128), (32, 128))
-
-
-def size(text: str) -> tuple[int, int]:
-    """Reads ``8x128``."""
-    try:
-        batch, length = (int(part) for part in text.split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected BATCHxLENGTH, such as 8x128") from None
-    return batch, length
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -31,7 +31,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from bert_trt.interrupts import begin_script
 
 LIBRARY = Path(__file__).parent.parent / "plugins/build/liblinear_functions.so"
 PRODUCTS = {  # out, in, GELU
@@ -50,6 +52,26 @@ FEW_ROWS = 8192  # above, tiles of 64 rows are left out where they are slow
 ROUNDS = 5
 LAYERS = {"base": 12, "large": 24}
 LAYER_ROWS = (128, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--library", type=Path, default=LIBRARY, help="liblinear_functions.so")
+    parser.add_argument("--types", nargs="+", choices=tuple(TYPE_NUMBERS), default=["fp16", "fp8", "int8"])
+    parser.add_argument("--rows", nargs="+", type=int, default=sorted(TUNED + BETWEEN), help="numbers of rows")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="all times")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the tables")
+    parser.add_argument("--fit", type=Path, nargs="+", metavar="FILE", help="fit the costs to times measured before")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    begin_script(parse_arguments)  # answers --help, wrong usage and Ctrl-C before NumPy and PyTorch are imported
+
+import numpy as np
+
+from bert_trt.console import run_script
 
 
 @dataclass(frozen=True)
@@ -88,18 +110,6 @@ class Row:
     def regret(self) -> float:
         """Of the chosen shape, as a share of the fastest one's time."""
         return self.times[self.chosen] / self.best - 1.0
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", type=Path, default=LIBRARY, help="liblinear_functions.so")
-    parser.add_argument("--types", nargs="+", choices=tuple(TYPE_NUMBERS), default=["fp16", "fp8", "int8"])
-    parser.add_argument("--rows", nargs="+", type=int, default=sorted(TUNED + BETWEEN), help="numbers of rows")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all times")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the tables")
-    parser.add_argument("--fit", type=Path, nargs="+", metavar="FILE", help="fit the costs to times measured before")
-    return parser.parse_args()
 
 
 # -------------------------------------------------------------------------------------------------------------------
@@ -535,4 +545,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from encoder import size
+from sizes import size
 
 from bert_trt.interrupts import begin_script
 
