@@ -1,4 +1,4 @@
-"""Layer sets with a single plugin, to measure the effect of each plugin."""
+"""Layer sets in which one plugin alone takes the place of elementary layers, to see what each of them brings."""
 
 from __future__ import annotations
 
@@ -6,26 +6,32 @@ from bert_trt.layers.fused import FusedLayers
 from bert_trt.layers.native import NativeLayers
 
 
-class OnlyEmbLayerNorm(NativeLayers):
-    """Embeddings by EmbLayerNorm; every other step is native."""
+class OnlyEmbLayerNorm(FusedLayers):
+    """Embeddings by the plugin, every other step native."""
 
-    embeddings = FusedLayers.embeddings
-
-
-class OnlySkipLayerNorm(NativeLayers):
-    """Residual sums with layer norm by SkipLayerNorm; every other step is native."""
-
-    linear_add_norm = FusedLayers.linear_add_norm
+    has_fused_attention = False
+    __init__ = NativeLayers.__init__  # which takes heads of any size
+    self_attention = NativeLayers.self_attention
+    linear_add_norm = NativeLayers.linear_add_norm
 
 
-class OnlyQkvToContext(NativeLayers):
-    """Attention by QkvToContext; every other step is native."""
+class OnlySkipLayerNorm(FusedLayers):
+    """Residual sums and the layer norms behind them by the plugin, every other step native."""
 
-    has_fused_attention = True
-    self_attention = FusedLayers.self_attention
+    has_fused_attention = False
+    __init__ = NativeLayers.__init__
+    embeddings = NativeLayers.embeddings
+    self_attention = NativeLayers.self_attention
 
 
-# By the name in tables: ``fusion`` and ``layer_set`` for ``builder.assemble``, and the plugins in the network.
+class OnlyQkvToContext(FusedLayers):
+    """Attention by the plugin, every other step native."""
+
+    embeddings = NativeLayers.embeddings
+    linear_add_norm = NativeLayers.linear_add_norm
+
+
+# A name for a table -> fusion, layer set and plugins of ``builder.assemble``.
 ALONE: dict[str, tuple[str, type[NativeLayers], tuple[str, ...]]] = {
     "EmbLayerNorm": ("none", OnlyEmbLayerNorm, ("EmbLayerNorm",)),
     "SkipLayerNorm": ("none", OnlySkipLayerNorm, ("SkipLayerNorm",)),

@@ -240,10 +240,10 @@ def _refuse_idle_options(parser: argparse.ArgumentParser, args: argparse.Namespa
     fusion = getattr(args, "fusion", "none")
     smoothed = smoothed_groups(fusion)
     if "--smooth" in given and args.smooth is not None and not set(args.quantize) & set(smoothed):
-        of_plugins = " of --fusion all" if fusion == "all" else ""
+        where = "with --fusion all " if fusion == "all" else ""
         inputs = "the input of attention-output is" if fusion == "all" else "inputs of linear layers are"
         parser.error(
-            f"--smooth has no effect with --quantize {','.join(args.quantize)}: in the network{of_plugins} only "
+            f"--smooth has no effect with --quantize {','.join(args.quantize)}: {where}only "
             f"{inputs} smoothed; add {'one of ' if len(smoothed) > 1 else ''}{', '.join(smoothed)}"
         )
 
