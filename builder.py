@@ -132,14 +132,12 @@ def assemble(
 
     def define(helper: TrtNetworkHelper) -> Bert:
         layout = LAYOUTS[batching](helper)
-        uses_linear_plugin = fusion == "all" and precision != "fp32"
-        products = LinearPluginProducts(helper, constant_weights) if uses_linear_plugin else Products(helper)
-        if quantization is not None:
-            products = (
-                EightBitProducts(helper, quantization, constant_weights)
-                if has_8_bit_plugins
-                else QuantizedProducts(products, quantization)
-            )
+        if quantization is not None and has_8_bit_plugins:
+            products = EightBitProducts(helper, quantization, constant_weights)
+        else:
+            uses_linear_plugin = fusion == "all" and precision != "fp32"
+            products = LinearPluginProducts(helper, constant_weights) if uses_linear_plugin else Products(helper)
+            products = products if quantization is None else QuantizedProducts(products, quantization)
         layers = layer_set(helper, config, weights, layout, products, gelu, layer_norm, constant_weights)
         bert = Bert(config, layers)
         layout.add_output(bert.forward(layout.ids), config.output_name, config.output_width)

@@ -35,10 +35,10 @@ from bert_trt.calibration_cache import fingerprint, write_cache
 from bert_trt.calibration_data import read_data
 from bert_trt.console import console, run_script
 from bert_trt.element_types import ELEMENT_TYPES
-from bert_trt.evaluation import best_device
 from bert_trt.files import atomic_write, check_outputs, make_folder, write_json
 from bert_trt.histograms import BINS, Histogram, percentile_range
 from bert_trt.model_files import ModelFolder
+from bert_trt.network_runner import best_device
 from bert_trt.options import CACHE_NAME
 from bert_trt.pictures import load_pyplot
 from bert_trt.tensorrt_log import TrtLog

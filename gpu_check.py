@@ -68,7 +68,7 @@ from bert_trt.inference import InferHelper, execution_obstacle, gpu_capability
 from bert_trt.layers.fused import UnsuitableFusionError
 from bert_trt.model_files import BertConfig, ModelFolder, ReferenceSequence
 from bert_trt.network_proof import check_definition
-from bert_trt.network_runner import NetworkRunner
+from bert_trt.network_runner import NetworkRunner, best_device
 from bert_trt.packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch, single_batch
 from bert_trt.plan import BuildOptions, build_plan
 from bert_trt.quantization import Quantization
@@ -435,16 +435,9 @@ def build_with_damaged_cache(step: Step, check: Check, build_again: Any) -> dict
     return values
 
 
-def pytorch_device() -> str:
-    """The device of the runner."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def runner_of(folder: ModelFolder, network: Any, in_fp32: bool = False) -> Run:
     """A function that runs the network with PyTorch."""
-    runner = NetworkRunner(network.network, pytorch_device(), contents=network.contents, in_fp32=in_fp32)
+    runner = NetworkRunner(network.network, best_device(), contents=network.contents, in_fp32=in_fp32)
     return lambda inputs: runner.run(inputs)[folder.config.output_name].cpu().numpy()
 
 
@@ -459,7 +452,7 @@ def run_with_pytorch(
     for name, batch in size_batches(folder, combination.batching).items():
         answers[name] = tokens_only(batch, run(batch.inputs))
         answers[f"{name}.fp32"] = tokens_only(batch, run_in_fp32(batch.inputs))
-    check.values["device"] = pytorch_device()
+    check.values["device"] = best_device()
     judge(check, reference_errors(run_in_fp32, batches, reference), "fp32", "PyTorch, without roundings")
     judge(
         check,
@@ -485,7 +478,7 @@ def compare_late_weights(
     if late is None:
         check.skip("no plugin of this network has the field")
         return
-    if pytorch_device() == "cpu":
+    if best_device() == "cpu":
         check.skip("network_runner.py runs the plugins' kernels on a GPU only")
         return
     early_run, late_run = runner_of(folder, network), runner_of(folder, late)

@@ -363,7 +363,7 @@ def network_engine(
         for tensor in inputs
     }
     types = {tensor.name: tensor.dtype for tensor in [*inputs, output]}
-    runner = gpu_check.NetworkRunner(network.network, gpu_check.pytorch_device(), contents=network.contents)
+    runner = gpu_check.NetworkRunner(network.network, gpu_check.best_device(), contents=network.contents)
     return StandInEngine(profile, types, lambda shapes: (*shapes["input_ids"], width), on_stream(runner), network)
 
 

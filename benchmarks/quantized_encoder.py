@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from sizes import size
+from sizes import parse_sizes
 
 from bert_trt.interrupts import begin_script
 
@@ -29,12 +29,7 @@ CALIBRATION_SEQUENCES, CALIBRATION_TOKENS = 8, 128
 
 def parse_arguments() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description="The encoder in 8 bits and in fp16, in a CUDA graph.")
-    parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
-    parser.add_argument("--sizes", type=size, nargs="+", default=list(SIZES), metavar="BxS")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", type=Path, metavar="FILE")
-    return parser.parse_args()
+    return parse_sizes("The encoder in 8 bits and in fp16, in a CUDA graph.", SIZES)
 
 
 if __name__ == "__main__":

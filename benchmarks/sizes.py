@@ -1,8 +1,10 @@
-"""The sizes of batches on a benchmark's command line; imports nothing that takes long."""
+"""The command line of benchmarks that run a model at several sizes of batch; imports nothing that takes long."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 
 
 def size(text: str) -> tuple[int, int]:
@@ -12,3 +14,13 @@ def size(text: str) -> tuple[int, int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: expected BATCHxLENGTH, such as 8x128") from None
     return batch, length
+
+
+def parse_sizes(description: str, sizes: Sequence[tuple[int, int]]) -> argparse.Namespace:
+    """Reads a model folder, the sizes (B, S), which default to ``sizes``, and the files of the results."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
+    parser.add_argument("--sizes", type=size, nargs="+", default=list(sizes), metavar="BxS")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    return parser.parse_args()

@@ -13,7 +13,7 @@ from bert_trt.calibration_data import batch_inputs, batches, num_tokens, real_to
 from bert_trt.comparison import top_k
 from bert_trt.model_files import ModelFolder
 from bert_trt.network import DefinedNetwork
-from bert_trt.network_runner import NetworkRunner
+from bert_trt.network_runner import NetworkRunner, best_device
 from bert_trt.quantization import Quantization
 from bert_trt.sentences import Sentence
 from bert_trt.tensorrt_log import TrtLog
@@ -21,11 +21,6 @@ from bert_trt.tensorrt_log import TrtLog
 SPREADING_PRIME = 7919  # larger than any sequence length, so that no length divides it
 
 Assemble = Callable[..., DefinedNetwork]  # builder.assemble, which is passed in, since no library imports a script
-
-
-def best_device() -> str:
-    """CUDA where there is a GPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)

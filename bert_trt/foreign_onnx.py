@@ -28,7 +28,7 @@ from bert_trt.files import check_outputs, make_folder
 from bert_trt.inference import InferHelper, Latency, execution_obstacle, graph_obstacle
 from bert_trt.network import DefinedNetwork, NetworkContents
 from bert_trt.network_proof import check_constants
-from bert_trt.network_runner import NetworkRunner, UnsupportedLayerError
+from bert_trt.network_runner import NetworkRunner, UnsupportedLayerError, best_device
 from bert_trt.onnx_conversion import serialize
 from bert_trt.onnx_precision import QUANTIZED, NarrowGraph
 from bert_trt.options import TOLERANCES, ParserOptions, SequenceRange
@@ -568,14 +568,15 @@ def _compare(
 
 
 def _pytorch_run(defined: DefinedNetwork, in_fp32: bool = False) -> Run:
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    runner = NetworkRunner(defined.network, device, contents=defined.contents, in_fp32=in_fp32, checks_batch=False)
+    runner = NetworkRunner(
+        defined.network, best_device(), contents=defined.contents, in_fp32=in_fp32, checks_batch=False
+    )
 
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
-            with log_console.status(f"running the network with PyTorch on {device}{' in fp32' if in_fp32 else ''}"):
+            with log_console.status(
+                f"running the network with PyTorch on {runner.device}{' in fp32' if in_fp32 else ''}"
+            ):
                 outputs = runner.run(inputs)
         except UserError:
             raise

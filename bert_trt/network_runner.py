@@ -41,6 +41,11 @@ from plugins import reference
 HALF_TYPES = (torch.float16, torch.bfloat16)
 
 
+def best_device() -> str:
+    """CUDA where there is a GPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 class UnsupportedLayerError(UserError):
     """The runner does not support a layer of the network; the message names it."""
 

@@ -533,12 +533,9 @@ def _find_first_difference(task: Task, network: DefinedNetwork) -> str:
 
 def _pytorch_runner(network: DefinedNetwork, in_fp32: bool = False) -> NetworkRunner:
     # Imported here, since PyTorch would take memory while a plan is built.
-    import torch
+    from bert_trt.network_runner import NetworkRunner, best_device
 
-    from bert_trt.network_runner import NetworkRunner
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return NetworkRunner(network.network, device, contents=network.contents, in_fp32=in_fp32)
+    return NetworkRunner(network.network, best_device(), contents=network.contents, in_fp32=in_fp32)
 
 
 def _pytorch_run(result: Result, network: DefinedNetwork, in_fp32: bool = False) -> Run:

@@ -87,6 +87,10 @@ class Quantization:
         """The scale of each activation, by ``range_name``: its range over the largest value of the type."""
         return {name: amax / ELEMENT_TYPES[self.kind].largest for name, amax in self.ranges.items()}
 
+    def includes(self, *modules: str) -> bool:
+        """Whether all these products are quantized."""
+        return self.products.issuperset(modules)
+
     def without(self, *names: str) -> Quantization:
         """This quantization with these products in fp16."""
         return Quantization(self.kind, self.products.difference(names), self.ranges, self.smoothing)

@@ -83,7 +83,7 @@ class EightBitProducts(LinearPluginProducts):
 
     def is_quantized(self, *modules: str) -> bool:
         """Whether the product of these modules runs in int8 or fp8."""
-        return self.quantization.products.issuperset(modules)
+        return self.quantization.includes(*modules)
 
     def scale(self, tensor: str) -> float:
         """The scale of an activation's 8-bit form."""

@@ -53,7 +53,7 @@ class QuantizedProducts(Products):
 
     def is_quantized(self, *modules: str) -> bool:
         """Whether all these products run in int8 or fp8."""
-        return self.quantization.products.issuperset(modules)
+        return self.quantization.includes(*modules)
 
     def smooth(self, x: trt.ITensor, weight: np.ndarray) -> tuple[trt.ITensor, np.ndarray]:
         """Returns x / s and weight · s where x is smoothed (SmoothQuant, arXiv:2211.10438), else both unchanged.
