@@ -7,7 +7,7 @@
     python builder.py --batching packed --sentences FILE      fills every [MASK] of a text file
 
 ``python builder.py --help`` lists the rest. The network is the checkpoint's own graph (Devlin et al.,
-arXiv:1810.04805), read from top to bottom: ``embeddings``, L times ``encoder_layer``, ``head``.
+arXiv:1810.04805), read from top to bottom: ``embeddings``, L times ``encoder_layer``, and the ``head`` of its task.
 """
 
 from __future__ import annotations
@@ -39,7 +39,19 @@ from bert_trt.layers import (
 from bert_trt.mask_filling import fill_text_file, read_source
 from bert_trt.model_files import BertConfig, ModelFolder
 from bert_trt.network import DefinedNetwork, NetworkContents
-from bert_trt.options import ONE_SEQUENCE, QUANTIZED_PRECISIONS, PlanOptions, predictions_path
+from bert_trt.options import (
+    EMBEDDING,
+    FILL_MASK,
+    GELU_KINDS,
+    HIDDEN_STATES,
+    ONE_SEQUENCE,
+    QUANTIZED_PRECISIONS,
+    QUESTION_ANSWERING,
+    SEQUENCE_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+    PlanOptions,
+    predictions_path,
+)
 from bert_trt.pipeline import Result, Task, build_and_check, running
 from bert_trt.quantization import BASE_PRECISION, Quantization
 from bert_trt.recording import define_network
@@ -67,17 +79,19 @@ class Bert:
     hidden_states: list[str] = field(default_factory=list)
 
     def forward(self, ids: Sequence[trt.ITensor]) -> trt.ITensor:
-        """Token ids, token types and positions, three (S,), to logits (S, vocabulary); without a head to (S, H)."""
+        """Token ids, token types and positions, three (S,), to the task's output (S, width) or (1, width)."""
         x = self.embeddings(ids)  # (S, H)
         self.hidden_states.append(x.name)
         for index in range(self.config.num_layers):
             x = self.encoder_layer(x, f"{self.config.prefix}encoder.layer.{index}")  # (S, H)
             self.hidden_states.append(x.name)
-        return self.head(x) if self.config.has_head else x
+        return self.head(x)
 
     def embeddings(self, ids: Sequence[trt.ITensor]) -> trt.ITensor:
-        """LN(word + type + position): three (S,) -> (S, H)."""
-        return self.layers.embeddings(ids, f"{self.config.prefix}embeddings")
+        """LN(word + type + position): three (S,) -> (S, H). Narrower embeddings, (S, E), are projected."""
+        name = f"{self.config.prefix}embeddings"
+        x = self.layers.embeddings(ids, name)  # (S, E)
+        return self.layers.projection(x, f"{name}.projection") if self.config.has_projection else x
 
     def encoder_layer(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """Attention and feed-forward network, each followed by residual sum and layer norm: (S, H) -> (S, H)."""
@@ -87,9 +101,39 @@ class Bert:
         return self.layers.linear_add_norm(inner, x, f"{name}.output")
 
     def head(self, x: trt.ITensor) -> trt.ITensor:
-        """Hidden states to the logits of the masked language model: (S, H) -> (S, vocabulary)."""
-        x = self.layers.head_transform(x, "cls.predictions.transform")  # (S, H)
+        """The head of the task: hidden states (S, H) to (S, width), or to (1, width) for the sequence as a whole."""
+        heads = {
+            FILL_MASK: self.fill_mask,
+            EMBEDDING: self.embedding,
+            SEQUENCE_CLASSIFICATION: self.sequence_classification,
+            TOKEN_CLASSIFICATION: self.token_classification,
+            QUESTION_ANSWERING: self.question_answering,
+            HIDDEN_STATES: lambda x: x,
+        }
+        return heads[self.config.task](x)
+
+    def fill_mask(self, x: trt.ITensor) -> trt.ITensor:
+        """The logits of the vocabulary for each token: (S, H) -> (S, vocabulary)."""
+        x = self.layers.head_transform(x, "cls.predictions.transform")  # (S, E)
         return self.layers.decoder(x, "cls.predictions")
+
+    def embedding(self, x: trt.ITensor) -> trt.ITensor:
+        """One vector for the sequence: (S, H) -> (1, width)."""
+        pool = self.layers.pooler if self.config.pooling == "pooler" else self.layers.pooled
+        return self.layers.embedding_layers(pool(x, "pooler"))  # (1, H) -> (1, width)
+
+    def sequence_classification(self, x: trt.ITensor) -> trt.ITensor:
+        """The logits of the sequence's classes, or a reranker's score: (S, H) -> (1, labels)."""
+        x = self.layers.pooler(x, f"{self.config.prefix}pooler")  # (1, H)
+        return self.layers.head_linear(x, "classifier", len(self.config.labels))
+
+    def token_classification(self, x: trt.ITensor) -> trt.ITensor:
+        """The logits of each token's classes: (S, H) -> (S, labels)."""
+        return self.layers.head_linear(x, "classifier", len(self.config.labels))
+
+    def question_answering(self, x: trt.ITensor) -> trt.ITensor:
+        """For each token the logit that the answer begins there, and that it ends there: (S, H) -> (S, 2)."""
+        return self.layers.head_linear(x, "qa_outputs", 2)
 
 
 @uninterrupted()
@@ -140,7 +184,8 @@ def assemble(
             products = products if quantization is None else QuantizedProducts(products, quantization)
         layers = layer_set(helper, config, weights, layout, products, gelu, layer_norm, constant_weights)
         bert = Bert(config, layers)
-        layout.add_output(bert.forward(layout.ids), config.output_name, config.output_width)
+        output = bert.forward(layout.ids)
+        layout.add_output(output, config.output_name, config.output_width, config.is_per_sequence)
         return bert
 
     has_plugins = layer_norm != "native" or fusion in ("plugins", "all") or layer_set is not LAYER_SETS[fusion]
@@ -203,8 +248,10 @@ def check_options(options: PlanOptions, folder: ModelFolder) -> None:
     """
     if options.batching == "single" and options.batch not in (None, ONE_SEQUENCE):
         raise UserError("--batch: one sentence has no batch; add --batching padded or --batching packed")
-    if options.gelu is not None and folder.config.activation == "relu":
-        raise UserError("--gelu has no effect: the checkpoint's activation is relu, no GELU; leave it out")
+    if options.gelu is not None and folder.config.activation not in GELU_KINDS:
+        raise UserError(
+            f"--gelu has no effect: the checkpoint's activation is {folder.config.activation}, no GELU; leave it out"
+        )
     if options.fillings is not None and options.sentences is None:
         raise UserError("--fillings: nothing is filled without --sentences FILE; add it")
 

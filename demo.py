@@ -63,7 +63,10 @@ def main() -> int:
     check_files(options)
     model2onnx.quiet_libraries()
     console.print("[bold]1. model2onnx.py[/]: the checkpoint in PyTorch, and as ONNX")
-    model2onnx.export(export.model, export.text, export.out_dir, export.text_pair, export.ignore_extra_weights)
+    model2onnx.export(
+        *(export.model, export.text, export.out_dir, export.text_pair, export.ignore_extra_weights),
+        *(export.task, export.pooling, export.ignore_config),
+    )
     console.print("[bold]2. builder.py[/]: the network layer by layer through the API")
     results = [builder.run(options)]
     console.print("[bold]3. onnx2trt.py[/]: the same ONNX file through the parser")

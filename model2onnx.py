@@ -3,6 +3,10 @@
     python model2onnx.py                              the bundled checkpoint
     python model2onnx.py --model bert-base-uncased    a checkpoint from the model hub (downloads it)
     python model2onnx.py --model path/to/checkpoint   a local one, in Hugging Face layout
+    python model2onnx.py --model DIR --task embedding another task than the checkpoint's own
+
+It reads every family of bert_trt/families.py (BERT, RoBERTa, DistilBERT ...), whose parameters get BERT's names, and
+finds the task in the checkpoint's own files.
 
 It writes the folder that the other scripts read (see bert_trt/model_files.py): the ONNX model, whose weights carry
 the checkpoint's own parameter names, the configuration, the tokenizer, and sentences with PyTorch's fp32 outputs.
@@ -37,8 +41,9 @@ from onnxscript import optimizer, rewriter
 from rich.table import Table
 from rich.text import Text
 
-from bert_trt.checkpoint import check_special_tokens, first_line, load_checkpoint, quiet_libraries
+from bert_trt.checkpoint import Checkpoint, check_special_tokens, first_line, load_checkpoint, quiet_libraries
 from bert_trt.console import UserError, console, log_console, run_script
+from bert_trt.families import canonical_entries
 from bert_trt.files import atomic_folder, check_outputs, make_folder
 from bert_trt.model_files import (
     CONFIG_NAME,
@@ -52,6 +57,8 @@ from bert_trt.model_files import (
     ReferenceSequence,
     check_inputs,
 )
+from bert_trt.options import DEFAULT_ANSWER, DEFAULT_QUESTION, DEFAULT_TEXT, MASK, QUESTION_ANSWERING
+from bert_trt.pytorch_bert import PyTorchBert
 from bert_trt.reference import reference_sequences, run_reference, write_reference
 from bert_trt.sentences import pair_types
 
@@ -75,6 +82,15 @@ def decode_text(text: str, option: str = "--text") -> str:
         return text.encode(errors="surrogateescape").decode()
     except UnicodeError as error:
         raise UserError(f"{option} {text!a} is not valid text ({error}); write it in UTF-8") from error
+
+
+def default_text(tokenizer: Any, config: BertConfig) -> tuple[str, str | None]:
+    """The example that suits the task: a sentence with the tokenizer's mask token, a question with its context, or a
+    plain sentence."""
+    if config.has_head:
+        return DEFAULT_TEXT.replace(MASK, str(tokenizer.mask_token)), None
+    text = DEFAULT_TEXT.replace(MASK, DEFAULT_ANSWER)
+    return (DEFAULT_QUESTION, text) if config.task == QUESTION_ANSWERING else (text, None)
 
 
 def tokenize(
@@ -123,66 +139,46 @@ def tokenize(
     return inputs, mask_positions if config.has_head else []
 
 
-def run_pytorch(
-    model: torch.nn.Module, inputs: dict[str, np.ndarray], has_head: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Runs the checkpoint in fp32.
+def run_pytorch(checkpoint: Checkpoint, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Runs the checkpoint in fp32, in transformers' own class.
 
     Args:
-        model: loaded by ``load_checkpoint``.
+        checkpoint: loaded by ``load_checkpoint``.
         inputs: of ``tokenize``.
-        has_head: whether it is a BertForMaskedLM.
 
     Returns:
-        The output, float32 (1, S, vocabulary) or (1, S, H), and the hidden states, float32 (L + 1, S, H).
+        The output, float32 (1, S, width), or (1, 1, width) where the task has one row for a sequence, and the hidden
+        states, float32 (L + 1, S, H).
 
     Raises:
         UserError: a value is not finite.
     """
-    with torch.inference_mode():
-        result = model(**{name: torch.from_numpy(ids) for name, ids in inputs.items()}, output_hidden_states=True)
-    output = result.logits if has_head else result.last_hidden_state
+    tensors = {name: torch.from_numpy(inputs[name]) for name in INPUT_NAMES[:2]}
+    tensors["attention_mask"] = torch.ones_like(tensors["input_ids"])
+    output, hidden_states = checkpoint.run_reference(tensors, output_hidden_states=True)
     if not output.isfinite().all():
         raise UserError(
             "PyTorch's answer in fp32 has values that are not finite, though the weights are: they are too large; "
             "the checkpoint is damaged"
         )
-    return output.numpy(), torch.cat(result.hidden_states).numpy()
+    return output.numpy(), torch.cat(hidden_states).numpy()
 
 
 # --- ONNX -----------------------------------------------------------------------------------------------------
 
 
-class ExportWrapper(torch.nn.Module):
-    """BERT with the inputs and the output of the ONNX graph: three inputs (1, S), one output."""
-
-    def __init__(self, model: torch.nn.Module, has_head: bool) -> None:
-        """Wraps ``model``; call ``eval()`` on the wrapper, or dropout is exported."""
-        super().__init__()
-        self.model = model
-        self.has_head = has_head
-
-    def forward(
-        self, input_ids: torch.Tensor, token_type_ids: torch.Tensor, position_ids: torch.Tensor
-    ) -> torch.Tensor:
-        """Three int64 (1, S) -> float32 (1, S, vocabulary), or (1, S, H) without a head."""
-        result = self.model(input_ids=input_ids, token_type_ids=token_type_ids, position_ids=position_ids)
-        return result.logits if self.has_head else result.last_hidden_state
-
-
-def export_onnx(model: torch.nn.Module, inputs: dict[str, np.ndarray], config: BertConfig) -> ir.Model:
-    """Exports the model with a dynamic length S. Its weights carry the checkpoint's parameter names.
+def export_onnx(model: PyTorchBert, inputs: dict[str, np.ndarray], config: BertConfig) -> ir.Model:
+    """Exports the model with a dynamic length S. Its weights carry the names of its parameters.
 
     Raises:
         UserError: the exporter changed or lost a weight; the message names it.
     """
-    wrapper = ExportWrapper(model, config.has_head).eval()
     length = torch.export.Dim("sequence", min=1, max=config.max_positions)
     example = tuple(torch.from_numpy(np.repeat(inputs[name][:, :1], 2, axis=1)) for name in INPUT_NAMES)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            wrapper,
+            model,
             example,
             dynamo=True,
             optimize=False,  # see simplify
@@ -229,10 +225,9 @@ def _should_fold(node: ir.Node) -> bool | None:
 
 
 def name_weights(onnx_model: ir.Model, model: torch.nn.Module) -> None:
-    """Gives every weight of the graph the checkpoint's parameter name, and proves it bit for bit.
+    """Proves bit for bit that every weight of the graph is the model's parameter of that name.
 
-    The exporter puts the wrapper's ``model.`` in front of the name. Tied parameters are one weight, under the first
-    of their names in the state dict.
+    Tied parameters are one weight, under the first of their names in the state dict.
 
     Raises:
         UserError: a weight is no parameter, or a parameter is not in the graph; the message names it.
@@ -246,7 +241,7 @@ def name_weights(onnx_model: ir.Model, model: torch.nn.Module) -> None:
         array = value.const_value.numpy() if value.const_value is not None else np.empty(0)
         if array.dtype != np.float32 or array.ndim == 0:
             continue  # shapes, and scalars such as the attention's 1 / sqrt(D)
-        parameter = parameters.get((value.name or "").removeprefix("model."))
+        parameter = parameters.get(value.name or "")
         if parameter is None or not _same_bits(array, parameter.numpy()):
             raise UserError(
                 f"ONNX export: weight {value.name!r} {list(array.shape)} equals no parameter of the checkpoint of "
@@ -312,7 +307,7 @@ def check_onnx(
         outputs: Any = ReferenceEvaluator(graph).run(None, {**inputs, **weights})
     except Exception as error:  # NumPy and the evaluator raise many types for a wrong graph
         raise UserError(f"the exported ONNX graph cannot be run ({first_line(error)})") from error
-    output = outputs[0][0, sequence.checked]
+    output = outputs[0] if outputs[0].ndim == 2 else outputs[0][0, sequence.checked]  # (1, width) or (P, width)
     difference = float(np.linalg.norm(output.astype(np.float64) - sequence.output))
     size = float(np.linalg.norm(sequence.output.astype(np.float64)))
     if not difference <= EXPORT_TOLERANCE * size:
@@ -334,38 +329,53 @@ def write_onnx(onnx_model: ir.Model, weights: Mapping[str, np.ndarray], folder: 
 
 
 def export(
-    model_name: str, text: str, folder: Path, text_pair: str | None = None, ignore_extra_weights: bool = False
+    model_name: str,
+    text: str | None,
+    folder: Path,
+    text_pair: str | None = None,
+    ignore_extra_weights: bool = False,
+    task: str | None = None,
+    pooling: str | None = None,
+    ignore_config: tuple[str, ...] = (),
 ) -> None:
     """Reads a checkpoint, exports it to a folder and prints PyTorch's predictions.
 
     Args:
         model_name: a checkpoint folder, or a name on the hub.
-        text: the sentence, with [MASK] for a model that fills masks.
+        text: the sentence, with the mask token for a model that fills masks; None for one that suits the task.
         folder: where the files go: all of them, or none after a failure.
         text_pair: the second sentence of a pair.
         ignore_extra_weights: warn of parts that cannot be exported instead of raising.
+        task: one of ``options.TASKS``; None for the checkpoint's own.
+        pooling: one of ``options.POOLINGS``, for an embedding; None for the checkpoint's own.
+        ignore_config: entries of config.json that are unknown and without effect.
 
     Raises:
         UserError: the checkpoint or the text cannot be used, or the folder cannot be written.
     """
-    text = decode_text(text)
+    text = None if text is None else decode_text(text)
     text_pair = None if text_pair is None else decode_text(text_pair, "--text-pair")
     check_not_itself(model_name, folder)
     with log_console.status(f"loading {model_name}"):
-        model, tokenizer, config = load_checkpoint(model_name, ignore_extra_weights)
+        checkpoint = load_checkpoint(model_name, task, pooling, ignore_extra_weights, ignore_config)
+    config, tokenizer = checkpoint.config, checkpoint.tokenizer
+    if text is None:
+        text, default_pair = default_text(tokenizer, config)
+        text_pair = text_pair or default_pair
     inputs, mask_positions = tokenize(text, tokenizer, config, text_pair)
     text = text if text_pair is None else f"{text} {tokenizer.sep_token} {text_pair}"
     make_folder(folder)  # an error here comes before the long work
-    output, hidden_states = run_pytorch(model, inputs, config.has_head)
-    references = run_reference(model, reference_sequences(tokenizer, config), config)
+    output, hidden_states = run_pytorch(checkpoint, inputs)
+    references = run_reference(checkpoint, reference_sequences(tokenizer, config))
     with log_console.status("exporting to ONNX"):
-        onnx_model = export_onnx(model, inputs, config)
+        onnx_model = export_onnx(checkpoint.model, inputs, config)
         weights = separate_weights(onnx_model)
         check_onnx(onnx_model, weights, references)
     with atomic_folder(folder) as new:  # after a failure the old model is still whole
         write_onnx(onnx_model, weights, new)
-        sizes = model.config.to_diff_dict() | _sizes(model.config)
-        (new / CONFIG_NAME).write_text(json.dumps(sizes, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        entries = checkpoint.reference.config.to_diff_dict() | canonical_entries(checkpoint.reference.config)
+        entries |= config.task_entries() | {"tie_word_embeddings": config.tied_decoder}
+        (new / CONFIG_NAME).write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         _save_tokenizer(tokenizer, new)
         results = {
             "output": output,
@@ -407,15 +417,6 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
 
 
-def _sizes(hf_config: Any) -> dict[str, Any]:
-    """The entries that the other scripts read, written even where they equal Hugging Face's defaults."""
-    keys = (
-        "model_type architectures vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size "
-        "max_position_embeddings type_vocab_size layer_norm_eps hidden_act tie_word_embeddings"
-    )
-    return {key: getattr(hf_config, key) for key in keys.split()}
-
-
 def print_predictions(text: str, logits: np.ndarray, position: int, tokenizer: Any) -> None:
     """Prints the top-10 predictions for the [MASK] at ``position``. ``logits`` is (S, vocabulary)."""
     top = torch.from_numpy(logits[position]).softmax(-1).topk(10)
@@ -434,7 +435,10 @@ def main() -> int:
     """The script."""
     args = model2onnx_arguments()
     quiet_libraries()
-    export(args.model, args.text, args.out_dir, args.text_pair, args.ignore_extra_weights)
+    export(
+        *(args.model, args.text, args.out_dir, args.text_pair, args.ignore_extra_weights),
+        *(args.task, args.pooling, args.ignore_config),
+    )
     return 0
 
 

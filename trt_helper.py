@@ -258,13 +258,35 @@ class TrtNetworkHelper:
 
     def addEmbedding(self, indices: trt.ITensor, table: trt.ITensor, name: str) -> trt.ITensor:
         """Rows of a table: indices (...) and table (rows, H) -> (..., H)."""
-        return self._check_layer(self.network.add_gather(table, indices, 0), name, [table, indices])
+        return self.addGather(table, indices, 0, name)
+
+    def addGather(self, x: trt.ITensor, indices: trt.ITensor, axis: int, name: str) -> trt.ITensor:
+        """The elements of x at ``indices`` along an axis, in whose place the result has the axes of ``indices``."""
+        return self._check_layer(self.network.add_gather(x, indices, axis), name, [x, indices])
+
+    def addWithout(self, x: trt.ITensor, first: int, last: int, name: str) -> trt.ITensor:
+        """A vector (n,) without its ``first`` elements and without its ``last`` ones."""
+        length = self._check_layer(self.network.add_shape(x), f"{name}.length", [x])  # int64 (1,)
+        removed = self.addConstant(np.array([first + last], np.int64), f"{name}.removed", length.dtype)
+        kept = self.addDifference(length, removed, f"{name}.kept")
+        layer = self.network.add_slice(x, trt.Dims([first]), trt.Dims([0]), trt.Dims([1]))
+        if layer is not None:
+            layer.set_input(2, kept)
+        return self._check_layer(layer, name, [x, kept])
 
     # activations
 
     def addActivation(self, x: trt.ITensor, name: str, kind: str) -> trt.ITensor:
-        """``relu``, or a GELU as for ``addGELU``."""
-        return self.addReLU(x, name) if kind == "relu" else self.addGELU(x, name, kind)
+        """The activation ``kind``: relu, silu, quick_gelu, hyperbolic_tangent, identity, or a GELU as for ``addGELU``.
+
+        SiLU is x · sigmoid(x), and quick GELU x · sigmoid(1.702 x) (both in arXiv:1606.08415).
+        """
+        if kind in ("silu", "quick_gelu"):
+            scaled = x if kind == "silu" else self.addScale(x, 1.702, f"{name}.scaled")
+            layer = self.network.add_activation(scaled, trt.ActivationType.SIGMOID)
+            return self.addProduct(x, self._check_layer(layer, f"{name}.sigmoid", [scaled]), name)
+        simple = {"relu": self.addReLU, "hyperbolic_tangent": self.addTanh, "identity": lambda x, _: x}
+        return simple[kind](x, name) if kind in simple else self.addGELU(x, name, kind)
 
     def addGELU(self, x: trt.ITensor, name: str, kind: str = "erf") -> trt.ITensor:
         """Gaussian error linear unit, x · Φ(x) (Hendrycks & Gimpel, arXiv:1606.08415).
@@ -664,6 +686,22 @@ class TrtNetworkHelper:
         """a + b; axes of length 1 broadcast."""
         return self._elementwise(a, b, trt.ElementWiseOperation.SUM, name)
 
+    def addDifference(self, a: trt.ITensor, b: trt.ITensor, name: str) -> trt.ITensor:
+        """a - b; axes of length 1 broadcast."""
+        return self._elementwise(a, b, trt.ElementWiseOperation.SUB, name)
+
+    def addProduct(self, a: trt.ITensor, b: trt.ITensor, name: str) -> trt.ITensor:
+        """a · b element by element; axes of length 1 broadcast."""
+        return self._elementwise(a, b, trt.ElementWiseOperation.PROD, name)
+
+    def addQuotient(self, a: trt.ITensor, b: trt.ITensor, name: str) -> trt.ITensor:
+        """a / b; axes of length 1 broadcast."""
+        return self._elementwise(a, b, trt.ElementWiseOperation.DIV, name)
+
+    def addMaximum(self, a: trt.ITensor, b: trt.ITensor, name: str) -> trt.ITensor:
+        """The larger of a and b; axes of length 1 broadcast."""
+        return self._elementwise(a, b, trt.ElementWiseOperation.MAX, name)
+
     def addScale(self, x: trt.ITensor, factor: float, name: str) -> trt.ITensor:
         """factor · x."""
         scalar = self._scalar(factor, x, f"{name}.factor")
@@ -686,10 +724,29 @@ class TrtNetworkHelper:
         """a = b as booleans; axes of length 1 broadcast."""
         return self._elementwise(a, b, trt.ElementWiseOperation.EQUAL, name)
 
-    def addSum(self, x: trt.ITensor, axis: int, name: str) -> trt.ITensor:
-        """The sum along one axis, without that axis."""
-        layer = self.network.add_reduce(x, trt.ReduceOperation.SUM, 1 << axis, keep_dims=False)
+    def addSum(self, x: trt.ITensor, axis: int, name: str, keep_axis: bool = False) -> trt.ITensor:
+        """The sum along one axis, without that axis, or with length 1 there."""
+        layer = self.network.add_reduce(x, trt.ReduceOperation.SUM, 1 << axis, keep_dims=keep_axis)
         return self._check_layer(layer, name, [x])
+
+    def addMean(self, x: trt.ITensor, axis: int, name: str) -> trt.ITensor:
+        """The mean along one axis, which has length 1 then."""
+        layer = self.network.add_reduce(x, trt.ReduceOperation.AVG, 1 << axis, keep_dims=True)
+        return self._check_layer(layer, name, [x])
+
+    def addLargest(self, x: trt.ITensor, axis: int, name: str, keep_axis: bool = False) -> trt.ITensor:
+        """The largest element along one axis, without that axis, or with length 1 there."""
+        layer = self.network.add_reduce(x, trt.ReduceOperation.MAX, 1 << axis, keep_dims=keep_axis)
+        return self._check_layer(layer, name, [x])
+
+    def addNormalized(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """x / max(‖x‖, 1e-12), the L2 norm along the last axis, in fp32: (B, H) -> (B, H)."""
+        x = self.addCast(x, trt.DataType.FLOAT, f"{name}.fp32")
+        square = self.addSum(self.addProduct(x, x, f"{name}.squares"), 1, f"{name}.square", keep_axis=True)
+        norm = self._unary(square, trt.UnaryOperation.SQRT, f"{name}.norm")
+        return self.addQuotient(
+            x, self.addMaximum(norm, self._scalar(1e-12, norm, f"{name}.least"), f"{name}.divisor"), name
+        )
 
     def addRunningSum(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """The inclusive cumulative sum along the first axis."""

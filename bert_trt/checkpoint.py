@@ -1,20 +1,23 @@
 """Loads a BERT checkpoint in Hugging Face layout, and refuses what could not be exported as it is.
 
-``load_checkpoint`` returns the model, the tokenizer and the configuration. The rest of the file turns what is wrong
-with a checkpoint into messages that name it: a configuration of another model, quantized, missing or superfluous
-weights, values that are not finite, files that could run code, a tokenizer without [MASK].
+``load_checkpoint`` finds the family and the task in the checkpoint's own files, and returns the model, the tokenizer
+and the configuration. The rest of the file turns what is wrong with a checkpoint into messages that name it: a
+configuration of another model, a head that is missing, quantized, missing or superfluous weights, values that are not
+finite, files that could run code, a tokenizer without [MASK].
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import logging
 import os
 import pickle
 import re
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,46 +26,126 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AttentionInterface, AutoConfig, AutoTokenizer, BertForMaskedLM, BertModel
-from transformers.models.bert import modeling_bert
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils.hub import cached_file
 
 from bert_trt.console import UserError, note, warn
+from bert_trt.families import (
+    CLASS_SUFFIXES,
+    DECODER,
+    DECODER_BIAS,
+    FAMILIES,
+    HEAD_WEIGHTS,
+    TIED_BIAS,
+    canonical_entries,
+    canonical_name,
+    canonical_state,
+    check_entries,
+    class_name,
+    find_family,
+    needs_pooler,
+    uses_bare_encoder,
+)
 from bert_trt.model_files import CONFIG_NAME, BertConfig
+from bert_trt.options import (
+    EMBEDDING,
+    FILL_MASK,
+    HIDDEN_STATES,
+    QUESTION_ANSWERING,
+    SEQUENCE_CLASSIFICATION,
+    TASKS,
+    TOKEN_CLASSIFICATION,
+)
+from bert_trt.pytorch_bert import PyTorchBert
+from bert_trt.sentence_embedding import SentenceEmbedding, read_sentence_embedding
 
-EXTRA_WEIGHTS = {  # a pattern of names -> what weights belong to that BertForMaskedLM does not have
+EXTRA_WEIGHTS = {  # a pattern of names -> what weights belong to that another task's model does not have
     r"(^|\.)pooler\.": "the pooler",
     r"^cls\.seq_relationship\.": "a next-sentence head",
-    r"^cls\.predictions\.": "part of a masked-language head",
-    r"^classifier\.": "a classification or tagging head",
+    r"^(cls\.predictions|predictions|lm_head|generator_predictions|generator_lm_head|vocab_\w+)\.": (
+        "part of a masked-language head"
+    ),
+    r"^(classifier|pre_classifier)\.": "a classification or tagging head",
     r"^qa_outputs\.": "a question answering head",
 }
 OTHER_FORMATS = (".h5", ".msgpack", ".ckpt", ".index", ".gguf", ".onnx", ".ot", ".bin", ".pt", ".pth")
 
-# Hugging Face's plain attention under another name: transformers builds no attention mask for a name that it does
-# not know. One sentence needs no mask, and a mask would end up in the ONNX graph.
-ATTENTION = "plain"
-AttentionInterface.register(ATTENTION, modeling_bert.eager_attention_forward)
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint.
+
+    Attributes:
+        reference: transformers' own class, in fp32 and eval mode: what a network is compared with.
+        model: the same parameters in the form of all families, which is exported.
+        tokenizer: transformers'.
+        config: sizes, family's peculiarities and task.
+    """
+
+    reference: Any
+    model: PyTorchBert
+    tokenizer: Any
+    config: BertConfig
+
+    def run_reference(self, inputs: Mapping[str, torch.Tensor], **options: Any) -> tuple[torch.Tensor, Any]:
+        """Runs transformers' model.
+
+        Args:
+            inputs: its inputs, each (B, S); the attention mask among them.
+            options: further arguments.
+
+        Returns:
+            The task's output, fp32 (B, S, width), or (B, 1, width) where the task has one row for a sequence; and the
+            hidden states, L + 1 of (B, S, H), if ``options`` asked for them.
+        """
+        accepted = inspect.signature(self.reference.forward).parameters  # DistilBERT and MPNet have no token types
+        with torch.inference_mode():
+            result = self.reference(**{name: inputs[name] for name in inputs if name in accepted}, **options)
+        states = getattr(result, "hidden_states", None)
+        if self.config.task == EMBEDDING:
+            return self._embed(result, inputs["attention_mask"])[:, None], states
+        if self.config.task == QUESTION_ANSWERING:
+            return torch.stack([result.start_logits, result.end_logits], -1), states
+        if self.config.task == HIDDEN_STATES:
+            return result.last_hidden_state, states
+        return (result.logits[:, None] if self.config.is_per_sequence else result.logits), states
+
+    def _embed(self, result: Any, mask: torch.Tensor) -> torch.Tensor:
+        """The hidden states of padded sequences to embeddings (B, width), as sentence-transformers computes them."""
+        x, pooling = result.last_hidden_state, self.config.pooling
+        weights = mask[..., None].to(x.dtype)  # (B, S, 1)
+        if pooling == "pooler":
+            pooled = result.pooler_output
+        elif pooling == "mean":
+            pooled = (x * weights).sum(1) / weights.sum(1)
+        else:
+            pooled = x[:, 0] if pooling == "cls" else x.masked_fill(weights == 0, -torch.inf).amax(1)
+        return self.model.finish_embedding(pooled)
 
 
 def load_checkpoint(
-    name: str, ignore_extra_weights: bool = False
-) -> tuple[transformers.PreTrainedModel, Any, BertConfig]:
-    """Loads a BERT checkpoint and its tokenizer.
+    name: str,
+    task: str | None = None,
+    pooling: str | None = None,
+    ignore_extra_weights: bool = False,
+    ignore_config: tuple[str, ...] = (),
+) -> Checkpoint:
+    """Loads a checkpoint of one of ``families.FAMILIES``, and its tokenizer.
 
-    The weights decide whether it is a BertForMaskedLM or a BertModel, and whether its decoder is tied. config.json
-    does not.
+    The weights decide which tasks are possible, and whether a masked-language decoder is tied. Where several tasks
+    are possible, ``architectures`` of config.json says which. A modules.json of sentence-transformers means an
+    embedding.
 
     Args:
         name: a local folder in Hugging Face layout, or the name of a model on the hub.
+        task: one of ``options.TASKS``; None for the checkpoint's own.
+        pooling: the pooling of an embedding; None for the checkpoint's own.
         ignore_extra_weights: warn of parts that cannot be exported instead of raising.
-
-    Returns:
-        The model in fp32 and eval mode, the tokenizer, and the configuration.
+        ignore_config: unknown entries of config.json that have no effect.
 
     Raises:
-        UserError: the checkpoint cannot be found or read, is not a BERT, lacks weights, or has parts that cannot be
-            exported.
+        UserError: the checkpoint cannot be found or read, is of no supported family, lacks weights or the head of the
+            task, or has parts that cannot be exported.
     """
     if not name:
         raise UserError("--model is empty; give a checkpoint folder or a hub name such as bert-base-uncased")
@@ -73,12 +156,151 @@ def load_checkpoint(
     if not is_local and (exists or name.startswith((".", "/", "~"))):
         raise UserError(f"--model {name}: no such folder; expected a checkpoint folder with config.json")
     options = {"local_files_only": is_local, "trust_remote_code": False}  # never code that comes with a checkpoint
-    hf_config = _load_configuration(name, is_local, options)
-    model, extra = _load_weights(name, is_local, hf_config)
-    files = _describe_unexported_files(name, is_local, options)
-    _check_unexported(name, model, extra, files, ignore_extra_weights)
+    hf_config = _load_configuration(name, is_local, options, ignore_config)
+    sentence = read_sentence_embedding(name, is_local, options)
+    is_named = task is not None
+    task, pooling = _choose_task(name, is_local, hf_config, sentence, task, pooling)
+    model, extra = _load_weights(name, is_local, hf_config, task, pooling)
+    modules = _describe_unexported_files(name, is_local, options)
+    if task != EMBEDDING and sentence is not None and not is_named:
+        modules += sentence.modules
+    if is_named:  # the user has chosen one head and left the others
+        extra = [weight for weight in extra if not any(re.search(key, weight) for key in EXTRA_WEIGHTS)]
+    _check_unexported(name, model, extra, modules, ignore_extra_weights)
     tokenizer = _load_tokenizer(name, options)
-    return model.eval(), tokenizer, BertConfig.from_dict(model.config.to_dict(), f"--model {name}: config.json")
+    entries = canonical_entries(model.config) | _task_entries(name, model.config, task, pooling, sentence)
+    config = BertConfig.from_dict(entries, f"--model {name}: config.json")
+    state = canonical_state(model, config)
+    if task == EMBEDDING and sentence is not None:
+        state |= sentence.weights
+    return Checkpoint(model.eval(), PyTorchBert(config, state), tokenizer, config)
+
+
+# --- the task -------------------------------------------------------------------------------------------------
+
+
+def _choose_task(
+    name: str,
+    is_local: bool,
+    hf_config: Any,
+    sentence: SentenceEmbedding | None,
+    task: str | None,
+    pooling: str | None,
+) -> tuple[str, str | None]:
+    """The task and the pooling of the checkpoint; see ``load_checkpoint``."""
+    if task is None:
+        task = (
+            EMBEDDING if sentence is not None or pooling is not None else _task_of_weights(name, is_local, hf_config)
+        )
+    elif task in HEAD_WEIGHTS:
+        found = _tasks_with_weights(name, is_local, hf_config)
+        if task not in found:
+            raise UserError(
+                f"--model {name}: the checkpoint has no head for --task {task}: no weights {HEAD_WEIGHTS[task]}*; "
+                f"possible are {', '.join([*found, EMBEDDING, HIDDEN_STATES])}"
+            )
+    if task != EMBEDDING:
+        if pooling is not None:
+            raise UserError(f"--pooling {pooling} has no effect on the task {task}; it needs --task embedding")
+        return task, None
+    if pooling is None and sentence is None:
+        note(f"--model {name}: no modules.json says how an embedding is pooled; the mean of the tokens is taken")
+    return task, pooling or (sentence.pooling if sentence is not None else "mean")
+
+
+def _task_of_weights(name: str, is_local: bool, hf_config: Any) -> str:
+    """The task of a checkpoint that is no sentence embedding.
+
+    Raises:
+        UserError: the checkpoint has another head than those supported, lacks the head that config.json names, or
+            has several.
+    """
+    found = _tasks_with_weights(name, is_local, hf_config)
+    architectures = [str(architecture) for architecture in hf_config.architectures or []]
+    named = [task for task, suffix in CLASS_SUFFIXES.items() for one in architectures if one.endswith(suffix)]
+    for task in named:
+        if task in found:
+            return task
+    supported = f"the tasks are {', '.join(TASKS)}; name one with --task"
+    others = [
+        one
+        for one in architectures
+        if "For" in one and not one.endswith(("ForPreTraining", *CLASS_SUFFIXES.values()))
+    ]
+    if others:
+        raise UserError(f"--model {name}: config.json: a {others[0]} cannot be exported; {supported}")
+    if named:
+        raise UserError(
+            f"--model {name}: config.json says {architectures[0]}, but there are no weights "
+            f"{HEAD_WEIGHTS[named[0]]}*: the head is missing; get the checkpoint again, or export the bare encoder "
+            f"with --task {HIDDEN_STATES} or --task {EMBEDDING}"
+        )
+    if len(found) > 1:
+        raise UserError(f"--model {name}: its weights suit several tasks: name one with --task: {', '.join(found)}")
+    return found[0] if found else HIDDEN_STATES
+
+
+def _tasks_with_weights(name: str, is_local: bool, hf_config: Any) -> list[str]:
+    """The tasks for whose head the checkpoint has weights."""
+    family = FAMILIES[hf_config.model_type]
+    model, info = _read_weights(name, is_local, hf_config, FILL_MASK, None)
+    names = (set(model.state_dict()) - set(info["missing_keys"])) | set(info["unexpected_keys"])
+    names |= {weight for weight, _, _ in info["mismatched_keys"]}
+    ours = [canonical_name(weight, model.base_model_prefix, family) for weight in names]
+    tasks = [task for task, start in HEAD_WEIGHTS.items() if any(weight.startswith(start) for weight in ours)]
+    if SEQUENCE_CLASSIFICATION in tasks and not any(weight.startswith("pooler.") for weight in ours):
+        tasks.remove(SEQUENCE_CLASSIFICATION)  # its head begins with a pooler
+    elif TOKEN_CLASSIFICATION in tasks and any(
+        _is_of_head(weight, model.base_model_prefix, family) for weight in names
+    ):
+        tasks.remove(TOKEN_CLASSIFICATION)
+    return tasks
+
+
+def _is_of_head(name: str, hf_prefix: str, family: Any) -> bool:
+    """Whether a weight is the first layer of a sequence classification's head, which is no pooler of the encoder."""
+    ours = canonical_name(name, hf_prefix, family)
+    return ours.startswith("pooler.") and not name.removeprefix(f"{hf_prefix}.").startswith("pooler.")
+
+
+def _task_entries(
+    name: str, hf_config: Any, task: str, pooling: str | None, sentence: SentenceEmbedding | None
+) -> dict[str, Any]:
+    """The entries of the configuration that say what the head does."""
+    entries: dict[str, Any] = {"task": task}
+    if task == EMBEDDING:
+        entries["pooling"] = pooling
+        if sentence is not None:
+            entries |= sentence.entries
+    if task in (SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION):
+        labels = {int(number): str(label) for number, label in (hf_config.id2label or {}).items()}
+        if sorted(labels) != list(range(len(labels))):
+            raise UserError(
+                f"--model {name}: config.json: id2label has the numbers {sorted(labels)}, expected 0 to "
+                f"{len(labels) - 1}, a name for each class"
+            )
+        entries["labels"] = [labels[number] for number in range(len(labels))]
+    if task == SEQUENCE_CLASSIFICATION:
+        entries["score_function"] = _score_function(hf_config)
+    if task == QUESTION_ANSWERING and hf_config.num_labels != 2:
+        raise UserError(
+            f"--model {name}: config.json: {hf_config.num_labels} labels, expected 2 for question answering: the "
+            "logits of the answer's begin and of its end"
+        )
+    return entries
+
+
+def _score_function(hf_config: Any) -> str:
+    """What turns logits into scores: as transformers' pipeline, or as a cross-encoder's configuration says."""
+    cross_encoder = getattr(hf_config, "sentence_transformers", None)
+    named = cross_encoder.get("activation_fn") if isinstance(cross_encoder, dict) else None
+    named = str(named or getattr(hf_config, "sbert_ce_default_activation_function", None) or "").rpartition(".")[2]
+    if named in ("Identity", "Sigmoid"):
+        return {"Identity": "none", "Sigmoid": "sigmoid"}[named]
+    if hf_config.problem_type == "regression":
+        return "none"
+    is_multi = hf_config.problem_type == "multi_label_classification"
+    return "sigmoid" if is_multi or hf_config.num_labels == 1 else "softmax"
 
 
 def check_special_tokens(tokenizer: Any, config: BertConfig) -> None:
@@ -111,15 +333,26 @@ def quiet_libraries() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
-def _load_configuration(name: str, is_local: bool, options: dict[str, Any]) -> Any:
+def _load_configuration(name: str, is_local: bool, options: dict[str, Any], ignored: tuple[str, ...]) -> Any:
     """The configuration as transformers has it.
 
-    It is checked before a large download: it must be a BERT's, and transformers must accept it.
+    It is checked before a large download: it must be that of a supported family, and transformers must accept it.
     """
+    source = f"--model {name}: config.json"
     try:
+        values = _read_entries(name, options)
+        if values is not None:
+            if values.get("model_type") is None:
+                raise UserError(
+                    f'{source} has no model_type; add it, for a BERT "model_type": "bert"; the others are '
+                    f"{', '.join(FAMILIES)}"
+                )
+            find_family(values, source)
+            check_entries(values, source, ignored)
         hf_config = AutoConfig.from_pretrained(name, **options)
-        BertConfig.from_dict(hf_config.to_dict(), f"--model {name}: config.json")
+        BertConfig.from_dict(canonical_entries(hf_config) | {"task": HIDDEN_STATES}, source)
         _refuse_quantized(name, hf_config)
+        hf_config.type_vocab_size = getattr(hf_config, "type_vocab_size", 0) or 1  # transformers cannot run 0
         _instantiate_without_weights(hf_config)
     except UserError:
         raise
@@ -127,13 +360,7 @@ def _load_configuration(name: str, is_local: bool, options: dict[str, Any]) -> A
         reason = " ".join(str(error).split())
         raise UserError(f"--model {name}: config.json: {reason}; correct the value") from error
     except Exception as error:  # a value of an unexpected type raises a different exception for each key
-        values = _read_entries(name, options)
-        if values and values.get("model_type") is None:
-            raise UserError(
-                f"--model {name}: config.json has no model_type; only BERT checkpoints can be used: "
-                'if it is one, add "model_type": "bert"'
-            ) from error
-        rejected = _find_rejected_entry(values, options)
+        rejected = _find_rejected_entry(_read_entries(name, options), options)
         if rejected is not None:
             raise UserError(
                 f"--model {name}: config.json: {rejected}, which transformers cannot use ({first_line(error)}); "
@@ -147,7 +374,12 @@ def _load_configuration(name: str, is_local: bool, options: dict[str, Any]) -> A
 
 def _instantiate_without_weights(hf_config: Any) -> None:
     with torch.device("meta"):
-        BertForMaskedLM(copy.deepcopy(hf_config))
+        _transformers_class(hf_config, FILL_MASK)(copy.deepcopy(hf_config))
+
+
+def _transformers_class(hf_config: Any, task: str) -> Any:
+    """transformers' class for a family and a task."""
+    return getattr(transformers, class_name(FAMILIES[hf_config.model_type], task))
 
 
 def _refuse_quantized(name: str, hf_config: Any) -> None:
@@ -190,7 +422,7 @@ def _find_rejected_entry(values: dict[str, Any] | None, options: dict[str, Any])
         return None
     for key in values:
         others = {other: value for other, value in values.items() if other != key}
-        if is_accepted({"model_type": "bert"} | others):
+        if is_accepted(others):
             return f"{key} is {_shorten(repr(values[key]))}"
     return None
 
@@ -208,29 +440,24 @@ def _load_tokenizer(name: str, options: dict[str, Any]) -> Any:
     return tokenizer
 
 
-def _load_weights(name: str, is_local: bool, hf_config: Any) -> tuple[transformers.PreTrainedModel, list[str]]:
-    """Loads BertForMaskedLM, or BertModel where the checkpoint has no head.
-
-    Returns:
-        The model, whose configuration names the class, and the names of the checkpoint's weights that it lacks.
-    """
+def _read_weights(
+    name: str, is_local: bool, hf_config: Any, task: str, pooling: str | None
+) -> tuple[Any, dict[str, Any]]:
+    """Loads the checkpoint in transformers' class for the task; returns it and the report on its weights."""
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # a service of the hub would convert pickled weights
     options: dict[str, Any] = {
-        "config": hf_config,
+        "config": copy.deepcopy(hf_config),
         "local_files_only": is_local,
         "weights_only": True,  # other objects in pytorch_model.bin could run code
-        "attn_implementation": ATTENTION,
+        "attn_implementation": "eager",
         "dtype": torch.float32,
         "output_loading_info": True,
-        "ignore_mismatched_sizes": True,  # reported below, with the weight's name
+        "ignore_mismatched_sizes": True,  # reported by _load_weights, with the weight's name
     }
+    if uses_bare_encoder(task) and FAMILIES[hf_config.model_type].has_pooler:
+        options["add_pooling_layer"] = needs_pooler(task, pooling)
     try:
-        model, info = BertForMaskedLM.from_pretrained(name, **options)  # pyright: ignore[reportGeneralTypeIssues]
-        transform = {key for key in model.state_dict() if key.startswith("cls.predictions.transform.")}
-        # A checkpoint that lacks only some weights of the head is a damaged BertForMaskedLM, no BertModel.
-        has_head = not transform <= set(info["missing_keys"])
-        if not has_head:
-            model, info = BertModel.from_pretrained(name, add_pooling_layer=False, **options)  # pyright: ignore[reportGeneralTypeIssues]
+        return _transformers_class(hf_config, task).from_pretrained(name, **options)
     except SafetensorError as error:
         if not _is_utf8(name):
             raise UserError(
@@ -242,26 +469,51 @@ def _load_weights(name: str, is_local: bool, hf_config: Any) -> tuple[transforme
     except Exception as error:  # the type depends on what is damaged
         message = _explain_pickle(name, is_local, error) or _explain_loading(name, is_local, error)
         raise UserError(message) from error
+
+
+def _load_weights(name: str, is_local: bool, hf_config: Any, task: str, pooling: str | None) -> tuple[Any, list[str]]:
+    """Loads transformers' class for the task.
+
+    Returns:
+        The model, whose configuration names the class, and the names of the checkpoint's weights that it lacks.
+    """
+    model, info = _read_weights(name, is_local, hf_config, task, pooling)
     for weight, shape, expected in sorted(info["mismatched_keys"]):
+        what = (
+            "id2label"
+            if weight.startswith("classifier") and len(shape) and shape[0] != expected[0]
+            else "config.json"
+        )
         raise UserError(
             f"--model {name}: weight {weight!r} is {list(shape)}, expected {list(expected)}; "
-            "config.json and the weights do not belong together"
+            f"{what} and the weights do not belong together"
         )
     missing = set(info["missing_keys"])
-    if has_head:
+    if task == FILL_MASK:
         missing -= _resolve_decoder_bias(model, missing)
+    types = [key for key in missing if key.endswith("embeddings.token_type_embeddings.weight")]
+    if types and _has_no_types(name, is_local):
+        missing -= set(types)
+        torch.nn.init.zeros_(model.get_parameter(types[0]))
     if missing:
         raise UserError(
-            f"--model {name}: the checkpoint lacks {len(missing)} weights of a BERT, first {sorted(missing)[0]!r}"
-            f"{_describe_unexpected(info['unexpected_keys'])}; it is incomplete or not a BERT checkpoint"
+            f"--model {name}: the checkpoint lacks {len(missing)} weights of a {type(model).__name__}, first "
+            f"{sorted(missing)[0]!r}{_describe_unexpected(info['unexpected_keys'])}; it is incomplete, or not a "
+            "checkpoint of that kind"
         )
     _check_finite(name, model)
     model.config.architectures = [type(model).__name__]
     return model, sorted(info["unexpected_keys"])
 
 
+def _has_no_types(name: str, is_local: bool) -> bool:
+    """Whether config.json says that the model has no token types."""
+    values = _read_entries(name, {"local_files_only": is_local, "trust_remote_code": False})
+    return (values or {}).get("type_vocab_size") == 0
+
+
 def _describe_unexpected(names: Collection[str]) -> str:
-    return f", and has {len(names)} that a BERT does not have, first {min(names)!r}" if names else ""
+    return f", and has {len(names)} that it does not have, first {min(names)!r}" if names else ""
 
 
 def _check_unexported(
@@ -274,7 +526,7 @@ def _check_unexported(
 
     Args:
         name: the checkpoint, for the message.
-        model: BertForMaskedLM or BertModel.
+        model: transformers' class for the task.
         extra: names of the checkpoint's weights that ``model`` lacks.
         modules: descriptions of other parts of the checkpoint.
         ignore_extra_weights: warn instead of raising.
@@ -282,7 +534,8 @@ def _check_unexported(
     Raises:
         UserError: another part would not be exported; the message names all of them.
     """
-    unused = [r"(^|\.)pooler\."] + ([r"^cls\.seq_relationship\."] if isinstance(model, BertForMaskedLM) else [])
+    has_head = type(model).__name__.endswith(CLASS_SUFFIXES[FILL_MASK])
+    unused = [r"(^|\.)pooler\.", r"(^|\.)position_ids$"] + ([r"^cls\.seq_relationship\."] if has_head else [])
     is_harmless = not modules and all(any(re.search(key, weight) for key in unused) for weight in extra)
     parts = [*_describe_weights(extra, model.config.num_hidden_layers), *modules]
     if not parts:
@@ -294,8 +547,8 @@ def _check_unexported(
         warn(message)
     else:
         raise UserError(
-            f"{message}. The encoder and a masked-language head are all that can be exported; "
-            "to go on without the rest, add --ignore-extra-weights"
+            f"{message}. The encoder and one head are exported (--task); to go on without the rest, add "
+            "--ignore-extra-weights"
         )
 
 
@@ -322,29 +575,15 @@ def _describe_weights(names: Sequence[str], num_layers: int) -> list[str]:
 
 
 def _describe_unexported_files(name: str, is_local: bool, options: dict[str, Any]) -> list[str]:
-    """Describes what other libraries add to the encoder: modules of sentence-transformers, an adapter."""
+    """Describes what other libraries add to the encoder: an adapter."""
     optional = {
         "local_files_only": is_local,
         "_raise_exceptions_for_missing_entries": False,
         "_raise_exceptions_for_connection_errors": False,  # without a network the hub's cache is read
     }
-    parts = []
-    modules_path = cached_file(name, "modules.json", **options | optional)
-    if modules_path is not None:
-        try:
-            modules = json.loads(Path(modules_path).read_text(encoding="utf-8"))
-            kinds = {str(module["path"]) or str(module["name"]): str(module["type"]) for module in modules}
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise UserError(
-                f"--model {name}: modules.json is not as sentence-transformers writes it ({first_line(error)}); "
-                "correct or remove it"
-            ) from error
-        parts = [
-            f"{path} ({kind}, see modules.json)" for path, kind in kinds.items() if not kind.endswith(".Transformer")
-        ]
     if cached_file(name, "adapter_config.json", **options | optional) is not None:
-        parts.append("the adapter of adapter_config.json (merge it into the weights first)")
-    return parts
+        return ["the adapter of adapter_config.json (merge it into the weights first)"]
+    return []
 
 
 def _check_finite(name: str, model: torch.nn.Module) -> None:
@@ -360,31 +599,28 @@ def _check_finite(name: str, model: torch.nn.Module) -> None:
 
 
 def _resolve_decoder_bias(model: Any, missing: set[str]) -> set[str]:
-    """Leaves one bias in the head, the one that PyTorch adds, and records in the configuration whether it is tied.
+    """Leaves one bias in a masked-language head, and records in the configuration whether the head is tied.
 
     The head is tied if its decoder's weight is the word embeddings. (A checkpoint whose configuration says so may
-    hold another weight, which transformers then loads.) The bias of a tied head is called ``cls.predictions.bias``,
-    that of an untied head ``cls.predictions.decoder.bias``. Older checkpoints hold either name. Newer ones hold both,
-    with different values; PyTorch adds the decoder's.
+    hold another weight, which transformers then loads.) PyTorch adds the decoder's bias. Older checkpoints hold this
+    bias or another one beside the decoder, newer ones hold both, with different values.
 
     Args:
-        model: a BertForMaskedLM.
+        model: transformers' class for masked language models.
         missing: names of weights that the checkpoint lacks.
 
     Returns:
         Names that the checkpoint need not have.
     """
-    head = model.cls.predictions
-    used, other = "cls.predictions.decoder.bias", "cls.predictions.bias"
-    replaced = {used, other} if not {used, other} <= missing else set()
-    if used in missing and other not in missing:
-        head.decoder.bias = head.bias
-    model.config.tie_word_embeddings = head.decoder.weight is model.bert.embeddings.word_embeddings.weight
-    if model.config.tie_word_embeddings:
-        head.bias = head.decoder.bias
-    else:
-        del head.bias
-    return replaced
+    family = FAMILIES[model.config.model_type]
+    names = {canonical_name(name, model.base_model_prefix, family): name for name in model.state_dict()}
+    used, other = names[DECODER_BIAS], names.get(TIED_BIAS)
+    both = {used} if other is None else {used, other}
+    if used in missing and other is not None and other not in missing:
+        model.get_parameter(used).data = model.get_parameter(other).data
+    table = model.get_input_embeddings().weight
+    model.config.tie_word_embeddings = model.get_parameter(names[DECODER]).data_ptr() == table.data_ptr()
+    return both if not both <= missing else set()
 
 
 def _explain_pickle(name: str, is_local: bool, error: Exception) -> str | None:

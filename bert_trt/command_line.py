@@ -18,7 +18,6 @@ from bert_trt.options import (
     CACHE_NAME,
     DEFAULT_DATA,
     DEFAULT_OUT_DIR,
-    DEFAULT_TEXT,
     FUSIONS,
     GELU_KINDS,
     GROUPS,
@@ -26,7 +25,9 @@ from bert_trt.options import (
     LAYER_NORM_KERNELS,
     LINEAR_GROUPS,
     METHODS,
+    POOLINGS,
     QUANTIZED_PRECISIONS,
+    TASKS,
     TENSORRT_ATTENTION,
     TOLERANCES,
     CalibrationSettings,
@@ -360,10 +361,19 @@ def model2onnx_arguments() -> ExportOptions:
 
 def _add_example_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the export: the example, and whether parts of the checkpoint may be left out."""
-    parser.add_argument(
-        "--text", default=DEFAULT_TEXT, help="the sentence to run, with [MASK] (default: %(default)s)"
-    )
+    parser.add_argument("--text", help="the sentence to run, with the mask token where a word is to be filled in")
     parser.add_argument("--text-pair", metavar="TEXT", help="a second sentence, which makes a pair with the first")
+    parser.add_argument(
+        "--task", choices=TASKS, help="what the network answers (default: what the checkpoint's own files say)"
+    )
+    parser.add_argument("--pooling", choices=POOLINGS, help="of an embedding (default: the checkpoint's, else mean)")
+    parser.add_argument(
+        "--ignore-config",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="KEY,...",
+        help="entries of config.json that are unknown here and have no effect on the answer",
+    )
     parser.add_argument(
         "--ignore-extra-weights",
         action="store_true",

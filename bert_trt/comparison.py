@@ -14,6 +14,7 @@ import numpy as np
 from bert_trt.model_files import DemoIO, ReferenceSequence
 from bert_trt.options import QUANTIZED_PRECISIONS, TOLERANCES, SequenceRange
 from bert_trt.packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch, single_batch
+from bert_trt.tasks import Ranking, Rankings
 
 PYTORCH = "PyTorch"
 OWN_NETWORK = "the network without its roundings"  # itself compared with PyTorch at other lengths
@@ -29,18 +30,18 @@ def relative_l2(values: np.ndarray, reference: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class WordDifference:
-    """The network and PyTorch have different words at one place of their ten best predictions for a [MASK].
+    """The network and PyTorch have different words at one place of a ranking, such as the predictions for a [MASK].
 
     Attributes:
-        position: position of [MASK] in the sequence, from 0.
-        place: place among the ten best predictions, from 1.
-        word: the network's word.
+        ranking: what is ranked, see ``tasks.Ranking``.
+        place: place among the ten best, from 1.
+        word: the network's word, label or token.
         expected: PyTorch's word.
         probability: PyTorch's probability of ``expected``.
         margin: the difference between PyTorch's probabilities of the two words.
     """
 
-    position: int
+    ranking: str
     place: int
     word: str
     expected: str
@@ -58,7 +59,7 @@ class WordDifference:
     def describe(self) -> str:
         """The place, both words and the margin in one phrase."""
         return (
-            f"place {self.place} for [MASK], token {self.position}: {self.word!r} instead of {self.expected!r} "
+            f"place {self.place} for {self.ranking}: {self.word!r} instead of {self.expected!r} "
             f"({self.probability:.4f}), by PyTorch their probabilities differ by {self.margin:.1e}"
         )
 
@@ -70,10 +71,10 @@ class Comparison:
     Attributes:
         rel_l2: relative L2 error over the whole output.
         max_abs: largest absolute difference.
-        top1_same: whether the top-1 prediction is the same at every [MASK]; None without a head.
-        top10_same: whether the top-10 predictions are the same, in the same order; None without a head.
-        top10: the top-10 predictions at the first [MASK], ``{"word", "id", "probability"}``; empty without a head,
-            or where a logit is not finite.
+        top1_same: whether the first of every ranking is the same; None without rankings.
+        top10_same: whether the ten best are the same, in the same order; None without rankings.
+        top10: the ten best of the first ranking, ``{"word", "id", "probability"}``; empty without rankings, or where a
+            logit is not finite.
         swaps: the places where the words differ, near-ties included; empty where a logit is not finite.
     """
 
@@ -85,23 +86,21 @@ class Comparison:
     swaps: list[WordDifference]
 
     @classmethod
-    def of(cls, output: np.ndarray, demo: DemoIO, tokens: Sequence[str]) -> Comparison:
-        """Compares ``output``, (1, S, vocabulary or H), with the demo's."""
-        ours = [top_k(output[0, position]) for position in demo.mask_positions]
-        theirs = [top_k(demo.output[0, position]) for position in demo.mask_positions]
-        pairs = list(zip(ours, theirs, strict=True))
-        has_masks = bool(pairs)
-        finite = [bool(np.isfinite(output[0, position]).all()) for position in demo.mask_positions]
+    def of(cls, output: np.ndarray, demo: DemoIO, rankings: Rankings) -> Comparison:
+        """Compares ``output``, (1, R, width), with the demo's."""
+        pairs = list(zip(rankings.of(output[0]), rankings.of(demo.output[0]), strict=True))
+        best = [(top_k(ours.scores), top_k(theirs.scores)) for ours, theirs in pairs]
+        finite = [bool(np.isfinite(ours.scores).all()) for ours, _ in pairs]
         differences: list[WordDifference] = []
-        for position, is_finite, (a, b) in zip(demo.mask_positions, finite, pairs, strict=True):
+        for (_, theirs), is_finite, (a, b) in zip(pairs, finite, best, strict=True):
             if is_finite and a != b:
-                differences += find_word_differences(demo.output[0, position], position, a, b, tokens)
+                differences += find_word_differences(theirs, a, b)
         return cls(
             rel_l2=relative_l2(output, demo.output),
             max_abs=float(np.abs(output.astype(np.float64) - demo.output).max()),
-            top1_same=all(a[0] == b[0] for a, b in pairs) if has_masks else None,
-            top10_same=all(a == b for a, b in pairs) if has_masks else None,
-            top10=describe_words(output[0, demo.mask_positions[0]], ours[0], tokens) if any(finite[:1]) else [],
+            top1_same=all(a[0] == b[0] for a, b in best) if best else None,
+            top10_same=all(a == b for a, b in best) if best else None,
+            top10=describe_words(pairs[0][0].scores, best[0][0], pairs[0][0].names) if any(finite[:1]) else [],
             swaps=differences,
         )
 
@@ -134,22 +133,18 @@ class Comparison:
         return reasons
 
 
-def find_word_differences(
-    reference: np.ndarray, position: int, ours: Sequence[int], theirs: Sequence[int], tokens: Sequence[str]
-) -> list[WordDifference]:
-    """The places at which two lists of top-k predictions differ.
+def find_word_differences(reference: Ranking, ours: Sequence[int], theirs: Sequence[int]) -> list[WordDifference]:
+    """The places at which two lists of the best predictions differ.
 
     Args:
-        reference: PyTorch's logits, (vocabulary,).
-        position: position of [MASK] in the sequence.
-        ours: ids of the network's predictions, the best first.
-        theirs: ids of PyTorch's predictions.
-        tokens: the vocabulary, by id.
+        reference: PyTorch's ranking.
+        ours: numbers of the network's predictions, the best first.
+        theirs: numbers of PyTorch's predictions.
     """
-    a, b = (describe_words(reference, ids, tokens) for ids in (ours, theirs))
+    a, b = (describe_words(reference.scores, ids, reference.names) for ids in (ours, theirs))
     return [
         WordDifference(
-            position,
+            reference.place,
             place,
             word["word"],
             expected["word"],

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,16 @@ from onnx import numpy_helper
 
 from bert_trt.console import UserError
 from bert_trt.files import read_json
+from bert_trt.options import (
+    EMBEDDING,
+    FILL_MASK,
+    HIDDEN_STATES,
+    POOLINGS,
+    QUESTION_ANSWERING,
+    SEQUENCE_CLASSIFICATION,
+    TASKS,
+    TOKEN_CLASSIFICATION,
+)
 
 ONNX_NAME = "model.onnx"
 DATA_NAME = "model.onnx.data"
@@ -50,7 +60,13 @@ ACTIVATIONS = {  # Hugging Face's name of an activation -> the kind that addActi
     "gelu_fast": "tanh",
     "gelu_python_tanh": "tanh",
     "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "quick_gelu": "quick_gelu",
 }
+ENCODER_MODULES = ("embeddings.", "encoder.", "pooler.")  # their names have a prefix in a model with a head
+SCORE_FUNCTIONS = ("softmax", "sigmoid", "none")
+POOLER_ACTIVATIONS = ("hyperbolic_tangent", "relu", "erf", "identity")
 KINDS = {"i": "whole numbers", "U": "text", "f": "floating point"}  # NumPy's letters for dtypes
 FOREIGN_PATTERNS = ("*.onnx", "onnx/*.onnx")  # where exports of other tools lie
 FOREIGN_FILES = (
@@ -58,6 +74,16 @@ FOREIGN_FILES = (
     "python onnx2trt.py --onnx FILE"
 )
 NOT_TOGETHER = "the files in this folder do not belong together: write them again with model2onnx.py"
+
+
+@dataclass(frozen=True)
+class DenseLayer:
+    """A dense layer after the pooling of an embedding: activation(x @ weightᵀ + bias)."""
+
+    width_in: int
+    width_out: int
+    has_bias: bool
+    activation: str
 
 
 @dataclass(frozen=True)
@@ -73,10 +99,20 @@ class BertConfig:
         max_positions: rows of the position embeddings, the length of the longest sequence.
         type_vocab_size: rows of the token type embeddings.
         layer_norm_eps: the epsilon of every layer norm.
-        activation: "erf", "tanh" or "relu", as ``addActivation`` takes it.
+        activation: the feed-forward layers' activation, a value of ``ACTIVATIONS``.
         tied_decoder: the decoder's weight is the word embeddings.
-        has_head: the checkpoint is a BertForMaskedLM, whose output is logits; else a BertModel, whose output is
-            hidden states.
+        task: one of ``options.TASKS``; it decides the head.
+        embedding_size: E, the width of the embeddings; H in most models.
+        has_projection: whether a Linear E -> H follows the embeddings.
+        has_relative_positions: whether the scores have a bias by the distance of two tokens.
+        head_activation: the activation in the masked-language head.
+        pooler_activation: the activation of the pooler, one of ``POOLER_ACTIVATIONS``.
+        labels: the names of the classes, by number; empty for other tasks.
+        score_function: what turns logits of a sequence classification into scores, one of ``SCORE_FUNCTIONS``.
+        pooling: how an embedding is pooled, one of ``options.POOLINGS``.
+        embedding_layers: the dense layers after the pooling.
+        normalize: whether an embedding is divided by its L2 norm.
+        truncated_length: the most tokens that --truncate leaves of a text.
     """
 
     vocab_size: int
@@ -89,7 +125,28 @@ class BertConfig:
     layer_norm_eps: float
     activation: str
     tied_decoder: bool
-    has_head: bool
+    task: str
+    embedding_size: int
+    has_projection: bool
+    has_relative_positions: bool
+    head_activation: str
+    pooler_activation: str
+    labels: tuple[str, ...]
+    score_function: str
+    pooling: str
+    embedding_layers: tuple[DenseLayer, ...]
+    normalize: bool
+    truncated_length: int
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it is a masked language model."""
+        return self.task == FILL_MASK
+
+    @property
+    def has_pooler(self) -> bool:
+        """Whether the answer comes from the first token, through a Linear and an activation."""
+        return self.task == SEQUENCE_CLASSIFICATION or (self.task == EMBEDDING and self.pooling == "pooler")
 
     @property
     def head_size(self) -> int:
@@ -98,22 +155,34 @@ class BertConfig:
 
     @property
     def prefix(self) -> str:
-        """The prefix of the encoder's parameter names: ``bert.`` in a masked language model."""
-        return "bert." if self.has_head else ""
+        """The prefix of the encoder's parameter names: ``bert.`` in a model with a head."""
+        return "" if self.task in (HIDDEN_STATES, EMBEDDING) else "bert."
 
     @property
     def output_name(self) -> str:
-        """Name of the network's output: ``logit`` (1, S, vocabulary) or ``last_hidden_state`` (1, S, H)."""
-        return "logit" if self.has_head else "last_hidden_state"
+        """The network's output: ``last_hidden_state`` (1, S, H), ``embedding`` (1, E), or ``logit``.
+
+        Logits are (1, S, vocabulary), (1, S, labels) for the tokens' labels, (1, S, 2) for the begin and the end of
+        an answer, and (1, labels) for those of a sequence.
+        """
+        return {HIDDEN_STATES: "last_hidden_state", EMBEDDING: "embedding"}.get(self.task, "logit")
+
+    @property
+    def is_per_sequence(self) -> bool:
+        """Whether the output has one row for a sequence, not one for a token."""
+        return self.task in (EMBEDDING, SEQUENCE_CLASSIFICATION)
 
     @property
     def output_width(self) -> int:
         """Length of the output's last axis."""
-        return self.vocab_size if self.has_head else self.hidden_size
+        if self.task == EMBEDDING:
+            return self.embedding_layers[-1].width_out if self.embedding_layers else self.hidden_size
+        widths = {FILL_MASK: self.vocab_size, HIDDEN_STATES: self.hidden_size, QUESTION_ANSWERING: 2}
+        return widths.get(self.task, len(self.labels))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str) -> BertConfig:
-        """Reads a Hugging Face configuration.
+        """Reads a configuration in our form: the entries of Hugging Face's BERT, and those of the task.
 
         Args:
             values: the entries of config.json.
@@ -122,58 +191,113 @@ class BertConfig:
         Raises:
             UserError: it is not a BERT, a size is missing or wrong, or a variant that is not supported.
         """
+        entries = _Entries(values, source)
         if values.get("model_type") != "bert":
             raise UserError(
-                f"{source}: model_type is {values.get('model_type')!r}, expected 'bert'; "
-                "only BERT checkpoints can be used"
+                f"{source}: model_type is {values.get('model_type')!r}, expected 'bert'; write the folder again with "
+                "model2onnx.py"
             )
-        for option in ("is_decoder", "add_cross_attention"):
-            if values.get(option):
-                raise UserError(
-                    f"{source}: {option} is {values[option]!r}, expected false; only BERT encoders can be used"
-                )
-        if values.get("position_embedding_type", "absolute") != "absolute":
-            raise UserError(
-                f"{source}: position_embedding_type is {values['position_embedding_type']!r}, expected 'absolute'"
-            )
-        activation = values.get("hidden_act", "gelu")
-        if not isinstance(activation, str) or activation not in ACTIVATIONS:
-            raise UserError(f"{source}: hidden_act is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
         epsilon = values.get("layer_norm_eps", 1e-12)
         if not isinstance(epsilon, int | float) or isinstance(epsilon, bool) or not 0 < epsilon < 1:
             raise UserError(f"{source}: layer_norm_eps is {epsilon!r}, expected a number between 0 and 1")
-        tied = values.get("tie_word_embeddings", True)
-        if not isinstance(tied, bool):
-            raise UserError(f"{source}: tie_word_embeddings is {tied!r}, expected true or false")
-        architectures = values.get("architectures") or []
-        if not isinstance(architectures, list):
-            raise UserError(f"{source}: architectures is {architectures!r}, expected a list of names")
-
-        def size(key: str) -> int:
-            value = values.get(key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"{source}: {key} is {value!r}, expected a positive whole number")
-            return value
-
-        config = cls(
-            vocab_size=size("vocab_size"),
-            hidden_size=size("hidden_size"),
-            num_layers=size("num_hidden_layers"),
-            num_heads=size("num_attention_heads"),
-            intermediate_size=size("intermediate_size"),
-            max_positions=size("max_position_embeddings"),
-            type_vocab_size=size("type_vocab_size"),
+        activation = entries.choice("hidden_act", ACTIVATIONS, "gelu")
+        hidden_size, max_positions = entries.size("hidden_size"), entries.size("max_position_embeddings")
+        num_heads, task = entries.size("num_attention_heads"), entries.choice("task", TASKS, "")
+        if hidden_size % num_heads:
+            raise UserError(
+                f"{source}: hidden_size is {hidden_size}, expected a multiple of num_attention_heads, {num_heads}"
+            )
+        labels = entries.names("labels")
+        if (not labels) == (task in (SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION)):
+            wanted = "the names of the classes" if not labels else "none"
+            raise UserError(f"{source}: labels is {list(labels)}, expected {wanted} for the task {task}")
+        return cls(
+            vocab_size=entries.size("vocab_size"),
+            hidden_size=hidden_size,
+            num_layers=entries.size("num_hidden_layers"),
+            num_heads=num_heads,
+            intermediate_size=entries.size("intermediate_size"),
+            max_positions=max_positions,
+            type_vocab_size=entries.size("type_vocab_size"),
             layer_norm_eps=float(epsilon),
             activation=ACTIVATIONS[activation],
-            tied_decoder=tied,
-            has_head="BertForMaskedLM" in architectures,
+            tied_decoder=entries.flag("tie_word_embeddings", True),
+            task=task,
+            embedding_size=entries.size("embedding_size", hidden_size),
+            has_projection=entries.flag("has_projection", False),
+            has_relative_positions=entries.flag("relative_positions", False),
+            head_activation=ACTIVATIONS[entries.choice("head_act", ACTIVATIONS, activation)],
+            pooler_activation=entries.choice("pooler_activation", POOLER_ACTIVATIONS, "hyperbolic_tangent"),
+            labels=labels,
+            score_function=entries.choice("score_function", SCORE_FUNCTIONS, "softmax"),
+            pooling=entries.choice("pooling", POOLINGS, "mean"),
+            embedding_layers=entries.dense_layers("embedding_layers"),
+            normalize=entries.flag("normalize", False),
+            truncated_length=min(entries.size("truncated_length", max_positions), max_positions),
         )
-        if config.hidden_size % config.num_heads:
-            raise UserError(
-                f"{source}: hidden_size is {config.hidden_size}, expected a multiple of "
-                f"num_attention_heads, {config.num_heads}"
-            )
-        return config
+
+    def task_entries(self) -> dict[str, Any]:
+        """The entries of config.json that Hugging Face's BERT does not have, for ``from_dict``."""
+        return {
+            "task": self.task,
+            "embedding_size": self.embedding_size,
+            "has_projection": self.has_projection,
+            "relative_positions": self.has_relative_positions,
+            "head_act": next(name for name, kind in ACTIVATIONS.items() if kind == self.head_activation),
+            "pooler_activation": self.pooler_activation,
+            "labels": list(self.labels),
+            "score_function": self.score_function,
+            "pooling": self.pooling,
+            "embedding_layers": [vars(layer) for layer in self.embedding_layers],
+            "normalize": self.normalize,
+            "truncated_length": self.truncated_length,
+        }
+
+
+class _Entries:
+    """Reads entries of config.json; a wrong one is a UserError that names it."""
+
+    def __init__(self, values: Mapping[str, Any], source: str) -> None:
+        self.values = values
+        self.source = source
+
+    def _refuse(self, key: str, expected: str) -> UserError:
+        return UserError(f"{self.source}: {key} is {self.values.get(key)!r}, expected {expected}")
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """A positive whole number."""
+        value = self.values.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self._refuse(key, "a positive whole number")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            raise self._refuse(key, "true or false")
+        return value
+
+    def choice(self, key: str, choices: Iterable[str], default: str) -> str:
+        """One of several names."""
+        value = self.values.get(key, default)
+        if not isinstance(value, str) or value not in choices:
+            raise self._refuse(key, f"one of {', '.join(choices)}")
+        return value
+
+    def names(self, key: str) -> tuple[str, ...]:
+        """A list of names; empty if it is missing."""
+        value = self.values.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            raise self._refuse(key, "a list of names")
+        return tuple(value)
+
+    def dense_layers(self, key: str) -> tuple[DenseLayer, ...]:
+        """A list of dense layers; empty if it is missing."""
+        try:
+            return tuple(DenseLayer(**layer) for layer in self.values.get(key, []))
+        except TypeError:
+            raise self._refuse(key, "a list of dense layers, as model2onnx.py writes it") from None
 
 
 @dataclass(frozen=True)
@@ -183,9 +307,9 @@ class DemoIO:
     Attributes:
         text: the sentence.
         inputs: ``input_ids``, ``token_type_ids``, ``position_ids``, each int64 (1, S).
-        output: float32, (1, S, vocabulary) or (1, S, H) without a head.
+        output: float32 (1, R, width): R is S, or 1 where the task has one row for a sequence.
         hidden_states: float32 (L + 1, S, H): after the embeddings and after each encoder layer.
-        mask_positions: positions of [MASK] in the sentence; empty without a head.
+        mask_positions: positions of [MASK] in the sentence; empty for other tasks than filling masks.
     """
 
     text: str
@@ -202,8 +326,9 @@ class ReferenceSequence:
     Attributes:
         input_ids: int64 (S,).
         token_type_ids: int64 (S,).
-        checked: int64 (P,), positions whose output is kept, ascending: all of a short sequence, some of a long one.
-        output: float32 (P, vocabulary or H).
+        checked: int64 (P,), the rows of the output that are kept, ascending: all tokens of a short sequence, some of
+            a long one; just 0 where the task has one row for a sequence.
+        output: float32 (P, width).
     """
 
     input_ids: np.ndarray
@@ -375,7 +500,7 @@ class ModelFolder:
         config = self.config
         shapes = {
             "input_ids": (1, length),
-            "output": (1, length, config.output_width),
+            "output": (1, 1 if config.is_per_sequence else length, config.output_width),
             "hidden_states": (config.num_layers + 1, length, config.hidden_size),
             "mask_positions": (values["mask_positions"].size,),
         }
@@ -384,7 +509,7 @@ class ModelFolder:
                 raise UserError(f"{path}: {key} is {list(values[key].shape)}, expected {list(shape)}; {NOT_TOGETHER}")
         positions = values["mask_positions"]
         if (positions.size > 0) != config.has_head or ((positions < 0) | (positions >= length)).any():
-            wanted = f"positions from 0 to {length - 1}" if config.has_head else "none, since the model has no head"
+            wanted = f"positions from 0 to {length - 1}" if config.has_head else f"none for the task {config.task}"
             raise UserError(
                 f"{path}: mask_positions is {positions.tolist()}, expected {wanted}; "
                 "write it again with model2onnx.py"

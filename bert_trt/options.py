@@ -13,7 +13,18 @@ from bert_trt.console import UserError
 
 HERE = Path(__file__).parent.parent
 BUNDLED_MODEL = HERE / "demo_model"
-DEFAULT_TEXT = "The capital of France, [MASK], contains the Eiffel Tower."
+MASK = "[MASK]"  # BERT's mask token; other families have others, such as <mask>
+DEFAULT_TEXT = f"The capital of France, {MASK}, contains the Eiffel Tower."
+DEFAULT_ANSWER = "Paris"  # in place of the mask, for other tasks
+DEFAULT_QUESTION = "What is the capital of France?"
+FILL_MASK, HIDDEN_STATES, EMBEDDING = "fill-mask", "hidden-states", "embedding"
+SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION = "sequence-classification", "token-classification"
+QUESTION_ANSWERING = "question-answering"
+TASKS = (
+    *(FILL_MASK, HIDDEN_STATES, EMBEDDING),
+    *(SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION, QUESTION_ANSWERING),
+)
+POOLINGS = ("mean", "cls", "max", "pooler")  # of an embedding
 DEFAULT_OUT_DIR = Path("out")
 # Largest relative L2 error of the output against PyTorch fp32.
 TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2, "int8": 5e-2, "fp8": 5e-2}
@@ -213,16 +224,22 @@ class ExportOptions:
 
     Attributes:
         model: checkpoint folder or hub name.
-        text: the sentence of the example.
+        text: the sentence of the example; None for one that suits the task.
         text_pair: a second sentence, or None.
+        task: one of ``TASKS``; None for that of the checkpoint's own files.
+        pooling: one of ``POOLINGS``, for an embedding; None for that of the checkpoint's own files.
         ignore_extra_weights: leave out the parts of the checkpoint that cannot be exported.
+        ignore_config: entries of config.json that are unknown and without effect.
         out_dir: the folder to write.
     """
 
     model: str = str(BUNDLED_MODEL)
-    text: str = DEFAULT_TEXT
+    text: str | None = None
     text_pair: str | None = None
+    task: str | None = None
+    pooling: str | None = None
     ignore_extra_weights: bool = False
+    ignore_config: tuple[str, ...] = ()
     out_dir: Path = DEFAULT_OUT_DIR
 
 

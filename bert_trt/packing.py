@@ -78,8 +78,13 @@ class PackedBatch:
         return int(self.lengths.max())
 
     def split(self, result: np.ndarray) -> list[np.ndarray]:
-        """(T, ...) -> views (S_i, ...), one for each of ``sequences``."""
-        return np.split(result, self.cu_seqlens[1:-1])
+        """Views, one for each of ``sequences``: (S_i, width) of (T, width), or (1, width) of (B, width).
+
+        Where T and B are the same, every sequence has one token, and so has both.
+        """
+        if len(result) == self.cu_seqlens[-1]:
+            return np.split(result, self.cu_seqlens[1:-1])
+        return list(result[:, None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +116,9 @@ class PaddedBatch:
         return int(self.lengths.max())
 
     def split(self, result: np.ndarray) -> list[np.ndarray]:
-        """(B, S, ...) -> views (S_i, ...), one for each of ``sequences``."""
+        """Views, one for each of ``sequences``: (S_i, width) of (B, S, width), or (1, width) of (B, width)."""
+        if result.ndim == 2:
+            return list(result[:, None])
         return [row[:length] for row, length in zip(result, self.lengths, strict=True)]
 
 
@@ -125,7 +132,8 @@ class NetworkBatch:
     Attributes:
         inputs: arrays by the name of the input.
         sequences: the index of each sequence in the caller's list.
-        split: splits the network's output into one array (S_i, vocabulary or H) for each sequence.
+        split: splits the network's output into one array (S_i, width) for each sequence, or (1, width) where the
+            network has one row for a sequence.
     """
 
     inputs: dict[str, np.ndarray]
@@ -142,7 +150,8 @@ def single_batch(ids: np.ndarray, types: np.ndarray, index: int) -> NetworkBatch
         index: the sequence's index in the caller's list.
     """
     values = (ids[None], types[None], np.arange(len(ids), dtype=np.int32)[None])  # each (1, S)
-    return NetworkBatch(dict(zip(INPUT_NAMES, values, strict=True)), [index], lambda output: [output[0]])
+    inputs = dict(zip(INPUT_NAMES, values, strict=True))
+    return NetworkBatch(inputs, [index], lambda output: [output.reshape(-1, output.shape[-1])])
 
 
 def packed_batch(batch: PackedBatch) -> NetworkBatch:

@@ -49,6 +49,7 @@ from bert_trt.options import (
 from bert_trt.packing import NetworkBatch
 from bert_trt.plan import BuildOptions, build_plan, info_path
 from bert_trt.quantization import BASE_PRECISION, QuantizedParts, check_quantized
+from bert_trt.tasks import Rankings
 from bert_trt.tensorrt_log import TrtLog, raise_failure
 from plugins.build import library_path
 
@@ -128,11 +129,16 @@ class Task:
         return self.options.batching
 
     @functools.cached_property
+    def rankings(self) -> Rankings:
+        """Finds the rankings in the output for the demo's sequence."""
+        return Rankings(self.folder, self.demo.mask_positions)
+
+    @functools.cached_property
     def example(self) -> NetworkBatch | None:
         """A batch that the plan accepts and that holds the demo's sequence, repeated where the batch needs several;
         None where it does not fit. The last array that the batch's ``split`` returns is the output for it."""
         ids, types = (self.demo.inputs[name][0] for name in ("input_ids", "token_type_ids"))
-        sequence = ReferenceSequence(ids, types, np.arange(len(ids)), self.demo.output[0])
+        sequence = ReferenceSequence(ids, types, np.arange(self.demo.output.shape[1]), self.demo.output[0])
         batches = reference_batches([sequence], self.batching, self.build.seq_len, self.build.batch)
         return batches[0] if batches else None
 
@@ -445,9 +451,8 @@ def _run(result: Result, run: Run) -> list[np.ndarray]:
     """
     task = result.task
     if task.example is not None:
-        tokens = task.folder.tokens() if task.demo.mask_positions else []
-        output = task.example.split(run(task.example.inputs))[-1]  # (S, vocabulary or H)
-        result.comparison = Comparison.of(output[None], task.demo, tokens)
+        output = task.example.split(run(task.example.inputs))[-1]  # (R, width)
+        result.comparison = Comparison.of(output[None], task.demo, task.rankings)
     batches = _batches(result)
     result.sequences = compare_sequences(run, batches, task.reference)
     return [] if task.example is not None or batches else task.own_batch.split(run(task.own_batch.inputs))

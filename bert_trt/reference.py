@@ -6,17 +6,16 @@ positions gives other outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from bert_trt.checkpoint import ATTENTION, first_line
+from bert_trt.checkpoint import Checkpoint, first_line
 from bert_trt.console import UserError
-from bert_trt.model_files import INPUT_NAMES, BertConfig, ReferenceSequence
+from bert_trt.model_files import BertConfig, ReferenceSequence
 from bert_trt.options import DEFAULT_DATA
 
 REFERENCE_LENGTHS = (3, 9, 33, 128)  # tokens; 128 is the longest sequence of a plan by default
@@ -80,14 +79,13 @@ def _known_tokens(tokenizer: Any, config: BertConfig, count: int) -> np.ndarray:
 
 
 def run_reference(
-    model: Any, sequences: Sequence[tuple[np.ndarray, np.ndarray]], config: BertConfig
+    checkpoint: Checkpoint, sequences: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> list[ReferenceSequence]:
     """Runs PyTorch in fp32 on padded batches of two sequences of neighbouring lengths, with its own attention mask.
 
     Args:
-        model: BertForMaskedLM or BertModel, loaded by ``load_checkpoint``.
+        checkpoint: loaded by ``load_checkpoint``.
         sequences: ``input_ids`` and ``token_type_ids``, each int64 (S,).
-        config: the model's sizes.
 
     Returns:
         The sequences with their outputs, in the same order.
@@ -96,29 +94,20 @@ def run_reference(
     for start in range(0, len(sequences), 2):
         pair = sequences[start : start + 2]
         longest = max(len(ids) for ids, _ in pair)
-        padded = {name: np.zeros((len(pair), longest), np.int64) for name in INPUT_NAMES[:2]}  # (B, S)
+        padding = {"input_ids": checkpoint.tokenizer.pad_token_id or 0, "token_type_ids": 0}
+        padded = {name: np.full((len(pair), longest), value, np.int64) for name, value in padding.items()}  # (B, S)
         mask = np.zeros((len(pair), longest), np.int64)
         for row, (ids, types) in enumerate(pair):
             padded["input_ids"][row, : len(ids)], padded["token_type_ids"][row, : len(ids)] = ids, types
             mask[row, : len(ids)] = 1
         tensors = {name: torch.from_numpy(values) for name, values in padded.items()}
-        with torch.inference_mode(), _own_attention_mask(model):
-            result = model(**tensors, attention_mask=torch.from_numpy(mask))
-        output = (result.logits if config.has_head else result.last_hidden_state).numpy()  # (B, S, vocabulary or H)
+        result, _ = checkpoint.run_reference(tensors | {"attention_mask": torch.from_numpy(mask)})
+        output = result.numpy()  # (B, S, width) or (B, 1, width)
         for row, (ids, types) in enumerate(pair):
-            checked = np.linspace(0, len(ids) - 1, min(CHECKED_TOKENS, len(ids))).astype(np.int64)
+            rows = 1 if checkpoint.config.is_per_sequence else len(ids)
+            checked = np.linspace(0, rows - 1, min(CHECKED_TOKENS, rows)).astype(np.int64)
             references.append(ReferenceSequence(ids, types, checked, output[row, checked]))
     return references
-
-
-@contextmanager
-def _own_attention_mask(model: Any) -> Iterator[None]:
-    """Inside, transformers builds the attention mask, as it does for an attention whose name it knows."""
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(ATTENTION)
 
 
 def write_reference(sequences: Sequence[ReferenceSequence], path: Path) -> None:

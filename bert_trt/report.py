@@ -25,12 +25,12 @@ from bert_trt.tensorrt_product import IS_RTX
 
 def print_report(*results: Result) -> None:
     """Prints one table with a column for PyTorch and one for each result."""
-    demo, folder = results[0].task.demo, results[0].task.folder
+    demo = results[0].task.demo
     table = Table(title=Text(demo.text), title_justify="left")
     for heading in ("", "PyTorch fp32", *(result.task.heading for result in results)):
         table.add_column(heading, overflow="fold")
-    if demo.mask_positions:
-        reference = Comparison.of(demo.output, demo, folder.tokens())
+    reference = Comparison.of(demo.output, demo, results[0].task.rankings)
+    if reference.top10:
         comparisons = (reference, *(result.comparison for result in results))
         for place in range(len(reference.top10)):
             table.add_row(f"{place + 1}.", *(_word_cell(comparison, place) for comparison in comparisons))

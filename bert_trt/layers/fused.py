@@ -13,6 +13,7 @@ import numpy as np
 
 from bert_trt.console import UserError
 from bert_trt.layers.native import QKV, NativeLayers
+from bert_trt.model_files import BertConfig
 from bert_trt.tensorrt_product import trt
 
 HEAD_SIZES = (32, 64, 128)  # QkvToContext has kernels for these
@@ -22,30 +23,33 @@ class UnsuitableFusionError(UserError):
     """The model or the quantization does not suit the chosen fusion; the message says why."""
 
 
+def attention_obstacle(config: BertConfig) -> str | None:
+    """Why the QkvToContext plugin cannot compute a model's attention; None if it can."""
+    if config.has_relative_positions:
+        return "the model's scores have a bias by relative positions, which the QkvToContext plugin does not add"
+    if config.head_size not in HEAD_SIZES:
+        return (
+            f"the model's heads have {config.head_size} elements, and the QkvToContext plugin takes "
+            f"{', '.join(map(str, HEAD_SIZES))}"
+        )
+    return None
+
+
 class FusedLayers(NativeLayers):
     """Embeddings, attention, and residual sum with layer norm as plugins. Arguments as for ``NativeLayers``.
 
-    Raises:
-        UnsuitableFusionError: QkvToContext has no kernel for the model's head size.
+    Attention is native where the QkvToContext plugin has no kernel for it, see ``attention_obstacle``.
     """
 
     has_fused_attention = True
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        if self.config.head_size not in HEAD_SIZES:
-            raise UnsuitableFusionError(
-                f"--fusion plugins and all: the model's heads have {self.config.head_size} elements, and the "
-                f"QkvToContext plugin takes {', '.join(map(str, HEAD_SIZES))}; build with --fusion none"
-            )
-
     def embeddings(self, ids: Sequence[trt.ITensor], name: str) -> trt.ITensor:
-        """LN(word + position + type): three (S,) -> (S, H)."""
+        """LN(word + position + type): three (S,) -> (S, E)."""
         (y,) = self.add_embeddings(ids, name)
         return y
 
     def add_embeddings(self, ids: Sequence[trt.ITensor], name: str, **outputs: Any) -> tuple[trt.ITensor, ...]:
-        """The outputs of the EmbLayerNorm plugin, each (S, H); ``outputs`` are arguments of ``addEmbLayerNorm``."""
+        """The outputs of the EmbLayerNorm plugin, each (S, E); ``outputs`` are arguments of ``addEmbLayerNorm``."""
         config = self.config
         rows = {
             "word_embeddings": config.vocab_size,
@@ -53,7 +57,7 @@ class FusedLayers(NativeLayers):
             "token_type_embeddings": config.type_vocab_size,
         }
         tables = [self.table(f"{name}.{part}", count) for part, count in rows.items()]
-        gamma, beta = self.norm_weights(f"{name}.LayerNorm")
+        gamma, beta = self.norm_weights(f"{name}.LayerNorm", config.embedding_size)
         return self.helper.addEmbLayerNorm(
             *(ids, tables, gamma, beta, config.layer_norm_eps, f"{name}.LayerNorm"), **outputs
         )
@@ -63,6 +67,8 @@ class FusedLayers(NativeLayers):
 
         One product with the concatenated weights of Q, K and V computes (S, 3 H), which the plugin reads.
         """
+        if attention_obstacle(self.config) is not None:
+            return super().self_attention(x, name)
         weight, bias = self.qkv_weights(name)
         modules = [f"{name}.{part}" for part in QKV]
         return self.context(self.products.linear(x, weight, bias, f"{name}.qkv", modules), name)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
+
 from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME
 from bert_trt.tensorrt_product import trt
 from trt_helper import TrtNetworkHelper
@@ -38,9 +40,10 @@ class SingleLayout:
         ids = [self.helper.addInput(name, trt.DataType.INT32, (1, -1)) for name in INPUT_NAMES]
         return [self.helper.addReshape(tensor, (-1,), f"{tensor.name}.flat") for tensor in ids], None
 
-    def add_output(self, output: trt.ITensor, name: str, width: int) -> None:
-        """Marks (S, width) as the output ``name``, fp32 (1, S, width)."""
-        self.helper.markOutput(self.helper.addReshape(output, (1, -1, width), "output"), name)
+    def add_output(self, output: trt.ITensor, name: str, width: int, is_per_sequence: bool) -> None:
+        """Marks (S, width) as the output ``name``, fp32 (1, S, width); or (1, width) as it is."""
+        shaped = output if is_per_sequence else self.helper.addReshape(output, (1, -1, width), "output")
+        self.helper.markOutput(shaped, name)
 
     def split_heads(self, x: trt.ITensor, num_heads: int, head_size: int, name: str) -> trt.ITensor:
         """(S, H) -> (S, N, D) -> (N, S, D)."""
@@ -49,6 +52,35 @@ class SingleLayout:
     def merge_heads(self, context: trt.ITensor, hidden_size: int, name: str) -> trt.ITensor:
         """(N, S, D) -> (S, N, D) -> (S, H)."""
         return self.helper.addShuffle(context, name, first_transpose=(1, 0, 2), shape=(-1, hidden_size))
+
+    def first_token(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """(S, H) -> (1, H)."""
+        return self.helper.addGather(x, self._number(0, (1,), name), 0, name)
+
+    def mean_token(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """The mean of a sequence's tokens, in fp32: (S, H) -> (1, H)."""
+        return self.helper.addMean(self.helper.addCast(x, trt.DataType.FLOAT, f"{name}.fp32"), 0, name)
+
+    def largest_token(self, x: trt.ITensor, name: str, max_positions: int) -> trt.ITensor:
+        """The largest value of each channel over a sequence's tokens: (S, H) -> (1, H)."""
+        return self.helper.addLargest(x, 0, name, keep_axis=True)
+
+    def distances(self, max_positions: int) -> trt.ITensor:
+        """p_key - p_query + P - 1 for every pair of tokens, int32 (S, S): a row of a table of 2 P - 1 distances."""
+        helper, positions = self.helper, self.ids[2]
+        shifted = helper.addAdd(
+            positions, self._number(max_positions - 1, (1,), "distance.shift"), "distance.shifted"
+        )
+        key = helper.addReshape(shifted, (1, -1), "distance.key")
+        return helper.addDifference(key, helper.addReshape(positions, (-1, 1), "distance.query"), "distance")
+
+    def spread_bias(self, bias: trt.ITensor, name: str) -> trt.ITensor:
+        """A bias of the scores for each head, (S, S, N) -> (N, S, S)."""
+        return self.helper.addShuffle(bias, name, first_transpose=(2, 0, 1))
+
+    def _number(self, value: int, shape: tuple[int, ...], name: str) -> trt.ITensor:
+        """An int32 constant."""
+        return self.helper.addConstant(np.full(shape, value, np.int32), f"{name}.number", trt.DataType.INT32)
 
     def additive_mask(self) -> trt.ITensor | None:
         """fp32, to be added to the scores (N, S, S), over which it broadcasts; None without a mask."""
@@ -78,8 +110,8 @@ class PaddedLayout(SingleLayout):
         )
         return ids, mask[0]
 
-    def add_output(self, output: trt.ITensor, name: str, width: int) -> None:
-        """Marks the output ``name``, fp32 (B, S, width)."""
+    def add_output(self, output: trt.ITensor, name: str, width: int, is_per_sequence: bool) -> None:
+        """Marks the output ``name``, fp32 (B, S, width) or (B, width)."""
         self.helper.markOutput(output, name)
 
     def split_heads(self, x: trt.ITensor, num_heads: int, head_size: int, name: str) -> trt.ITensor:
@@ -89,6 +121,45 @@ class PaddedLayout(SingleLayout):
     def merge_heads(self, context: trt.ITensor, hidden_size: int, name: str) -> trt.ITensor:
         """(B, N, S, D) -> (B, S, N, D) -> (B, S, H)."""
         return self.helper.addShuffle(context, name, first_transpose=(0, 2, 1, 3), shape=(0, 0, hidden_size))
+
+    def first_token(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """(B, S, H) -> (B, H)."""
+        return self.helper.addGather(x, self._number(0, (), name), 1, name)
+
+    def mean_token(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """The mean of the real tokens, in fp32: (B, S, H) -> (B, H)."""
+        helper, tokens = self.helper, self._real_tokens(name)
+        x = helper.addCast(x, trt.DataType.FLOAT, f"{name}.fp32")
+        total = helper.addSum(helper.addProduct(x, tokens, f"{name}.real"), 1, f"{name}.sum")  # (B, H)
+        return helper.addQuotient(total, helper.addSum(tokens, 1, f"{name}.count"), name)
+
+    def largest_token(self, x: trt.ITensor, name: str, max_positions: int) -> trt.ITensor:
+        """The largest value of each channel over the real tokens, in fp32: (B, S, H) -> (B, H)."""
+        helper = self.helper
+        x = helper.addCast(x, trt.DataType.FLOAT, f"{name}.fp32")
+        padding = helper.addScale(
+            helper.addShift(self._real_tokens(name), -1.0, f"{name}.shifted"), MASKED_SCORE, f"{name}.padding"
+        )
+        return helper.addLargest(helper.addAdd(x, padding, f"{name}.real"), 1, name)
+
+    def _real_tokens(self, name: str) -> trt.ITensor:
+        """fp32 (B, S, 1): 1 for a token, 0 for padding."""
+        assert self.lengths is not None
+        tokens = self.helper.addCast(self.lengths, trt.DataType.FLOAT, f"{name}.tokens.fp32")
+        return self.helper.addReshape(tokens, (0, -1, 1), f"{name}.tokens")
+
+    def distances(self, max_positions: int) -> trt.ITensor:
+        """As for one sequence, int32 (B, S, S)."""
+        helper, positions = self.helper, self.ids[2]
+        shifted = helper.addAdd(
+            positions, self._number(max_positions - 1, (1, 1), "distance.shift"), "distance.shifted"
+        )
+        key = helper.addReshape(shifted, (0, 1, -1), "distance.key")
+        return helper.addDifference(key, helper.addReshape(positions, (0, -1, 1), "distance.query"), "distance")
+
+    def spread_bias(self, bias: trt.ITensor, name: str) -> trt.ITensor:
+        """(B, S, S, N) -> (B, N, S, S)."""
+        return self.helper.addShuffle(bias, name, first_transpose=(0, 3, 1, 2))
 
     def additive_mask(self) -> trt.ITensor | None:
         """fp32 (B, 1, 1, S)."""
@@ -112,15 +183,74 @@ class PackedLayout(SingleLayout):
     """Sequences one after another, without padding: tensors are (T, H), cu_seqlens (B + 1,) the sums of lengths."""
 
     name = "packed"
+    _count: trt.ITensor | None = None
 
     def add_inputs(self) -> tuple[list[trt.ITensor], trt.ITensor | None]:
         """Adds three inputs int32 (T,) and cu_seqlens int32 (B + 1,)."""
         ids = [self.helper.addInput(name, trt.DataType.INT32, (-1,)) for name in INPUT_NAMES]
         return ids, self.helper.addInput(LENGTHS_NAME, trt.DataType.INT32, (-1,))
 
-    def add_output(self, output: trt.ITensor, name: str, width: int) -> None:
-        """Marks the output ``name``, fp32 (T, width)."""
+    def add_output(self, output: trt.ITensor, name: str, width: int, is_per_sequence: bool) -> None:
+        """Marks the output ``name``, fp32 (T, width) or (B, width)."""
         self.helper.markOutput(output, name)
+
+    def first_token(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """(T, H) -> (B, H)."""
+        assert self.lengths is not None
+        return self.helper.addGather(x, self.helper.addWithout(self.lengths, 0, 1, f"{name}.starts"), 0, name)
+
+    def mean_token(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """The mean of each sequence's tokens, in fp32: (T, H) -> (B, H).
+
+        A product with a matrix (B, T) that has 1 / length where the token belongs to the sequence.
+        """
+        helper, fp32 = self.helper, trt.DataType.FLOAT
+        assert self.lengths is not None
+        bounds = helper.addCast(self.lengths, fp32, f"{name}.bounds")
+        start, end = (
+            helper.addReshape(helper.addWithout(bounds, *dropped, f"{name}.{part}"), (-1, 1), f"{name}.{part}.column")
+            for part, dropped in (("starts", (0, 1)), ("ends", (1, 0)))
+        )  # each (B, 1)
+        count = helper.addReshape(self._token_count(), (1, -1), f"{name}.count")  # (1, T): 1 to T
+        after_start, after_end = (
+            helper.addCast(helper.addLess(bound, count, f"{name}.{part}"), fp32, f"{name}.{part}.fp32")
+            for part, bound in (("after_start", start), ("after_end", end))
+        )
+        members = helper.addDifference(after_start, after_end, f"{name}.members")  # (B, T)
+        weights = helper.addQuotient(members, helper.addDifference(end, start, f"{name}.lengths"), f"{name}.weights")
+        return helper.addMatMul(weights, helper.addCast(x, fp32, f"{name}.fp32"), name)
+
+    def largest_token(self, x: trt.ITensor, name: str, max_positions: int) -> trt.ITensor:
+        """The largest value of each channel over a sequence's tokens: (T, H) -> (B, H).
+
+        After step k, each row has the largest of the 2^k rows up to its own, as far as they are of its sequence; a
+        row may be taken twice. At last the row of each sequence's last token has the result.
+        """
+        helper = self.helper
+        assert self.lengths is not None
+        row = helper.addCast(self._token_count(), trt.DataType.INT32, f"{name}.count")  # (T,): 1 to T
+        row = helper.addDifference(row, self._number(1, (1,), f"{name}.row"), f"{name}.row")
+        first = helper.addDifference(row, self.ids[2], f"{name}.first")  # (T,), the sequence's first row
+        distance = 1
+        while distance < max_positions:
+            step = f"{name}.up_to_{2 * distance}"
+            back = helper.addDifference(row, self._number(distance, (1,), step), f"{step}.back")
+            other = helper.addGather(x, helper.addMaximum(back, first, f"{step}.rows"), 0, f"{step}.before")
+            x = helper.addMaximum(x, other, step)
+            distance *= 2
+        end = helper.addWithout(self.lengths, 1, 0, f"{name}.ends")
+        last = helper.addDifference(end, self._number(1, (1,), f"{name}.last"), f"{name}.last")
+        return helper.addGather(x, last, 0, name)
+
+    def _token_count(self) -> trt.ITensor:
+        """fp32 (T,): 1 to T."""
+        if self._count is None:
+            helper, input_ids = self.helper, self.ids[0]
+            ones = helper.addCast(
+                helper.addEqual(input_ids, input_ids, "token.true"), trt.DataType.FLOAT, "token.one"
+            )
+            self._count = helper.addRunningSum(ones, "token.count")
+        return self._count
 
     def additive_mask(self) -> trt.ITensor | None:
         """fp32 (1, T, T)."""
@@ -135,11 +265,9 @@ class PackedLayout(SingleLayout):
 
         The number of a token's sequence is the count of elements of cu_seqlens at or before the token.
         """
-        helper, fp32, input_ids, cu_seqlens = self.helper, trt.DataType.FLOAT, self.ids[0], self.lengths
+        helper, fp32, cu_seqlens = self.helper, trt.DataType.FLOAT, self.lengths
         assert cu_seqlens is not None
-        ones = helper.addCast(helper.addEqual(input_ids, input_ids, "token.true"), fp32, "token.one")
-        count = helper.addRunningSum(ones, "token.count")
-        column = helper.addReshape(count, (-1, 1), "token.column")  # (T, 1): 1 to T
+        column = helper.addReshape(self._token_count(), (-1, 1), "token.column")  # (T, 1): 1 to T
         ends = helper.addCast(helper.addReshape(cu_seqlens, (1, -1), "ends.row"), fp32, "ends.fp32")  # (1, B + 1)
         passed = helper.addCast(helper.addLess(ends, column, "ends.passed"), fp32, "ends.passed.fp32")  # (T, B + 1)
         sequence = helper.addSum(passed, 1, "token.sequence")  # (T,)

@@ -20,6 +20,7 @@ import numpy as np
 from bert_trt.layers.layouts import SingleLayout
 from bert_trt.layers.products import Products
 from bert_trt.model_files import BertConfig, WeightFile
+from bert_trt.options import GELU_KINDS
 from bert_trt.tensorrt_product import trt
 from trt_helper import TrtNetworkHelper
 
@@ -61,7 +62,8 @@ class NativeLayers:
         self.weights = weights
         self.layout = layout
         self.products = products
-        self.activation = config.activation if gelu is None or config.activation == "relu" else gelu
+        self._gelu = gelu
+        self.activation = self._chosen_gelu(config.activation)
         self.layer_norm_kernel = layer_norm_kernel
         self.constant_weights = constant_weights
         self._tables: dict[str, trt.ITensor] = {}
@@ -69,13 +71,17 @@ class NativeLayers:
     # the steps of the model
 
     def embeddings(self, ids: Sequence[trt.ITensor], name: str) -> trt.ITensor:
-        """LN(word + type + position): three (S,) -> (S, H)."""
+        """LN(word + type + position): three (S,) -> (S, E)."""
         input_ids, token_type_ids, position_ids = ids
         word = self.embedding(input_ids, f"{name}.word_embeddings", self.config.vocab_size)
         kind = self.embedding(token_type_ids, f"{name}.token_type_embeddings", self.config.type_vocab_size)
         position = self.embedding(position_ids, f"{name}.position_embeddings", self.config.max_positions)
         total = self.residual_sum(self.residual_sum(word, kind, f"{name}.word_and_type"), position, f"{name}.sum")
-        return self.layer_norm(total, f"{name}.LayerNorm")
+        return self.layer_norm(total, f"{name}.LayerNorm", self.config.embedding_size)
+
+    def projection(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """x @ weightᵀ + bias: (S, E) -> (S, H)."""
+        return self.head_linear(x, name, self.config.hidden_size)
 
     def self_attention(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """softmax(Q Kᵀ / √D) V for each head: (S, H) -> (S, H) (Vaswani et al., arXiv:1706.03762)."""
@@ -87,7 +93,7 @@ class NativeLayers:
         # The query is scaled before the product, since unscaled scores can overflow fp16.
         query = helper.addScale(query, 1 / math.sqrt(size), f"{name}.scaled_query")
         scores = self.products.matmul(query, key, f"{name}.scores", transpose_b=True)  # (N, S, S)
-        probabilities = helper.addSoftmax(scores, f"{name}.probabilities", bias=self.additive_mask)  # (N, S, S)
+        probabilities = helper.addSoftmax(scores, f"{name}.probabilities", bias=self.score_bias)  # (N, S, S)
         context = self.products.matmul(probabilities, value, f"{name}.context")  # (N, S, D)
         return self.layout.merge_heads(context, self.config.hidden_size, name)
 
@@ -102,21 +108,55 @@ class NativeLayers:
         x = self.linear(x, f"{name}.dense")
         return self.layer_norm(self.residual_sum(x, residual, f"{name}.sum"), f"{name}.LayerNorm")
 
+    # the heads; every layer set has these elementary ones
+
     def head_transform(self, x: trt.ITensor, name: str) -> trt.ITensor:
-        """LN(activation(x @ weightᵀ + bias)): (S, H) -> (S, H). Every layer set has this elementary head."""
-        weight, bias = self.linear_weights(f"{name}.dense", self.config.hidden_size, self.config.hidden_size)
-        x = self.helper.addLinear(x, weight, bias, f"{name}.dense")
-        x = self.helper.addActivation(x, f"{name}.{name.rpartition('.')[2]}_act_fn", self.activation)
-        return self.layer_norm(x, f"{name}.LayerNorm")
+        """LN(activation(x @ weightᵀ + bias)): (S, H) -> (S, E)."""
+        x = self.head_linear(x, f"{name}.dense", self.config.embedding_size)
+        kind = self._chosen_gelu(self.config.head_activation)
+        x = self.helper.addActivation(x, f"{name}.{name.rpartition('.')[2]}_act_fn", kind)
+        return self.layer_norm(x, f"{name}.LayerNorm", self.config.embedding_size)
 
     def decoder(self, x: trt.ITensor, name: str) -> trt.ITensor:
-        """Logits over the vocabulary V: (S, H) -> (S, V). A tied decoder's weight is the word embeddings' table."""
+        """Logits over the vocabulary V: (S, E) -> (S, V). A tied decoder's weight is the word embeddings' table."""
         vocab_size = self.config.vocab_size
         if not self.config.tied_decoder:
-            weight, bias = self.linear_weights(f"{name}.decoder", self.config.hidden_size, vocab_size)
-            return self.helper.addLinear(x, weight, bias, f"{name}.decoder")
-        table = self.table(f"{self.config.prefix}embeddings.word_embeddings", vocab_size)  # (V, H)
+            return self.head_linear(x, f"{name}.decoder", vocab_size)
+        table = self.table(f"{self.config.prefix}embeddings.word_embeddings", vocab_size)  # (V, E)
         return self.helper.addTiedLinear(x, table, self.weights.get(f"{name}.bias", (vocab_size,)), name)
+
+    def head_linear(self, x: trt.ITensor, name: str, width: int) -> trt.ITensor:
+        """x @ weightᵀ + bias: (..., in) -> (..., width)."""
+        weight, bias = self.linear_weights(name, x.shape[-1], width)
+        return self.helper.addLinear(x, weight, bias, name)
+
+    def pooler(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """activation(first token @ weightᵀ + bias): (S, H) -> (1, H)."""
+        x = self.layout.first_token(x, f"{name}.token")
+        x = self.head_linear(x, f"{name}.dense", self.config.hidden_size)
+        return self.helper.addActivation(x, f"{name}.activation", self.config.pooler_activation)
+
+    def pooled(self, x: trt.ITensor, name: str) -> trt.ITensor:
+        """The embedding of a sequence before its dense layers: (S, H) -> (1, H)."""
+        if self.config.pooling == "mean":
+            x = self.layout.mean_token(x, name)
+        elif self.config.pooling == "max":
+            x = self.layout.largest_token(x, name, self.config.max_positions)
+        else:
+            x = self.layout.first_token(x, name)
+        return x
+
+    def embedding_layers(self, x: trt.ITensor) -> trt.ITensor:
+        """The dense layers of an embedding and its division by its L2 norm: (1, H) -> (1, width)."""
+        for index, dense in enumerate(self.config.embedding_layers):
+            name = f"dense_{index}"
+            x = self.helper.addCast(x, self.helper.dtype, f"{name}.input")
+            weight = self.weights.get(f"{name}.weight", (dense.width_out, dense.width_in))
+            bias = self.weights.get(f"{name}.bias", (dense.width_out,)) if dense.has_bias else None
+            x = self.helper.addActivation(
+                self.helper.addLinear(x, weight, bias, name), f"{name}.activation", dense.activation
+            )
+        return self.helper.addNormalized(x, "embedding.normalized") if self.config.normalize else x
 
     # modules
 
@@ -125,13 +165,13 @@ class NativeLayers:
         weight, bias = self.linear_weights(name, x.shape[-1], self.config.hidden_size)
         return self.products.linear(x, weight, bias, name)
 
-    def layer_norm(self, x: trt.ITensor, name: str) -> trt.ITensor:
-        """A ``LayerNorm``: (S, H) -> (S, H)."""
-        gamma, beta = self.norm_weights(name)
+    def layer_norm(self, x: trt.ITensor, name: str, width: int | None = None) -> trt.ITensor:
+        """A ``LayerNorm``: (S, width) -> (S, width), H by default."""
+        gamma, beta = self.norm_weights(name, width)
         return self.helper.addLayerNorm(x, gamma, beta, self.config.layer_norm_eps, name, self.layer_norm_kernel)
 
     def embedding(self, ids: trt.ITensor, name: str, rows: int) -> trt.ITensor:
-        """An ``Embedding``: (S,) -> (S, H)."""
+        """An ``Embedding``: (S,) -> (S, E)."""
         return self.helper.addEmbedding(ids, self.table(name, rows), name)
 
     def residual_sum(self, a: trt.ITensor, b: trt.ITensor, name: str) -> trt.ITensor:
@@ -148,9 +188,24 @@ class NativeLayers:
         return self.helper.addAdd(fp32[0], fp32[1], name)
 
     @functools.cached_property
-    def additive_mask(self) -> trt.ITensor | None:
-        """The layout's additive mask; its layers are added once for all encoder layers."""
-        return self.layout.additive_mask()
+    def score_bias(self) -> trt.ITensor | None:
+        """What is added to the scores: the layout's mask and the bias of relative positions, fp32; None for nothing.
+
+        Its layers are added once for all encoder layers.
+        """
+        mask = self.layout.additive_mask()
+        if not self.config.has_relative_positions:
+            return mask
+        helper, name = self.helper, f"{self.config.prefix}encoder.relative_attention_bias"
+        weight = self.weights.get(f"{name}.weight", (2 * self.config.max_positions - 1, self.config.num_heads))
+        table = helper.addConstant(weight, f"{name}.weight", trt.DataType.FLOAT)
+        bias = helper.addEmbedding(self.layout.distances(self.config.max_positions), table, name)  # (S, S, N)
+        bias = self.layout.spread_bias(bias, f"{name}.heads")  # (N, S, S)
+        return bias if mask is None else helper.addAdd(bias, mask, f"{name}.masked")
+
+    def _chosen_gelu(self, activation: str) -> str:
+        """The GELU that --gelu asks for, in place of the checkpoint's; another activation as it is."""
+        return self._gelu if self._gelu is not None and activation in GELU_KINDS else activation
 
     # parameters
 
@@ -159,14 +214,15 @@ class NativeLayers:
         weight = self.weights.get(f"{name}.weight", (width_out, width_in))
         return weight, self.weights.get(f"{name}.bias", (width_out,))
 
-    def norm_weights(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Gamma and beta of a ``LayerNorm``, each (H,)."""
-        gamma, beta = (self.weights.get(f"{name}.{part}", (self.config.hidden_size,)) for part in ("weight", "bias"))
+    def norm_weights(self, name: str, width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Gamma and beta of a ``LayerNorm``, each (width,), H by default."""
+        width = width or self.config.hidden_size
+        gamma, beta = (self.weights.get(f"{name}.{part}", (width,)) for part in ("weight", "bias"))
         return gamma, beta
 
     def table(self, name: str, rows: int) -> trt.ITensor:
-        """The table of an ``Embedding``, (rows, H); the decoder that is tied to it uses the same constant."""
+        """The table of an ``Embedding``, (rows, E); the decoder that is tied to it uses the same constant."""
         if name not in self._tables:
-            weight = self.weights.get(f"{name}.weight", (rows, self.config.hidden_size))
+            weight = self.weights.get(f"{name}.weight", (rows, self.config.embedding_size))
             self._tables[name] = self.helper.addConstant(weight, f"{name}.weight")
         return self._tables[name]

@@ -6,6 +6,7 @@ import functools
 import math
 from typing import Any
 
+from bert_trt.console import UserError
 from bert_trt.layers.layouts import PackedLayout
 from bert_trt.layers.native import QKV, NativeLayers
 from bert_trt.tensorrt_product import trt
@@ -16,7 +17,7 @@ class TensorRTAttentionLayers(NativeLayers):
     """Native layers with TensorRT's own attention. Arguments as for ``NativeLayers``.
 
     Raises:
-        UserError: the installed TensorRT has no attention of its own.
+        UserError: the installed TensorRT has no attention of its own, or the model has relative positions.
     """
 
     has_fused_attention = True
@@ -24,6 +25,11 @@ class TensorRTAttentionLayers(NativeLayers):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         check_attention()
         super().__init__(*arguments, **named)
+        if self.config.has_relative_positions:
+            raise UserError(
+                "--fusion tensorrt: the model's scores have a bias by relative positions, and the mask of TensorRT's "
+                "attention is true or false here; build with --fusion none or plugins"
+            )
         self._packs = isinstance(self.layout, PackedLayout) and has_packed_attention(self.helper.dtype)
 
     def self_attention(self, x: trt.ITensor, name: str) -> trt.ITensor:
