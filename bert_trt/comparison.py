@@ -73,8 +73,8 @@ class Comparison:
         max_abs: largest absolute difference.
         top1_same: whether the first of every ranking is the same; None without rankings.
         top10_same: whether the ten best are the same, in the same order; None without rankings.
-        top10: the ten best of the first ranking, ``{"word", "id", "probability"}``; empty without rankings, or where a
-            logit is not finite.
+        top10: the ten best of the first ranking, ``{"word", "id", "probability"}``; empty without rankings, or where
+            a logit is not finite.
         swaps: the places where the words differ, near-ties included; empty where a logit is not finite.
     """
 
