@@ -76,7 +76,7 @@ def add_weights(folder: Path, prefix: str = "", **shapes: tuple[int, ...]) -> No
     change_weights(folder, lambda weights: {f"{prefix}{name}": weight for name, weight in weights.items()} | extra)
 
 
-def refusal(folder: Path, **options: bool) -> str:
+def refusal(folder: Path, **options: Any) -> str:
     with pytest.raises(UserError) as raised:
         load_checkpoint(str(folder), **options)
     told = str(raised.value)

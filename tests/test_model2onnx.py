@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
 import re
 import shutil
@@ -27,8 +27,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertForMaskedLM
 
 import model2onnx
-from bert_trt import reference
-from bert_trt.checkpoint import load_checkpoint, quiet_libraries
+from bert_trt.checkpoint import Checkpoint, load_checkpoint, quiet_libraries
 from bert_trt.console import UserError
 from bert_trt.model_files import (
     CONFIG_NAME,
@@ -53,7 +52,7 @@ class Export:
     """A checkpoint, the model that it is, and what was made of it."""
 
     checkpoint: dict[str, torch.Tensor]
-    model: Any
+    loaded: Checkpoint
     config: Any
     folder: Path
     graph: onnx.ModelProto
@@ -120,8 +119,9 @@ def export(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     quiet_libraries()
     model2onnx.export(str(source), TEXT, folder)
     loaded = load_checkpoint(str(source))
-    model, config = loaded.reference, loaded.config
-    return Export(load_file(source / "model.safetensors"), model, config, folder, onnx.load(folder / ONNX_NAME))
+    return Export(
+        load_file(source / "model.safetensors"), loaded, loaded.config, folder, onnx.load(folder / ONNX_NAME)
+    )
 
 
 def expected_weights(export: Export) -> dict[str, np.ndarray]:
@@ -197,7 +197,7 @@ def test_the_graph_answers_as_pytorch_does_at_every_length(export):
     for length in (1, 2, 17, export.config.max_positions):
         inputs = random_inputs(export.config, length, seed=length)
         answers: Any = evaluator.run(None, inputs)
-        reference, _ = model2onnx.run_pytorch(export.model, inputs, export.config.has_head)
+        reference, _ = model2onnx.run_pytorch(export.loaded, inputs)
         error = relative_error(answers[0], reference)
         # Both round to fp32 after every operation; measured: at most 1.3e-6.
         assert error <= 4e-6, (length, error)
@@ -272,8 +272,9 @@ def test_checkpoints_of_any_size_keep_their_weights(
     folder = tmp_path_factory.mktemp("any_model")
     model2onnx.export(str(source), "[MASK]", folder)
     loaded = load_checkpoint(str(source))
-    model, config = loaded.reference, loaded.config
-    made = Export(load_file(source / "model.safetensors"), model, config, folder, onnx.load(folder / ONNX_NAME))
+    made = Export(
+        load_file(source / "model.safetensors"), loaded, loaded.config, folder, onnx.load(folder / ONNX_NAME)
+    )
     test_initializers_are_the_checkpoints_weights_by_name_and_bit_for_bit(made)
 
 
@@ -285,8 +286,8 @@ def exported_again(checkpoint: Path) -> tuple[Any, Callable[[], ir.Model]]:
     """The model, and a function that copies its graph."""
     quiet_libraries()
     loaded = load_checkpoint(str(checkpoint))
-    model, tokenizer, config = loaded.reference, loaded.tokenizer, loaded.config
-    inputs, _ = model2onnx.tokenize(TEXT, tokenizer, config)
+    model, config = loaded.model, loaded.config
+    inputs, _ = model2onnx.tokenize(TEXT, loaded.tokenizer, config)
     proto = ir.to_proto(model2onnx.export_onnx(model, inputs, config))
     return model, lambda: ir.from_proto(proto)
 
@@ -537,22 +538,20 @@ def test_a_configuration_value_of_another_type_is_refused_by_name_or_changes_not
     path = tiny / "config.json"
     before = path.read_text()
     loaded = load_checkpoint(str(tiny))
-    model, tokenizer, config = loaded.reference, loaded.tokenizer, loaded.config
-    inputs, _ = model2onnx.tokenize(TEXT, tokenizer, config)
-    expected, _ = model2onnx.run_pytorch(model, inputs, config.has_head)
+    inputs, _ = model2onnx.tokenize(TEXT, loaded.tokenizer, loaded.config)
+    expected, _ = model2onnx.run_pytorch(loaded, inputs)
     try:
         for value in WRONG_VALUES:
             path.write_text(json.dumps(json.loads(before) | {key: value}))
             try:
                 loaded = load_checkpoint(str(tiny))
-                model, config = loaded.reference, loaded.config
             except UserError as error:
                 told = str(error)
                 assert told.startswith(f"--model {tiny}: "), told
                 assert key in told or TOLD_OTHERWISE.get(key, key) in told, (value, told)
                 assert "\n" not in told
             else:
-                answer, _ = model2onnx.run_pytorch(model, inputs, config.has_head)
+                answer, _ = model2onnx.run_pytorch(loaded, inputs)
                 if answer.shape == expected.shape:  # not those of a model whose head is left out
                     assert np.array_equal(answer, expected) or key == "hidden_act", value
     finally:
@@ -608,10 +607,9 @@ def test_the_largest_finite_weights_are_accepted_and_an_answer_that_overflows_is
 
     change_weights(damaged, change)
     loaded = load_checkpoint(str(damaged))
-    model, tokenizer, config = loaded.reference, loaded.tokenizer, loaded.config
-    inputs, _ = model2onnx.tokenize(TEXT, tokenizer, config)
+    inputs, _ = model2onnx.tokenize(TEXT, loaded.tokenizer, loaded.config)
     with pytest.raises(UserError, match="PyTorch's answer in fp32 has values that are not finite"):
-        model2onnx.run_pytorch(model, inputs, config.has_head)
+        model2onnx.run_pytorch(loaded, inputs)
 
 
 def test_weights_that_bert_does_not_read_may_be_anything(damaged):
@@ -877,11 +875,15 @@ def test_reference_answers_are_those_of_each_sequence_alone(checkpoint, model_di
 
 def test_without_an_attention_mask_the_answers_would_be_others(checkpoint, monkeypatch):
     loaded = load_checkpoint(str(checkpoint))
-    model, tokenizer, config = loaded.reference, loaded.tokenizer, loaded.config
-    sequences = reference_sequences(tokenizer, config)
-    right = run_reference(model, sequences, config)
-    monkeypatch.setattr(reference, "_own_attention_mask", lambda model: contextlib.nullcontext())
-    wrong = run_reference(model, sequences, config)
+    sequences = reference_sequences(loaded.tokenizer, loaded.config)
+    right = run_reference(loaded, sequences)
+    forward = loaded.reference.forward
+
+    def without_mask(attention_mask: torch.Tensor, **inputs: Any) -> Any:
+        return forward(attention_mask=torch.ones_like(attention_mask), **inputs)
+
+    monkeypatch.setattr(loaded.reference, "forward", functools.wraps(forward)(without_mask))
+    wrong = run_reference(loaded, sequences)
     assert np.abs(right[0].output - wrong[0].output).max() > 0.01
     np.testing.assert_array_equal(right[1].output, wrong[1].output)  # the longest of its batch
 
@@ -890,8 +892,7 @@ def test_without_an_attention_mask_the_answers_would_be_others(checkpoint, monke
 def test_reference_sequences_fit_short_position_tables(tmp_path, positions):
     source = make_checkpoint(tmp_path / "source", max_position_embeddings=positions, type_vocab_size=1)
     loaded = load_checkpoint(str(source))
-    model, tokenizer, config = loaded.reference, loaded.tokenizer, loaded.config
-    sequences = reference_sequences(tokenizer, config)
+    sequences = reference_sequences(loaded.tokenizer, loaded.config)
     assert [len(ids) for ids, _ in sequences] == sorted({min(3, positions), positions})
     assert all((types == 0).all() for _, types in sequences)
-    assert len(run_reference(model, sequences, config)) == len(sequences)
+    assert len(run_reference(loaded, sequences)) == len(sequences)
