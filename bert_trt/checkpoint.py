@@ -344,7 +344,7 @@ def _load_configuration(name: str, is_local: bool, options: dict[str, Any], igno
     source = f"--model {name}: config.json"
     try:
         values = _read_entries(name, options)
-        if values is not None:
+        if values:
             if values.get("model_type") is None:
                 raise UserError(
                     f'{source} has no model_type; add it, for a BERT "model_type": "bert"; the others are '
