@@ -298,7 +298,8 @@ class Workload:
 
     def time_by_kind(self) -> dict[str, float]:
         """The seconds of one run in kernels of each kind; kernels overlap at their ends, so the sum can exceed it."""
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities, acc_events=True) as profile:
             self.run()
         seconds = dict.fromkeys(KINDS, 0.0)
         for entry in profile.key_averages():

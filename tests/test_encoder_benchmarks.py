@@ -57,8 +57,16 @@ def test_peers_compute_the_network(benchmarks, tiny):
             assert layer[name].dtype == torch.float8_e4m3fn
 
 
-@pytest.mark.parametrize("kind", ["Peer", "Fp8Peer"])
-def test_one_compiled_function_serves_other_sizes(kind, benchmarks, tiny, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "method", "sizes"),
+    [
+        ("Peer", "compiled", [(4, 64)]),
+        ("Fp8Peer", "compiled", [(4, 64)]),
+        ("Peer", "compiled_after_attention", [(4, 64), (1, 256), (256, 1), (8, 32)]),
+    ],
+)
+def test_one_function_is_compiled_for_all_layers(kind, method, sizes, benchmarks, tiny, monkeypatch):
+    """Without attention in it, it serves all sizes with the same number of tokens."""
     compiled = []
 
     def count(module: torch.fx.GraphModule, _inputs: Any) -> Any:
@@ -70,18 +78,11 @@ def test_one_compiled_function_serves_other_sizes(kind, benchmarks, tiny, monkey
     arguments = ("cpu",) if kind == "Peer" else (random_ids(2, 32),)
     with torch.inference_mode():
         peer = getattr(benchmarks.pytorch_encoder, kind)(tiny.config, tiny.weights(), *arguments)
-
-        def number_compiled(is_dynamic: bool, *sizes: tuple[int, int]) -> int:
-            compiled.clear()
-            run = peer.compiled(is_dynamic)
-            for size in sizes:
-                x = peer.embed(*random_ids(*size))
-                torch.testing.assert_close(run(x.clone()), peer(x))
-            return len(compiled)
-
-        assert number_compiled(True, (4, 64), (2, 64), (8, 32), (3, 7)) == 1
-        assert number_compiled(True, (1, 64), (1, 32), (1, 7)) == 1
-        assert number_compiled(False, (4, 64)) == 1
+        run = getattr(peer, method)()
+        for size in sizes:
+            x = peer.embed(*random_ids(*size))
+            torch.testing.assert_close(run(x), peer(x))
+    assert len(compiled) == 1
 
 
 def test_random_weights_are_the_same_from_the_same_seed(benchmarks):
@@ -96,7 +97,7 @@ def test_random_weights_are_the_same_from_the_same_seed(benchmarks):
 RESULTS = [
     {"batch": batch, "length": length, "backend": "flash", "microseconds": times}
     for batch, length, times in (
-        (1, 32, {"compiled": 150.0, "padded": 100.0, "packed": 200.0, "compiled for all": 150.0, "alone": 160.0}),
+        (1, 32, {"compiled": 150.0, "padded": 100.0, "packed": 200.0, "parts": 150.0, "whole": 160.0}),
         (2, 32, {"compiled": 120.0, "padded": 100.0, "packed": 100.0}),
         (1, 64, {"compiled": 90.0, "padded": 100.0, "packed": 100.0}),
     )
