@@ -11,45 +11,43 @@ with one merged product for Q, K and V, and scaled_dot_product_attention with th
 eager, and with each layer compiled by torch.compile. Hugging Face's own encoder is measured too. "products alone" are
 the 48 matrix products through cuBLAS, with weights (out, in), as in PyTorch's linear, and (in, out), as in ONNX.
 
---sweep compares --fusion all with torch.compile only, at every size from B1 S32 to B256 S512. To compile a layer for
-each of them would take minutes. So its attention and the product before it, in which torch.compile has nothing to
-fuse, are left out of the compiled code, which then only depends on B · S: 22 numbers of tokens, not 54 sizes. At
---sizes the whole layer is compiled too, and the faster one counts.
+--sweep compares --fusion all with torch.compile only, at every size from B1 S32 to B256 S512; a layer is compiled for
+each size.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from sizes import size, sizes_parser
+from sizes import sizes_parser
 
 from bert_trt.interrupts import begin_script
 
 SIZES = ((1, 128), (8, 128), (32, 128), (128, 128), (32, 384), (8, 512))
+ALL_SIZES = tuple(itertools.product((2**power for power in range(9)), (32, 64, 128, 256, 384, 512)))  # of --sweep
 
 
 def parse_arguments() -> argparse.Namespace:
     """Reads the command line."""
-    parser = sizes_parser("The encoder in a CUDA graph, ours and PyTorch's.", SIZES)
+    parser = sizes_parser("The encoder in a CUDA graph, ours and PyTorch's.")
     parser.add_argument(
         "--sweep",
-        type=size,
-        nargs="*",
-        metavar="BxS",
-        help="--fusion all against torch.compile at all these sizes, by default at those of a table from 1x32 to "
-        "256x512; at --sizes the whole layer is compiled too",
+        action="store_true",
+        help="only --fusion all against torch.compile, without --sizes at all sizes from 1x32 to 256x512",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="with --sweep: a picture of the ratios")
     args = parser.parse_args()
-    if args.plot is not None and args.sweep is None:
+    args.sizes = args.sizes or (ALL_SIZES if args.sweep else SIZES)
+    if args.plot is not None and not args.sweep:
         parser.error("--plot draws the ratios of --sweep; add it")
     return args
 
@@ -69,7 +67,7 @@ from bert_trt.console import UserError, log_console, run_script
 from bert_trt.files import atomic_write
 from bert_trt.fusion import LAYER_SETS
 from bert_trt.model_files import LENGTHS_NAME, MASK_NAME, BertConfig, ModelFolder
-from bert_trt.network_runner import NetworkRunner
+from bert_trt.network_runner import NetworkRunner, best_device
 from bert_trt.options import FUSIONS
 from bert_trt.pictures import load_pyplot
 from bert_trt.tensorrt_log import TrtLog
@@ -80,9 +78,9 @@ from plugins.measure import graph_times
 # so is TensorRT's own attention, whose kernel only TensorRT has.
 FUSED = {name: entry for name, entry in ALONE.items() if name != "EmbLayerNorm"}
 FUSED |= {name: (name, LAYER_SETS[name], fused) for name, fused in FUSIONS.items() if name != "tensorrt"}
+DEVICE = best_device()  # a CPU only in tests, which measure nothing
 Function = Callable[[], Any]
 
-ALL_SIZES = tuple(itertools.product((2**power for power in range(9)), (32, 64, 128, 256, 384, 512)))  # of --sweep
 SWEEP_ROUNDS = 10
 CONTENDERS = ("padded", "packed")
 
@@ -115,17 +113,20 @@ def our_module(folder: ModelFolder, name: str, batching: str) -> torch.nn.Module
     batch_input = {"padded": MASK_NAME, "packed": LENGTHS_NAME}[batching]
     if "QkvToContext" not in fused:
         batch_input = "mask.bias"  # native attention adds this tensor, which layers outside the encoder compute
-    return NetworkRunner(network.network, "cuda", [last], network.contents, inputs=[first, batch_input]).module
+    runner = NetworkRunner(network.network, DEVICE, [last], network.contents, inputs=[first, batch_input])
+    module: Any = runner.module
+    module.network = network  # whose memory holds the weights on a CPU
+    return module
 
 
 def our_inputs(x: torch.Tensor, name: str, batching: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The network's inputs for x (B, S, H): x, and the mask, cu_seqlens, or the additive mask of native attention."""
     batch, length, _ = x.shape
     if batching == "packed":
-        return x.flatten(0, 1), torch.arange(batch + 1, dtype=torch.int32, device="cuda") * length
+        return x.flatten(0, 1), torch.arange(batch + 1, dtype=torch.int32, device=DEVICE) * length
     if "QkvToContext" in FUSED[name][2]:
-        return x, torch.ones(batch, length, dtype=torch.int32, device="cuda")
-    return x, torch.zeros(batch, 1, 1, length, device="cuda")
+        return x, torch.ones(batch, length, dtype=torch.int32, device=DEVICE)
+    return x, torch.zeros(batch, 1, 1, length, device=DEVICE)
 
 
 # --- measuring --------------------------------------------------------------------------------------------
@@ -229,44 +230,21 @@ def rows(results: list[dict[str, Any]]) -> list[list[str]]:
 # --- the sweep ------------------------------------------------------------------------------------------------
 
 
-def sweep(
-    folder: ModelFolder, sizes: Sequence[tuple[int, int]], check_sizes: Sequence[tuple[int, int]]
-) -> list[dict[str, Any]]:
-    """Measures all ``sizes``; at those that are ``check_sizes`` also the peer compiled for just that size."""
-    peer = Peer(folder.config, folder.weights())
+def sweep(folder: ModelFolder, sizes: Sequence[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    """Measures all sizes; yields one after another."""
+    peer = Peer(folder.config, folder.weights(), DEVICE)
     ours = {batching: our_module(folder, "all", batching) for batching in CONTENDERS}
-    results: list[dict[str, Any]] = []
-
-    def tokens(size: tuple[int, int]) -> int:
-        return size[0] * size[1]
-
-    with torch.inference_mode():
-        for _, members in itertools.groupby(sorted(sizes, key=tokens), key=tokens):
-            compiled = peer.compiled_after_attention()
-            for size in members:
-                results.append(sweep_size(peer, compiled, ours, *size))
-        for result in results:
-            times, size = result["microseconds"], (result["batch"], result["length"])
-            if size in check_sizes:
-                whole = sweep_size(peer, peer.compiled(), {}, *size)["microseconds"]["compiled"]
-                times |= {"parts": times["compiled"], "whole": whole, "compiled": min(whole, times["compiled"])}
-    return sorted(results, key=lambda result: (result["batch"], result["length"]))
-
-
-def sweep_size(
-    peer: Peer, compiled: Callable[[torch.Tensor], torch.Tensor], ours: dict[str, Any], batch: int, length: int
-) -> dict[str, Any]:
-    """Measures the compiled peer and ours at one size, in turn."""
-    x = torch.randn(batch, length, peer.config.hidden_size, device="cuda", dtype=torch.float16)
-    functions: dict[str, Function] = {"compiled": lambda: compiled(x)}
-    for batching, module in ours.items():
-        inputs = our_inputs(x, "all", batching)
-        functions[batching] = lambda module=module, inputs=inputs: module(*inputs)
-    backend = fastest_attention(peer.config, batch, length)
-    launches = min(8, max(1, 4096 // (batch * length)))
-    with sdpa_kernel(BACKENDS[backend]), log_console.status(f"B{batch} S{length}"):
-        times = graph_times(functions, launches, SWEEP_ROUNDS)
-    return {"batch": batch, "length": length, "backend": backend, "microseconds": times}
+    for batch, length in sizes:
+        x = torch.randn(batch, length, peer.config.hidden_size, device=DEVICE, dtype=torch.float16)
+        functions: dict[str, Function] = {"compiled": functools.partial(peer.compiled(), x)}
+        for batching, module in ours.items():
+            functions[batching] = functools.partial(module, *our_inputs(x, "all", batching))
+        launches = min(8, max(1, 4096 // (batch * length)))
+        with torch.inference_mode(), log_console.status(f"B{batch} S{length}"):
+            backend = fastest_attention(peer.config, batch, length)
+            with sdpa_kernel(BACKENDS[backend]):
+                times = graph_times(functions, launches, SWEEP_ROUNDS)
+        yield {"batch": batch, "length": length, "backend": backend, "microseconds": times}
 
 
 def sweep_tables(results: Sequence[dict[str, Any]]) -> list[tuple[str, Sequence[str], list[list[str]]]]:
@@ -275,7 +253,6 @@ def sweep_tables(results: Sequence[dict[str, Any]]) -> list[tuple[str, Sequence[
     return [
         *((f"torch.compile ÷ ours, {batching}", headings, ratio_rows(results, batching)) for batching in CONTENDERS),
         ("Microseconds", SWEEP_HEADINGS, sweep_rows(results)),
-        ("torch.compile without and with attention in the compiled code", CHECK_HEADINGS, check_rows(results)),
     ]
 
 
@@ -310,7 +287,6 @@ def lengths_of(results: Sequence[dict[str, Any]]) -> list[int]:
 
 
 SWEEP_HEADINGS = ("B", "S", "torch.compile", *CONTENDERS, "attention of torch.compile")
-CHECK_HEADINGS = ("B", "S", "without", "with", "without : with")
 
 
 def sweep_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -322,19 +298,6 @@ def sweep_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
             result["backend"],
         ]
         for result in results
-    ]
-
-
-def check_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """The sizes at which the whole layer was compiled too."""
-    return [
-        [
-            *(str(result["batch"]), str(result["length"])),
-            *(f"{result['microseconds'][name]:.1f}" for name in ("parts", "whole")),
-            f"{result['microseconds']['parts'] / result['microseconds']['whole']:.3f}",
-        ]
-        for result in results
-        if "whole" in result["microseconds"]
     ]
 
 
@@ -378,17 +341,19 @@ def main() -> int:
         "",
     ]
     record = {"about": about, "command": command}
-    if args.sweep is not None:
-        results = sweep(folder, args.sweep or ALL_SIZES, args.sizes)
-        tables = sweep_tables(results)
-        for title, headings, table in tables:
+    results: list[dict[str, Any]] = []
+    if args.sweep:
+        for result in sweep(folder, args.sizes):
+            results.append(result)
+            page = list(lines)
+            for title, headings, table in sweep_tables(results):
+                page += [f"## {title}", "", *markdown_table(headings, table), ""]
+            write_results(args.json, record | {"results": results}, args.markdown, page[:-1])
+        for title, headings, table in sweep_tables(results):
             print_table(title, headings, table)
-            lines += [f"## {title}", "", *markdown_table(headings, table), ""]
-        write_results(args.json, record | {"results": results}, args.markdown, lines[:-1])
         if args.plot is not None:
             draw(results, f"BERT-base encoder, fp16, {about['device']}", args.plot)
         return 0
-    results = []
     for batch, length in args.sizes:
         results.append(measure(folder, batch, length))
         print_table("Encoder, fp16, CUDA graph, median", HEADINGS, rows(results[-1:]))

@@ -100,17 +100,11 @@ class Peer(torch.nn.Module):
 
     def run_layer(self, x: torch.Tensor, w: dict[str, torch.Tensor]) -> torch.Tensor:
         """Runs one layer: (B, S, H) -> (B, S, H)."""
-        return self.after_attention(self.attend(self.product(x, w, "qkv")), x, w)
-
-    def attend(self, qkv: torch.Tensor) -> torch.Tensor:
-        """(B, S, 3 H) -> (B, S, H)."""
-        heads = qkv.unflatten(-1, (3, self.config.num_heads, self.config.head_size))  # (B, S, 3, N, D)
-        q, k, v = (part.transpose(1, 2) for part in heads.unbind(2))  # (B, N, S, D)
-        return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-    def after_attention(self, context: torch.Tensor, x: torch.Tensor, w: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The rest of a layer with the input x, each token by itself: twice (..., H) -> (..., H)."""
+        heads, size = self.config.num_heads, self.config.head_size
         shape, epsilon = (self.config.hidden_size,), self.config.layer_norm_eps
+        qkv = self.product(x, w, "qkv").unflatten(-1, (3, heads, size))  # (B, S, 3, N, D)
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, N, S, D)
+        context = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         attended = self.product(context, w, "attended")
         x = layer_norm(attended + x, shape, w["first_gamma"], w["first_beta"], epsilon)
         y = self.product(gelu(self.product(x, w, "inner")), w, "outer")
@@ -132,22 +126,6 @@ class Peer(torch.nn.Module):
             for weights in self.layers:
                 x = run_layer(x, weights)
             return x
-
-        return run
-
-    def compiled_after_attention(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """As ``compiled``, but Q, K and V's product and attention, which torch.compile leaves to cuBLAS and to
-        ``BACKENDS`` anyway, are not part of the compiled code. It then depends on B · S only, and serves all sizes
-        with the same number of tokens."""
-        torch._dynamo.reset()
-        after_attention = torch.compile(self.after_attention, fullgraph=True, dynamic=False)
-
-        def run(x: torch.Tensor) -> torch.Tensor:
-            shape, x = x.shape, x.flatten(0, 1)  # (B, S, H), (T, H)
-            for weights in self.layers:
-                context = self.attend(self.product(x, weights, "qkv").unflatten(0, shape[:2]))
-                x = after_attention(context.flatten(0, 1), x, weights)
-            return x.unflatten(0, shape[:2])
 
         return run
 

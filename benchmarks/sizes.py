@@ -16,7 +16,7 @@ def size(text: str) -> tuple[int, int]:
     return batch, length
 
 
-def sizes_parser(description: str, sizes: Sequence[tuple[int, int]]) -> argparse.ArgumentParser:
+def sizes_parser(description: str, sizes: Sequence[tuple[int, int]] = ()) -> argparse.ArgumentParser:
     """Reads a model folder, the sizes (B, S), which default to ``sizes``, and the files of the results."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(

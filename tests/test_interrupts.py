@@ -85,7 +85,7 @@ ARGUMENTS = {  # those that a script does not go without
     "fill_mask.py": ["x.plan", "x.txt"],
     "demo_model/train.py": ["--text", "x.txt"],
     "benchmarks/batching_accuracy.py": ["x", "y"],
-    "benchmarks/calibration_speed.py": ["x", "y"],
+    "benchmarks/calibration_speed.py": ["x"],
     "benchmarks/gpu_check_stand_in.py": ["--json", "x"],
     "benchmarks/network_accuracy.py": ["x"],
     "benchmarks/packed_batches.py": ["x"],

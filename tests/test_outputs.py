@@ -227,7 +227,7 @@ def load_main(script_name: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[],
 
 def test_a_benchmark_refuses_the_models_files(in_process, model_dir, monkeypatch):
     main = load_main("benchmarks/calibration_speed.py", monkeypatch)
-    ended = in_process(main, model_dir, "checkpoint", "--json", model_dir / "config.json")
+    ended = in_process(main, model_dir, "--json", model_dir / "config.json")
     assert ended.code == 1
     assert "would overwrite the model's config.json" in ended.err
 
