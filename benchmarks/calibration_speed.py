@@ -5,8 +5,8 @@
     python benchmarks/calibration_speed.py out/base/model --json FILE
 
 builder.py runs with its default settings, in a copy of the model's folder without a calibration cache. Processor
-seconds are those of all threads, user and system together: other work on the machine hardly changes them, while it
-can double the seconds.
+seconds are those of all threads, user and system together. Run it on an idle machine: among other work even the
+processor seconds double, since threads wait for each other actively.
 """
 
 from __future__ import annotations
