@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bert_trt.model_files import BertConfig, ModelFolder, WeightFile
+from bert_trt.options import HIDDEN_STATES
 
 SPREAD = 0.02  # Hugging Face's initializer_range
 
@@ -53,23 +54,24 @@ class RandomModel(ModelFolder):
         return self._weights
 
 
-def encoder_config(layers: int, hidden: int, heads: int, vocabulary: int = 30522) -> BertConfig:
-    """The sizes of a BERT without a head, with 512 positions."""
-    return BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        num_layers=layers,
-        num_heads=heads,
-        intermediate_size=4 * hidden,
-        max_positions=512,
-        type_vocab_size=2,
-        layer_norm_eps=1e-12,
-        activation="erf",
-        tied_decoder=True,
-        has_head=False,
-    )
+def random_config(
+    layers: int, hidden: int, heads: int, vocabulary: int = 30522, task: str = HIDDEN_STATES
+) -> BertConfig:
+    """The sizes of a BERT with 512 positions, without a head unless ``task`` has one."""
+    entries = {
+        "model_type": "bert",
+        "task": task,
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * hidden,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+    }
+    return BertConfig.from_dict(entries, "random model")
 
 
 def open_model(path: Path | None) -> ModelFolder:
     """The model of a folder that model2onnx.py wrote; without a folder one of BERT-base size with random weights."""
-    return RandomModel(encoder_config(12, 768, 12)) if path is None else ModelFolder(path)
+    return RandomModel(random_config(12, 768, 12)) if path is None else ModelFolder(path)

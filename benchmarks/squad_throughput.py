@@ -8,9 +8,9 @@ and only throughput counts. Weights and token ids are random, the lengths are th
 packed by bert_trt/packing.py, so that nothing is padded but the end of a batch.
 
 network_runner.py runs the network definition of builder.py (--fusion all --batching packed) with the plugins' own
-kernels, without TensorRT; PyTorch multiplies the last hidden state with the head's matrix, H -> 2. Each size of batch
-has a CUDA graph. The clock starts before the first token ids are copied to the GPU, and stops when the span logits of
-all sequences are back in the CPU's memory. Packing and captures come before; packing takes about 0.1 s on the CPU.
+kernels, without TensorRT; the head's product is PyTorch's. Each size of batch has a CUDA graph. The clock starts
+before the first token ids are copied to the GPU, and stops when the span logits of all sequences are back in memory of
+the CPU. Packing and captures come before; packing takes about 0.1 s on the CPU.
 """
 
 from __future__ import annotations
@@ -85,12 +85,13 @@ import numpy as np
 import torch
 from pytorch_encoder import FP8, fp8_product
 from quantized_encoder import find_quantization
-from random_model import RandomModel, encoder_config
+from random_model import RandomModel, random_config
 from report import check_results, markdown_table, print_table, versions, write_results
 
 from bert_trt.console import UserError, console, log_console, run_script
 from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, BertConfig, ModelFolder
 from bert_trt.network_runner import NetworkRunner, best_device
+from bert_trt.options import QUESTION_ANSWERING
 from bert_trt.packing import Limits, PackedBatch, pack, packed_batch, scatter
 from bert_trt.quantization import Quantization
 from bert_trt.tensorrt_log import TrtLog
@@ -154,7 +155,7 @@ def operations(config: BertConfig, lengths: np.ndarray) -> float:
 
 
 class SpanNetwork:
-    """The whole network, from the inputs of a packed batch to span logits (T, 2) in fp16.
+    """The whole network, from the inputs of a packed batch to span logits (T, 2) in fp32.
 
     Args:
         model: the model.
@@ -166,17 +167,12 @@ class SpanNetwork:
     def __init__(self, model: ModelFolder, precision: str, device: str, quantization: Quantization | None) -> None:
         network = assemble(*(model, TrtLog(), precision), batching="packed", quantization=quantization, fusion="all")
         self._network = network  # must live as long as the runner
-        self.runner = NetworkRunner(network.network, device, [network.hidden_states[-1]], network.contents)
-        shapes = {"weight": (2, model.config.hidden_size), "bias": (2,)}
-        self.weight, self.bias = (
-            torch.from_numpy(model.weights().get(f"qa_outputs.{part}", shape).copy()).to(device).half()
-            for part, shape in shapes.items()
-        )
+        self.runner = NetworkRunner(network.network, device, contents=network.contents)
 
     def __call__(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Ids, token types and positions, each int32 (T,), and cu_seqlens (B + 1,) -> (T, 2)."""
-        (hidden,) = self.runner.module(*(inputs[name] for name in self.runner.input_names))
-        return torch.nn.functional.linear(hidden, self.weight, self.bias)
+        (logits,) = self.runner.module(*(inputs[name] for name in self.runner.input_names))
+        return logits
 
 
 @dataclass(frozen=True)
@@ -186,7 +182,7 @@ class HostBatch:
     Attributes:
         batch: the sequences.
         inputs: the network's inputs, padded to the size of a graph: T' tokens, B' sequences.
-        logits: the results are copied here, fp16 (T', 2).
+        logits: the results are copied here, fp32 (T', 2).
     """
 
     batch: PackedBatch
@@ -211,7 +207,7 @@ class HostBatch:
         tensors = {name: torch.from_numpy(np.pad(inputs[name], (0, padded_tokens - tokens))) for name in INPUT_NAMES}
         more = _round_up(sequences, GRAPH_SEQUENCES) - sequences
         tensors[LENGTHS_NAME] = torch.from_numpy(np.pad(inputs[LENGTHS_NAME], (0, more), mode="edge"))
-        logits = torch.zeros(padded_tokens, 2, dtype=torch.float16)
+        logits = torch.zeros(padded_tokens, 2)
         if pin:
             return cls(batch, {name: tensor.pin_memory() for name, tensor in tensors.items()}, logits.pin_memory())
         return cls(batch, tensors, logits)
@@ -219,7 +215,7 @@ class HostBatch:
     @property
     def result(self) -> np.ndarray:
         """The span logits of the real tokens, fp32 (T, 2)."""
-        return self.logits[: len(self.batch.input_ids)].float().numpy()
+        return self.logits[: len(self.batch.input_ids)].numpy()
 
 
 def _round_up(value: int, step: int) -> int:
@@ -341,7 +337,7 @@ def measure(
     name: str, lengths: np.ndarray, precisions: Sequence[str], budgets: Sequence[int], passes: int
 ) -> list[dict[str, Any]]:
     """Measures one model: a result for each precision."""
-    model = RandomModel(encoder_config(*MODELS[name]))
+    model = RandomModel(random_config(*MODELS[name], task=QUESTION_ANSWERING))
     sequences = random_sequences(lengths, model.config.vocab_size)
     work = operations(model.config, lengths) * 1e-12
     results, reference = [], None

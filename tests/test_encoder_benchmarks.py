@@ -29,7 +29,7 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def tiny(benchmarks) -> Any:
-    return benchmarks.random_model.RandomModel(benchmarks.random_model.encoder_config(2, 128, 2, 1000))
+    return benchmarks.random_model.RandomModel(benchmarks.random_model.random_config(2, 128, 2, 1000))
 
 
 def random_ids(batch: int, length: int) -> tuple[torch.Tensor, ...]:
