@@ -21,7 +21,7 @@ LAYER_SETS: dict[str, type[NativeLayers]] = {
     "plugins": FusedLayers,
     "all": FusedLayers,  # together with LinearPluginProducts
 }
-HOPPER = (9, 0)  # the compute capability that the Linear plugin's kernels were written for and measured on
+HOPPER = (9, 0)  # the compute capability that the Linear plugin's kernels were measured on
 ATTENTION_NOT_QUANTIZED = (
     "--quantize attention: attention as one layer, the QkvToContext plugin or TensorRT's own, computes its two "
     "products in fp16; leave attention out, or build with --fusion none"
