@@ -30,8 +30,6 @@ def create(host, **fields):
     return host.create("Linear", fields=fields)
 
 
-E4M3_SUM_ERROR = 1.5e-3  # of a row of sums, as the tensor cores add products of E4M3: linear_check.cu
-E4M3_SINGLE = 4.0  # times that for a single sum
 QUANTIZED_GELU_ERROR = 8.5e-4  # linear_gelu.cuh
 NARROW_TYPES = {"int8": "int8", "fp8": "float8_e4m3fn"}
 SCALED = {"x_scale": 0.05, "output_type": "fp16"}
@@ -738,6 +736,16 @@ def skip_without(kind):
         pytest.skip("needs a GPU with fp8")
 
 
+def e4m3_error(width_in):
+    """How far a sum of E4M3 products may be off, relative to how large it is by chance.
+
+    Hopper's tensor cores add 32 products to the sum so far and cut off what lies more than 13 bits behind the largest
+    addend. A sum is seldom more than 4 times as large as by chance. Largest error on an H200, of 2.3 million sums:
+    2.2e-4 for 16 products, 8.1e-4 for 64, 6.5e-3 for 768, 1.6e-2 for 3072, which is 0.2 to 0.6 of this.
+    """
+    return (math.ceil(width_in / 32) + 1) * 2.0**-13 * 4.0
+
+
 def check_narrow(host, kind, tensors, activation, output, shift=0):
     """The kernel against the reference: 8 bits at most one step apart, beyond what sums and GELU are off by."""
     output_type, output_scale = (kind, 0.05) if output == "same" else (output, 0.0)
@@ -747,8 +755,7 @@ def check_narrow(host, kind, tensors, activation, output, shift=0):
     x, weight, scales = (tensor.double() for tensor in tensors[:3])
     exact = in_float64(tensors, activation, fields["x_scale"])
     terms = (x.square() @ weight.square().t()).sqrt() * scales * fields["x_scale"]
-    of_row = E4M3_SUM_ERROR if kind == "fp8" else 0.0
-    error = terms * of_row * E4M3_SINGLE
+    error = terms * (e4m3_error(x.shape[1]) if kind == "fp8" else 0.0)
     if output == "same":
         error = error + (QUANTIZED_GELU_ERROR if activation == "gelu" else 0.0)
         low, high = (
@@ -758,9 +765,8 @@ def check_narrow(host, kind, tensors, activation, output, shift=0):
         assert ((steps >= low - 1) & (steps <= high + 1)).all()
     else:
         eps = torch.finfo(found.dtype).eps
-        difference = (found.double() - exact).abs()
-        assert (difference <= 0.55 * eps * exact.abs() + error + 1e-5).all()
-        assert (difference.norm(dim=1) <= (0.55 * eps * exact.abs() + of_row * terms + 1e-5).norm(dim=1)).all()
+        allowed = 0.55 * eps * exact.abs() + error + 1e-5
+        assert ((found.double() - exact).abs() <= allowed).all()
 
 
 @needs_gpu
