@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -40,7 +42,7 @@ if __name__ == "__main__":
     begin_script(parse_arguments)  # answers --help, wrong usage and Ctrl-C before NumPy and PyTorch are imported
 
 import torch
-from linear_sweep import LAYERS, PRODUCTS, Tensors, environment, measure
+from linear_sweep import LAYERS, PRODUCTS, Call, Tensors, environment, measure
 
 from bert_trt.console import UserError, console, run_script
 from bert_trt.files import atomic_write, check_outputs
@@ -56,18 +58,17 @@ def measure_type(library: ctypes.CDLL, type_name: str) -> dict[int, dict[str, fl
     times = {}
     for rows in ROWS:
         calls = [[tensors.call(i, rows) for tensors in of_layer] for i in range(layers)]
-
-        def launch(name: str, layer: int, calls: list = calls) -> int:
-            stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-            launcher = getattr(library, LAUNCHERS[name])
-            return max(launcher(ctypes.byref(call), stream) for call in calls[layer])
-
-        status = launch("tensor", 0)
-        if status == NOT_SUPPORTED:
+        if library.linearLaunchTensor(ctypes.byref(calls[0][0]), None) == NOT_SUPPORTED:
             return None
-        if status != 0:
-            raise UserError(f"{type_name}, {rows} rows: a launch failed with CUDA error {status}")
-        contenders = {name: lambda i, name=name: launch(name, i) for name in LAUNCHERS}
+
+        def launch(name: str, layer: int, calls: list[list[Call]] = calls) -> None:
+            stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+            for call in calls[layer]:
+                status = getattr(library, LAUNCHERS[name])(ctypes.byref(call), stream)
+                if status != 0:
+                    raise UserError(f"{type_name}, {call.rows} rows, {name}: launch failed, CUDA error {status}")
+
+        contenders: dict[str, Callable[[int], object]] = {name: functools.partial(launch, name) for name in LAUNCHERS}
         times[rows] = {name: time * layers for name, time in measure(contenders, layers).items()}
     return times
 
