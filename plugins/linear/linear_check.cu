@@ -349,6 +349,7 @@ public:
         , mWeight(randomValues<T>(static_cast<size_t>(width.in) * width.out, 0.0F, kNARROW<T> ? 30.0F : 0.1F))
         , mScales(randomValues<float>(width.out, 1.0F, 0.5F))
         , mBias(randomValues<float>(width.out, 0.5F, 1.0F))
+        , mFactors(randomValues<float>(width.out, 1.0F, 0.9F))
     {
         for (int64_t row = 0; row < rows; ++row)
         {
@@ -391,6 +392,7 @@ public:
     std::vector<T> mWeight;
     std::vector<float> mScales;
     std::vector<float> mBias;
+    std::vector<float> mFactors; // of y in 8 bits
     std::vector<T> mNarrowBias;
 };
 
@@ -404,11 +406,12 @@ public:
         , mWeight(problem.mWeight)
         , mScales(problem.mScales)
         , mBias(problem.mBias)
+        , mFactors(problem.mFactors)
         , mNarrowBias(problem.mNarrowBias)
     {
     }
     LinearArguments arguments(ShapeProblem<T> const& problem, void* y, bool gelu, ElementType outputType,
-        float outputScale, bool constantWeight) const
+        float outputScale, bool constantWeight, bool withFactors = false) const
     {
         LinearArguments a{};
         a.x = mX.data();
@@ -425,6 +428,7 @@ public:
         a.xScale = ShapeProblem<T>::kX_SCALE;
         a.outputType = outputType;
         a.outputScale = outputScale;
+        a.outputFactors = withFactors ? mFactors.data() : nullptr;
         return a;
     }
 
@@ -433,13 +437,15 @@ private:
     Tensor<T> mWeight;
     Tensor<float> mScales;
     Tensor<float> mBias;
+    Tensor<float> mFactors;
     Tensor<T> mNarrowBias;
 };
 
 // How wrong a row is: 16 bits, the relative error; 8 bits, the most steps that an element is away from what its value
 // becomes, which the errors of sums and GELU may move a little.
 template <typename T, typename Out>
-double shapeError(Out const* found, std::vector<double> const& sums, bool gelu, double scale)
+double shapeError(Out const* found, std::vector<double> const& sums, bool gelu, double scale,
+    std::vector<float> const& factors)
 {
     double square = 0.0;
     for (double const sum : sums)
@@ -464,8 +470,11 @@ double shapeError(Out const* found, std::vector<double> const& sums, bool gelu, 
         double most = 0.0;
         for (size_t n = 0; n < sums.size(); ++n)
         {
-            double const expected = activate(sums[n], gelu);
-            double const error = kSINGLE * sumError + (gelu ? kGELU_ERROR : 1e-6 * std::abs(expected));
+            double const factor = factors.empty() ? 1.0 : factors[n];
+            double const unscaled = activate(sums[n], gelu);
+            double const expected = unscaled * factor;
+            double const error
+                = factor * (kSINGLE * sumError + (gelu ? kGELU_ERROR : 1e-6 * std::abs(unscaled)));
             int const step = stepOf(found[n]);
             bool const isNan = std::isnan(widen(found[n]));
             most = std::max({most, isNan ? 1e9 : 0.0,
@@ -485,6 +494,8 @@ void runShapes(Outcome& outcome, Width width, int64_t rows)
     ShapeTensors<T> const tensors{problem};
     size_t const size = static_cast<size_t>(rows) * width.out;
     float const outputScale = std::is_same_v<Out, E4m3> ? 0.01F : 0.05F;
+    bool const withFactors = kNARROW<Out> && rows % 2 != 0;
+    auto const factors = withFactors ? problem.mFactors : std::vector<float>{};
     std::map<int64_t, std::vector<double>> sums;
     for (int64_t const row :
         {int64_t{0}, int64_t{32}, int64_t{63}, int64_t{100}, int64_t{128}, rows / 2, rows - 1})
@@ -507,8 +518,8 @@ void runShapes(Outcome& outcome, Width width, int64_t rows)
                 for (int i = 0; i < 2; ++i)
                 {
                     check(cudaMemset(y.data(), i == 0 ? 0xFF : 0x3C, size * sizeof(Out)), "cudaMemset");
-                    LinearArguments const a = tensors.arguments(
-                        problem, y.data(), gelu, TypeOf<Out>::kVALUE, outputScale, (splits + shape) % 2 == 0);
+                    LinearArguments const a = tensors.arguments(problem, y.data(), gelu, TypeOf<Out>::kVALUE,
+                        outputScale, (splits + shape) % 2 == 0, withFactors);
                     status = shape < 0 ? launchLinear(a, nullptr)
                                        : launchLinearHopper(a, LinearChoice{shape, splits}, nullptr);
                     if (status == cudaErrorInvalidValue && shape >= 0)
@@ -528,16 +539,16 @@ void runShapes(Outcome& outcome, Width width, int64_t rows)
                       + (shape < 0 ? "chosen" : nameLinearHopperShape(TypeOf<T>::kVALUE, shape)) + ", type "
                       + std::to_string(static_cast<int>(TypeOf<T>::kVALUE)) + " to "
                       + std::to_string(static_cast<int>(TypeOf<Out>::kVALUE)) + ", splits "
-                      + std::to_string(splits) + (gelu ? ", GELU, " : ", ") + std::to_string(width.in)
-                      + " in";
+                      + std::to_string(splits) + (gelu ? ", GELU" : "") + (withFactors ? ", factors, " : ", ")
+                      + std::to_string(width.in) + " in";
                 bool const same = std::memcmp(results[0].data(), results[1].data(), size * sizeof(Out)) == 0;
                 outcome.expectAtMost(
                     same ? 0.0 : 1.0, 0.0, (what + ": two runs differ").c_str(), rows, width.out, 0);
                 for (auto const& [row, values] : sums)
                 {
                     outcome.expectAtMost(
-                        shapeError<T, Out>(&results[0][row * width.out], values, gelu, outputScale), 1.0,
-                        what.c_str(), rows, width.out, row);
+                        shapeError<T, Out>(&results[0][row * width.out], values, gelu, outputScale, factors),
+                        1.0, what.c_str(), rows, width.out, row);
                 }
                 outcome.countRun();
             }

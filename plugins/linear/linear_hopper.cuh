@@ -125,11 +125,12 @@ struct LinearShape
     static constexpr int kSUMS_BYTES = kCONSUMERS * 16;
     static constexpr int kRECEIVED = mostReceived(kCOLUMNS / 16, kSPLITS);
     // Where the parts of shared memory begin: stages, panels of y of each warp, sums, scale and bias of the columns for
-    // each warpgroup, barriers.
+    // each warpgroup, and what y in 8 bits is multiplied with there, barriers.
     static constexpr int kY = kSTAGES * kSTAGE_BYTES;
     static constexpr int kSUMS = kY + kGROUPS * 4 * kY_PANELS * kY_PANEL_BYTES;
     static constexpr int kFACTORS = kSUMS + kRECEIVED * kSUMS_BYTES;
-    static constexpr int kBARRIERS = kFACTORS + kGROUPS * kCOLUMNS * 8;
+    static constexpr int kOUTPUT_FACTORS = kFACTORS + kGROUPS * kCOLUMNS * 8;
+    static constexpr int kBARRIERS = kOUTPUT_FACTORS + kGROUPS * kCOLUMNS * 4;
     static constexpr int kBYTES = kBARRIERS + kSTAGES * 16 + (kSPLITS_K ? 8 : 0);
     static_assert(kBYTES <= 227 * 1024);
 };
@@ -226,7 +227,8 @@ struct LinearProblem
     float const* weightScales; // of each column of y, with 8-bit types
     void* y;
     float xScale;
-    float inverseOutputScale; // for y in 8 bits
+    float inverseOutputScale;   // for y in 8 bits
+    float const* outputFactors; // of each column of y in 8 bits, or null
     Raster raster;
     int32_t rows;
     int32_t in;
@@ -264,6 +266,12 @@ struct LinearMemory
         constexpr int kBYTES = kSCALED<T> ? 8 : 4;
         return begin + Shape::kFACTORS
                + (static_cast<int>(threadIdx.x / kWARPGROUP) * Shape::kCOLUMNS + column) * kBYTES;
+    }
+    // What a column of y in 8 bits is multiplied with: the inverse of its scale, with the column's factor.
+    __device__ uint32_t outputFactors(int column) const
+    {
+        return begin + Shape::kOUTPUT_FACTORS
+               + (static_cast<int>(threadIdx.x / kWARPGROUP) * Shape::kCOLUMNS + column) * 4;
     }
     __device__ uint32_t full(int stage) const
     {
@@ -537,8 +545,8 @@ __device__ void multiplyTile(Accumulator<T> (&sums)[Shape::kPARTS][Shape::kCOLUM
 // Consumers: epilogue
 // ---------------------------------------------------------------------------------------------------------------
 
-// Scale and bias of two columns, loaded before the products and needed after them.
-template <typename T, typename Shape>
+// Scale and bias of two columns, and the factors of y in 8 bits, loaded before the products and needed after them.
+template <typename T, typename Out, typename Shape>
 class ColumnFactors
 {
 public:
@@ -557,6 +565,13 @@ public:
         {
             float2 const scales = *reinterpret_cast<float2 const*>(p.weightScales + column);
             mScales = {scales.x * p.xScale, scales.y * p.xScale};
+        }
+        if constexpr (sizeof(Out) == 1)
+        {
+            float2 const factors = p.outputFactors == nullptr
+                                       ? make_float2(1.0F, 1.0F)
+                                       : *reinterpret_cast<float2 const*>(p.outputFactors + column);
+            mOutputFactors = {factors.x * p.inverseOutputScale, factors.y * p.inverseOutputScale};
         }
         // Of the blocks that share a tile one adds the bias.
         if (p.bias != nullptr && (!Shape::kSPLITS_K || clusterRank() == 0))
@@ -592,6 +607,12 @@ public:
                 asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(target), "f"(mBiases.x), "f"(mBiases.y)
                     : "memory");
             }
+            if constexpr (sizeof(Out) == 1)
+            {
+                asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(memory.outputFactors(column())),
+                    "f"(mOutputFactors.x), "f"(mOutputFactors.y)
+                    : "memory");
+            }
         }
         waitAtNamed<kWARPGROUP>(barrier);
     }
@@ -609,6 +630,7 @@ private:
 
     float2 mScales{};
     float2 mBiases{};
+    float2 mOutputFactors{};
 };
 
 // values = sums of columns 8 n to 8 n + 7 of the tile, with scale and bias.
@@ -640,17 +662,31 @@ __device__ void scaleAndBias(
     }
 }
 
+// What y in 8 bits is multiplied with in this thread's two of columns 8 n to 8 n + 7 of the tile.
+template <typename Out, typename Shape>
+__device__ float2 outputFactors(LinearMemory<Shape> const& memory, int n)
+{
+    float2 factors{};
+    if constexpr (sizeof(Out) == 1)
+    {
+        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+            : "=f"(factors.x), "=f"(factors.y)
+            : "r"(memory.outputFactors(n * 8 + static_cast<int>(threadIdx.x % 4 * 2)))
+            : "memory");
+    }
+    return factors;
+}
+
 // Two neighbours of y with activation, rounded once. In 8 bits a product with the inverse of the scale stands for the
 // division: it differs in the last bit of fp32, and so in what is rounded only for quotients that are halves but for it.
 template <typename Out, bool kGELU>
-__device__ uint32_t finishPair(LinearProblem const& p, float low, float high)
+__device__ uint32_t finishPair(float2 factors, float low, float high)
 {
     uint32_t word;
     if constexpr (sizeof(Out) == 1)
     {
-        float const inverse = p.inverseOutputScale;
-        word = kGELU ? packQuantized(quantizedGelu(low, inverse), quantizedGelu(high, inverse), Out{})
-                     : packQuantized(low * inverse, high * inverse, Out{});
+        word = kGELU ? packQuantized(quantizedGelu(low, factors.x), quantizedGelu(high, factors.y), Out{})
+                     : packQuantized(low * factors.x, high * factors.y, Out{});
     }
     else
     {
@@ -680,8 +716,9 @@ __device__ void storeRows(LinearProblem const& p, CUtensorMap const& y, int32_t 
         {
             float values[4];
             scaleAndBias<T>(values, sums[panel * kGROUPS + n], memory, panel * kGROUPS + n);
-            words[n][0] = finishPair<Out, kGELU>(p, values[0], values[1]);
-            words[n][1] = finishPair<Out, kGELU>(p, values[2], values[3]);
+            float2 const factors = outputFactors<Out>(memory, panel * kGROUPS + n);
+            words[n][0] = finishPair<Out, kGELU>(factors, values[0], values[1]);
+            words[n][1] = finishPair<Out, kGELU>(factors, values[2], values[3]);
         }
         uint32_t const rows = memory.y(ofBlock) + panel % kBUFFERS * kPANEL_BYTES;
         if (lane == 0)
@@ -750,18 +787,20 @@ __device__ void addReceived(
 }
 
 // 16 columns of this warp's rows to memory: lanes 2i and 2i + 1 exchange pairs, so that each has four neighbours.
-template <typename Out, bool kGELU>
-__device__ void storePair(
-    LinearProblem const& p, LinearTile const& tile, int pair, float const (&low)[4], float const (&high)[4])
+template <typename Out, bool kGELU, typename Shape>
+__device__ void storePair(LinearProblem const& p, LinearTile const& tile, LinearMemory<Shape> const& memory,
+    int pair, float const (&low)[4], float const (&high)[4])
 {
+    float2 const lowFactors = outputFactors<Out>(memory, 2 * pair);
+    float2 const highFactors = outputFactors<Out>(memory, 2 * pair + 1);
     auto const t = static_cast<int>(threadIdx.x % 4);
     bool const odd = t % 2 != 0;
     int32_t const column = tile.column + pair * 16 + (odd ? 8 : 0) + t / 2 * 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half)
     {
-        uint32_t const first = finishPair<Out, kGELU>(p, low[2 * half], low[2 * half + 1]);
-        uint32_t const second = finishPair<Out, kGELU>(p, high[2 * half], high[2 * half + 1]);
+        uint32_t const first = finishPair<Out, kGELU>(lowFactors, low[2 * half], low[2 * half + 1]);
+        uint32_t const second = finishPair<Out, kGELU>(highFactors, high[2 * half], high[2 * half + 1]);
         uint32_t const received = __shfl_xor_sync(kALL_LANES, odd ? first : second, 1);
         int32_t const row
             = tile.row + static_cast<int32_t>(threadIdx.x / kWARP * 16 + threadIdx.x % kWARP / 4) + 8 * half;
@@ -845,7 +884,7 @@ __device__ void combineSums(LinearProblem const& p, LinearTile const& tile, Line
             addReceived<Shape>(sums[2 * pair], memory, 2 * own, 2 * columns.ofBlock, rank, columns.size);
             addReceived<Shape>(
                 sums[2 * pair + 1], memory, 2 * own + 1, 2 * columns.ofBlock, rank, columns.size);
-            storePair<Out, kGELU>(p, tile, pair, sums[2 * pair], sums[2 * pair + 1]);
+            storePair<Out, kGELU>(p, tile, memory, pair, sums[2 * pair], sums[2 * pair + 1]);
         }
     }
 }
@@ -882,7 +921,7 @@ __device__ void storeTile(LinearProblem const& p, CUtensorMap const& y, LinearTi
             float values[2][4];
             scaleAndBias<T>(values[0], sums[0][2 * pair], memory, 2 * pair);
             scaleAndBias<T>(values[1], sums[0][2 * pair + 1], memory, 2 * pair + 1);
-            storePair<Out, kGELU>(p, tile, pair, values[0], values[1]);
+            storePair<Out, kGELU>(p, tile, memory, pair, values[0], values[1]);
         }
     }
 }
@@ -919,7 +958,7 @@ __device__ void consumeTiles(LinearProblem const& p, CUtensorMap const& y, Linea
             {
                 waitForPreviousKernel();
             }
-            ColumnFactors<T, Shape> const factors{p, tile};
+            ColumnFactors<T, Out, Shape> const factors{p, tile};
             if (Shape::kPING_PONG)
             {
                 waitAtNamed<2 * kWARPGROUP>(kTURN_BARRIER + group);
@@ -1088,8 +1127,8 @@ cudaError_t launchShape(LinearArguments const& a, int32_t splits, int multiproce
                                   ? raster.tiles()
                                   : std::min<uint32_t>(raster.tiles(), multiprocessors / Shape::kMULTICAST);
     LaunchSize const size{clusters * cluster, Shape::kTHREADS, Shape::kBYTES, cluster};
-    LinearProblem const problem{a.weight, a.bias, a.weightScales, a.y, a.xScale, 1.0F / a.outputScale, raster,
-        static_cast<int32_t>(a.rows), a.in, a.out, steps, a.gelu, a.constantWeight};
+    LinearProblem const problem{a.weight, a.bias, a.weightScales, a.y, a.xScale, 1.0F / a.outputScale,
+        a.outputFactors, raster, static_cast<int32_t>(a.rows), a.in, a.out, steps, a.gelu, a.constantWeight};
     return launchDependent(linearHopperKernel<T, Out, Shape>, size, stream, problem, x, weight, y);
 }
 

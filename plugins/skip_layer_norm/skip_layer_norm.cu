@@ -153,6 +153,9 @@ __global__ void __launch_bounds__(Shape::kBLOCK, kMIN_BLOCKS<W, kLOAD, Shape>)
     Vector<W, kPER> gammas[kVECTORS];
     Vector<W, kPER> betas[kVECTORS];
     Vector<W, kPER> biases[kVECTORS]{};
+    Vector<float, kPER> factors[kVECTORS];
+    bool const hasFactors
+        = valueOf(Tensors::kQUANTIZED, a.quantized != nullptr) && a.outputFactors != nullptr;
     auto const loadBias = [&]
     {
         if (a.bias != nullptr)
@@ -190,6 +193,10 @@ __global__ void __launch_bounds__(Shape::kBLOCK, kMIN_BLOCKS<W, kLOAD, Shape>)
     Shape::forEach([&](int v, int i) { values[v][i] = toFloat(biases[v], i); });
     x.addTo(values);
     skip.addTo(values);
+    if (kBEFORE_WAIT && hasFactors) // arrive while the sums are added up, in the registers of x and skip
+    {
+        Shape::load(factors, a.outputFactors, hidden);
+    }
     Width const width{kLOAD != WeightLoad::kWITH_INPUTS ? Shape::kTHREADS * kVECTORS * kPER : hidden};
     RowStatistics const statistics = Shape::statistics(values, width, hidden, a.epsilon);
     if (Shape::kSHARES_WARP && !position.exists)
@@ -209,6 +216,14 @@ __global__ void __launch_bounds__(Shape::kBLOCK, kMIN_BLOCKS<W, kLOAD, Shape>)
     }
     if (valueOf(Tensors::kQUANTIZED, a.quantized != nullptr))
     {
+        if (!kBEFORE_WAIT && hasFactors) // in the registers of gamma and beta
+        {
+            Shape::load(factors, a.outputFactors, hidden);
+        }
+        if (hasFactors)
+        {
+            Shape::forEach([&](int v, int i) { values[v][i] *= factors[v].values[i]; });
+        }
         quantizer.dispatch(
             [&](auto const& quantize, auto element)
             {
@@ -251,8 +266,10 @@ __global__ void skipLayerNormRereadingKernel(SkipLayerNormArguments const a, Qua
                 }
                 if (a.quantized != nullptr)
                 {
+                    float const scaled
+                        = a.outputFactors != nullptr ? normalized * a.outputFactors[i] : normalized;
                     quantizer.dispatch([&](auto const& quantize, auto element)
-                        { static_cast<decltype(element)*>(a.quantized)[start + i] = quantize(normalized); });
+                        { static_cast<decltype(element)*>(a.quantized)[start + i] = quantize(scaled); });
                 }
             });
     }
@@ -349,7 +366,7 @@ cudaError_t launchTyped(SkipLayerNormArguments const& a, cudaStream_t stream)
 {
     bool aligned = true;
     for (void const* tensor : {a.x, a.skip, a.gamma, a.beta, a.bias, static_cast<void const*>(a.y),
-             static_cast<void const*>(a.quantized)})
+             static_cast<void const*>(a.quantized), static_cast<void const*>(a.outputFactors)})
     {
         aligned = aligned && isAligned16(tensor);
     }
