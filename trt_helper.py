@@ -496,7 +496,7 @@ class TrtNetworkHelper:
         """
         fields: dict[str, float | int | str] = {"epsilon": epsilon, "constant_weights": int(constant_weights)}
         fields |= {key: scale for key, scale in (("x_scale", x_scale), ("skip_scale", skip_scale)) if scale}
-        fields |= _output_fields(output_scale, outputs, quantized_type)
+        fields |= _output_fields(output_scale, outputs, quantized_type, name)
         if x_scale and skip_scale:  # otherwise the output has the type of the floating-point input
             fields["output_type"] = element_type(self.dtype).name
         inputs = [
@@ -548,7 +548,7 @@ class TrtNetworkHelper:
         """
         scale = self.addConstant(gamma, f"{name}.weight", trt.DataType.FLOAT)
         shift = self.addConstant(beta, f"{name}.bias", trt.DataType.FLOAT)
-        fields = {"epsilon": epsilon, **_output_fields(output_scale, outputs, quantized_type)}
+        fields = {"epsilon": epsilon, **_output_fields(output_scale, outputs, quantized_type, name)}
         inputs = [*ids, *tables, scale, shift]
         if output_factors is not None:
             inputs.append(self._addFactors(output_factors, len(gamma), output_scale, name))
@@ -823,8 +823,18 @@ def has_packed_attention(dtype: trt.DataType) -> bool:
     return not IS_RTX and dtype != trt.DataType.FLOAT and hasattr(getattr(trt, "IAttention", None), "query_form")
 
 
-def _output_fields(output_scale: float, outputs: str, quantized_type: trt.DataType) -> dict[str, float | int | str]:
-    """The fields of a plugin's output in 8 bits; what is the plugin's default is left out."""
+def _output_fields(
+    output_scale: float, outputs: str, quantized_type: trt.DataType, name: str
+) -> dict[str, float | int | str]:
+    """The fields of a plugin's output in 8 bits; what is the plugin's default is left out.
+
+    Raises:
+        LayerError: both outputs are asked for without a scale, so that the caller would get one.
+    """
+    if outputs == "both" and not output_scale:
+        raise LayerError(
+            f"layer {name!r} has outputs 'both', but output_scale 0; give the scale of the one in 8 bits"
+        )
     fields: dict[str, float | int | str] = {"output_scale": output_scale} if output_scale else {}
     fields["outputs"] = outputs
     if quantized_type != trt.DataType.INT8:

@@ -267,11 +267,13 @@ struct LinearMemory
         return begin + Shape::kFACTORS
                + (static_cast<int>(threadIdx.x / kWARPGROUP) * Shape::kCOLUMNS + column) * kBYTES;
     }
-    // What a column of y in 8 bits is multiplied with: the inverse of its scale, with the column's factor.
+    // What columns of y in 8 bits are multiplied with: the inverse of the scale, with the column's factor. A thread's two of
+    // 8 columns and its two of the next 8 are next to each other, so that it reads four at once.
     __device__ uint32_t outputFactors(int column) const
     {
+        int const place = column / 16 * 16 + column % 8 / 2 * 4 + column / 8 % 2 * 2;
         return begin + Shape::kOUTPUT_FACTORS
-               + (static_cast<int>(threadIdx.x / kWARPGROUP) * Shape::kCOLUMNS + column) * 4;
+               + (static_cast<int>(threadIdx.x / kWARPGROUP) * Shape::kCOLUMNS + place) * 4;
     }
     __device__ uint32_t full(int stage) const
     {
@@ -566,13 +568,6 @@ public:
             float2 const scales = *reinterpret_cast<float2 const*>(p.weightScales + column);
             mScales = {scales.x * p.xScale, scales.y * p.xScale};
         }
-        if constexpr (sizeof(Out) == 1)
-        {
-            float2 const factors = p.outputFactors == nullptr
-                                       ? make_float2(1.0F, 1.0F)
-                                       : *reinterpret_cast<float2 const*>(p.outputFactors + column);
-            mOutputFactors = {factors.x * p.inverseOutputScale, factors.y * p.inverseOutputScale};
-        }
         // Of the blocks that share a tile one adds the bias.
         if (p.bias != nullptr && (!Shape::kSPLITS_K || clusterRank() == 0))
         {
@@ -585,6 +580,19 @@ public:
                 auto const pair
                     = *reinterpret_cast<Vector<T, 2> const*>(static_cast<T const*>(p.bias) + column);
                 mBiases = {toFloat(pair, 0), toFloat(pair, 1)};
+            }
+        }
+        if (sizeof(Out) == 1 && p.outputFactors != nullptr)
+        {
+            float2 const factors = *reinterpret_cast<float2 const*>(p.outputFactors + column);
+            if (p.gelu)
+            {
+                mOutputFactors = {factors.x * p.inverseOutputScale, factors.y * p.inverseOutputScale};
+            }
+            else // the same as with the sums and the bias
+            {
+                mScales = {mScales.x * factors.x, mScales.y * factors.y};
+                mBiases = {mBiases.x * factors.x, mBiases.y * factors.y};
             }
         }
     }
@@ -662,26 +670,37 @@ __device__ void scaleAndBias(
     }
 }
 
-// What y in 8 bits is multiplied with in this thread's two of columns 8 n to 8 n + 7 of the tile.
-template <typename Out, typename Shape>
-__device__ float2 outputFactors(LinearMemory<Shape> const& memory, int n)
+// What follows the sums with scale and bias.
+enum class Activation
 {
-    float2 factors{};
-    if constexpr (sizeof(Out) == 1)
+    kNONE,
+    kGELU,
+    kGELU_AND_FACTORS, // for y in 8 bits
+};
+
+// What y in 8 bits is multiplied with, in this thread's two columns of groups 2 pair and 2 pair + 1 of 8 columns of the
+// tile.
+template <Activation kACTIVATION, typename Shape>
+__device__ float4 outputFactors(LinearProblem const& p, LinearMemory<Shape> const& memory, int pair)
+{
+    float const inverse = p.inverseOutputScale;
+    float4 f{inverse, inverse, inverse, inverse};
+    if constexpr (kACTIVATION == Activation::kGELU_AND_FACTORS)
     {
-        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
-            : "=f"(factors.x), "=f"(factors.y)
-            : "r"(memory.outputFactors(n * 8 + static_cast<int>(threadIdx.x % 4 * 2)))
+        asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+            : "=f"(f.x), "=f"(f.y), "=f"(f.z), "=f"(f.w)
+            : "r"(memory.outputFactors(pair * 16 + static_cast<int>(threadIdx.x % 4 * 2)))
             : "memory");
     }
-    return factors;
+    return f;
 }
 
 // Two neighbours of y with activation, rounded once. In 8 bits a product with the inverse of the scale stands for the
 // division: it differs in the last bit of fp32, and so in what is rounded only for quotients that are halves but for it.
-template <typename Out, bool kGELU>
+template <typename Out, Activation kACTIVATION>
 __device__ uint32_t finishPair(float2 factors, float low, float high)
 {
+    constexpr bool kGELU = kACTIVATION != Activation::kNONE;
     uint32_t word;
     if constexpr (sizeof(Out) == 1)
     {
@@ -697,7 +716,7 @@ __device__ uint32_t finishPair(float2 factors, float low, float high)
 
 // A warpgroup's sums of 64 rows to y, each warp its 16, one panel of columns after the other: to shared memory, and from
 // there by a copy that knows where y ends and goes on while the next panel is computed.
-template <typename T, typename Out, bool kGELU, typename Shape>
+template <typename T, typename Out, Activation kACTIVATION, typename Shape>
 __device__ void storeRows(LinearProblem const& p, CUtensorMap const& y, int32_t row, int32_t firstColumn,
     LinearMemory<Shape> const& memory, Accumulator<T> const (&sums)[Shape::kCOLUMNS / 8][4])
 {
@@ -711,14 +730,19 @@ __device__ void storeRows(LinearProblem const& p, CUtensorMap const& y, int32_t 
     for (int panel = 0; panel < Shape::kCOLUMNS / kY_COLUMNS; ++panel)
     {
         uint32_t words[kGROUPS][2];
+        float4 f{};
 #pragma unroll
         for (int n = 0; n < kGROUPS; ++n)
         {
             float values[4];
             scaleAndBias<T>(values, sums[panel * kGROUPS + n], memory, panel * kGROUPS + n);
-            float2 const factors = outputFactors<Out>(memory, panel * kGROUPS + n);
-            words[n][0] = finishPair<Out, kGELU>(factors, values[0], values[1]);
-            words[n][1] = finishPair<Out, kGELU>(factors, values[2], values[3]);
+            if (n % 2 == 0)
+            {
+                f = outputFactors<kACTIVATION>(p, memory, (panel * kGROUPS + n) / 2);
+            }
+            float2 const factors = n % 2 == 0 ? make_float2(f.x, f.y) : make_float2(f.z, f.w);
+            words[n][0] = finishPair<Out, kACTIVATION>(factors, values[0], values[1]);
+            words[n][1] = finishPair<Out, kACTIVATION>(factors, values[2], values[3]);
         }
         uint32_t const rows = memory.y(ofBlock) + panel % kBUFFERS * kPANEL_BYTES;
         if (lane == 0)
@@ -787,20 +811,19 @@ __device__ void addReceived(
 }
 
 // 16 columns of this warp's rows to memory: lanes 2i and 2i + 1 exchange pairs, so that each has four neighbours.
-template <typename Out, bool kGELU, typename Shape>
+template <typename Out, Activation kACTIVATION, typename Shape>
 __device__ void storePair(LinearProblem const& p, LinearTile const& tile, LinearMemory<Shape> const& memory,
     int pair, float const (&low)[4], float const (&high)[4])
 {
-    float2 const lowFactors = outputFactors<Out>(memory, 2 * pair);
-    float2 const highFactors = outputFactors<Out>(memory, 2 * pair + 1);
+    float4 const f = outputFactors<kACTIVATION>(p, memory, pair);
     auto const t = static_cast<int>(threadIdx.x % 4);
     bool const odd = t % 2 != 0;
     int32_t const column = tile.column + pair * 16 + (odd ? 8 : 0) + t / 2 * 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half)
     {
-        uint32_t const first = finishPair<Out, kGELU>(lowFactors, low[2 * half], low[2 * half + 1]);
-        uint32_t const second = finishPair<Out, kGELU>(highFactors, high[2 * half], high[2 * half + 1]);
+        uint32_t const first = finishPair<Out, kACTIVATION>({f.x, f.y}, low[2 * half], low[2 * half + 1]);
+        uint32_t const second = finishPair<Out, kACTIVATION>({f.z, f.w}, high[2 * half], high[2 * half + 1]);
         uint32_t const received = __shfl_xor_sync(kALL_LANES, odd ? first : second, 1);
         int32_t const row
             = tile.row + static_cast<int32_t>(threadIdx.x / kWARP * 16 + threadIdx.x % kWARP / 4) + 8 * half;
@@ -847,7 +870,7 @@ __device__ void expectSums(LinearMemory<Shape> const& memory)
 }
 
 // Adds up what the blocks of a cluster have of a tile and stores it, 16 columns at a time; each block has some of them.
-template <typename Out, bool kGELU, typename Shape>
+template <typename Out, Activation kACTIVATION, typename Shape>
 __device__ void combineSums(LinearProblem const& p, LinearTile const& tile, LinearMemory<Shape> const& memory,
     float (&sums)[Shape::kCOLUMNS / 8][4])
 {
@@ -884,12 +907,12 @@ __device__ void combineSums(LinearProblem const& p, LinearTile const& tile, Line
             addReceived<Shape>(sums[2 * pair], memory, 2 * own, 2 * columns.ofBlock, rank, columns.size);
             addReceived<Shape>(
                 sums[2 * pair + 1], memory, 2 * own + 1, 2 * columns.ofBlock, rank, columns.size);
-            storePair<Out, kGELU>(p, tile, memory, pair, sums[2 * pair], sums[2 * pair + 1]);
+            storePair<Out, kACTIVATION>(p, tile, memory, pair, sums[2 * pair], sums[2 * pair + 1]);
         }
     }
 }
 
-template <typename T, typename Out, bool kGELU, typename Shape>
+template <typename T, typename Out, Activation kACTIVATION, typename Shape>
 __device__ void storeTile(LinearProblem const& p, CUtensorMap const& y, LinearTile const& tile,
     LinearMemory<Shape> const& memory, Accumulator<T> const (&sums)[Shape::kPARTS][Shape::kCOLUMNS / 8][4])
 {
@@ -900,7 +923,7 @@ __device__ void storeTile(LinearProblem const& p, CUtensorMap const& y, LinearTi
         for (int part = 0; part < Shape::kPARTS; ++part)
         {
             int32_t const row = tile.row + (Shape::kPING_PONG ? part : group) * 64;
-            storeRows<T, Out, kGELU>(p, y, row, tile.column, memory, sums[part]);
+            storeRows<T, Out, kACTIVATION>(p, y, row, tile.column, memory, sums[part]);
         }
     }
     else if constexpr (Shape::kSPLITS_K)
@@ -911,7 +934,7 @@ __device__ void storeTile(LinearProblem const& p, CUtensorMap const& y, LinearTi
         {
             scaleAndBias<T>(values[n], sums[0][n], memory, n);
         }
-        combineSums<Out, kGELU>(p, tile, memory, values);
+        combineSums<Out, kACTIVATION>(p, tile, memory, values);
     }
     else
     {
@@ -921,7 +944,7 @@ __device__ void storeTile(LinearProblem const& p, CUtensorMap const& y, LinearTi
             float values[2][4];
             scaleAndBias<T>(values[0], sums[0][2 * pair], memory, 2 * pair);
             scaleAndBias<T>(values[1], sums[0][2 * pair + 1], memory, 2 * pair + 1);
-            storePair<Out, kGELU>(p, tile, memory, pair, values[0], values[1]);
+            storePair<Out, kACTIVATION>(p, tile, memory, pair, values[0], values[1]);
         }
     }
 }
@@ -973,13 +996,18 @@ __device__ void consumeTiles(LinearProblem const& p, CUtensorMap const& y, Linea
                 arriveAtNamed<2 * kWARPGROUP>(kTURN_BARRIER + 1 - group);
             }
             factors.share(memory);
-            if (p.gelu)
+            if (!p.gelu)
             {
-                storeTile<T, Out, true, Shape>(p, y, tile, memory, sums);
+                storeTile<T, Out, Activation::kNONE, Shape>(p, y, tile, memory, sums);
+            }
+            else if (sizeof(Out) == 1 && p.outputFactors != nullptr)
+            {
+                storeTile<T, Out, sizeof(Out) == 1 ? Activation::kGELU_AND_FACTORS : Activation::kGELU,
+                    Shape>(p, y, tile, memory, sums);
             }
             else
             {
-                storeTile<T, Out, false, Shape>(p, y, tile, memory, sums);
+                storeTile<T, Out, Activation::kGELU, Shape>(p, y, tile, memory, sums);
             }
         });
     if (!Shape::kSTORES_PAIRS && threadIdx.x % kWARP == 0)
