@@ -713,6 +713,33 @@ def test_the_linear_plugin_off_hopper_is_a_warning(
         assert "warning" not in done.err
 
 
+@pytest.mark.parametrize(
+    ("here", "given", "told"),
+    [
+        ((8, 6), (), "8.6"),
+        ((7, 5), (), "7.5"),
+        ((9, 0), ("--compute-capability", "8.6"), "8.6"),
+        ((8, 9), (), None),
+        ((12, 0), (), None),
+        (None, (), None),
+    ],
+)
+def test_fp8_for_a_gpu_that_has_none_is_refused_before_the_calibration(
+    in_process: InProcess, model_dir, tmp_path, monkeypatch, here, given, told
+):
+    monkeypatch.setattr(pipeline, "gpu_capability", lambda: here)
+    monkeypatch.setattr(pipeline, "warn_of_missing_bindings", lambda: None)
+    monkeypatch.setattr(builder, "assemble", ends_here("assemble"))
+    options = ["--model-dir", model_dir, "--plan", tmp_path / "p.plan", *given]
+    done = in_process(builder.main, *options, "--precision", "fp8")
+    if told is None:
+        assert "ended in assemble" in done.err
+    else:
+        assert done.code == 1
+        assert f"--precision fp8: GPUs of compute capability {told} do not multiply fp8; those from 8.9" in done.err
+    assert "ended in assemble" in in_process(builder.main, *options, "--precision", "fp16").err
+
+
 # --- names that are no UTF-8 ------------------------------------------------------------------------------
 
 
