@@ -509,7 +509,7 @@ def test_reference_multiplies_with_the_factors_after_the_activation(kind, bias):
     assert torch.equal(found, reference.quantize(y * factors, 0.05, found.dtype))
     wide = [tensor.float() for tensor in inputs]
     plain = reference.linear(wide[0], wide[1], *wide[4:], activation="gelu")
-    assert torch.equal(reference.compute_in_fp32("Linear", wide, fields), plain * factors)
+    torch.testing.assert_close(reference.compute_in_fp32("Linear", wide, fields), plain * factors, rtol=0, atol=0)
 
 
 def test_steps_of_fp8_are_neighbours():
