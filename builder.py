@@ -25,7 +25,7 @@ if __name__ == "__main__":
 from bert_trt.console import UserError, run_script
 from bert_trt.element_types import ELEMENT_TYPES
 from bert_trt.files import write_json
-from bert_trt.fusion import LAYER_SETS, check_linear_gpu, refuse_attention_products, warn_off_hopper
+from bert_trt.fusion import LAYER_SETS, refuse_attention_products, warn_off_hopper
 from bert_trt.fusion_log import print_fusions
 from bert_trt.layers import (
     LAYOUTS,
@@ -215,7 +215,6 @@ def run(options: PlanOptions) -> Result:
     if options.sentences is not None:  # read first, so that a bad file is an error before the build
         text = read_source(folder, options.sentences, task.build.seq_len, task.build.batch)
     if "Linear" in task.fused:
-        check_linear_gpu(options.precision)
         warn_off_hopper()
     with task.logging() as log:
         quantized = task.quantize(assemble, log)

@@ -10,8 +10,9 @@ An activation that a quantized product reads is stored in 8 bits, by the kernel 
 So no quantize layer stands alone, and residual sums stay in fp16. A product that is not quantized (``--max-error``)
 takes its fp16 kernel, and the activation in front of it is fp16 only.
 
-SmoothQuant divides only the context: dividing V's weight and bias by s divides the context by s. A layer norm writes
-both outputs with one gamma and beta, and the fp16 output must not be divided, so its 8-bit output is not smoothed.
+SmoothQuant adds no layer. Layer norms and the intermediate product multiply their 8-bit output with 1 / s of each
+channel (``output_factors``); the fp16 output of a layer norm is not divided. Dividing the weight and bias of V by s
+divides the context by s. The weight of the product that reads the tensor is multiplied with s.
 """
 
 from __future__ import annotations
@@ -66,18 +67,21 @@ class EightBitProducts(LinearPluginProducts):
         output_scale: float = 0.0,
     ) -> trt.ITensor:
         """As ``Products.linear_activation``; ``output_scale`` is that of the result's 8-bit form, 0 for none."""
+        factors = self.output_factors(activation_name) if output_scale else None
         if activation == "erf" and self.is_quantized(name):
             return self._quantized_linear(
                 *(x, weight, bias, name),
                 layer_name=activation_name,
                 activation="gelu",
                 output_scale=output_scale,
+                output_factors=factors,
             )
         y = super().linear_activation(x, weight, bias, name, activation, activation_name)
         if output_scale:  # no kernel writes this result in 8 bits
+            smoothed = y if factors is None else self.helper.addChannelScale(y, factors, f"{y.name}.smoothed")
             quantized_name = f"{activation_name}.quantized"
             self.eight_bits[y.name] = self.helper.addQuantize(
-                y, output_scale, quantized_name, self.quantization.dtype
+                smoothed, output_scale, quantized_name, self.quantization.dtype
             )
         return y
 
@@ -88,6 +92,11 @@ class EightBitProducts(LinearPluginProducts):
     def scale(self, tensor: str) -> float:
         """The scale of an activation's 8-bit form."""
         return self.quantization.scales[range_name(tensor, self.quantization.smoothing)]
+
+    def output_factors(self, tensor: str) -> np.ndarray | None:
+        """1 / s, float32 (H,), for the 8-bit form of a tensor that SmoothQuant divides by s; None for others."""
+        s = self.quantization.smoothing.get(tensor)
+        return None if s is None else 1 / s
 
     def _quantized_linear(
         self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray | None, name: str, **fused: Any
@@ -104,19 +113,9 @@ class EightBitProducts(LinearPluginProducts):
 
 
 class FusedQuantizedLayers(FusedLayers):
-    """``FusedLayers`` whose kernels write 8 bits for quantized products. Arguments as for ``NativeLayers``.
-
-    Raises:
-        ValueError: the quantization smooths another tensor than a context.
-    """
+    """``FusedLayers`` whose kernels write 8 bits for quantized products. Arguments as for ``NativeLayers``."""
 
     products: EightBitProducts
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        for tensor in self.products.quantization.smoothing:
-            if not tensor.endswith(".attention.self"):
-                raise ValueError(f"{tensor} is smoothed; in 8-bit plugins only a context can be")
 
     def embeddings(self, ids: Sequence[trt.ITensor], name: str) -> trt.ITensor:
         """LN(word + position + type): three (S,) -> (S, H) in fp16, and in 8 bits for the first layer's product."""
@@ -175,8 +174,14 @@ class FusedQuantizedLayers(FusedLayers):
     def norm_outputs(self, step: str) -> dict[str, Any]:
         """The arguments that make the layer norm of a step write fp16 and 8 bits; none for fp16 alone."""
         scale = self.output_scale(step, f"{step}.LayerNorm")
-        dtype = self.products.quantization.dtype
-        return {"output_scale": scale, "outputs": "both", "quantized_type": dtype} if scale else {}
+        if not scale:
+            return {}
+        return {
+            "output_scale": scale,
+            "outputs": "both",
+            "quantized_type": self.products.quantization.dtype,
+            "output_factors": self.products.output_factors(f"{step}.LayerNorm"),
+        }
 
     def keep_quantized(self, outputs: Sequence[trt.ITensor]) -> trt.ITensor:
         """Keeps the 8-bit form, if there is one, for the product that reads it; returns the fp16 form."""
