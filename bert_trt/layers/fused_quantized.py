@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from bert_trt.element_types import element_type
 from bert_trt.layers.fused import FusedLayers
 from bert_trt.layers.native import QKV
 from bert_trt.layers.products import LinearPluginProducts
@@ -51,7 +52,7 @@ class EightBitProducts(LinearPluginProducts):
     def linear(
         self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray | None, name: str, modules: Sequence[str] = ()
     ) -> trt.ITensor:
-        """As ``Products.linear``. A quantized product reads the 8-bit form of x, or x itself if it has 8 bits."""
+        """As ``Products.linear``. A quantized product reads the 8-bit form of x."""
         if not self.is_quantized(*(modules or (name,))):
             return super().linear(x, weight, bias, name, modules)
         return self._quantized_linear(x, weight, bias, name)
@@ -67,23 +68,15 @@ class EightBitProducts(LinearPluginProducts):
         output_scale: float = 0.0,
     ) -> trt.ITensor:
         """As ``Products.linear_activation``; ``output_scale`` is that of the result's 8-bit form, 0 for none."""
-        factors = self.output_factors(activation_name) if output_scale else None
         if activation == "erf" and self.is_quantized(name):
             return self._quantized_linear(
                 *(x, weight, bias, name),
                 layer_name=activation_name,
                 activation="gelu",
                 output_scale=output_scale,
-                output_factors=factors,
+                output_factors=self.output_factors(activation_name) if output_scale else None,
             )
-        y = super().linear_activation(x, weight, bias, name, activation, activation_name)
-        if output_scale:  # no kernel writes this result in 8 bits
-            smoothed = y if factors is None else self.helper.addChannelScale(y, factors, f"{y.name}.smoothed")
-            quantized_name = f"{activation_name}.quantized"
-            self.eight_bits[y.name] = self.helper.addQuantize(
-                smoothed, output_scale, quantized_name, self.quantization.dtype
-            )
-        return y
+        return super().linear_activation(x, weight, bias, name, activation, activation_name)
 
     def is_quantized(self, *modules: str) -> bool:
         """Whether the product of these modules runs in int8 or fp8."""
@@ -98,6 +91,19 @@ class EightBitProducts(LinearPluginProducts):
         s = self.quantization.smoothing.get(tensor)
         return None if s is None else 1 / s
 
+    def eight_bit_form(self, x: trt.ITensor) -> trt.ITensor:
+        """x in 8 bits: as the kernel that computed it wrote it; by a quantize layer where no kernel does, as after a
+        native attention or an activation that the Linear plugin does not have."""
+        if element_type(x.dtype).is_quantized:
+            return x
+        if x.name not in self.eight_bits:
+            factors = self.output_factors(x.name)
+            smoothed = x if factors is None else self.helper.addChannelScale(x, factors, f"{x.name}.smoothed")
+            self.eight_bits[x.name] = self.helper.addQuantize(
+                smoothed, self.scale(x.name), f"{x.name}.quantized", self.quantization.dtype
+            )
+        return self.eight_bits[x.name]
+
     def _quantized_linear(
         self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray | None, name: str, **fused: Any
     ) -> trt.ITensor:
@@ -105,7 +111,7 @@ class EightBitProducts(LinearPluginProducts):
         self.num_quantized += 1
         factors = self.quantization.smoothing.get(x.name)  # x has been divided by them
         return self.helper.addFusedLinear(
-            *(self.eight_bits.get(x.name, x), weight if factors is None else weight * factors, bias, name),
+            *(self.eight_bit_form(x), weight if factors is None else weight * factors, bias, name),
             constant_weight=self._constant_weights,
             x_scale=self.scale(x.name),
             **fused,
@@ -118,7 +124,9 @@ class FusedQuantizedLayers(FusedLayers):
     products: EightBitProducts
 
     def embeddings(self, ids: Sequence[trt.ITensor], name: str) -> trt.ITensor:
-        """LN(word + position + type): three (S,) -> (S, H) in fp16, and in 8 bits for the first layer's product."""
+        """LN(word + position + type): three (S,) -> (S, E) in fp16, and in 8 bits for the first layer's product."""
+        if self.config.has_projection:
+            return super().embeddings(ids, name)
         return self.keep_quantized(self.add_embeddings(ids, name, **self.norm_outputs(name)))
 
     def qkv_weights(self, name: str) -> tuple[np.ndarray, np.ndarray]:
