@@ -33,8 +33,8 @@ def graph_times(
     """The microseconds of one launch of each function, the median over ``rounds``.
 
     Within a graph, the GPU starts one launch after another without Python. The functions take turns, so that a
-    drifting clock affects all of them. Before each turn the function runs for ``SETTLING`` seconds: where the board is
-    at its power limit, clocks and power still are those of the function before, which changed times by up to 10 %.
+    drifting clock affects all of them. Before each turn the function runs for ``SETTLING`` seconds: at the board's
+    power limit, clocks are still those of the function before, which has changed times by up to 10 %.
     """
     graphs = {name: capture(function, launches) for name, function in functions.items()}
     times: dict[str, list[float]] = {name: [] for name in graphs}
