@@ -697,14 +697,3 @@ def test_builder_calibrates_and_builds_int8(small_weights_dir, tmp_path, fusion)
     said = json.loads(result.read_text())
     assert said["quantized_parts"]["quantized_products"] == 2 * PRODUCTS[fusion]
     assert said["rel_l2"] <= TOLERANCES["int8"]
-
-
-def test_a_head_size_that_the_plugin_has_not_is_an_error(tmp_path):
-    """8 heads of 16: elementary layers take any size."""
-    source = make_checkpoint(tmp_path / "source", num_attention_heads=8)
-    model2onnx.export(str(source), DEFAULT_TEXT, tmp_path / "out")
-    make_runner(tmp_path / "out", "fp16", "packed", layer_set=OnlySkipLayerNorm)
-    with pytest.raises(
-        UserError, match=r"heads have 16 elements, and .* takes 32, 64, 128; build with --fusion none"
-    ):
-        make_runner(tmp_path / "out", "fp16", "packed", "plugins")

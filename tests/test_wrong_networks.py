@@ -204,7 +204,7 @@ ANY = {  # wrong whatever the batching; elementary layers
     "the head's layer norm left out": patch_method(
         NativeLayers,
         "layer_norm",
-        lambda original, self, x, name: x if name.startswith("cls") else original(self, x, name),
+        lambda original, self, x, name, *width: x if name.startswith("cls") else original(self, x, name, *width),
     ),
     "the head's activation left out": patch_method(
         TrtNetworkHelper,
