@@ -1,6 +1,6 @@
 """Reads a text file with one sentence a line and tokenises it. Bad lines are reported and skipped.
 
-The calibration and the mask filling read their text here. Nothing is padded, see packing.py.
+The calibration reads its text here; predict.py's input has forms of its own, see records.py. Nothing is padded.
 """
 
 from __future__ import annotations
@@ -48,10 +48,12 @@ class Problem:
 
 @functools.cache
 def _tokenizer_at(path: Path) -> Any:
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast
 
+    # Not AutoTokenizer: the folder's model_type is always "bert", and a family's class may build a tokenizer of its
+    # own from the vocabulary, instead of reading tokenizer.json, which is the checkpoint's.
     try:
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        return PreTrainedTokenizerFast.from_pretrained(str(path), local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain Exception
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} has no usable tokenizer ({reason}); write it again with model2onnx.py") from error
@@ -114,7 +116,7 @@ def read_sentences(
     for number, line in enumerate(_read_lines(path), start=1):
         source = f"{path}, line {number}"
         try:
-            text = _decode(line, source).strip()
+            text = decode_line(line, source).strip()
             if text:
                 ids = _tokenize(text, tokenizer, config, source, truncate)
                 if need_mask:
@@ -140,8 +142,12 @@ def _read_lines(path: Path) -> list[bytes]:
     return content.removeprefix(b"\xef\xbb\xbf").splitlines()  # bytes are split at \n, \r and \r\n only
 
 
-def _decode(line: bytes, source: str) -> str:
-    """Decodes UTF-8. NUL is valid UTF-8, but a sign of UTF-16, and tokenizers ignore it."""
+def decode_line(line: bytes, source: str) -> str:
+    """Decodes UTF-8. NUL is valid UTF-8, but a sign of UTF-16, and tokenizers ignore it.
+
+    Raises:
+        UserError: the line is not UTF-8, or has a NUL; the message begins with ``source``.
+    """
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
