@@ -127,24 +127,21 @@ class Tokenization:
         if config.task == FILL_MASK and self.tokenizer.mask_token is None:
             raise UserError("the checkpoint's tokenizer has no mask token; expected one, such as [MASK]")
         self.limit = config.truncated_length
-        strategy = TruncationStrategy.DO_NOT_TRUNCATE
-        if options.truncate or options.stride is not None:
-            is_pair = config.task == QUESTION_ANSWERING
-            strategy = TruncationStrategy.ONLY_SECOND if is_pair else TruncationStrategy.LONGEST_FIRST
-        # What tokenizer(...) does before it calls the tokenizers library. The library is called directly, since the
-        # lists that tokenizer(...) makes of its result would take longer than the tokenisation.
-        self.tokenizer.set_truncation_and_padding(
-            padding_strategy=PaddingStrategy.DO_NOT_PAD,
-            truncation_strategy=strategy,
-            max_length=self.limit,
-            stride=options.stride or 0,
-            pad_to_multiple_of=None,
-            padding_side=None,
-        )
-        self.backend = self.tokenizer.backend_tokenizer
-        self.backend.encode_special_tokens = self.tokenizer.split_special_tokens
+        is_pair = config.task == QUESTION_ANSWERING
+        cut = TruncationStrategy.ONLY_SECOND if is_pair else TruncationStrategy.LONGEST_FIRST
+        self.strategies = {True: cut, False: TruncationStrategy.DO_NOT_TRUNCATE}
+        self.padding = PaddingStrategy.DO_NOT_PAD
+        self.cuts = options.truncate or options.stride is not None
+        self.room = self.limit - self.tokenizer.num_special_tokens_to_add(pair=is_pair)
+        if options.stride is not None and options.stride >= self.room - 1:
+            raise UserError(
+                f"--stride {options.stride}: windows have {self.limit} tokens, the question among them; name fewer "
+                "tokens that they have in common"
+            )
         needs_characters = config.task in (TOKEN_CLASSIFICATION, QUESTION_ANSWERING)
-        self.encode = self.backend.encode_batch if needs_characters else self.backend.encode_batch_fast
+        backend = self.tokenizer.backend_tokenizer
+        backend.encode_special_tokens = self.tokenizer.split_special_tokens
+        self.encode = backend.encode_batch if needs_characters else backend.encode_batch_fast
         has_types = config.type_vocab_size > 1 and "token_type_ids" in self.tokenizer.model_input_names
         self.has_types = has_types and config.task != FILL_MASK
 
@@ -161,8 +158,42 @@ class Tokenization:
         return results
 
     def _encode(self, texts: Sequence[tuple[str, ...]]) -> list[Any]:
-        """The encodings of texts and pairs; an exception in place of one that the library refuses."""
+        """The encodings of texts and pairs; an exception in place of one that cannot be had."""
         inputs = [one[0] if len(one) == 1 else one for one in texts]
+        if not self.cuts or self.config.task != QUESTION_ANSWERING:
+            return self._encode_batch(inputs, cut=self.cuts)
+        encodings = self._encode_batch(inputs, cut=False)
+        long = [
+            index
+            for index, encoding in enumerate(encodings)
+            if not isinstance(encoding, UserError) and len(encoding.ids) > self.limit
+        ]
+        for index in [*long]:  # the library panics where it finds no room for the context
+            question = encodings[index].sequence_ids.count(0)
+            if self.room - question <= (self.options.stride or 0):
+                encodings[index] = UserError(
+                    f"the question has {question} tokens, which leaves {max(self.room - question, 0)} of "
+                    f"{self.limit} for the context; shorten it"
+                    + (", or lower --stride" if self.options.stride else "")
+                )
+                long.remove(index)
+        for index, encoding in zip(
+            long, self._encode_batch([inputs[index] for index in long], cut=True), strict=True
+        ):
+            encodings[index] = encoding
+        return encodings
+
+    def _encode_batch(self, inputs: Sequence[Any], cut: bool) -> list[Any]:
+        """What ``tokenizer(...)`` does, without the lists that it makes of the result: they take longer than the
+        tokenisation."""
+        self.tokenizer.set_truncation_and_padding(
+            padding_strategy=self.padding,
+            truncation_strategy=self.strategies[cut],
+            max_length=self.limit,
+            stride=self.options.stride or 0,
+            pad_to_multiple_of=None,
+            padding_side=None,
+        )
         try:
             return self.encode(inputs)
         except Exception:  # the tokenizers library raises plain Exception
@@ -172,7 +203,10 @@ class Tokenization:
         try:
             return self.encode([text])[0]
         except Exception as error:  # as above
-            return error
+            reason = " ".join(str(error).split())
+            return UserError(
+                f"the checkpoint's tokenizer cannot read it ({reason}); its vocabulary is incomplete or damaged"
+            )
 
     def _windows(self, texts: tuple[str, ...], encoding: Any) -> list[Window]:
         """Checks an encoding.
@@ -180,15 +214,8 @@ class Tokenization:
         Raises:
             UserError: it cannot be used.
         """
-        if isinstance(encoding, Exception):
-            reason = " ".join(str(encoding).split())
-            if "runcation" in reason:
-                raise UserError(
-                    f"no room for the context: with the question it must have at most {self.limit} tokens"
-                )
-            raise UserError(
-                f"the checkpoint's tokenizer cannot read it ({reason}); its vocabulary is incomplete or damaged"
-            )
+        if isinstance(encoding, UserError):
+            raise encoding
         self._check_words(texts, encoding)
         encodings = [encoding, *(encoding.overflowing if self.options.stride is not None else [])]
         windows = []
@@ -305,7 +332,7 @@ def check_options(folder: ModelFolder, options: AnswerOptions) -> None:
     if task == HIDDEN_STATES:
         raise UserError(
             f"{folder.path} is a bare encoder, and hidden states are no answer: {folder.config.hidden_size} "
-            "numbers for every token; export a task with model2onnx.py --task, such as embedding for one vector a text"
+            "numbers for every token; export a task (model2onnx.py --task), such as embedding for a vector a text"
         )
     needed = {
         "--top-k": (options.top_k != defaults.top_k, FILL_MASK),

@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 
 from bert_trt.console import UserError
+from bert_trt.files import read_json
 from bert_trt.model_files import TOKENIZER_NAME, BertConfig, ModelFolder, check_inputs
+
+TOKENIZER_SETTINGS = "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,20 @@ class Problem:
 
 @functools.cache
 def _tokenizer_at(path: Path) -> Any:
-    from transformers import PreTrainedTokenizerFast
+    import transformers
 
     # Not AutoTokenizer: the folder's model_type is always "bert", and a family's class may build a tokenizer of its
-    # own from the vocabulary, instead of reading tokenizer.json, which is the checkpoint's.
+    # own from the vocabulary, instead of reading tokenizer.json, which is the checkpoint's. What the class does
+    # besides is to say which inputs the model gets, token types among them.
     try:
-        return PreTrainedTokenizerFast.from_pretrained(str(path), local_files_only=True)
+        settings = read_json(path / TOKENIZER_SETTINGS) if (path / TOKENIZER_SETTINGS).is_file() else {}
+        named = getattr(transformers, str(settings.get("tokenizer_class")), transformers.PreTrainedTokenizerFast)
+        names = settings.get("model_input_names") or named.model_input_names
+        return transformers.PreTrainedTokenizerFast.from_pretrained(
+            str(path), local_files_only=True, model_input_names=names
+        )
+    except UserError:
+        raise
     except Exception as error:  # the tokenizers library raises plain Exception
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} has no usable tokenizer ({reason}); write it again with model2onnx.py") from error
