@@ -190,7 +190,7 @@ def export_onnx(model: PyTorchBert, inputs: dict[str, np.ndarray], config: BertC
         )
     assert program is not None
     simplify(program.model)
-    name_weights(program.model, model)
+    check_weights(program.model, model)
     return program.model
 
 
@@ -224,20 +224,15 @@ def _should_fold(node: ir.Node) -> bool | None:
     return False if is_weight else None
 
 
-def name_weights(onnx_model: ir.Model, model: torch.nn.Module) -> None:
+def check_weights(onnx_model: ir.Model, model: torch.nn.Module) -> None:
     """Proves bit for bit that every weight of the graph is the model's parameter of that name.
-
-    Tied parameters are one weight, under the first of their names in the state dict.
 
     Raises:
         UserError: a weight is no parameter, or a parameter is not in the graph; the message names it.
     """
-    parameters = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
-    first_names: dict[int, str] = {}  # by address, which tied parameters share
-    for name, tensor in parameters.items():
-        first_names.setdefault(tensor.data_ptr(), name)
-    missing = dict.fromkeys(first_names.values())
-    for value in list(onnx_model.graph.initializers.values()):
+    parameters = model.state_dict()
+    missing = dict.fromkeys(parameters)
+    for value in onnx_model.graph.initializers.values():
         array = value.const_value.numpy() if value.const_value is not None else np.empty(0)
         if array.dtype != np.float32 or array.ndim == 0:
             continue  # shapes, and scalars such as the attention's 1 / sqrt(D)
@@ -247,9 +242,8 @@ def name_weights(onnx_model: ir.Model, model: torch.nn.Module) -> None:
                 f"ONNX export: weight {value.name!r} {list(array.shape)} equals no parameter of the checkpoint of "
                 "that name; the exporter changed it"
             )
-        value.name = first_names[parameter.data_ptr()]
         value.metadata_props.clear()  # names and kinds of the exporter's
-        missing.pop(value.name, None)
+        missing.pop(value.name)
     if missing:
         raise UserError(f"ONNX export: parameter {next(iter(missing))!r} of the checkpoint is not in the ONNX graph")
 

@@ -277,7 +277,7 @@ class TrtNetworkHelper:
     # activations
 
     def addActivation(self, x: trt.ITensor, name: str, kind: str) -> trt.ITensor:
-        """The activation ``kind``: relu, silu, quick_gelu, hyperbolic_tangent, identity, or a GELU as for ``addGELU``.
+        """The activation ``kind``: relu, silu, quick_gelu, hyperbolic_tangent, identity, or one of ``addGELU``.
 
         SiLU is x · sigmoid(x), and quick GELU x · sigmoid(1.702 x) (both in arXiv:1606.08415).
         """

@@ -45,6 +45,7 @@ import torch
 from partial_fusion import ALONE
 from report import check_results, markdown_table, model_name, print_table, versions, write_results
 
+from bert_trt.checkpoint import load_checkpoint
 from bert_trt.comparison import relative_l2
 from bert_trt.console import log_console, run_script
 from bert_trt.fusion import LAYER_SETS
@@ -55,7 +56,6 @@ from bert_trt.options import BATCHINGS, DEFAULT_DATA, FUSIONS, ONE_SEQUENCE, TOL
 from bert_trt.sentences import Sentence, load_tokenizer, read_sentences
 from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
-from model2onnx import load_checkpoint
 
 # By name: each plugin alone, and the choices of --fusion.
 FUSED = ALONE | {name: (name, LAYER_SETS[name], fused) for name, fused in FUSIONS.items()}
@@ -71,16 +71,14 @@ def chosen_sentences(folder: ModelFolder) -> list[Sentence]:
 
 def reference(checkpoint: str, sentences: Sequence[Sentence]) -> list[np.ndarray]:
     """Hugging Face's outputs, each (S, vocabulary or H), from one padded batch with its mask."""
-    model, _, config = load_checkpoint(checkpoint)
-    model.set_attn_implementation("eager")  # load_checkpoint sets the export's attention, which ignores the mask
+    loaded = load_checkpoint(checkpoint)
     longest = max(len(sentence.ids) for sentence in sentences)
     ids = np.zeros((len(sentences), longest), np.int64)
     mask = np.zeros_like(ids)
     for row, sentence in enumerate(sentences):
         ids[row, : len(sentence.ids)], mask[row, : len(sentence.ids)] = sentence.ids, 1
-    with torch.inference_mode():
-        answer = model(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
-    output = answer.logits if config.has_head else answer.last_hidden_state
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    output, _ = loaded.run_reference({name: torch.from_numpy(values) for name, values in inputs.items()})
     return [output[row, : len(sentence.ids)].numpy() for row, sentence in enumerate(sentences)]
 
 

@@ -44,13 +44,13 @@ from report import check_results, print_table, versions, write_results
 
 from bert_trt.calibration import CalibrationContext
 from bert_trt.calibration_data import read_data
+from bert_trt.checkpoint import load_checkpoint
 from bert_trt.console import run_script
 from bert_trt.model_files import ModelFolder
 from bert_trt.options import DEFAULT_DATA, CalibrationSettings
 from bert_trt.sentences import Sentence
 from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
-from model2onnx import load_checkpoint
 
 EAGER_SENTENCES = 64  # evenly spread over the calibration's sentences; fewer, since the CPU is slow
 
@@ -71,7 +71,7 @@ def calibration_rate(folder: ModelFolder, sentences: list[Sentence], device: str
 def eager_rate(checkpoint: str, sentences: list[Sentence], threads: int) -> float:
     """The sentences a second of PyTorch's eager model on the CPU."""
     torch.set_num_threads(threads)
-    model, _, _ = load_checkpoint(checkpoint)
+    model = load_checkpoint(checkpoint).reference
     encoder = getattr(model, "bert", model)
     with torch.inference_mode():
         encoder(torch.from_numpy(sentences[0].ids)[None])

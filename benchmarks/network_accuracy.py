@@ -43,6 +43,7 @@ from bert_trt.console import log_console, run_script
 from bert_trt.model_files import ModelFolder
 from bert_trt.network_runner import NetworkRunner
 from bert_trt.options import LAYER_NORM_KERNELS, TOLERANCES
+from bert_trt.tasks import Rankings
 from bert_trt.tensorrt_log import TrtLog
 
 PATHS = {"builder.py": ("native", *LAYER_NORM_KERNELS), "onnx2trt.py": ("native", "fast")}
@@ -68,7 +69,8 @@ def measure(folder: ModelFolder, script: str, precision: str, layer_norm: str, d
     output = NetworkRunner(network.network, device, contents=network.contents).run(demo.inputs)[
         folder.config.output_name
     ]
-    compared = Comparison.of(output.cpu().numpy(), demo, folder.tokens())
+    rank = Rankings(folder, demo.mask_positions).of
+    compared = Comparison.of(output.cpu().numpy(), demo, rank)
     config = folder.config
     return {
         "model": f"{config.num_layers} layers, H {config.hidden_size}",

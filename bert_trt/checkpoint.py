@@ -193,8 +193,8 @@ def _choose_task(
             EMBEDDING if sentence is not None or pooling is not None else _task_of_weights(name, is_local, hf_config)
         )
     elif task in HEAD_WEIGHTS:
-        found = _tasks_with_weights(name, is_local, hf_config)
-        if task not in found:
+        found, has_encoder = _tasks_with_weights(name, is_local, hf_config)
+        if task not in found and has_encoder:
             raise UserError(
                 f"--model {name}: the checkpoint has no head for --task {task}: no weights {HEAD_WEIGHTS[task]}*; "
                 f"possible are {', '.join([*found, EMBEDDING, HIDDEN_STATES])}"
@@ -215,7 +215,7 @@ def _task_of_weights(name: str, is_local: bool, hf_config: Any) -> str:
         UserError: the checkpoint has another head than those supported, lacks the head that config.json names, or
             has several.
     """
-    found = _tasks_with_weights(name, is_local, hf_config)
+    found, has_encoder = _tasks_with_weights(name, is_local, hf_config)
     architectures = [str(architecture) for architecture in hf_config.architectures or []]
     named = [task for task, suffix in CLASS_SUFFIXES.items() for one in architectures if one.endswith(suffix)]
     for task in named:
@@ -229,6 +229,8 @@ def _task_of_weights(name: str, is_local: bool, hf_config: Any) -> str:
     ]
     if others:
         raise UserError(f"--model {name}: config.json: a {others[0]} cannot be exported; {supported}")
+    if named and not has_encoder:
+        return named[0]  # which then lacks weights of every kind
     if named:
         raise UserError(
             f"--model {name}: config.json says {architectures[0]}, but there are no weights "
@@ -240,13 +242,14 @@ def _task_of_weights(name: str, is_local: bool, hf_config: Any) -> str:
     return found[0] if found else HIDDEN_STATES
 
 
-def _tasks_with_weights(name: str, is_local: bool, hf_config: Any) -> list[str]:
-    """The tasks for whose head the checkpoint has weights."""
+def _tasks_with_weights(name: str, is_local: bool, hf_config: Any) -> tuple[list[str], bool]:
+    """The tasks for whose head the checkpoint has weights, and whether it has weights of an encoder."""
     family = FAMILIES[hf_config.model_type]
     model, info = _read_weights(name, is_local, hf_config, FILL_MASK, None)
     names = (set(model.state_dict()) - set(info["missing_keys"])) | set(info["unexpected_keys"])
     names |= {weight for weight, _, _ in info["mismatched_keys"]}
     ours = [canonical_name(weight, model.base_model_prefix, family) for weight in names]
+    has_encoder = any(weight.startswith("embeddings.word_embeddings.") for weight in ours)
     tasks = [task for task, start in HEAD_WEIGHTS.items() if any(weight.startswith(start) for weight in ours)]
     if SEQUENCE_CLASSIFICATION in tasks and not any(weight.startswith("pooler.") for weight in ours):
         tasks.remove(SEQUENCE_CLASSIFICATION)  # its head begins with a pooler
@@ -254,7 +257,7 @@ def _tasks_with_weights(name: str, is_local: bool, hf_config: Any) -> list[str]:
         _is_of_head(weight, model.base_model_prefix, family) for weight in names
     ):
         tasks.remove(TOKEN_CLASSIFICATION)
-    return tasks
+    return tasks, has_encoder
 
 
 def _is_of_head(name: str, hf_prefix: str, family: Any) -> bool:

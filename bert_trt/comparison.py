@@ -14,7 +14,7 @@ import numpy as np
 from bert_trt.model_files import DemoIO, ReferenceSequence
 from bert_trt.options import QUANTIZED_PRECISIONS, TOLERANCES, SequenceRange
 from bert_trt.packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch, single_batch
-from bert_trt.tasks import Ranking, Rankings, describe_words, top_k
+from bert_trt.tasks import Ranking, describe_words, top_k
 
 PYTORCH = "PyTorch"
 OWN_NETWORK = "the network without its roundings"  # itself compared with PyTorch at other lengths
@@ -73,8 +73,8 @@ class Comparison:
         max_abs: largest absolute difference.
         top1_same: whether the first of every ranking is the same; None without rankings.
         top10_same: whether the ten best are the same, in the same order; None without rankings.
-        top10: the ten best of the first ranking, ``{"word", "id", "probability"}``; empty without rankings, or where a
-            logit is not finite.
+        top10: the ten best of the first ranking, ``{"word", "id", "probability"}``; empty without rankings, or where
+            a logit is not finite.
         swaps: the places where the words differ, near-ties included; empty where a logit is not finite.
     """
 
@@ -86,9 +86,9 @@ class Comparison:
     swaps: list[WordDifference]
 
     @classmethod
-    def of(cls, output: np.ndarray, demo: DemoIO, rankings: Rankings) -> Comparison:
-        """Compares ``output``, (1, R, width), with the demo's."""
-        pairs = list(zip(rankings.of(output[0]), rankings.of(demo.output[0]), strict=True))
+    def of(cls, output: np.ndarray, demo: DemoIO, rank: Callable[[np.ndarray], list[Ranking]]) -> Comparison:
+        """Compares ``output``, (1, R, width), with the demo's; ``rank`` is ``tasks.Rankings.of``."""
+        pairs = list(zip(rank(output[0]), rank(demo.output[0]), strict=True))
         best = [(top_k(ours.scores), top_k(theirs.scores)) for ours, theirs in pairs]
         finite = [bool(np.isfinite(ours.scores).all()) for ours, _ in pairs]
         differences: list[WordDifference] = []

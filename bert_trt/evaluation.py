@@ -30,7 +30,7 @@ class OutputChange:
     Attributes:
         sentences: number of sentences that were compared.
         rel_l2: relative L2 error over all outputs together; infinite if one of them is not finite.
-        cosine: mean cosine similarity of a token's output to fp32's.
+        cosine: mean cosine similarity of a token's or a sequence's output to fp32's.
         first_word_same: share of sentences with the same top-1 prediction for [MASK]; None without a head.
         ten_best_same: mean number of common words in the top-10 predictions; None without a head.
     """
@@ -81,7 +81,7 @@ class Evaluation:
     def run(
         self, precision: str, quantization: Quantization | None, advance: Callable[[int], None] | None = None
     ) -> Iterator[torch.Tensor]:
-        """Runs a network; yields its output for each batch, fp32 (B, S, vocabulary or H), padding included."""
+        """Runs a network; yields its output for each batch, fp32 (B, S, width), padding included, or (B, width)."""
         network = self._assemble(self.folder, self._log, precision, batching="padded", quantization=quantization)
         runner = NetworkRunner(network.network, self.device, contents=network.contents)
         name = self.folder.config.output_name
@@ -97,13 +97,15 @@ class Evaluation:
         return self.compare(self.run(precision, quantization, advance))
 
     def compare(self, outputs: Iterable[torch.Tensor]) -> OutputChange:
-        """Compares outputs, (B, S, vocabulary or H) for each batch, with those of the fp32 network."""
+        """Compares outputs, (B, S, width) or (B, width) for each batch, with those of the fp32 network."""
         difference = square = cosine = 0.0
         tokens = 0
         first, ten = [], []
         for batch, our_rows, their_rows in zip(self._batches, outputs, self._reference, strict=True):
-            is_real = torch.from_numpy(real_tokens(batch).astype(bool)).to(their_rows.device)  # (B, S)
-            ours, theirs = our_rows[is_real], their_rows[is_real]  # (T, vocabulary or H), without the padding
+            ours, theirs = our_rows, their_rows  # (B, width) where the task has one row for a sequence
+            if theirs.ndim > 2:
+                is_real = torch.from_numpy(real_tokens(batch).astype(bool)).to(theirs.device)  # (B, S)
+                ours, theirs = our_rows[is_real], their_rows[is_real]  # (T, width), without the padding
             difference += float((ours - theirs).square().sum(dtype=torch.float64))
             square += float(theirs.square().sum(dtype=torch.float64))
             cosine += float(torch.cosine_similarity(ours, theirs, dim=-1).sum())

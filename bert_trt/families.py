@@ -277,9 +277,12 @@ def canonical_state(model: Any, config: BertConfig) -> dict[str, torch.Tensor]:
     """
     family = FAMILIES[model.config.model_type]
     state: dict[str, torch.Tensor] = {}
+    value: torch.Tensor
     for name, value in model.state_dict().items():
         if value.is_floating_point():
-            state |= dict.fromkeys(_layer_names(canonical_name(name, model.base_model_prefix, family), model), value)
+            first, *others = _layer_names(canonical_name(name, model.base_model_prefix, family), model)
+            state[first] = value
+            state |= {other: value.clone() for other in others}  # each layer of the graph has weights of its own
     table = state["embeddings.word_embeddings.weight"]
     if DECODER in state:
         bias = state.pop(DECODER_BIAS)

@@ -419,7 +419,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         UserError: the file is missing, empty, or not ONNX.
     """
     if not path.is_file():
-        raise UserError(f"no ONNX file at {path}; write it first: python model2onnx.py --out-dir {path.parent}")
+        raise _no_onnx_file(path)
     try:
         model = onnx.load(str(path), load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
@@ -429,6 +429,10 @@ def load_onnx(path: Path) -> onnx.ModelProto:
             f"{path} holds no complete graph: it is empty or truncated; write it again with model2onnx.py"
         )
     return model
+
+
+def _no_onnx_file(path: Path) -> UserError:
+    return UserError(f"no ONNX file at {path}; write it first: python model2onnx.py --out-dir {path.parent}")
 
 
 class ModelFolder:
@@ -443,7 +447,7 @@ class ModelFolder:
         """Reads the configuration.
 
         Raises:
-            UserError: the folder or its configuration is missing or wrong.
+            UserError: the folder, its ONNX file or its configuration is missing or wrong.
         """
         self.path = path
         if path.is_file():
@@ -453,6 +457,8 @@ class ModelFolder:
             raise UserError(f"{path} was not written by model2onnx.py: it has no {DEMO_NAME}; {FOREIGN_FILES}")
         if not path.is_dir():
             raise UserError(f"no model folder at {path}; write it first: python model2onnx.py --out-dir {path}")
+        if not self.onnx_path.is_file():
+            raise _no_onnx_file(self.onnx_path)
         self.config = BertConfig.from_dict(read_json(path / CONFIG_NAME), str(path / CONFIG_NAME))
 
     @property

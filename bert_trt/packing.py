@@ -150,7 +150,7 @@ def single_batch(ids: np.ndarray, types: np.ndarray, index: int) -> NetworkBatch
         index: the sequence's index in the caller's list.
     """
     values = (ids[None], types[None], np.arange(len(ids), dtype=np.int32)[None])  # each (1, S)
-    inputs = dict(zip(INPUT_NAMES, values, strict=True))
+    inputs: dict[str, np.ndarray] = dict(zip(INPUT_NAMES, values, strict=True))
     return NetworkBatch(inputs, [index], lambda output: [output.reshape(-1, output.shape[-1])])
 
 

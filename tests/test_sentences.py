@@ -23,8 +23,8 @@ from bert_trt.sentences import pair_types, read_sentences
 def loaded(checkpoint: Path) -> tuple[Any, Any]:
     """Tokenizer and configuration; the position table has 64 rows."""
     model2onnx.quiet_libraries()
-    _, tokenizer, config = model2onnx.load_checkpoint(str(checkpoint))
-    return tokenizer, config
+    loaded = model2onnx.load_checkpoint(str(checkpoint))
+    return loaded.tokenizer, loaded.config
 
 
 @pytest.fixture
@@ -213,7 +213,8 @@ def test_a_damaged_vocabulary_is_told(loaded, tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).unlink()
     (tmp_path / "vocab.txt").write_text("the\ncapital\n")
-    _, tokenizer, config = model2onnx.load_checkpoint(str(tmp_path))
+    damaged = model2onnx.load_checkpoint(str(tmp_path))
+    tokenizer, config = damaged.tokenizer, damaged.config
     (tmp_path / "text.txt").write_text("paris\n")
     with pytest.raises(UserError, match=r"line 1: the checkpoint's tokenizer cannot read it .*incomplete or damaged"):
         read_sentences(tmp_path / "text.txt", tokenizer, config)
