@@ -35,7 +35,7 @@ HARD_TEXT = [
     "ß İstanbul ǅ Σίσυφος ς",
     "\U000e0041\U000e0042 tags",
 ]
-CORPUS = [*HARD_TEXT, "the capital of france is paris .", "a cat sat on a mat", "reading and writing and thinking"] * 3
+CORPUS = [*HARD_TEXT, "the capital of france is paris .", "a cat sat on a mat", "reading and writing"] * 3
 BERT = {
     "unk_token": "[UNK]",
     "sep_token": "[SEP]",
@@ -129,7 +129,7 @@ def save_checkpoint(folder: Path, kind: str) -> None:
     if "do_lower_case" in settings:
         settings["do_lower_case"] = False
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "config.json").write_text(json.dumps({"model_type": kind.split(",")[0]}))
+    (folder / "config.json").write_text(json.dumps({"model_type": kind.partition(",")[0]}))
 
 
 @pytest.mark.parametrize("kind", KINDS)
