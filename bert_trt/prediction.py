@@ -118,7 +118,8 @@ class Tokenization:
     """
 
     def __init__(self, folder: ModelFolder, seq_len: SequenceRange, options: AnswerOptions) -> None:
-        from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
+        from transformers.tokenization_utils_base import TruncationStrategy
+        from transformers.utils.generic import PaddingStrategy
 
         self.config = config = folder.config
         self.seq_len = seq_len
@@ -344,11 +345,6 @@ def check_options(folder: ModelFolder, options: AnswerOptions) -> None:
     for option, (is_given, wanted) in needed.items():
         if is_given and task != wanted:
             raise UserError(f"{option} has no effect on the task {task}; it is for {wanted}; leave it out")
-    limit = folder.config.truncated_length
-    if options.stride is not None and options.stride >= limit - 4:
-        raise UserError(
-            f"--stride {options.stride}: windows have {limit} tokens; name fewer that they have in common"
-        )
 
 
 # --- answers --------------------------------------------------------------------------------------------------

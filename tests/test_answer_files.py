@@ -64,7 +64,7 @@ def no_partial_file(path: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def vectors(folder, tmp_path_factory) -> dict[int, list[float]]:
+def vectors(folder, tmp_path_factory) -> dict[int, Any]:
     """The embeddings of the lines, from JSON lines."""
     made = tmp_path_factory.mktemp("json")
     (made / "lines.txt").write_text("\n".join(LINES) + "\n")
@@ -80,7 +80,7 @@ def test_json_lines(vectors):
     assert all(len(vector) == WIDTH for number, vector in vectors.items() if number not in BAD)
 
 
-def check_rows(rows: np.ndarray, vectors: dict[int, list[float]]) -> None:
+def check_rows(rows: np.ndarray, vectors: dict[int, Any]) -> None:
     assert rows.shape == (len(LINES), WIDTH)
     assert rows.dtype == np.float32
     for number, row in enumerate(rows, start=1):
@@ -260,7 +260,7 @@ FORM_NAMES = ["x.jsonl", "x.npy", "x.safetensors", "x.parquet"]
 def content(path: Path) -> Any:
     """The bytes of a file, or the table of a Parquet file, whose bytes depend on its row groups."""
     if path.suffix == ".parquet":
-        from pyarrow import parquet
+        from pyarrow import parquet  # pyright: ignore[reportMissingImports]
 
         return repr(parquet.read_table(path).to_pydict())
     return path.read_bytes()

@@ -82,7 +82,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 # --- while a script imports -------------------------------------------------------------------------------
 
 ARGUMENTS = {  # those that a script does not go without
-    "fill_mask.py": ["x.plan", "x.txt"],
+    "predict.py": ["x.plan", "x.txt", "--out", "x.jsonl"],
     "demo_model/train.py": ["--text", "x.txt"],
     "benchmarks/batching_accuracy.py": ["x", "y"],
     "benchmarks/calibration_speed.py": ["x", "y"],

@@ -61,8 +61,8 @@ def made(tmp_path_factory) -> Made:
         if key not in done:
             base = tmp_path_factory.mktemp("made")
             make_family_checkpoint(base / "checkpoint", family, task, **sizes)
-            pooling = {"pooling": "mean"} if task == EMBEDDING else {}
-            model2onnx.export(str(base / "checkpoint"), None, base / "model", task=task, **pooling)
+            pooling = "mean" if task == EMBEDDING else None
+            model2onnx.export(str(base / "checkpoint"), None, base / "model", task=task, pooling=pooling)
             done[key] = base / "checkpoint", base / "model"
         return done[key]
 
@@ -289,7 +289,7 @@ def test_windows_of_a_long_context(made, answers, family):
         check_same(record["prediction"]["score"], expected["score"])
 
 
-def test_a_question_that_leaves_no_room(made, answers, capfd):
+def test_a_question_that_leaves_no_room(made, answers):
     _, folder = made("bert", QUESTION_ANSWERING)
     context = "the tower of london " * 12
     lines = [f"{'a ' * count}\t{context}" for count in (3, 20, 33, 60)]
@@ -302,7 +302,6 @@ def test_a_question_that_leaves_no_room(made, answers, capfd):
     assert "leaves 0 of 40" in strided[3]["error"]
     cut = answers(folder, lines, "--truncate")
     assert ["error" in record for record in cut] == [False, False, False, True]
-    assert "panicked" not in capfd.readouterr().err
 
 
 def test_no_answer(made, answers):

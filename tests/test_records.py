@@ -189,7 +189,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_file_that_cannot_be_read(tmp_path, task):
-    with pytest.raises(UserError, match="no file .*none.txt .*; name a file of texts"):
+    with pytest.raises(UserError, match=r"no file .*none\.txt .*; name a file of texts"):
         check_input(tmp_path / "none.txt")
     with pytest.raises(UserError, match="is a folder; name a file of texts"):
         check_input(tmp_path)

@@ -56,7 +56,7 @@ ALBERT = BERT | {"unk_token": "<unk>", "pad_token": "<pad>"}
 
 
 def word_pieces(lowercase: bool) -> Tokenizer:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # pyright: ignore[reportCallIssue]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     parts: Any = tokenizer
     parts.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     parts.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
