@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bert_trt.network_runner import NetworkRunner
 
 MOST_SEQUENCES = 1024  # in a batch
-CPU_TOKENS = 1024  # in a batch: its activations stay in the caches
+CPU_TOKENS = 4096  # in a batch
 Assemble = Callable[..., DefinedNetwork]  # builder.assemble, which is passed in, since no library imports a script
 
 
@@ -56,7 +56,7 @@ class PyTorchNetwork:
             SequenceRange(1, positions, positions),
             SequenceRange(1, MOST_SEQUENCES, MOST_SEQUENCES),
             tokens=CPU_TOKENS if self.device == "cpu" else on_gpu,
-            bucket=4 if self.device == "cpu" else BUCKET,
+            bucket=8 if self.device == "cpu" else BUCKET,
         )
 
     @functools.cached_property

@@ -6,8 +6,10 @@ The calibration reads its text here; predict.py's input has forms of its own, se
 from __future__ import annotations
 
 import functools
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from bert_trt.files import read_json
 from bert_trt.model_files import TOKENIZER_NAME, BertConfig, ModelFolder, check_inputs
 
 TOKENIZER_SETTINGS = "tokenizer_config.json"
+TOKENIZER_FILES = (TOKENIZER_NAME, TOKENIZER_SETTINGS, "special_tokens_map.json", "added_tokens.json")
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,13 @@ def _tokenizer_at(path: Path) -> Any:
         settings = read_json(path / TOKENIZER_SETTINGS) if (path / TOKENIZER_SETTINGS).is_file() else {}
         named = getattr(transformers, str(settings.get("tokenizer_class")), transformers.PreTrainedTokenizerFast)
         names = settings.get("model_input_names") or named.model_input_names
-        return transformers.PreTrainedTokenizerFast.from_pretrained(
-            str(path), local_files_only=True, model_input_names=names
-        )
+        with TemporaryDirectory() as copy:  # the tokenizers library reads no path that is not valid UTF-8
+            for name in TOKENIZER_FILES:
+                if (path / name).is_file():
+                    shutil.copyfile(path / name, Path(copy) / name)
+            return transformers.PreTrainedTokenizerFast.from_pretrained(
+                copy, local_files_only=True, model_input_names=names
+            )
     except UserError:
         raise
     except Exception as error:  # the tokenizers library raises plain Exception
