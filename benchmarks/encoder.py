@@ -1,8 +1,8 @@
 """Measures BERT's encoder on the GPU: our network with each fusion, and PyTorch, all in CUDA graphs.
 
-    python benchmarks/random_checkpoint.py out/base/checkpoint      weights of BERT-base size from a seed
-    python model2onnx.py --model out/base/checkpoint --out-dir out/base/model --text "a [MASK] ."
-    python benchmarks/encoder.py out/base/model --json FILE --markdown FILE
+    python benchmarks/encoder.py --json FILE --markdown FILE                        random weights of BERT-base size
+    python benchmarks/encoder.py --sweep --json FILE --markdown FILE --plot FILE.png
+    python benchmarks/encoder.py MODEL_DIR --sizes 8x128
 
 The encoder runs in fp16, without embeddings and head. "ours" is builder.py's network definition, which
 network_runner.py runs with the plugins' own kernels, without TensorRT and without torch.compile. It gets a padded
@@ -10,28 +10,46 @@ batch with a mask of ones; "packed" gets the same tokens without padding. The pe
 with one merged product for Q, K and V, and scaled_dot_product_attention with the faster of its backends and no mask:
 eager, and with each layer compiled by torch.compile. Hugging Face's own encoder is measured too. "products alone" are
 the 48 matrix products through cuBLAS, with weights (out, in), as in PyTorch's linear, and (in, out), as in ONNX.
+
+--sweep compares --fusion all with torch.compile only, at every size from B1 S32 to B256 S512; a layer is compiled for
+each size.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from sizes import parse_sizes
+from sizes import sizes_parser
 
 from bert_trt.interrupts import begin_script
 
-SIZES = ((1, 128), (8, 128), (32, 128))
+SIZES = ((1, 128), (8, 128), (32, 128), (128, 128), (32, 384), (8, 512))
+ALL_SIZES = tuple(itertools.product((2**power for power in range(9)), (32, 64, 128, 256, 384, 512)))  # of --sweep
 
 
 def parse_arguments() -> argparse.Namespace:
     """Reads the command line."""
-    return parse_sizes("The encoder in a CUDA graph, ours and PyTorch's.", SIZES)
+    parser = sizes_parser("The encoder in a CUDA graph, ours and PyTorch's.")
+    parser.add_argument(
+        "--sweep",
+        action="store_true",
+        help="only --fusion all against torch.compile, without --sizes at all sizes from 1x32 to 256x512",
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="with --sweep: a picture of the ratios")
+    args = parser.parse_args()
+    args.sizes = args.sizes or (ALL_SIZES if args.sweep else SIZES)
+    if args.plot is not None and not args.sweep:
+        parser.error("--plot draws the ratios of --sweep; add it")
+    return args
 
 
 if __name__ == "__main__":
@@ -39,15 +57,19 @@ if __name__ == "__main__":
 
 import torch
 from partial_fusion import ALONE
+from pytorch_encoder import BACKENDS, PRODUCTS, Peer, fastest_attention
+from random_model import open_model
 from report import check_results, markdown_table, print_table, versions, write_results
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
+from torch.nn.attention import sdpa_kernel
+from torch.nn.functional import linear
 
 from bert_trt.console import UserError, log_console, run_script
+from bert_trt.files import atomic_write
 from bert_trt.fusion import LAYER_SETS
-from bert_trt.model_files import LENGTHS_NAME, MASK_NAME, BertConfig, ModelFolder, WeightFile
-from bert_trt.network_runner import NetworkRunner
+from bert_trt.model_files import LENGTHS_NAME, MASK_NAME, BertConfig, ModelFolder
+from bert_trt.network_runner import NetworkRunner, best_device
 from bert_trt.options import FUSIONS
+from bert_trt.pictures import load_pyplot
 from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
 from plugins.measure import graph_times
@@ -56,73 +78,14 @@ from plugins.measure import graph_times
 # so is TensorRT's own attention, whose kernel only TensorRT has.
 FUSED = {name: entry for name, entry in ALONE.items() if name != "EmbLayerNorm"}
 FUSED |= {name: (name, LAYER_SETS[name], fused) for name, fused in FUSIONS.items() if name != "tensorrt"}
-BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
+DEVICE = best_device()  # a CPU only in tests, which measure nothing
 Function = Callable[[], Any]
 
+SWEEP_ROUNDS = 10
+CONTENDERS = ("padded", "packed")
 
-# --- the peer ---------------------------------------------------------------------------------------------
 
-
-class Peer(torch.nn.Module):
-    """The encoder in PyTorch: (B, S, H) -> (B, S, H)."""
-
-    def __init__(self, config: BertConfig, weights: WeightFile) -> None:
-        super().__init__()
-        self.config = config
-        hidden, inner = config.hidden_size, config.intermediate_size
-        self.layers: list[dict[str, torch.Tensor]] = []
-
-        def get(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-            return torch.from_numpy(weights.get(name, shape).copy()).cuda().half()
-
-        for index in range(config.num_layers):
-            name = f"{config.prefix}encoder.layer.{index}"
-            qkv = [f"{name}.attention.self.{part}" for part in ("query", "key", "value")]
-            layer = {
-                "qkv": torch.cat([get(f"{part}.weight", (hidden, hidden)) for part in qkv]),
-                "qkv_bias": torch.cat([get(f"{part}.bias", (hidden,)) for part in qkv]),
-            }
-            for short, part, width_in, width_out in (
-                ("attended", "attention.output.dense", hidden, hidden),
-                ("inner", "intermediate.dense", hidden, inner),
-                ("outer", "output.dense", inner, hidden),
-            ):
-                layer[short] = get(f"{name}.{part}.weight", (width_out, width_in))
-                layer[f"{short}_bias"] = get(f"{name}.{part}.bias", (width_out,))
-            for short, part in (("first", "attention.output.LayerNorm"), ("second", "output.LayerNorm")):
-                layer[f"{short}_gamma"] = get(f"{name}.{part}.weight", (hidden,))
-                layer[f"{short}_beta"] = get(f"{name}.{part}.bias", (hidden,))
-            self.layers.append(layer)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Runs all layers."""
-        for weights in self.layers:
-            x = self.run_layer(x, weights)
-        return x
-
-    def run_layer(self, x: torch.Tensor, w: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Runs one layer: (B, S, H) -> (B, S, H)."""
-        heads, size = self.config.num_heads, self.config.head_size
-        shape, epsilon = (self.config.hidden_size,), self.config.layer_norm_eps
-        qkv = linear(x, w["qkv"], w["qkv_bias"]).unflatten(-1, (3, heads, size))  # (B, S, 3, N, D)
-        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, N, S, D)
-        context = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        attended = linear(context, w["attended"], w["attended_bias"])
-        x = layer_norm(attended + x, shape, w["first_gamma"], w["first_beta"], epsilon)
-        y = linear(gelu(linear(x, w["inner"], w["inner_bias"])), w["outer"], w["outer_bias"])
-        return layer_norm(y + x, shape, w["second_gamma"], w["second_beta"], epsilon)
-
-    def compiled(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The encoder with layers by torch.compile; it compiles once, since all layers have the same shapes."""
-        torch._dynamo.reset()
-        run_layer: Any = torch.compile(self.run_layer, fullgraph=True, dynamic=False)
-
-        def run(x: torch.Tensor) -> torch.Tensor:
-            for weights in self.layers:
-                x = run_layer(x, weights)
-            return x
-
-        return run
+# --- the peers --------------------------------------------------------------------------------------------
 
 
 def hugging_face(config: BertConfig) -> torch.nn.Module:
@@ -150,17 +113,20 @@ def our_module(folder: ModelFolder, name: str, batching: str) -> torch.nn.Module
     batch_input = {"padded": MASK_NAME, "packed": LENGTHS_NAME}[batching]
     if "QkvToContext" not in fused:
         batch_input = "mask.bias"  # native attention adds this tensor, which layers outside the encoder compute
-    return NetworkRunner(network.network, "cuda", [last], network.contents, inputs=[first, batch_input]).module
+    runner = NetworkRunner(network.network, DEVICE, [last], network.contents, inputs=[first, batch_input])
+    module: Any = runner.module
+    module.network = network  # whose memory holds the weights on a CPU
+    return module
 
 
 def our_inputs(x: torch.Tensor, name: str, batching: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The network's inputs for x (B, S, H): x, and the mask, cu_seqlens, or the additive mask of native attention."""
     batch, length, _ = x.shape
     if batching == "packed":
-        return x.flatten(0, 1), torch.arange(batch + 1, dtype=torch.int32, device="cuda") * length
+        return x.flatten(0, 1), torch.arange(batch + 1, dtype=torch.int32, device=DEVICE) * length
     if "QkvToContext" in FUSED[name][2]:
-        return x, torch.ones(batch, length, dtype=torch.int32, device="cuda")
-    return x, torch.zeros(batch, 1, 1, length, device="cuda")
+        return x, torch.ones(batch, length, dtype=torch.int32, device=DEVICE)
+    return x, torch.zeros(batch, 1, 1, length, device=DEVICE)
 
 
 # --- measuring --------------------------------------------------------------------------------------------
@@ -172,8 +138,7 @@ def products_alone(peer: Peer, tokens: int, transposed: bool) -> Function:
     x = torch.randn(tokens, hidden, device="cuda", dtype=torch.float16)
     inner_x = torch.randn(tokens, inner, device="cuda", dtype=torch.float16)
 
-    names = ("qkv", "attended", "inner", "outer")
-    layers = [[w[name].t().contiguous().t() if transposed else w[name] for name in names] for w in peer.layers]
+    layers = [[w[name].t().contiguous().t() if transposed else w[name] for name in PRODUCTS] for w in peer.layers]
 
     def run() -> None:
         for qkv, attended, inner_weight, outer in layers:
@@ -205,8 +170,7 @@ def measure(folder: ModelFolder, batch: int, length: int) -> dict[str, Any]:
         functions[name] = lambda: run(*inputs)
 
     with torch.inference_mode():
-        times = {name: _time_with(backend, peer, x) for name, backend in BACKENDS.items()}
-        best = min(times, key=lambda name: times[name])
+        best = fastest_attention(config, batch, length)
         with sdpa_kernel(BACKENDS[best]):
             add("PyTorch eager", peer, x)
             add("PyTorch compiled", peer.compiled(), x)
@@ -227,11 +191,6 @@ def measure(folder: ModelFolder, batch: int, length: int) -> dict[str, Any]:
         "microseconds": times_by_name,
         "rel_l2_to_eager": errors,
     }
-
-
-def _time_with(backend: SDPBackend, peer: Peer, x: torch.Tensor) -> float:
-    with sdpa_kernel(backend):
-        return graph_times({"it": lambda: peer(x)}, launches=4, rounds=5)["it"]
 
 
 HEADINGS = (
@@ -268,28 +227,138 @@ def rows(results: list[dict[str, Any]]) -> list[list[str]]:
     return table_rows
 
 
+# --- the sweep ------------------------------------------------------------------------------------------------
+
+
+def sweep(folder: ModelFolder, sizes: Sequence[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    """Measures all sizes; yields one after another."""
+    peer = Peer(folder.config, folder.weights(), DEVICE)
+    ours = {batching: our_module(folder, "all", batching) for batching in CONTENDERS}
+    for batch, length in sizes:
+        x = torch.randn(batch, length, peer.config.hidden_size, device=DEVICE, dtype=torch.float16)
+        functions: dict[str, Function] = {"compiled": functools.partial(peer.compiled(), x)}
+        for batching, module in ours.items():
+            functions[batching] = functools.partial(module, *our_inputs(x, "all", batching))
+        launches = min(8, max(1, 4096 // (batch * length)))
+        with torch.inference_mode(), log_console.status(f"B{batch} S{length}"):
+            backend = fastest_attention(peer.config, batch, length)
+            with sdpa_kernel(BACKENDS[backend]):
+                times = graph_times(functions, launches, SWEEP_ROUNDS)
+        yield {"batch": batch, "length": length, "backend": backend, "microseconds": times}
+
+
+def sweep_tables(results: Sequence[dict[str, Any]]) -> list[tuple[str, Sequence[str], list[list[str]]]]:
+    """Title, headings and rows of each table of the sweep."""
+    headings = ("B", *(f"S {length}" for length in lengths_of(results)))
+    return [
+        *((f"torch.compile ÷ ours, {batching}", headings, ratio_rows(results, batching)) for batching in CONTENDERS),
+        ("Microseconds", SWEEP_HEADINGS, sweep_rows(results)),
+    ]
+
+
+def ratio_rows(results: Sequence[dict[str, Any]], batching: str) -> list[list[str]]:
+    """The ratios as a table: a row for each B, a column for each S."""
+    cells = ratios(results, batching)
+    return [
+        [str(batch), *("—" if math.isnan(cell) else f"{cell:.2f}" for cell in row)]
+        for batch, row in zip(batches_of(results), cells, strict=True)
+    ]
+
+
+def ratios(results: Sequence[dict[str, Any]], batching: str) -> list[list[float]]:
+    """The compiled peer's time by ours: a row for each B, a column for each S; NaN for a size not measured."""
+    by_size = {
+        (result["batch"], result["length"]): result["microseconds"]["compiled"] / result["microseconds"][batching]
+        for result in results
+    }
+    return [
+        [by_size.get((batch, length), math.nan) for length in lengths_of(results)] for batch in batches_of(results)
+    ]
+
+
+def batches_of(results: Sequence[dict[str, Any]]) -> list[int]:
+    """Every B that was measured, ascending."""
+    return sorted({result["batch"] for result in results})
+
+
+def lengths_of(results: Sequence[dict[str, Any]]) -> list[int]:
+    """Every S that was measured, ascending."""
+    return sorted({result["length"] for result in results})
+
+
+SWEEP_HEADINGS = ("B", "S", "torch.compile", *CONTENDERS, "attention of torch.compile")
+
+
+def sweep_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """All times, in microseconds."""
+    return [
+        [
+            *(str(result["batch"]), str(result["length"])),
+            *(f"{result['microseconds'][name]:.1f}" for name in ("compiled", *CONTENDERS)),
+            result["backend"],
+        ]
+        for result in results
+    ]
+
+
+def draw(results: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+    """Draws the ratios as a map of colours for each batching: blue where ours is faster, red where it is slower."""
+    pyplot = load_pyplot()
+    batches, lengths = batches_of(results), lengths_of(results)
+    figure, axes = pyplot.subplots(1, len(CONTENDERS), figsize=(11, 5), layout="constrained")
+    for axis, batching in zip(axes, CONTENDERS, strict=True):
+        cells = ratios(results, batching)
+        axis.imshow(cells, cmap="RdBu", vmin=0, vmax=2, aspect="auto")  # white at 1
+        for row, column in itertools.product(range(len(batches)), range(len(lengths))):
+            cell = cells[row][column]
+            if not math.isnan(cell):
+                colour = "white" if abs(cell - 1) > 0.6 else "black"
+                axis.text(column, row, f"{cell:.2f}", ha="center", va="center", color=colour)
+        axis.set(xlabel="tokens of each sequence", ylabel="sequences", title=f"torch.compile ÷ ours, {batching}")
+        axis.set_xticks(range(len(lengths)), lengths)
+        axis.set_yticks(range(len(batches)), batches)
+    figure.suptitle(title)
+    with atomic_write(path) as file:
+        figure.savefig(file, format=path.suffix.removeprefix("."), dpi=110)
+    pyplot.close(figure)
+
+
 def main() -> int:
     """Runs the script; returns its exit code."""
     args = parse_arguments()
-    check_results(args.json, args.markdown, [args.model_dir])
+    check_results(args.json, args.markdown, [args.model_dir], args.plot)
     if not torch.cuda.is_available():
         raise UserError("benchmarks/encoder.py needs an NVIDIA GPU and PyTorch for CUDA")
-    folder, about = ModelFolder(args.model_dir), versions("cuda")
+    if args.plot is not None:
+        load_pyplot()  # an error now, not after the measurement
+    folder, about = open_model(args.model_dir), versions("cuda")
     command = " ".join(["python benchmarks/encoder.py", *sys.argv[1:]])
+    lines = [
+        "# The encoder in a CUDA graph",
+        "",
+        "fp16, BERT-base size. Ours is run by `network_runner.py` from the TensorRT network definition, not by "
+        f"TensorRT. {', '.join(f'{key} {value}' for key, value in about.items())}. Command: `{command}`",
+        "",
+    ]
+    record = {"about": about, "command": command}
     results: list[dict[str, Any]] = []
+    if args.sweep:
+        for result in sweep(folder, args.sizes):
+            results.append(result)
+            page = list(lines)
+            for title, headings, table in sweep_tables(results):
+                page += [f"## {title}", "", *markdown_table(headings, table), ""]
+            write_results(args.json, record | {"results": results}, args.markdown, page[:-1])
+        for title, headings, table in sweep_tables(results):
+            print_table(title, headings, table)
+        if args.plot is not None:
+            draw(results, f"BERT-base encoder, fp16, {about['device']}", args.plot)
+        return 0
     for batch, length in args.sizes:
         results.append(measure(folder, batch, length))
         print_table("Encoder, fp16, CUDA graph, median", HEADINGS, rows(results[-1:]))
-        record = {"about": about, "command": command, "results": results}
-        lines = [
-            "# The encoder in a CUDA graph",
-            "",
-            "fp16, BERT-base size. Ours is run by `network_runner.py` from the TensorRT network definition, not by "
-            f"TensorRT. {', '.join(f'{key} {value}' for key, value in about.items())}. Command: `{command}`",
-            "",
-            *markdown_table(HEADINGS, rows(results)),
-        ]
-        write_results(args.json, record, args.markdown, lines)
+        page = [*lines, *markdown_table(HEADINGS, rows(results))]
+        write_results(args.json, record | {"results": results}, args.markdown, page)
     return 0
 
 

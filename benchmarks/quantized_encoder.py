@@ -1,35 +1,40 @@
-"""Measures BERT's encoder in 8 bits against fp16 on the GPU: our networks with --fusion all, in CUDA graphs.
+"""Measures BERT's encoder in 8 bits on the GPU: against fp16, and against fp8 in PyTorch, all in CUDA graphs.
 
-    python benchmarks/random_checkpoint.py out/base/checkpoint      weights of BERT-base size from a seed
-    python model2onnx.py --model out/base/checkpoint --out-dir out/base/model --text "a [MASK] ."
-    python benchmarks/quantized_encoder.py out/base/model --json FILE --markdown FILE
+    python benchmarks/quantized_encoder.py --json FILE --markdown FILE        random weights of BERT-base size
+    python benchmarks/quantized_encoder.py MODEL_DIR --sizes 8x128
 
-Embeddings and encoder run, without the head. network_runner.py runs the network definition of builder.py with the
-plugins' own kernels, without TensorRT. Ranges come from random sequences, and nothing is smoothed: with random
-weights the errors say only that the kernels compute what they should.
+Embeddings and encoder run, without the head. Ours are the networks of builder.py with --fusion all, which
+network_runner.py runs with the plugins' own kernels, without TensorRT. The peer is the same network in PyTorch. Its
+products are torch._scaled_mm in fp8, with one scale for each weight and each activation, the fastest form of it;
+torch.compile fuses quantization with the layer norm or GELU before it.
+
+Ranges come from random sequences, and nothing is smoothed: with random weights the errors say only that the kernels
+compute what they should.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from sizes import parse_sizes
+from sizes import sizes_parser
 
 from bert_trt.interrupts import begin_script
 
 SIZES = ((8, 128), (32, 128), (128, 128), (32, 384), (8, 512))
 PRECISIONS = ("fp16", "int8", "fp8")
+PEER = "PyTorch fp8, compiled"
 CALIBRATION_SEQUENCES, CALIBRATION_TOKENS = 8, 128
 
 
 def parse_arguments() -> argparse.Namespace:
     """Reads the command line."""
-    return parse_sizes("The encoder in 8 bits and in fp16, in a CUDA graph.", SIZES)
+    return sizes_parser("The encoder in 8 bits and in fp16, in a CUDA graph.", SIZES).parse_args()
 
 
 if __name__ == "__main__":
@@ -37,7 +42,10 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
+from pytorch_encoder import BACKENDS, Fp8Peer, fastest_attention
+from random_model import open_model
 from report import check_results, markdown_table, print_table, versions, write_results
+from torch.nn.attention import sdpa_kernel
 
 from bert_trt.calibration import CalibrationContext, calibrate, quantization_of
 from bert_trt.console import UserError, run_script
@@ -58,7 +66,7 @@ def find_quantization(folder: ModelFolder, kind: str) -> Quantization:
     sentences = [Sentence(line, "", row, np.zeros_like(row)) for line, row in enumerate(ids, start=1)]
     log = TrtLog()
     products = assemble(folder, log, batching="padded").products
-    context = CalibrationContext(folder, products, sentences, Path("random"), assemble, log, "cuda")
+    context = CalibrationContext(folder, products, sentences, Path("random"), assemble, log)
     settings = CalibrationSettings(kind, "max", groups=LINEAR_GROUPS, smoothing=None)
     return quantization_of(calibrate(context, settings), in_groups(products, LINEAR_GROUPS))
 
@@ -84,7 +92,7 @@ def inputs_of(folder: ModelFolder, batch: int, length: int, batching: str) -> di
 
 
 def measure(folder: ModelFolder, sizes: list[tuple[int, int]]) -> list[dict[str, Any]]:
-    """Times every precision and batching at every size."""
+    """Times every precision and batching, and the peer, at every size."""
     quantizations = {kind: find_quantization(folder, kind) for kind in PRECISIONS if kind != "fp16"}
     runners = {
         (precision, batching): encoder(folder, precision, batching, quantizations.get(precision))
@@ -93,18 +101,23 @@ def measure(folder: ModelFolder, sizes: list[tuple[int, int]]) -> list[dict[str,
     }
     results = []
     with torch.inference_mode():
+        samples = inputs_of(folder, CALIBRATION_SEQUENCES, CALIBRATION_TOKENS, "padded")
+        peer = Fp8Peer(folder.config, folder.weights(), tuple(samples[name] for name in INPUT_NAMES))
         for batch, length in sizes:
             functions, outputs = {}, {}
             for (precision, batching), runner in runners.items():
                 values = inputs_of(folder, batch, length, batching)
                 arguments = [values[name] for name in runner.input_names]
                 name = f"{precision} {batching}"
-                functions[name] = lambda module=runner.module, arguments=arguments: module(*arguments)
-                output = functions[name]()
-                outputs[name] = (output[0] if isinstance(output, tuple) else output).float().flatten()
-            times = graph_times(functions, 5, 20)
+                functions[name] = lambda module=runner.module, arguments=arguments: module(*arguments)[0]
+                outputs[name] = functions[name]().float().flatten()
+            backend = fastest_attention(folder.config, batch, length)
+            with sdpa_kernel(BACKENDS[backend]):
+                functions[PEER] = peer_function(peer, inputs_of(folder, batch, length, "padded"))
+                outputs[PEER] = functions[PEER]().float().flatten()
+                times = graph_times(functions, 5, 20)
             for name, time in times.items():
-                fp16 = f"fp16 {name.split()[1]}"
+                fp16 = "fp16 padded" if name == PEER else f"fp16 {name.split()[1]}"
                 error = (outputs[name] - outputs["fp16 padded"]).norm() / outputs["fp16 padded"].norm()
                 results.append(
                     {
@@ -113,13 +126,22 @@ def measure(folder: ModelFolder, sizes: list[tuple[int, int]]) -> list[dict[str,
                         "network": name,
                         "us": time,
                         "fp16_ratio": times[fp16] / time,
+                        "peer_ratio": times[PEER] / time,
                         "rel_l2_to_fp16": float(error),
                     }
                 )
     return results
 
 
-HEADINGS = ("B", "S", "network", "us", "fp16 : this", "rel. L2 to fp16")
+def peer_function(peer: Fp8Peer, values: dict[str, torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """The compiled peer, run on these inputs."""
+    layers = peer.compiled()  # before the embeddings, which it would make compile anew
+    embed = torch.compile(peer.embed, fullgraph=True, dynamic=False)
+    ids = [values[name] for name in INPUT_NAMES]
+    return lambda: layers(embed(*ids))
+
+
+HEADINGS = ("B", "S", "network", "us", "fp16 : this", "PyTorch fp8 : this", "rel. L2 to fp16")
 
 
 def rows(results: list[dict[str, Any]]) -> list[list[str]]:
@@ -131,6 +153,7 @@ def rows(results: list[dict[str, Any]]) -> list[list[str]]:
             result["network"],
             f"{result['us']:.1f}",
             f"{result['fp16_ratio']:.3f}",
+            f"{result['peer_ratio']:.3f}",
             f"{result['rel_l2_to_fp16']:.1e}",
         ]
         for result in results
@@ -144,14 +167,15 @@ def main() -> int:
     if not torch.cuda.is_available():
         raise UserError("benchmarks/quantized_encoder.py needs an NVIDIA GPU and PyTorch for CUDA")
     about = versions("cuda")
-    results = measure(ModelFolder(args.model_dir), args.sizes)
+    results = measure(open_model(args.model_dir), args.sizes)
     print_table("Embeddings and encoder, CUDA graph, median", HEADINGS, rows(results))
     command = " ".join(["python benchmarks/quantized_encoder.py", *sys.argv[1:]])
     lines = [
         "# The encoder in 8 bits in a CUDA graph",
         "",
-        "BERT-base size, random weights, `--fusion all`, embeddings included, nothing padded. Run by "
-        "`network_runner.py` from the TensorRT network definition, not by TensorRT. "
+        "BERT-base size, random weights, `--fusion all`, embeddings included, nothing padded. Ours is run by "
+        "`network_runner.py` from the TensorRT network definition, not by TensorRT. The peer is the same network in "
+        "PyTorch with `torch._scaled_mm`, by `torch.compile`. "
         f"{', '.join(f'{key} {value}' for key, value in about.items())}. "
         f"Command: `{command}`",
         "",

@@ -54,16 +54,20 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
     console.print(table)
 
 
-def check_results(json_path: Path | None, markdown_path: Path | None, model_dirs: Sequence[Path] = ()) -> None:
-    """Checks that --json and --markdown are different files, and no files of a model.
+def check_results(
+    json_path: Path | None,
+    markdown_path: Path | None,
+    model_dirs: Sequence[Path | None] = (),
+    plot_path: Path | None = None,
+) -> None:
+    """Checks that --json, --markdown and --plot are different files, and no files of a model.
 
     Raises:
         UserError: two of them are the same file; the message names both.
     """
-    files = [folder / name for folder in model_dirs for name in FILE_NAMES]
-    check_outputs(
-        {"--json": json_path, "--markdown": markdown_path}, {f"the model's {file.name}": file for file in files}
-    )
+    files = [folder / name for folder in model_dirs if folder is not None for name in FILE_NAMES]
+    outputs = {"--json": json_path, "--markdown": markdown_path, "--plot": plot_path}
+    check_outputs(outputs, {f"the model's {file.name}": file for file in files})
 
 
 def write_results(

@@ -16,11 +16,17 @@ def size(text: str) -> tuple[int, int]:
     return batch, length
 
 
-def parse_sizes(description: str, sizes: Sequence[tuple[int, int]]) -> argparse.Namespace:
+def sizes_parser(description: str, sizes: Sequence[tuple[int, int]] = ()) -> argparse.ArgumentParser:
     """Reads a model folder, the sizes (B, S), which default to ``sizes``, and the files of the results."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
+    parser.add_argument(
+        "model_dir",
+        type=Path,
+        nargs="?",
+        metavar="MODEL_DIR",
+        help="written by model2onnx.py; default: random weights of BERT-base size",
+    )
     parser.add_argument("--sizes", type=size, nargs="+", default=list(sizes), metavar="BxS")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
-    return parser.parse_args()
+    return parser

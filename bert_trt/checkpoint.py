@@ -101,9 +101,9 @@ class Checkpoint:
         accepted = inspect.signature(self.reference.forward).parameters  # DistilBERT and MPNet have no token types
         with torch.inference_mode():
             result = self.reference(**{name: inputs[name] for name in inputs if name in accepted}, **options)
-        states = getattr(result, "hidden_states", None)
-        if self.config.task == EMBEDDING:
-            return self._embed(result, inputs["attention_mask"])[:, None], states
+            states = getattr(result, "hidden_states", None)
+            if self.config.task == EMBEDDING:
+                return self._embed(result, inputs["attention_mask"])[:, None], states
         if self.config.task == QUESTION_ANSWERING:
             return torch.stack([result.start_logits, result.end_logits], -1), states
         if self.config.task == HIDDEN_STATES:
@@ -157,13 +157,11 @@ def load_checkpoint(
         raise UserError(f"--model {name}: no such folder; expected a checkpoint folder with config.json")
     options = {"local_files_only": is_local, "trust_remote_code": False}  # never code that comes with a checkpoint
     hf_config = _load_configuration(name, is_local, options, ignore_config)
-    sentence = read_sentence_embedding(name, is_local, options)
+    sentence = read_sentence_embedding(name, is_local, options) if task in (None, EMBEDDING) else None
     is_named = task is not None
     task, pooling = _choose_task(name, is_local, hf_config, sentence, task, pooling)
     model, extra = _load_weights(name, is_local, hf_config, task, pooling)
     modules = _describe_unexported_files(name, is_local, options)
-    if task != EMBEDDING and sentence is not None and not is_named:
-        modules += sentence.modules
     if is_named:  # the user has chosen one head and left the others
         extra = [weight for weight in extra if not any(re.search(key, weight) for key in EXTRA_WEIGHTS)]
     _check_unexported(name, model, extra, modules, ignore_extra_weights)
@@ -225,7 +223,7 @@ def _task_of_weights(name: str, is_local: bool, hf_config: Any) -> str:
     others = [
         one
         for one in architectures
-        if "For" in one and not one.endswith(("ForPreTraining", *CLASS_SUFFIXES.values()))
+        if "For" in one and not one.endswith(("BertForPreTraining", *CLASS_SUFFIXES.values()))
     ]
     if others:
         raise UserError(f"--model {name}: config.json: a {others[0]} cannot be exported; {supported}")
@@ -344,7 +342,7 @@ def _load_configuration(name: str, is_local: bool, options: dict[str, Any], igno
     source = f"--model {name}: config.json"
     try:
         values = _read_entries(name, options)
-        if values is not None:
+        if values:
             if values.get("model_type") is None:
                 raise UserError(
                     f'{source} has no model_type; add it, for a BERT "model_type": "bert"; the others are '
@@ -483,7 +481,7 @@ def _load_weights(name: str, is_local: bool, hf_config: Any, task: str, pooling:
     model, info = _read_weights(name, is_local, hf_config, task, pooling)
     for weight, shape, expected in sorted(info["mismatched_keys"]):
         what = (
-            "id2label"
+            "id2label in config.json"
             if weight.startswith("classifier") and len(shape) and shape[0] != expected[0]
             else "config.json"
         )

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 
 from bert_trt.console import UserError
 from bert_trt.model_files import ENCODER_MODULES, BertConfig
@@ -206,6 +207,10 @@ def check_entries(values: Mapping[str, Any], source: str, ignored: tuple[str, ..
         UserError: an entry has a value that is not supported, or is none that a BERT has; the message names it.
     """
     remedy = "if it has no effect on the answer, add --ignore-config {}"
+    every_models = PretrainedConfig().to_dict()
+    architectures = values.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise UserError(f"{source}: architectures is {architectures!r}, expected a list of names")
     for key, value in values.items():
         if key in ignored or (key in EXPECTED and value in (EXPECTED[key], None)):
             continue
@@ -214,7 +219,7 @@ def check_entries(values: Mapping[str, Any], source: str, ignored: tuple[str, ..
                 f"{source}: {key} is {value!r}, expected {EXPECTED[key]!r}; only plain encoders can be used; "
                 + remedy.format(key)
             )
-        if key not in READ and not HARMLESS.search(key):
+        if key not in READ and key not in every_models and not HARMLESS.search(key):
             shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
             raise UserError(
                 f"{source}: {key} is {shown}, an entry that no supported model has, and that may change what it "

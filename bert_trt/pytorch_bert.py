@@ -223,7 +223,7 @@ class PyTorchBert(nn.Module):
                 self.add_module(f"dense_{index}", nn.Linear(dense.width_in, dense.width_out, dense.has_bias))
         self.encoder_model = [encoder]  # in a list, so that it is not registered a second time
         self.load_state_dict(dict(state), assign=True)
-        self.eval()
+        self.eval().requires_grad_(False)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor) -> Tensor:
         """Three int64 (1, S) to the task's output: fp32 (1, S, width), or (1, width) where the task has one row."""

@@ -38,13 +38,11 @@ class SentenceEmbedding:
         pooling: mean, cls or max.
         entries: ``embedding_layers``, ``normalize`` and ``truncated_length`` for ``BertConfig.from_dict``.
         weights: the dense layers' weights, fp32, under the names of ``PyTorchBert``.
-        modules: descriptions of the modules after the encoder.
     """
 
     pooling: str
     entries: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    modules: list[str] = field(default_factory=list)
 
 
 def read_sentence_embedding(name: str, is_local: bool, options: dict[str, Any]) -> SentenceEmbedding | None:
@@ -70,7 +68,6 @@ def read_sentence_embedding(name: str, is_local: bool, options: dict[str, Any]) 
     for path, kind in kinds:
         if kind == "Transformer":
             continue
-        embedding.modules.append(f"{path or kind} ({kind}, see modules.json)")
         if kind == "Pooling" and not embedding.pooling:
             embedding.pooling = _read_pooling(files, f"{path}/config.json")
         elif kind == "Dense" and embedding.pooling and not normalize:

@@ -44,7 +44,7 @@ USUAL_NVCC = Path("/usr/local/cuda/bin/nvcc")
 # The variable names a folder of built libraries, used as they are. Without it, plugins/build is kept up to date.
 BUILD_DIR_VARIABLE = "BERT_PLUGINS_BUILD_DIR"
 NATIVE = "native"
-# For a machine without a GPU: the oldest architecture whose PTX has all products; 7.5 has none in bf16.
+# For a machine without a GPU: the oldest architecture whose PTX has bf16 products. Only those in fp8 need 8.9.
 ARCHITECTURE_WITHOUT_GPU = "80"
 SOURCE_SUFFIXES = (".cpp", ".cu", ".cuh", ".h", ".map", ".txt")
 DIGEST = "sources.sha256"  # file in the build folder with the digest of the sources that were built last

@@ -713,6 +713,34 @@ def test_the_linear_plugin_off_hopper_is_a_warning(
         assert "warning" not in done.err
 
 
+@pytest.mark.parametrize(
+    ("is_rtx", "capability", "precision", "refused"),
+    [
+        (False, (8, 6), "fp8", True),
+        (False, (7, 5), "fp8", True),
+        (False, (8, 9), "fp8", False),
+        (False, (12, 0), "fp8", False),
+        (False, (8, 6), "int8", False),
+        (False, None, "fp8", False),
+        (True, (8, 6), "fp8", False),  # the plan may run on another GPU
+    ],
+)
+def test_fp8_on_a_gpu_without_it_is_refused_before_calibration(
+    in_process: InProcess, model_dir, tmp_path, monkeypatch, is_rtx, capability, precision, refused
+):
+    monkeypatch.setattr(fusion_module, "IS_RTX", is_rtx)
+    monkeypatch.setattr(fusion_module, "gpu_capability", lambda: capability)
+    monkeypatch.setattr(pipeline.Task, "quantize", ends_here("quantize"))
+    options = ["--model-dir", model_dir, "--plan", tmp_path / "p.plan", "--precision", precision]
+    done = in_process(builder.main, *options, "--fusion", "all")
+    if refused:
+        assert done.code == 1
+        assert "--fusion all --precision fp8: this GPU has compute capability" in done.err
+        assert "from 8.9 (Ada) on; build with --precision int8" in done.err
+    else:
+        assert "ended in quantize" in done.err
+
+
 # --- names that are no UTF-8 ------------------------------------------------------------------------------
 
 

@@ -86,6 +86,7 @@ ARGUMENTS = {  # those that a script does not go without
     "demo_model/train.py": ["--text", "x.txt"],
     "benchmarks/batching_accuracy.py": ["x", "y"],
     "benchmarks/calibration_speed.py": ["x", "y"],
+    "benchmarks/calibration_speed.py": ["x"],
     "benchmarks/embedding.py": ["x", "y"],
     "benchmarks/encoder.py": ["x"],
     "benchmarks/quantized_encoder.py": ["x"],

@@ -30,7 +30,6 @@ def create(host, **fields):
     return host.create("Linear", fields=fields)
 
 
-E4M3_SUM_ERROR = 1.5e-3  # of a sum, as the tensor cores add products of E4M3: linear_check.cu
 QUANTIZED_GELU_ERROR = 8.5e-4  # linear_gelu.cuh
 NARROW_TYPES = {"int8": "int8", "fp8": "float8_e4m3fn"}
 SCALED = {"x_scale": 0.05, "output_type": "fp16"}
@@ -253,45 +252,51 @@ def test_wrong_number_of_inputs_in_eight_bits_is_refused(host, count):
         create(host, **SCALED).output_specs((narrow_specs() + narrow_specs()[-1:])[:count])
 
 
-@pytest.mark.parametrize(
-    ("widths", "output", "message"),
-    [
-        ((776, 768), "fp16", "weight has the shape [768, 776] in int8, and y is fp16; expected [N, K] with N a"),
-        ((768, 772), "fp16", "and y is fp16; expected [N, K] with N a multiple of 8 and K of 16"),
-        ((768, 776), "int8", "and y is int8; expected [N, K] with N a multiple of 16 and K of 16"),
-    ],
-)
-def test_widths_that_no_kernel_takes_are_refused_when_an_engine_is_built(host, widths, output, message):
-    scale = {"output_scale": 0.1} if output == "int8" else {}
-    plugin, inputs = create(host, x_scale=0.05, output_type=output, **scale), narrow_specs("int8", (2, 7), *widths)
-    outputs = plugin.output_specs(inputs)  # not yet: placeholders of the network have other widths
-    with pytest.raises(PluginHostError) as error:
-        plugin.configure(inputs, outputs)
-    assert message in str(error.value)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_a_gpu_without_a_kernel_is_refused_when_an_engine_is_built(host):
+@needs_gpu
+@pytest.mark.parametrize("kind", NARROW_TYPES)
+def test_a_gpu_without_a_kernel_is_refused_when_an_engine_is_built(host, kind):
     plugin, capability = create(host, **SCALED), torch.cuda.get_device_capability()
-    if capability == (9, 0):
-        assert plugin.configure(narrow_specs()) == 0
+    if capability >= ((8, 9) if kind == "fp8" else (7, 5)):
+        assert plugin.configure(narrow_specs(kind)) == 0
     else:
-        with pytest.raises(PluginHostError, match=r"x is int8: this GPU has compute capability"):
-            plugin.configure(narrow_specs())
+        with pytest.raises(PluginHostError, match=f"x is {kind}: this GPU has compute capability"):
+            plugin.configure(narrow_specs(kind))
 
 
 def test_what_is_said_of_gpus_without_a_kernel(tmp_path):
-    output = compile_and_run("linear_gpu_probe.cpp", tmp_path, [], []).splitlines()
-    assert output[0] == (
-        "8.9: this GPU has compute capability 8.9, and linear layers in 8 bits have a kernel for 9.0 (Hopper) only; "
-        "build with fp16 or bf16"
+    lines = compile_and_run("linear_gpu_probe.cpp", tmp_path, [], []).splitlines()
+    said = dict(line.split(":", 1) for line in lines)
+    assert {which for which, reason in said.items() if not reason} == {
+        "int8, 7.5, code for 75", "int8, 8.0, code for 80", "int8, 8.6, code for 86", "int8, 8.9, code for 80",
+        "int8, 8.9, code for 89", "fp8, 8.9, code for 89", "int8, 9.0, code for 80", "int8, 9.0, code for 90",
+        "fp8, 9.0, code for 90", "int8, 10.0, code for 100", "fp8, 10.0, code for 100", "int8, 12.0, code for 90",
+        "fp8, 12.0, code for 90",
+    }  # fmt: skip
+    assert said["int8, 7.0, code for 0"] == (
+        " this GPU has compute capability 7.0, and linear layers in int8 have a kernel from 7.5 (Turing) on; build "
+        "with fp16"
     )
-    assert output[1].startswith("10.0: this GPU has compute capability 10.0, and linear layers in 8 bits")
-    assert output[2] == "9.0:"
-    assert output[3] == (
-        "9.0: this library was built for the GPU architectures 80, without the kernels for 9.0; build it for this "
-        "GPU: python plugins/build.py --architectures native"
+    for capability, code in (("7.5", 75), ("8.0", 80), ("8.6", 86)):
+        assert said[f"fp8, {capability}, code for {code}"] == (
+            f" this GPU has compute capability {capability}, and linear layers in fp8 have a kernel from 8.9 "
+            "(Ada) on; build with int8, fp16 or bf16"
+        )
+    built_for_another = (
+        " this library was built for the GPU architectures 80, and so has no kernel in {} for this GPU of compute "
+        "capability {}; build it for this GPU: python plugins/build.py --architectures native"
     )
+    for kind, capability, code in (("fp8", "8.9", 80), ("fp8", "9.0", 80), ("fp8", "12.0", 0), ("int8", "12.0", 0)):
+        assert said[f"{kind}, {capability}, code for {code}"] == built_for_another.format(kind, capability)
+
+
+@pytest.mark.parametrize("kind", NARROW_TYPES)
+@pytest.mark.parametrize(("width_in", "width_out"), [(1, 1), (772, 5), (769, 1023)])
+def test_any_width_in_eight_bits(host, kind, width_in, width_out):
+    inputs = narrow_specs(kind, (2, 7), width_in, width_out)
+    plugin = create(host, x_scale=0.05, output_type="fp16")
+    assert plugin.output_specs(inputs) == [TensorSpec((2, 7, width_out), "float16")]
+    if not torch.cuda.is_available():
+        assert plugin.configure(inputs) == 0
 
 
 @pytest.mark.parametrize("position", range(5))
@@ -725,21 +730,32 @@ def test_in_a_cuda_graph_each_waits_for_the_one_before(host, dtype, constant_wei
 
 # --- On a GPU, in 8 bits
 
-needs_hopper = pytest.mark.skipif(
-    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="needs a Hopper GPU"
-)
+
+def skip_without(kind):
+    if kind == "fp8" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("needs a GPU with fp8")
 
 
-def check_narrow(host, kind, tensors, activation, output):
+def e4m3_error(width_in):
+    """How far a sum of E4M3 products may be off, relative to how large it is by chance.
+
+    Hopper's tensor cores add 32 products to the sum so far and cut off what lies more than 13 bits behind the largest
+    addend. A sum is seldom more than 4 times as large as by chance. Largest error on an H200, of 2.3 million sums:
+    2.2e-4 for 16 products, 8.1e-4 for 64, 6.5e-3 for 768, 1.6e-2 for 3072, which is 0.2 to 0.6 of this.
+    """
+    return (math.ceil(width_in / 32) + 1) * 2.0**-13 * 4.0
+
+
+def check_narrow(host, kind, tensors, activation, output, shift=0):
     """The kernel against the reference: 8 bits at most one step apart, beyond what sums and GELU are off by."""
     output_type, output_scale = (kind, 0.05) if output == "same" else (output, 0.0)
     fields = {"x_scale": NARROW_FIELDS["x_scale"], "output_type": output_type, "output_scale": output_scale}
-    (found,) = run_guarded(create(host, activation=activation, constant_weight=1, **fields), tensors)
+    (found,) = run_guarded(create(host, activation=activation, constant_weight=1, **fields), tensors, shift)
     assert found.dtype == reference.TYPES[output_type]
     x, weight, scales = (tensor.double() for tensor in tensors[:3])
     exact = in_float64(tensors, activation, fields["x_scale"])
     terms = (x.square() @ weight.square().t()).sqrt() * scales * fields["x_scale"]
-    error = terms * (E4M3_SUM_ERROR if kind == "fp8" else 0.0)
+    error = terms * (e4m3_error(x.shape[1]) if kind == "fp8" else 0.0)
     if output == "same":
         error = error + (QUANTIZED_GELU_ERROR if activation == "gelu" else 0.0)
         low, high = (
@@ -753,36 +769,48 @@ def check_narrow(host, kind, tensors, activation, output):
         assert ((found.double() - exact).abs() <= allowed).all()
 
 
-@needs_hopper
+@needs_gpu
 @pytest.mark.parametrize("activation", ["none", "gelu"])
 @pytest.mark.parametrize("output", ["fp16", "bf16", "same"])
 @pytest.mark.parametrize("kind", NARROW_TYPES)
 def test_results_in_eight_bits(host, kind, output, activation):
-    widths = ((16, 16), (64, 80), (320, 1200), (768, 2304), (768, 3072), (3072, 768))
+    skip_without(kind)
+    widths = ((16, 16), (64, 80), (320, 1200), (768, 2304), (768, 3072), (3072, 768), *ODD_WIDTHS)
     for (width_in, width_out), rows, bias in itertools.product(widths, (0, 1, 7, 64, 131, 1000), (True, False)):
         tensors = narrow_tensors(kind, rows, width_in, width_out, "cuda")[: 4 if bias else 3]
         check_narrow(host, kind, tensors, activation, output)
 
 
-@needs_hopper
+@needs_gpu
+@pytest.mark.parametrize("kind", NARROW_TYPES)
+def test_in_eight_bits_addresses_that_vectors_cannot_be_read_from(host, kind):
+    skip_without(kind)
+    check_narrow(host, kind, narrow_tensors(kind, 131, 768, 72, "cuda"), "gelu", "fp16", shift=4)
+
+
+@needs_gpu
 @given(
     rows=st.integers(1, 2000),
-    width_in=st.integers(1, 250),
-    width_out=st.integers(1, 250),
+    width_in=st.integers(1, 4000),
+    width_out=st.integers(1, 4000),
+    multiple=st.sampled_from([1, 8, 16]),
     kind=st.sampled_from(sorted(NARROW_TYPES)),
     bias=st.booleans(),
     activation=st.sampled_from(["none", "gelu"]),
     output=st.sampled_from(["fp16", "bf16", "same"]),
 )
 @settings(deadline=None, max_examples=200)
-def test_random_shapes_in_eight_bits(host, rows, width_in, width_out, kind, bias, activation, output):
-    tensors = narrow_tensors(kind, rows, 16 * width_in, 16 * width_out, "cuda")[: 4 if bias else 3]
+def test_random_shapes_in_eight_bits(host, rows, width_in, width_out, multiple, kind, bias, activation, output):
+    skip_without(kind)
+    width_in, width_out = (multiple * math.ceil(width / multiple) for width in (width_in, width_out))
+    tensors = narrow_tensors(kind, rows, width_in, width_out, "cuda")[: 4 if bias else 3]
     check_narrow(host, kind, tensors, activation, output)
 
 
-@needs_hopper
+@needs_gpu
 @pytest.mark.parametrize("kind", NARROW_TYPES)
 def test_in_eight_bits_a_constant_weight_gives_the_same_bits(host, kind):
+    skip_without(kind)
     fields = {"x_scale": 0.5, "output_type": kind, "output_scale": 0.05}
     for rows, widths in itertools.product((1, 128, 1000, 4096), ((768, 2304), (3072, 768), (64, 144))):
         tensors = narrow_tensors(kind, rows, *widths, "cuda")

@@ -208,8 +208,10 @@ def test_an_export_does_not_go_over_its_checkpoint(spelling, in_process, checkpo
         ("benchmarks/network_accuracy.py", "M"),
         ("benchmarks/packed_batches.py", "M"),
         ("benchmarks/quantization_accuracy.py", "M"),
+        ("benchmarks/quantized_encoder.py", "M"),
         ("benchmarks/quantized_plans.py", "M"),
         ("benchmarks/skip_and_embedding_norms.py", ""),
+        ("benchmarks/squad_throughput.py", ""),
     ],
 )
 def test_a_benchmark_refuses(script_name, arguments, in_process, model_dir, monkeypatch):
@@ -228,7 +230,7 @@ def load_main(script_name: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[],
 
 def test_a_benchmark_refuses_the_models_files(in_process, model_dir, monkeypatch):
     main = load_main("benchmarks/calibration_speed.py", monkeypatch)
-    ended = in_process(main, model_dir, "checkpoint", "--json", model_dir / "config.json")
+    ended = in_process(main, model_dir, "--json", model_dir / "config.json")
     assert ended.code == 1
     assert "would overwrite the model's config.json" in ended.err
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +40,7 @@ from bert_trt.network_proof import WrongNetworkError
 from bert_trt.options import BATCHINGS, DEFAULT_TEXT, ONE_SEQUENCE, SequenceRange
 from bert_trt.packing import check_batch
 from bert_trt.plan import profile_shapes
+from bert_trt.tasks import Ranking
 
 TOKENS = [f"word{number}" for number in range(50)]
 

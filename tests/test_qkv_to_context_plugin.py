@@ -407,8 +407,7 @@ def test_short_sentences_on_the_gpu(host, dtype, head_size, batch, heads):
 @pytest.mark.parametrize("head_size", [32, 64])
 @pytest.mark.parametrize(("batch", "heads"), [(3, 2), (9, 12), (15, 12), (22, 12), (70, 5), (400, 1)])
 def test_sentences_of_int8_on_the_gpu(host, head_size, batch, heads):
-    """How many tiles of queries there are, and how full, decides between four kernels on Hopper; (22, 12) of 384 give
-    each multiprocessor of an H200 several tiles of the one whose blocks stay."""
+    """Blocks of one or two tiles of queries, and chunks of keys that are full, partial or single."""
     torch.manual_seed(0)
     for length in (1, 37, 63, 64, 65, 100, 127, 128, 129, 191, 192, 193, 256, 300, 384, 385, 448, 511, 512, 513):
         qkv = random_qkv((batch, length), torch.int8, heads, head_size)

@@ -80,7 +80,7 @@ class SingleLayout:
 
     def _number(self, value: int, shape: tuple[int, ...], name: str) -> trt.ITensor:
         """An int32 constant."""
-        return self.helper.addConstant(np.full(shape, value, np.int32), f"{name}.number", trt.DataType.INT32)
+        return self.helper.addConstant(np.full(shape, value, np.int32), f"{name}.number", trt.DataType.INT32, shape)
 
     def additive_mask(self) -> trt.ITensor | None:
         """fp32, to be added to the scores (N, S, S), over which it broadcasts; None without a mask."""

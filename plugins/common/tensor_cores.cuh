@@ -7,6 +7,7 @@
 #include "common/element.cuh"
 
 #include <cstdint>
+#include <type_traits>
 
 namespace bert
 {
@@ -113,7 +114,25 @@ inline __device__ void loadMatricesTransposed(uint32_t (&matrices)[4], uint32_t 
 // Products and results
 // ---------------------------------------------------------------------------------------------------------------
 
-// sums (16, 8) += a (16, 16) b (16, 8)
+// The type of sums of products of T.
+template <typename T>
+using Accumulator = std::conditional_t<std::is_same_v<T, int8_t>, int32_t, float>;
+
+// Whether `multiply` exists for T on the architecture that this code is compiled for.
+template <typename T>
+__host__ __device__ constexpr bool tensorCoresMultiply()
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+    return std::is_same_v<T, __half> || std::is_same_v<T, int8_t>;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 890
+    return !std::is_same_v<T, E4m3>;
+#else
+    return true;
+#endif
+}
+
+// sums (16, 8) += a (16, 32 bytes of k) b (as many of k, 8): 16 elements of fp16 and bf16, 32 of int8 and E4M3. Where
+// the bytes of the operands lie in registers is the same for all types.
 inline __device__ void multiply(
     float (&sums)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, __half /*type*/)
 {
@@ -136,8 +155,41 @@ inline __device__ void multiply(
 inline __device__ void multiply(
     float (&sums)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, __nv_bfloat16 /*type*/)
 {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 // older tensor cores have no bf16
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
+inline __device__ void multiply(
+    int32_t (&sums)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, int8_t /*type*/)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+#pragma unroll
+    for (int half = 0; half < 2; ++half) // 8 rows
+    {
+#pragma unroll
+        for (int k = 0; k < 2; ++k)
+        {
+            asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+                : "+r"(sums[2 * half]), "+r"(sums[2 * half + 1])
+                : "r"(a[2 * k + half]), "r"(k == 0 ? b0 : b1));
+        }
+    }
+#endif
+}
+inline __device__ void multiply(
+    float (&sums)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, E4m3 /*type*/)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 "
                  "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));

@@ -285,7 +285,7 @@ void runGelu(Outcome& outcome)
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Every shape of tile on Hopper, in 16 and in 8 bits
+// In 8 bits, and every shape of tile on Hopper
 // ---------------------------------------------------------------------------------------------------------------
 
 using E4m3 = __nv_fp8_e4m3;
@@ -394,13 +394,14 @@ public:
     std::vector<T> mNarrowBias;
 };
 
-// The tensors of a ShapeProblem on the device.
+// The tensors of a ShapeProblem on the device. `offset` moves x by that many elements, so that it is not aligned.
 template <typename T>
 class ShapeTensors
 {
 public:
-    explicit ShapeTensors(ShapeProblem<T> const& problem)
-        : mX(problem.mX)
+    explicit ShapeTensors(ShapeProblem<T> const& problem, size_t offset = 0)
+        : mOffset(offset)
+        , mX(shifted(problem.mX, offset))
         , mWeight(problem.mWeight)
         , mScales(problem.mScales)
         , mBias(problem.mBias)
@@ -411,7 +412,7 @@ public:
         float outputScale, bool constantWeight) const
     {
         LinearArguments a{};
-        a.x = mX.data();
+        a.x = mX.data() + mOffset;
         a.weight = mWeight.data();
         a.bias = kNARROW<T> ? static_cast<void const*>(mBias.data()) : mNarrowBias.data();
         a.y = y;
@@ -429,6 +430,13 @@ public:
     }
 
 private:
+    static std::vector<T> shifted(std::vector<T> values, size_t offset)
+    {
+        values.insert(values.begin(), offset, static_cast<T>(0.0F));
+        return values;
+    }
+
+    size_t mOffset;
     Tensor<T> mX;
     Tensor<T> mWeight;
     Tensor<float> mScales;
@@ -476,78 +484,123 @@ double shapeError(Out const* found, std::vector<double> const& sums, bool gelu, 
     }
 }
 
-// All shapes, with all numbers of splits, and the one that is chosen. Each runs twice, over two different fillings of y:
-// where nobody writes, the results differ.
+// Both kernels and, on Hopper, all shapes of tile with all numbers of splits. Each runs twice, over two different
+// fillings of y: where nobody writes, the results differ. `offset` moves x and y by that many elements.
 template <typename T, typename Out>
-void runShapes(Outcome& outcome, Width width, int64_t rows)
+class ShapeRuns
 {
-    ShapeProblem<T> const problem{width, rows};
-    ShapeTensors<T> const tensors{problem};
-    size_t const size = static_cast<size_t>(rows) * width.out;
-    float const outputScale = std::is_same_v<Out, E4m3> ? 0.01F : 0.05F;
-    std::map<int64_t, std::vector<double>> sums;
-    for (int64_t const row :
-        {int64_t{0}, int64_t{32}, int64_t{63}, int64_t{100}, int64_t{128}, rows / 2, rows - 1})
+public:
+    ShapeRuns(Outcome& outcome, Width width, int64_t rows, size_t offset)
+        : mOutcome(outcome)
+        , mProblem(width, rows)
+        , mTensors(mProblem, offset)
+        , mOffset(offset)
+        , mY(static_cast<size_t>(rows) * width.out + offset)
     {
-        if (row < rows && sums.count(row) == 0)
+        for (int64_t const row :
+            {int64_t{0}, int64_t{32}, int64_t{63}, int64_t{100}, int64_t{128}, rows / 2, rows - 1})
         {
-            sums[row] = problem.sums(row);
-        }
-    }
-    int32_t const shapes = countLinearHopperShapes(TypeOf<T>::kVALUE);
-    for (int32_t shape = -1; shape < shapes; ++shape)
-    {
-        for (int32_t splits = 1; splits <= (shape < 0 ? 1 : 6); ++splits)
-        {
-            for (bool const gelu : {false, true})
+            if (row < rows && mSums.count(row) == 0)
             {
-                Tensor<Out> const y{size};
-                std::vector<Out> results[2];
-                cudaError_t status = cudaSuccess;
-                for (int i = 0; i < 2; ++i)
-                {
-                    check(cudaMemset(y.data(), i == 0 ? 0xFF : 0x3C, size * sizeof(Out)), "cudaMemset");
-                    LinearArguments const a = tensors.arguments(
-                        problem, y.data(), gelu, TypeOf<Out>::kVALUE, outputScale, (splits + shape) % 2 == 0);
-                    status = shape < 0 ? launchLinear(a, nullptr)
-                                       : launchLinearHopper(a, LinearChoice{shape, splits}, nullptr);
-                    if (status == cudaErrorInvalidValue && shape >= 0)
-                    {
-                        break; // the shape cannot be for this k, or so many splits
-                    }
-                    check(status, "launch");
-                    check(cudaDeviceSynchronize(), "kernel");
-                    results[i] = y.values();
-                }
-                if (status != cudaSuccess)
-                {
-                    continue;
-                }
-                std::string const what
-                    = std::string{"shape "}
-                      + (shape < 0 ? "chosen" : nameLinearHopperShape(TypeOf<T>::kVALUE, shape)) + ", type "
-                      + std::to_string(static_cast<int>(TypeOf<T>::kVALUE)) + " to "
-                      + std::to_string(static_cast<int>(TypeOf<Out>::kVALUE)) + ", splits "
-                      + std::to_string(splits) + (gelu ? ", GELU, " : ", ") + std::to_string(width.in)
-                      + " in";
-                bool const same = std::memcmp(results[0].data(), results[1].data(), size * sizeof(Out)) == 0;
-                outcome.expectAtMost(
-                    same ? 0.0 : 1.0, 0.0, (what + ": two runs differ").c_str(), rows, width.out, 0);
-                for (auto const& [row, values] : sums)
-                {
-                    outcome.expectAtMost(
-                        shapeError<T, Out>(&results[0][row * width.out], values, gelu, outputScale), 1.0,
-                        what.c_str(), rows, width.out, row);
-                }
-                outcome.countRun();
+                mSums[row] = mProblem.sums(row);
             }
         }
     }
+    // launch(arguments) returns a cudaError_t; cudaErrorInvalidValue if there is nothing to run.
+    template <typename Launch>
+    void run(std::string const& name, bool constantWeight, Launch const& launch)
+    {
+        for (bool const gelu : {false, true})
+        {
+            std::vector<Out> results[2];
+            for (int i = 0; i < 2; ++i)
+            {
+                check(cudaMemset(mY.data(), i == 0 ? 0xFF : 0x3C, (size() + mOffset) * sizeof(Out)),
+                    "cudaMemset");
+                cudaError_t const status = launch(mTensors.arguments(
+                    mProblem, mY.data() + mOffset, gelu, TypeOf<Out>::kVALUE, kOUTPUT_SCALE, constantWeight));
+                if (status == cudaErrorInvalidValue)
+                {
+                    return;
+                }
+                check(status, "launch");
+                check(cudaDeviceSynchronize(), "kernel");
+                results[i] = mY.values();
+                results[i].erase(results[i].begin(), results[i].begin() + static_cast<ptrdiff_t>(mOffset));
+            }
+            compare(results, name + (gelu ? ", GELU" : ""), gelu);
+        }
+    }
+    bool suitsHopper() const
+    {
+        return suitsHopperKernel(
+            mTensors.arguments(mProblem, mY.data() + mOffset, false, TypeOf<Out>::kVALUE, 1.0F, true));
+    }
+
+private:
+    static constexpr float kOUTPUT_SCALE = std::is_same_v<Out, E4m3> ? 0.01F : 0.05F;
+
+    size_t size() const
+    {
+        return static_cast<size_t>(mProblem.mRows) * mProblem.mWidth.out;
+    }
+    void compare(std::vector<Out> const (&results)[2], std::string const& name, bool gelu)
+    {
+        Width const width = mProblem.mWidth;
+        std::string const what = name + ", type " + std::to_string(static_cast<int>(TypeOf<T>::kVALUE))
+                                 + " to " + std::to_string(static_cast<int>(TypeOf<Out>::kVALUE)) + ", "
+                                 + std::to_string(width.in) + " in" + (mOffset == 0 ? "" : ", not aligned");
+        bool const same = std::memcmp(results[0].data(), results[1].data(), size() * sizeof(Out)) == 0;
+        mOutcome.expectAtMost(
+            same ? 0.0 : 1.0, 0.0, (what + ": two runs differ").c_str(), mProblem.mRows, width.out, 0);
+        for (auto const& [row, values] : mSums)
+        {
+            mOutcome.expectAtMost(
+                shapeError<T, Out>(&results[0][row * width.out], values, gelu, kOUTPUT_SCALE), 1.0,
+                what.c_str(), mProblem.mRows, width.out, row);
+        }
+        mOutcome.countRun();
+    }
+
+    Outcome& mOutcome;
+    ShapeProblem<T> mProblem;
+    ShapeTensors<T> mTensors;
+    size_t mOffset;
+    Tensor<Out> mY;
+    std::map<int64_t, std::vector<double>> mSums;
+};
+
+template <typename T, typename Out>
+void runShapes(Outcome& outcome, Width width, int64_t rows, bool onHopper, size_t offset = 0)
+{
+    ShapeRuns<T, Out> runs{outcome, width, rows, offset};
+    for (Kernel const& kernel : kKERNELS)
+    {
+        for (bool const constantWeight : {false, true})
+        {
+            runs.run(kernel.name, constantWeight,
+                [&](LinearArguments const& a) { return kernel.launch(a, nullptr); });
+        }
+    }
+#if defined(BERT_HOPPER)
+    int32_t const shapes = onHopper && runs.suitsHopper() ? countLinearHopperShapes(TypeOf<T>::kVALUE) : 0;
+    for (int32_t shape = 0; shape < shapes; ++shape)
+    {
+        for (int32_t splits = 1; splits <= 6; ++splits)
+        {
+            // cudaErrorInvalidValue: the shape cannot be for this k, or so many splits
+            runs.run(std::string{"shape "} + nameLinearHopperShape(TypeOf<T>::kVALUE, shape) + ", splits "
+                         + std::to_string(splits),
+                (splits + shape) % 2 == 0, [&](LinearArguments const& a)
+                { return launchLinearHopper(a, LinearChoice{shape, splits}, nullptr); });
+        }
+    }
+#endif
 }
 
 // Halves, and what is too large: x times the unit matrix, for every x that is a number.
 template <typename T>
-void runRounding(Outcome& outcome)
+void runRounding(Outcome& outcome, Kernel const& kernel)
 {
     constexpr int32_t kWIDTH = 128;
     std::vector<T> x(2 * kWIDTH);
@@ -579,15 +632,17 @@ void runRounding(Outcome& outcome)
         a.type = TypeOf<T>::kVALUE;
         a.weightScales = scales.data();
         a.outputType = TypeOf<T>::kVALUE;
-        check(launchLinear(a, nullptr), "linear");
-        check(cudaDeviceSynchronize(), "linear");
+        check(kernel.launch(a, nullptr), kernel.name);
+        check(cudaDeviceSynchronize(), kernel.name);
         auto const found = y.values();
         for (size_t i = 0; i < x.size(); ++i)
         {
             int const expected = stepOf(quantized(static_cast<double>(widen(x[i])) * scale, T{}));
             outcome.expectAtMost(std::abs(stepOf(found[i]) - expected), 0.0,
-                ("rounding of " + std::to_string(widen(x[i])) + " times " + std::to_string(scale)).c_str(), 2,
-                kWIDTH, static_cast<int64_t>(i) / kWIDTH);
+                (std::string{kernel.name} + ": rounding of " + std::to_string(widen(x[i])) + " times "
+                    + std::to_string(scale))
+                    .c_str(),
+                2, kWIDTH, static_cast<int64_t>(i) / kWIDTH);
         }
         outcome.countRun();
     }
@@ -595,7 +650,7 @@ void runRounding(Outcome& outcome)
 
 // As runSequence, with what is between in 8 bits.
 template <typename T>
-void runNarrowSequence(Outcome& outcome, Width width, int64_t rows)
+void runNarrowSequence(Outcome& outcome, Kernel const& kernel, Width width, int64_t rows)
 {
     constexpr int kREPEATS = 10;
     ShapeProblem<T> const first{width, rows};
@@ -612,48 +667,37 @@ void runNarrowSequence(Outcome& outcome, Width width, int64_t rows)
         check(cudaDeviceSynchronize(), "poison");
         for (int i = 0; i < kREPEATS; ++i)
         {
-            check(launchLinear(firstTensors.arguments(
-                                   first, between.data(), i % 2 == 0, TypeOf<T>::kVALUE, 0.05F, true),
+            check(kernel.launch(firstTensors.arguments(
+                                    first, between.data(), i % 2 == 0, TypeOf<T>::kVALUE, 0.05F, true),
                       nullptr),
-                "linear");
-            check(pause ? cudaDeviceSynchronize() : cudaSuccess, "linear");
+                kernel.name);
+            check(pause ? cudaDeviceSynchronize() : cudaSuccess, kernel.name);
             LinearArguments a = secondTensors.arguments(
                 second, y.data() + i * size, false, ElementType::kHALF, 1.0F, i % 3 == 0);
             a.x = between.data();
-            check(launchLinear(a, nullptr), "linear");
-            check(pause ? cudaDeviceSynchronize() : cudaSuccess, "linear");
+            check(kernel.launch(a, nullptr), kernel.name);
+            check(pause ? cudaDeviceSynchronize() : cudaSuccess, kernel.name);
         }
-        check(cudaDeviceSynchronize(), "linear");
+        check(cudaDeviceSynchronize(), kernel.name);
         return y.values();
     };
     auto const expected = runAll(true);
     auto const found = runAll(false);
     bool const same = std::memcmp(expected.data(), found.data(), found.size() * sizeof(__half)) == 0;
-    outcome.expectAtMost(same ? 0.0 : 1.0, 0.0, "a sequence of launches in 8 bits differs from single ones",
+    outcome.expectAtMost(same ? 0.0 : 1.0, 0.0,
+        (std::string{kernel.name} + ": a sequence of launches in 8 bits differs from single ones").c_str(),
         rows, width.out, 0);
     outcome.countRun();
-}
-
-template <typename T>
-void runNarrowType(Outcome& outcome, bool few)
-{
-    runRounding<T>(outcome);
-    runNarrowSequence<T>(outcome, few ? Width{128, 256} : Width{768, 3072}, few ? 33 : 1000);
-    if (!few)
-    {
-        runNarrowSequence<T>(outcome, {1024, 4096}, 1);
-        runNarrowSequence<T>(outcome, {1024, 4096}, 4096);
-    }
 }
 
 // Rows of one, one more than 32 and 128, not a multiple of anything, and so many that blocks take several tiles; k that
 // is no multiple of a panel, and k of more and of fewer stages than there are.
 template <typename T, typename Out>
-void runAllShapes(Outcome& outcome, bool few)
+void runAllShapes(Outcome& outcome, bool few, bool onHopper)
 {
     if (few)
     {
-        runShapes<T, Out>(outcome, {128, 272}, 131);
+        runShapes<T, Out>(outcome, {128, 272}, 131, onHopper);
         return;
     }
     for (Width const width :
@@ -661,11 +705,50 @@ void runAllShapes(Outcome& outcome, bool few)
     {
         for (int64_t const rows : {int64_t{1}, int64_t{33}, int64_t{129}, int64_t{1000}})
         {
-            runShapes<T, Out>(outcome, width, rows);
+            runShapes<T, Out>(outcome, width, rows, onHopper);
         }
     }
-    runShapes<T, Out>(outcome, {208, 1040}, 8200);
-    runShapes<T, Out>(outcome, {1024, 768}, 12345);
+    runShapes<T, Out>(outcome, {208, 1040}, 8200, onHopper);
+    runShapes<T, Out>(outcome, {1024, 768}, 12345, onHopper);
+}
+
+// Rows of no multiple of 16 bytes, of y of 8 columns, and addresses that are not aligned.
+template <typename T, typename Out>
+void runOddShapes(Outcome& outcome, bool few, bool onHopper)
+{
+    std::vector<Width> const widths = few ? std::vector<Width>{{33, 5}, {48, 24}}
+                                          : std::vector<Width>{{1, 1}, {33, 5}, {65, 63}, {100, 8}, {8, 100},
+                                                {769, 1023}, {312, 2305}, {48, 24}, {320, 1208}, {1208, 320}};
+    for (Width const width : widths)
+    {
+        for (int64_t const rows : few ? std::vector<int64_t>{131} : std::vector<int64_t>{1, 7, 64, 131, 1000})
+        {
+            runShapes<T, Out>(outcome, width, rows, onHopper);
+        }
+    }
+    runShapes<T, Out>(outcome, {64, 64}, 131, onHopper, 1);
+}
+
+template <typename T>
+void runNarrowType(Outcome& outcome, bool few, bool onHopper)
+{
+    runAllShapes<T, __half>(outcome, few, onHopper);
+    runAllShapes<T, __nv_bfloat16>(outcome, few, onHopper);
+    runAllShapes<T, T>(outcome, few, onHopper);
+    runOddShapes<T, __half>(outcome, few, onHopper);
+    runOddShapes<T, __nv_bfloat16>(outcome, few, onHopper);
+    runOddShapes<T, T>(outcome, few, onHopper);
+    for (Kernel const& kernel : kKERNELS)
+    {
+        runRounding<T>(outcome, kernel);
+        runNarrowSequence<T>(outcome, kernel, few ? Width{128, 256} : Width{768, 3072}, few ? 33 : 1000);
+        runNarrowSequence<T>(outcome, kernel, few ? Width{33, 5} : Width{312, 1201}, few ? 7 : 1000);
+        if (!few)
+        {
+            runNarrowSequence<T>(outcome, kernel, {1024, 4096}, 1);
+            runNarrowSequence<T>(outcome, kernel, {1024, 4096}, 4096);
+        }
+    }
 }
 
 template <typename T>
@@ -711,18 +794,18 @@ int main(int argumentCount, char** arguments)
     runType<__nv_bfloat16>(outcome, few);
     Capability capability;
     check(currentCapability(capability), "compute capability");
-    if (capability.major == 9 && capability.minor == 0)
+    bool const onHopper = capability.major == 9 && capability.minor == 0;
+    if (onHopper)
     {
-        runAllShapes<__half, __half>(outcome, few);
-        runAllShapes<__nv_bfloat16, __nv_bfloat16>(outcome, few);
-        runAllShapes<int8_t, __half>(outcome, few);
-        runAllShapes<int8_t, __nv_bfloat16>(outcome, few);
-        runAllShapes<int8_t, int8_t>(outcome, few);
-        runAllShapes<E4m3, __half>(outcome, few);
-        runAllShapes<E4m3, __nv_bfloat16>(outcome, few);
-        runAllShapes<E4m3, E4m3>(outcome, few);
-        runNarrowType<int8_t>(outcome, few);
-        runNarrowType<E4m3>(outcome, few);
+        runAllShapes<__half, __half>(outcome, few, onHopper);
+        runAllShapes<__nv_bfloat16, __nv_bfloat16>(outcome, few, onHopper);
+    }
+    runNarrowType<int8_t>(outcome, few, onHopper);
+    int architecture = 0;
+    check(findLinearTensorArchitecture(architecture), "architecture");
+    if (architecture >= kE4M3_ARCHITECTURE)
+    {
+        runNarrowType<E4m3>(outcome, few, onHopper);
     }
     return outcome.report();
 }

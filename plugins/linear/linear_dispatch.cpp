@@ -23,8 +23,7 @@ cudaError_t launchLinear(LinearArguments const& arguments, cudaStream_t stream)
         return launchLinearHopper(arguments, stream);
     }
 #endif
-    bool const narrow = arguments.type == ElementType::kINT8 || arguments.type == ElementType::kE4M3;
-    return narrow ? cudaErrorNotSupported : launchLinearTensor(arguments, stream);
+    return launchLinearTensor(arguments, stream);
 }
 
 } // namespace bert

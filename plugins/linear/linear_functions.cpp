@@ -1,5 +1,6 @@
-// The linear layer's launchers as C functions, for benchmarks/linear_sweep.py, which loads them from a shared library
-// (target linear_functions) and compares with PyTorch in one process.
+// The linear layer's launchers as C functions, for benchmarks/linear_sweep.py and benchmarks/linear_mma_sync.py, which
+// load them from a shared library (target linear_functions) and compare with PyTorch in one process. Those of single
+// shapes exist where the kernels for Hopper do.
 #include "linear/linear_kernels.h"
 
 #define BERT_EXPORT extern "C" __attribute__((visibility("default")))
@@ -49,6 +50,18 @@ LinearArguments makeArguments(LinearCall const& call)
 
 } // namespace
 
+// All return a cudaError_t but for what describes shapes.
+BERT_EXPORT int32_t linearLaunch(LinearCall const* call, void* stream)
+{
+    return launchLinear(makeArguments(*call), static_cast<cudaStream_t>(stream));
+}
+BERT_EXPORT int32_t linearLaunchTensor(LinearCall const* call, void* stream)
+{
+    return launchLinearTensor(makeArguments(*call), static_cast<cudaStream_t>(stream));
+}
+
+#if defined(BERT_HOPPER)
+
 BERT_EXPORT int32_t linearShapes(int32_t type)
 {
     return countLinearHopperShapes(static_cast<ElementType>(type));
@@ -62,7 +75,6 @@ BERT_EXPORT void linearShapeSizes(int32_t type, int32_t shape, int32_t* sizes)
 {
     describeLinearHopperShape(static_cast<ElementType>(type), shape, sizes);
 }
-// All return a cudaError_t.
 BERT_EXPORT int32_t linearChoice(LinearCall const* call, int32_t* shape, int32_t* splits)
 {
     LinearChoice choice{};
@@ -71,11 +83,9 @@ BERT_EXPORT int32_t linearChoice(LinearCall const* call, int32_t* shape, int32_t
     *splits = choice.splits;
     return status;
 }
-BERT_EXPORT int32_t linearLaunch(LinearCall const* call, void* stream)
-{
-    return launchLinear(makeArguments(*call), static_cast<cudaStream_t>(stream));
-}
 BERT_EXPORT int32_t linearLaunchShape(LinearCall const* call, int32_t shape, int32_t splits, void* stream)
 {
     return launchLinearHopper(makeArguments(*call), {shape, splits}, static_cast<cudaStream_t>(stream));
 }
+
+#endif

@@ -28,7 +28,7 @@ struct LinearArguments
     int32_t in;         // at least 1
     int32_t out;        // at least 1
     bool gelu;
-    ElementType type; // fp16, bf16, or on Hopper also int8, E4M3
+    ElementType type; // fp16, bf16, int8; E4M3 from 8.9 (Ada) on
     // No kernel that itself triggers early writes weight and bias, so they may be read before the wait for the
     // previous kernel (common/programmatic_dependent_launch.cuh).
     bool constantWeight{false};
@@ -42,10 +42,17 @@ struct LinearArguments
 // Launches the kernel for this shape, alignment and GPU; it runs later, in the stream.
 cudaError_t launchLinear(LinearArguments const& arguments, cudaStream_t stream);
 
-// The two launchers that it chooses from, for at least one row: for 16-bit types, any GPU, shape and alignment; and for
-// Hopper, for arguments that suitsHopperKernel accepts.
+// The two launchers that it chooses from, for at least one row: for any GPU that has the type, any shape and alignment;
+// and for Hopper, for arguments that suitsHopperKernel accepts.
 cudaError_t launchLinearTensor(LinearArguments const& arguments, cudaStream_t stream);
 cudaError_t launchLinearHopper(LinearArguments const& arguments, cudaStream_t stream);
+
+// The architecture that the tensor kernel's code was compiled for which the current device runs, as 10 times the compute
+// capability: that of the device or an earlier one, depending on what the library was built for. The launchers refuse
+// E4M3 below kE4M3_ARCHITECTURE with cudaErrorNotSupported. An error, and 0, if the device can run none of the code.
+constexpr int kINT8_ARCHITECTURE = 75;
+constexpr int kE4M3_ARCHITECTURE = 89;
+cudaError_t findLinearTensorArchitecture(int& architecture);
 
 // Whether rows of x, W and y are multiples of 16 bytes, and pointers are aligned to 16 bytes.
 bool suitsHopperKernel(LinearArguments const& arguments);

@@ -16,7 +16,6 @@ constexpr char const* kVERSION = "1";
 constexpr int32_t kX = 0;
 constexpr int32_t kWEIGHT = 1;
 constexpr int32_t kWEIGHT_SCALES = 2;         // in 8 bits
-constexpr int64_t kVECTOR_BYTES = 16;         // of which rows of x, weight and y are multiples, in 8 bits
 constexpr int64_t kWIDEST = int64_t{1} << 30; // column numbers are int32 in the kernels
 constexpr int64_t kMAX_TILES = INT_MAX;
 constexpr int64_t kTILE = 64; // rows and columns of the smallest tile of a kernel
@@ -25,12 +24,6 @@ bool isLinearType(DataType type)
 {
     return type == DataType::kHALF || type == DataType::kBF16;
 }
-
-#if defined(BERT_HOPPER)
-constexpr bool kHAS_HOPPER_KERNELS = true;
-#else
-constexpr bool kHAS_HOPPER_KERNELS = false;
-#endif
 
 } // namespace
 
@@ -203,28 +196,25 @@ void LinearPlugin::checkShapes(std::vector<Dims> const& inputs) const
     }
 }
 
-// Not in checkShapes: where TensorRT's parser places plugin layers, it does so with placeholders of other widths.
+// Where there is no GPU, the one that the plan will run on is not known.
 void LinearPlugin::checkKernel(TypesAndShapes const& inputs) const
 {
-    if (!inEightBits())
+    Capability gpu;
+    if (!inEightBits() || currentCapability(gpu) != cudaSuccess)
     {
         return;
     }
-    Dims const& weight = inputs.shapes[kWEIGHT];
-    DataType const y = outputType(inputs.types[kX]);
-    int64_t const multiple = kVECTOR_BYTES / (isQuantized(y) ? 1 : 2);
-    if (weight.d[1] % kVECTOR_BYTES != 0 || weight.d[0] % multiple != 0)
+    int architecture = 0;
+    if (findLinearTensorArchitecture(architecture) != cudaSuccess)
     {
-        fail("weight has the shape ", describe(weight), " in ", describe(inputs.types[kX]), ", and y is ",
-            describe(y), "; expected [N, K] with N a multiple of ", multiple, " and K of ", kVECTOR_BYTES);
+        cudaGetLastError(); // no code for this GPU is said below; a later call shall not report it
     }
-    Capability gpu;
-    std::string const missing = currentCapability(gpu) == cudaSuccess
-                                    ? missingKernelInEightBits(gpu, kHAS_HOPPER_KERNELS, BERT_ARCHITECTURES)
-                                    : "";
+    DataType const x = inputs.types[kX];
+    std::string const missing
+        = missingKernelInEightBits(elementType(x), gpu, architecture, BERT_ARCHITECTURES);
     if (!missing.empty())
     {
-        fail("x is ", describe(inputs.types[kX]), ": ", missing);
+        fail("x is ", describe(x), ": ", missing);
     }
 }
 

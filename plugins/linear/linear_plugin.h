@@ -15,8 +15,8 @@
 //            output_type (string: fp16, bf16, or the type of x): given if and only if x_scale is ·
 //            output_scale (float32): of y; given if and only if output_type has 8 bits
 //
-// In 8 bits there is a kernel for compute capability 9.0 (Hopper), for K a multiple of 16 and rows of y of a multiple of
-// 16 bytes. configurePlugin and onShapeChange refuse other GPUs and shapes.
+// In 8 bits there are kernels for int8 from compute capability 7.5 (Turing) on, for fp8 from 8.9 (Ada) on.
+// configurePlugin and onShapeChange refuse other GPUs.
 #pragma once
 
 #include "common/plugin_base.h"

@@ -5,15 +5,13 @@
 
 #include "common/element.cuh"
 #include "common/hopper_wgmma.cuh"
+#include "common/tensor_cores.cuh"
 
 #include <cstdint>
 #include <type_traits>
 
 namespace bert
 {
-
-template <typename T>
-using Accumulator = std::conditional_t<std::is_same_v<T, int8_t>, int32_t, float>;
 
 // The numbers of the registers that hold the sums, 16 at a time.
 #define BERT_R16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"

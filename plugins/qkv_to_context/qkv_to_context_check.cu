@@ -293,7 +293,7 @@ void runTypes(std::vector<Kernel> const& kernels)
         {
             runCase<In, Out>({"padded", 3, length, size, threeMasks(length)}, kernels);
         }
-        if (size == 64) // numbers of sequences for which the short kernels choose other blocks
+        if (size == 64) // numbers of sequences for which the short kernel chooses other blocks
         {
             runCase<In, Out>({"single", 40, 65, size, {}}, kernels);
             runCase<In, Out>({"single", 140, 65, size, {}}, kernels);
@@ -442,7 +442,7 @@ void runManyTiles(std::vector<Kernel> const& kernels)
 // ---------------------------------------------------------------------------------------------------------------
 
 // Scales with which one unit of a score is many units of the exponent, or one unit of a value exceeds the int8 range
-// of the context: Hopper's kernels leave those to the tensor kernel. All keys have the same values, -1, 0 or 1, so
+// of the context: Hopper's kernel leaves those to the tensor kernel. All keys have the same values, -1, 0 or 1, so
 // the context equals those.
 void runAbsurdScales()
 {
@@ -499,9 +499,6 @@ int main(int argumentCount, char** arguments)
         tensor.push_back({"hopper", launchQkvToContextHopper});
         tensor.push_back({"short", launchQkvToContextShort, suitsShortKernel});
         tensorInt8.push_back({"hopper, int8", launchQkvToContextHopperInt8, suitsHopperInt8Kernel});
-        tensorInt8.push_back({"short, int8", launchQkvToContextShortInt8, suitsShortInt8Kernel});
-        tensorInt8.push_back({"split, int8", launchQkvToContextSplitInt8, suitsSplitInt8Kernel});
-        tensorInt8.push_back({"shared, int8", launchQkvToContextSharedInt8, suitsSharedInt8Kernel});
     }
 #endif
     runTypes<float, float>(ordinary);

@@ -1,4 +1,4 @@
-// What Hopper's int8 attention kernels share: scores that are floats without a conversion, their softmax, the
+// The parts of Hopper's int8 attention kernel: scores that are floats without a conversion, their softmax, the
 // widening of values to fp16, and the store of contexts. Needs sm_90a.
 #pragma once
 
@@ -94,14 +94,6 @@ __device__ void findLargestBiased(float (&largest)[2], float const (&scores)[kTI
     }
     largest[0] = __int_as_float(max(columns[0], columns[1]));
     largest[1] = __int_as_float(max(columns[2], columns[3]));
-}
-// The maxima of whole rows, equal in the four lanes that share them.
-template <int kTILES>
-__device__ void findLargestOfRows(float (&largest)[2], float const (&scores)[kTILES][4])
-{
-    findLargestBiased(largest, scores);
-    largest[0] = largestOfRow(largest[0]);
-    largest[1] = largestOfRow(largest[1]);
 }
 
 // `exponentiate` for biased scores. score * scale - shift is one instruction, and only the shift is rounded: by at

@@ -36,17 +36,13 @@ struct QkvToContextArguments
 cudaError_t launchQkvToContext(QkvToContextArguments const& arguments, cudaStream_t stream);
 
 // The kernels that it chooses from: basic with ordinary fp32 arithmetic (fp32 and bf16), tensor with the tensor cores
-// of any GPU (fp16, int8; bf16 from 8.0 on), and those for Hopper. For fp16 and bf16: hopper, and short for short
-// sequences. For int8: hopper for any problem, short for short sequences, split for few sequences, shared for many
-// long sequences.
+// of any GPU (fp16, int8; bf16 from 8.0 on), and those for Hopper: hopper and hopper, int8 for any problem, and short
+// for short sequences in fp16 and bf16.
 cudaError_t launchQkvToContextBasic(QkvToContextArguments const& arguments, cudaStream_t stream);
 cudaError_t launchQkvToContextTensor(QkvToContextArguments const& arguments, cudaStream_t stream);
 cudaError_t launchQkvToContextHopper(QkvToContextArguments const& arguments, cudaStream_t stream);
 cudaError_t launchQkvToContextShort(QkvToContextArguments const& arguments, cudaStream_t stream);
 cudaError_t launchQkvToContextHopperInt8(QkvToContextArguments const& arguments, cudaStream_t stream);
-cudaError_t launchQkvToContextShortInt8(QkvToContextArguments const& arguments, cudaStream_t stream);
-cudaError_t launchQkvToContextSplitInt8(QkvToContextArguments const& arguments, cudaStream_t stream);
-cudaError_t launchQkvToContextSharedInt8(QkvToContextArguments const& arguments, cudaStream_t stream);
 
 // The limits of the specialised kernels. The host does not know the lengths of packed sequences.
 inline bool suitsShortKernel(QkvToContextArguments const& arguments)
@@ -63,7 +59,7 @@ inline float scoreScale(QkvToContextArguments const& arguments)
     return static_cast<float>(scale * log2e / std::sqrt(arguments.headSize));
 }
 
-// Hopper's int8 kernels read scores from the bits of floats around 2^23, and round contexts by adding such a float.
+// Hopper's int8 kernel reads scores from the bits of floats around 2^23, and rounds contexts by adding such a float.
 // That is exact for all but absurd scales: one unit of a score must be at most 4 in the exponent (a qkvScale of at
 // most 4.7 for heads of 64), and qkvScale at most 16384 times outputScale.
 constexpr float kMAX_SCORE_SCALE = 4.0F;
@@ -73,18 +69,6 @@ inline bool suitsHopperInt8Kernel(QkvToContextArguments const& arguments)
     return arguments.type == ElementType::kINT8 && scoreScale(arguments) <= kMAX_SCORE_SCALE
            && (arguments.outputType != ElementType::kINT8
                || arguments.qkvScale / arguments.outputScale <= kMAX_OUTPUT_FACTOR);
-}
-inline bool suitsSharedInt8Kernel(QkvToContextArguments const& arguments)
-{
-    return suitsHopperInt8Kernel(arguments) && arguments.cuSeqlens == nullptr && arguments.headSize <= 64;
-}
-inline bool suitsSplitInt8Kernel(QkvToContextArguments const& arguments)
-{
-    return suitsSharedInt8Kernel(arguments) && arguments.length <= 512;
-}
-inline bool suitsShortInt8Kernel(QkvToContextArguments const& arguments)
-{
-    return suitsSharedInt8Kernel(arguments) && arguments.length <= 128;
 }
 
 } // namespace bert
