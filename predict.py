@@ -107,15 +107,15 @@ def open_source(options: PredictOptions, folder: ModelFolder, ranges: BatchRange
 def describe(options: PredictOptions, folder: ModelFolder) -> dict[str, Any]:
     """What the answers depend on: an interrupted run goes on only where all of it is the same."""
 
-    def version(path: Path) -> list[Any]:
+    def version(path: Path) -> str:
         status = path.stat()
-        return [os.path.realpath(path), status.st_size, status.st_mtime_ns]
+        return f"{os.path.realpath(path)} ({status.st_size} bytes, time {status.st_mtime_ns})"
 
-    files = [path for path in (options.model, *folder.files().values()) if path.is_file()]
+    files = {"model": options.model} | folder.files()
     return {
         "format": FORMAT,
-        "input (path, size, time)": version(options.input),
-        "model": [version(path) for path in files],
+        "input": version(options.input),
+        **{name: version(path) for name, path in files.items() if path.is_file()},
         "--precision": options.precision,
         "--fusion": options.fusion,
         **{f"--{name.replace('_', '-')}": value for name, value in asdict(options.answers).items()},

@@ -451,4 +451,8 @@ def _report(answers: AnswerFile, has_rows: bool, target: Path) -> None:
     rest = progress.lines - progress.answered
     if has_rows and rest:
         warn(f"{rest} of the {progress.lines} rows are NaN: those of bad and of blank lines")
-    console.print(f"{progress.answered} answers, {progress.bad} bad lines -> {target}", soft_wrap=True, markup=False)
+    summary = f"{progress.answered} answers, {progress.bad} bad lines -> {target}"
+    if answers.is_direct:  # perhaps standard output, which has the answers
+        note(summary)
+    else:
+        console.print(summary, soft_wrap=True, markup=False)

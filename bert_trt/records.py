@@ -166,10 +166,10 @@ def _check_count(texts: tuple[str, ...], wanted: Wanted) -> None:
 
 
 def _read_object(number: int, text: str, wanted: Wanted) -> Record:
-    """Reads a JSON object.
+    """Reads a JSON object. One that lacks a text, or has one too many, is a record with a problem and the other keys.
 
     Raises:
-        UserError: it is none, or lacks a text, or has one too many.
+        UserError: it is none.
     """
     try:
         values = json.loads(text, parse_constant=_refuse_constant)
@@ -179,9 +179,22 @@ def _read_object(number: int, text: str, wanted: Wanted) -> Record:
     form = f'{{"{first}": ...}}' if wanted.maximum == 1 else f'{{"{first}": ..., "{second}": ...}}'
     if not isinstance(values, dict):
         raise UserError(f"a JSON {type(values).__name__}, expected an object: {form}")
+    extra = {key: value for key, value in values.items() if key not in (*wanted.keys, *RESERVED)}
+    try:
+        return Record(number, _read_texts(values, wanted, form), extra)
+    except UserError as error:
+        return Record(number, extra=extra, problem=str(error))
+
+
+def _read_texts(values: dict[str, Any], wanted: Wanted, form: str) -> tuple[str, ...]:
+    """The texts of an object.
+
+    Raises:
+        UserError: there are too few or too many, or one is no text.
+    """
     texts = []
     for index, key in enumerate(wanted.keys):
-        value = values.pop(key, None)
+        value = values.get(key)
         if value is None and index >= wanted.minimum:
             continue
         if value is None:
@@ -194,7 +207,7 @@ def _read_object(number: int, text: str, wanted: Wanted) -> Record:
     reserved = [key for key in RESERVED if key in values]
     if reserved:
         raise UserError(f"the key {reserved[0]!r} is one of the output; rename it")
-    return Record(number, tuple(texts), values)
+    return tuple(texts)
 
 
 def _refuse_constant(name: str) -> None:

@@ -158,7 +158,8 @@ def test_keys_of_the_input_are_copied(folder, tmp_path, in_process):
     assert list(good) == ["line", "id", "n", "text", "prediction"]
     assert good["id"] == "é\ud83d"
     assert good["n"] == {"a": [1.5]}
-    assert bad.keys() == {"line", "error"}
+    assert bad.keys() == {"line", "id", "error"}
+    assert bad["id"] == 8
     assert "x.jsonl, line 2: no 'text'" in bad["error"]
 
 
@@ -175,7 +176,8 @@ def test_few_of_many_bad_lines_are_shown(folder, tmp_path, in_process):
 def test_a_device_gets_the_lines(folder, source, vectors, script):
     done = script("predict.py", folder, source, "--out", "/dev/stdout")
     assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert "note: 5 answers, 2 bad lines -> /dev/stdout" in done.stderr
     assert {line["line"]: line.get("prediction") for line in lines} == vectors
 
 
@@ -373,6 +375,7 @@ def test_what_a_run_depends_on(folder, many, tmp_path, changed, monkeypatch):
     before = described(folder, many)
     assert described(folder, many) == before
     extra = ["--truncate"] if changed == "option" else []
+    assert all(isinstance(value, str | int | bool | None) for value in before.values())  # readable in a message
     if changed == "input":
         many.write_text("paris\n")
     if changed == "model":
