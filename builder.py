@@ -4,7 +4,7 @@
     python builder.py               fp32 plan, run, compared with PyTorch
     python builder.py --precision fp16 --seq-len 1,64,512
     python builder.py --fusion plugins              fused layers: EmbLayerNorm, QkvToContext, SkipLayerNorm
-    python builder.py --batching packed --sentences FILE      fills every [MASK] of a text file
+    python builder.py --batching packed --sentences FILE      predicts the answer for every line of a file
 
 ``python builder.py --help`` lists the rest. The network is the checkpoint's own graph (Devlin et al.,
 arXiv:1810.04805), read from top to bottom: ``embeddings``, L times ``encoder_layer``, and the ``head`` of its task.
@@ -22,6 +22,7 @@ from bert_trt.interrupts import begin_script, uninterrupted
 if __name__ == "__main__":
     begin_script(builder_arguments)  # answers --help, wrong usage and Ctrl-C before TensorRT is imported
 
+from bert_trt.answer_files import form_of
 from bert_trt.console import UserError, run_script
 from bert_trt.element_types import ELEMENT_TYPES
 from bert_trt.files import write_json
@@ -36,7 +37,6 @@ from bert_trt.layers import (
     Products,
     QuantizedProducts,
 )
-from bert_trt.mask_filling import fill_text_file, read_source
 from bert_trt.model_files import BertConfig, ModelFolder
 from bert_trt.network import DefinedNetwork, NetworkContents
 from bert_trt.options import (
@@ -49,10 +49,12 @@ from bert_trt.options import (
     QUESTION_ANSWERING,
     SEQUENCE_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
+    AnswerOptions,
     PlanOptions,
     predictions_path,
 )
 from bert_trt.pipeline import Result, Task, build_and_check, running
+from bert_trt.prediction import BatchRanges, Source, predict_file
 from bert_trt.quantization import BASE_PRECISION, Quantization
 from bert_trt.recording import define_network
 from bert_trt.report import print_report
@@ -211,9 +213,12 @@ def run(options: PlanOptions) -> Result:
     folder = ModelFolder(options.model_dir)
     check_options(options, folder)
     task = Task.prepare("builder.py", folder, options)
-    text = None
-    if options.sentences is not None:  # read first, so that a bad file is an error before the build
-        text = read_source(folder, options.sentences, task.build.seq_len, task.build.batch)
+    target, source = predictions_path(options.predictions, task.plan_path), None
+    if options.sentences is not None:  # checked first, so that a bad file is an error before the build
+        ranges = BatchRanges(task.batching, task.build.seq_len, task.build.batch)
+        source = Source(folder, options.sentences, ranges, AnswerOptions())
+        form_of(target, folder.config.task, folder.config.output_width)
+        source.check()
     if "Linear" in task.fused:
         warn_off_hopper()
     with task.logging() as log:
@@ -231,10 +236,9 @@ def run(options: PlanOptions) -> Result:
             from bert_trt.layer_comparison import print_layer_comparison  # imports PyTorch, which a build needs not
 
             result.layers_agree = print_layer_comparison(bert, task.demo, task.tolerance, task.inputs)
-        if text is not None:
-            target = predictions_path(options.fillings, task.plan_path)
+        if source is not None:
             with running(result, bert) as network:
-                fill_text_file(folder, text, target, task.batching, task.build.seq_len, task.build.batch, network)
+                predict_file(source, network, target)
     if options.gelu == "decomposed" and task.verbose_log is not None:
         print_fusions(task.verbose_log, bert.gelu_parts, task.plan_path)
     return result
@@ -252,8 +256,8 @@ def check_options(options: PlanOptions, folder: ModelFolder) -> None:
         raise UserError(
             f"--gelu has no effect: the checkpoint's activation is {folder.config.activation}, no GELU; leave it out"
         )
-    if options.fillings is not None and options.sentences is None:
-        raise UserError("--fillings: nothing is filled without --sentences FILE; add it")
+    if options.predictions is not None and options.sentences is None:
+        raise UserError("--predictions: nothing is predicted without --sentences FILE; add it")
 
 
 def main() -> int:

@@ -42,18 +42,18 @@ def run_with_plugins(options: PlanOptions) -> Result | None:
 def parser_options(options: PlanOptions) -> PlanOptions:
     """The options for onnx2trt.py, which has no batches and no plugins but LayerNorm."""
     fusion = options.fusion if options.fusion == "tensorrt" else "none"
-    return replace(options, fusion=fusion, batching="single", batch=None, sentences=None, fillings=None)
+    return replace(options, fusion=fusion, batching="single", batch=None, sentences=None, predictions=None)
 
 
 def check_files(options: PlanOptions) -> None:
-    """Checks, before the first step, that --json and --fillings name no file of a later step."""
+    """Checks, before the first step, that --json and --predictions name no file of a later step."""
     names = [plan_name("builder.py", options), plan_name("onnx2trt.py", parser_options(options))]
     names += [plan_name("builder.py", replace(options, fusion="plugins"))] if options.fusion == "none" else []
     plans = [options.model_dir / name for name in names]
     written = {f"the plan {plan.name}": plan for plan in plans}
     written |= {f"the description {info_path(plan).name}": info_path(plan) for plan in plans}
     written |= {f"the model's {name}": options.model_dir / name for name in FILE_NAMES}
-    outputs = {"--json": options.json, "--fillings": options.fillings}
+    outputs = {"--json": options.json, "--predictions": options.predictions}
     check_outputs(outputs, written | {"--sentences": options.sentences})
 
 

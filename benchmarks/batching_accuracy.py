@@ -49,10 +49,10 @@ from bert_trt.checkpoint import load_checkpoint
 from bert_trt.comparison import relative_l2
 from bert_trt.console import log_console, run_script
 from bert_trt.fusion import LAYER_SETS
-from bert_trt.mask_filling import make_batches
 from bert_trt.model_files import ModelFolder
 from bert_trt.network_runner import NetworkRunner
 from bert_trt.options import BATCHINGS, DEFAULT_DATA, FUSIONS, ONE_SEQUENCE, TOLERANCES, SequenceRange
+from bert_trt.prediction import BatchRanges, make_batches
 from bert_trt.sentences import Sentence, load_tokenizer, read_sentences
 from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
@@ -87,7 +87,7 @@ def run(runner: NetworkRunner, name: str, sentences: Sequence[Sentence], batchin
     longest = max(len(sentence.ids) for sentence in sentences)
     batch = ONE_SEQUENCE if batching == "single" else SequenceRange(1, 1, len(sentences))
     answers: dict[int, np.ndarray] = {}
-    for batched in make_batches(sentences, batching, SequenceRange(1, longest, longest), batch):
+    for batched in make_batches(sentences, BatchRanges(batching, SequenceRange(1, longest, longest), batch)):
         output = runner.run(batched.inputs)[name].cpu().numpy()
         answers |= dict(zip(batched.sequences, batched.split(output), strict=True))
     return [answers[index] for index in range(len(sentences))]

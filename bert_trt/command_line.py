@@ -30,13 +30,14 @@ from bert_trt.options import (
     TASKS,
     TENSORRT_ATTENTION,
     TOLERANCES,
+    AnswerOptions,
     CalibrationSettings,
     CalibratorOptions,
     ExportOptions,
-    FillOptions,
     GpuCheckOptions,
     ParserOptions,
     PlanOptions,
+    PredictOptions,
     QuantizationOptions,
     SequenceRange,
 )
@@ -135,13 +136,16 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         help="sequences in a batch that the plan accepts and is tuned for (default: 1,8,32)",
     )
     group.add_argument(
-        "--sentences", type=Path, metavar="FILE", help="text with [MASK], one sentence a line: fill every [MASK]"
-    )
-    group.add_argument(
-        "--fillings",
+        "--sentences",
         type=Path,
         metavar="FILE",
-        help="file for the top-10 predictions for --sentences, as JSON lines (default: beside the plan)",
+        help="texts, one a line, or JSON lines (see predict.py): predict the task's answer for each",
+    )
+    group.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="file for the answers for --sentences, as JSON lines (default: beside the plan)",
     )
 
 
@@ -453,20 +457,92 @@ def demo_arguments() -> tuple[ExportOptions, PlanOptions]:
     _refuse_idle_options(parser, args)
     if args.fusion != "none":  # with none, demo.py builds a third network, which has plugins
         _refuse_idle_plugin_options(parser, args)
-    if args.fillings is not None and args.fusion == "none":
-        parser.error("--fillings names one file, and here two plans fill; use builder.py, or leave it out")
+    if args.predictions is not None and args.fusion == "none":
+        parser.error("--predictions names one file, and here two plans predict; use builder.py, or leave it out")
     export = _as(ExportOptions, args, out_dir=args.model_dir)
     return export, _as(PlanOptions, args, quantization=_quantization(args))
 
 
-def fill_mask_arguments() -> FillOptions:
-    """The command line of fill_mask.py."""
-    parser = argparse.ArgumentParser(description="Fill every [MASK] of a text file with a plan.")
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="written by builder.py")
-    parser.add_argument("sentences", type=Path, metavar="FILE", help="UTF-8, one sentence a line")
-    parser.add_argument("--model-dir", type=Path, default=DEFAULT_OUT_DIR, help="folder written by model2onnx.py")
-    parser.add_argument("--fillings", type=Path, metavar="FILE", help="JSON lines (default: beside the plan)")
-    return _as(FillOptions, parser.parse_args())
+PREDICT_DESCRIPTION = """\
+Answer every line of a file: words for mask tokens, labels, entities, answers to questions, or embeddings, as
+the model's task says. The answers are in the order of the lines."""
+PREDICT_NOTES = """\
+input
+  text         one text a line. Sequence classification: a tab separates the two texts of a pair. Question
+               answering: question TAB context. For other tasks a tab is a character of the text.
+  *.jsonl      a JSON object a line: {"text": ...}, {"text": ..., "text_pair": ...}, or {"question": ...,
+               "context": ...}. Other keys, such as "id", are copied to the output.
+
+output, by the name's end
+  .jsonl       a JSON object a line, for any task: "line", the input's keys, and "prediction" or "error". Blank lines
+               have none.
+  .npy, .parquet, .safetensors
+               embeddings, a row for each line of the input; bad and blank lines have a row of NaN. (.parquet needs
+               requirements-predict.txt.)
+
+An interrupted run goes on when the same command is given again: its state is in FILE.partial and FILE.partial.json.
+"""
+
+
+def predict_arguments() -> PredictOptions:
+    """The command line of predict.py."""
+    parser = argparse.ArgumentParser(
+        description=PREDICT_DESCRIPTION,
+        epilog=PREDICT_NOTES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="a plan of builder.py, or a folder written by model2onnx.py"
+    )
+    parser.add_argument("input", type=Path, metavar="INPUT", help="the texts, in UTF-8")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the answers")
+    parser.add_argument(
+        "--model-dir", type=Path, help="folder of a plan's model (default: the plan's own folder, or out)"
+    )
+    parser.add_argument(
+        "--precision", choices=("fp32", "fp16", "bf16"), help="of the network of a folder (default: fp32)"
+    )
+    parser.add_argument("--fusion", choices=list(FUSIONS), help="of the network of a folder (default: none)")
+    parser.add_argument("--restart", action="store_true", help="discard what an interrupted run has left")
+    group = parser.add_argument_group("answers")
+    defaults = AnswerOptions()
+    group.add_argument(
+        "--top-k",
+        type=_count,
+        default=defaults.top_k,
+        metavar="N",
+        help="words for each mask token (default: %(default)s)",
+    )
+    group.add_argument("--aggregate", action="store_true", help="token classification: join the tokens of an entity")
+    group.add_argument(
+        "--max-answer",
+        type=_count,
+        default=defaults.max_answer,
+        metavar="N",
+        help="question answering: the most tokens of an answer (default: %(default)s)",
+    )
+    group.add_argument(
+        "--no-answer",
+        action="store_true",
+        help="question answering: the answer is empty where [CLS] scores higher than every span",
+    )
+    longer = group.add_mutually_exclusive_group()
+    longer.add_argument(
+        "--truncate", action="store_true", help="cut texts that are too long, which are bad lines else"
+    )
+    longer.add_argument(
+        "--stride",
+        type=_count,
+        metavar="N",
+        help="question answering: read a long context in windows that have N tokens in common",
+    )
+    args = parser.parse_args()
+    if args.model.is_dir():
+        if args.model_dir is not None:
+            parser.error("--model-dir is for a plan; MODEL is a folder already")
+    elif args.precision is not None or args.fusion is not None:
+        parser.error("--precision and --fusion are for a folder written by model2onnx.py; a plan has its own")
+    return _as(PredictOptions, args, answers=_as(AnswerOptions, args))
 
 
 def calibrator_arguments() -> CalibratorOptions:

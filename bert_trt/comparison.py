@@ -14,7 +14,7 @@ import numpy as np
 from bert_trt.model_files import DemoIO, ReferenceSequence
 from bert_trt.options import QUANTIZED_PRECISIONS, TOLERANCES, SequenceRange
 from bert_trt.packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch, single_batch
-from bert_trt.tasks import Ranking
+from bert_trt.tasks import Ranking, describe_words, top_k
 
 PYTORCH = "PyTorch"
 OWN_NETWORK = "the network without its roundings"  # itself compared with PyTorch at other lengths
@@ -154,19 +154,6 @@ def find_word_differences(reference: Ranking, ours: Sequence[int], theirs: Seque
         for place, (word, expected) in enumerate(zip(a, b, strict=True), start=1)
         if word["id"] != expected["id"]
     ]
-
-
-def top_k(scores: np.ndarray) -> list[int]:
-    """Ids of the ten highest logits, the highest first; equal logits in the order of ids."""
-    return [int(number) for number in np.argsort(-scores, kind="stable")[:10]]
-
-
-def describe_words(scores: np.ndarray, ids: Sequence[int], tokens: Sequence[str]) -> list[dict[str, Any]]:
-    """Word, id and probability of each of ``ids``, by the softmax of ``scores``, (vocabulary,), in fp64."""
-    logits = scores.astype(np.float64)
-    exponentials = np.exp(logits - logits.max())
-    probabilities = exponentials / exponentials.sum()
-    return [{"word": tokens[number], "id": number, "probability": float(probabilities[number])} for number in ids]
 
 
 # --- sequences of several lengths, in batches ------------------------------------------------------------------

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from bert_trt.calibration_data import batch_inputs, batches, num_tokens, real_tokens
-from bert_trt.comparison import top_k
 from bert_trt.model_files import ModelFolder
 from bert_trt.network import DefinedNetwork
 from bert_trt.network_runner import NetworkRunner, best_device
 from bert_trt.quantization import Quantization
 from bert_trt.sentences import Sentence
+from bert_trt.tasks import top_k
 from bert_trt.tensorrt_log import TrtLog
 
 SPREADING_PRIME = 7919  # larger than any sequence length, so that no length divides it

@@ -41,14 +41,15 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         if error.filename not in (None, str(path), str(target), str(temporary)):
             raise  # an error of the caller about another file
-        raise UserError(_explain_write_error(path, error)) from error
+        raise UserError(explain_write_error(path, error)) from error
     finally:
         if temporary is not None:
             with suppress(OSError):  # it was never created, for the reason that was raised above
                 temporary.unlink(missing_ok=True)
 
 
-def _explain_write_error(path: Path, error: OSError) -> str:
+def explain_write_error(path: Path, error: OSError) -> str:
+    """The message for a file that cannot be written: the reason and a remedy."""
     remedy = {
         errno.ENOSPC: "free some space or name a file on another disk",
         errno.EDQUOT: "free some of the quota or name a file on another disk",
@@ -116,7 +117,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
                 for new in sorted(Path(name).iterdir()):
                     new.replace(folder / new.name)
     except OSError as error:
-        raise UserError(_explain_write_error(folder, error)) from error
+        raise UserError(explain_write_error(folder, error)) from error
 
 
 def write_json(path: Path | None, results: dict[str, Any] | list[dict[str, Any]]) -> None:

@@ -74,9 +74,11 @@ def product_with_bias(
 ) -> torch.Tensor:
     """a @ b + bias: (..., M, K), (..., K, N) and (1 ..., N) -> (..., M, N).
 
-    On CUDA, one kernel computes both, as TensorRT fuses them: the result is rounded once, after the bias is added.
+    On CUDA, and in fp32 on a CPU, one kernel computes both, as TensorRT fuses them: the result is rounded once, after
+    the bias is added.
     """
-    if not a.is_cuda or transpose_a or not is_one_matrix(b) or bias.numel() != bias.shape[-1]:
+    has_kernel = a.is_cuda or a.dtype == torch.float32
+    if not has_kernel or transpose_a or not is_one_matrix(b) or bias.numel() != bias.shape[-1]:
         return matrix_multiply(a, b, transpose_a, transpose_b) + bias
     matrix = b.reshape(b.shape[-2:])
     rows = a.reshape(-1, a.shape[-1])
@@ -259,6 +261,10 @@ def normalization(
     x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, axes: Sequence[int], epsilon: float
 ) -> torch.Tensor:
     """(x − mean) / √(variance + epsilon) · scale + bias over ``axes``, in fp32, returned in x's type."""
+    is_last = list(axes) == [x.dim() - 1] and scale.numel() == bias.numel() == x.shape[-1]
+    if is_last and x.dtype == torch.float32 and not x.is_cuda:  # one kernel, where this is the time of a prediction
+        width = x.shape[-1:]
+        return torch.nn.functional.layer_norm(x, width, scale.float().view(width), bias.float().view(width), epsilon)
     x_fp32 = x.float()
     variance, mean = torch.var_mean(x_fp32, dim=list(axes), correction=0, keepdim=True)
     normal = (x_fp32 - mean) * torch.rsqrt(variance + epsilon)

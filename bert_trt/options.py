@@ -168,8 +168,8 @@ class PlanOptions:
         quantization: the quantization for int8 and fp8.
         batching: single, padded or packed.
         batch: sequences in a batch; None for 1, or ``DEFAULT_BATCH`` with padded and packed batches.
-        sentences: a text file whose [MASK] tokens are to be predicted.
-        fillings: the file for these predictions; None for the default name beside the plan.
+        sentences: a file of texts, for each of which the task's answer is predicted.
+        predictions: the file for these predictions; None for the default name beside the plan.
         gelu: one of ``GELU_KINDS``; None for the checkpoint's.
         compare_layers: print the difference to PyTorch after every encoder layer.
     """
@@ -189,7 +189,7 @@ class PlanOptions:
     batching: str = "single"
     batch: SequenceRange | None = None
     sentences: Path | None = None
-    fillings: Path | None = None
+    predictions: Path | None = None
     gelu: str | None = None
     compare_layers: bool = False
 
@@ -238,20 +238,50 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
-class FillOptions:
-    """The options of fill_mask.py.
+class AnswerOptions:
+    """How a task's output becomes answers, and what happens to texts that are too long.
 
     Attributes:
-        plan: the plan, written by builder.py.
-        sentences: the text file.
-        model_dir: the folder written by model2onnx.py.
-        fillings: the file for the predictions; None for the default name beside the plan.
+        top_k: the number of words for each mask token.
+        truncate: cut texts to the checkpoint's longest, instead of reporting them.
+        stride: question answering: the number of tokens that two windows of a long context have in common; None
+            takes no windows.
+        aggregate: token classification: join the tokens of one entity.
+        max_answer: question answering: the most tokens of an answer.
+        no_answer: question answering: the answer is empty where [CLS] scores higher than every span.
     """
 
-    plan: Path
-    sentences: Path
-    model_dir: Path = DEFAULT_OUT_DIR
-    fillings: Path | None = None
+    top_k: int = 10
+    truncate: bool = False
+    stride: int | None = None
+    aggregate: bool = False
+    max_answer: int = 30
+    no_answer: bool = False
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """The options of predict.py.
+
+    Attributes:
+        model: a plan of builder.py, or a folder written by model2onnx.py.
+        input: the file of texts.
+        out: the file for the answers.
+        model_dir: the folder of a plan's model; None for the plan's own folder, or ``DEFAULT_OUT_DIR``.
+        precision: the network's precision, for a folder; None for fp32.
+        fusion: one of ``FUSIONS``, for a folder; None for none.
+        restart: discard what an interrupted run has left.
+        answers: how the output becomes answers.
+    """
+
+    model: Path
+    input: Path
+    out: Path
+    model_dir: Path | None = None
+    precision: str | None = None
+    fusion: str | None = None
+    restart: bool = False
+    answers: AnswerOptions = field(default_factory=AnswerOptions)
 
 
 @dataclass(frozen=True)
@@ -299,5 +329,5 @@ class GpuCheckOptions:
 
 
 def predictions_path(named: Path | None, plan: Path) -> Path:
-    """The file for the predictions: the one that --fillings names, else the default name beside the plan."""
-    return named or plan.with_suffix(".fillings.jsonl")
+    """The file for the predictions: the one that --predictions names, else the default name beside the plan."""
+    return named or plan.with_suffix(".predictions.jsonl")

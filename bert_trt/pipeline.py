@@ -215,14 +215,14 @@ def _check_files(plan: Path, log: Path | None, folder: ModelFolder, options: Pla
         "--plan": plan,
         "the plan's description": info_path(plan),
         "the log of --verbose": log,
-        "--fillings": predictions_path(options.fillings, plan) if options.sentences is not None else None,
+        "--predictions": predictions_path(options.predictions, plan) if options.sentences is not None else None,
         "the calibration cache": plan.with_name(CACHE_NAME) if options.is_quantized else None,
         "the timing cache": folder.path / TIMING_CACHE_NAME,
         "--json": options.json,
     }
     data = options.quantization.data if options.is_quantized else None
     check_outputs(outputs, {"--sentences": options.sentences, "--calibration-data": data} | folder.files())
-    for path in (plan, outputs["--fillings"], options.json):
+    for path in (plan, outputs["--predictions"], options.json):
         if path is not None:
             make_folder(path.parent)
 

@@ -1,19 +1,25 @@
 """Reads a text file with one sentence a line and tokenises it. Bad lines are reported and skipped.
 
-The calibration and the mask filling read their text here. Nothing is padded, see packing.py.
+The calibration reads its text here; predict.py's input has forms of its own, see records.py. Nothing is padded.
 """
 
 from __future__ import annotations
 
 import functools
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from bert_trt.console import UserError
+from bert_trt.files import read_json
 from bert_trt.model_files import TOKENIZER_NAME, BertConfig, ModelFolder, check_inputs
+
+TOKENIZER_SETTINGS = "tokenizer_config.json"
+TOKENIZER_FILES = (TOKENIZER_NAME, TOKENIZER_SETTINGS, "special_tokens_map.json", "added_tokens.json")
 
 
 @dataclass(frozen=True)
@@ -48,10 +54,24 @@ class Problem:
 
 @functools.cache
 def _tokenizer_at(path: Path) -> Any:
-    from transformers import AutoTokenizer
+    import transformers
 
+    # Not AutoTokenizer: the folder's model_type is always "bert", and a family's class may build a tokenizer of its
+    # own from the vocabulary, instead of reading tokenizer.json, which is the checkpoint's. What the class does
+    # besides is to say which inputs the model gets, token types among them.
     try:
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        settings = read_json(path / TOKENIZER_SETTINGS) if (path / TOKENIZER_SETTINGS).is_file() else {}
+        named = getattr(transformers, str(settings.get("tokenizer_class")), transformers.PreTrainedTokenizerFast)
+        names = settings.get("model_input_names") or named.model_input_names
+        with TemporaryDirectory() as copy:  # the tokenizers library reads no path that is not valid UTF-8
+            for name in TOKENIZER_FILES:
+                if (path / name).is_file():
+                    shutil.copyfile(path / name, Path(copy) / name)
+            return transformers.PreTrainedTokenizerFast.from_pretrained(
+                copy, local_files_only=True, model_input_names=names
+            )
+    except UserError:
+        raise
     except Exception as error:  # the tokenizers library raises plain Exception
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} has no usable tokenizer ({reason}); write it again with model2onnx.py") from error
@@ -114,7 +134,7 @@ def read_sentences(
     for number, line in enumerate(_read_lines(path), start=1):
         source = f"{path}, line {number}"
         try:
-            text = _decode(line, source).strip()
+            text = decode_line(line, source).strip()
             if text:
                 ids = _tokenize(text, tokenizer, config, source, truncate)
                 if need_mask:
@@ -140,8 +160,12 @@ def _read_lines(path: Path) -> list[bytes]:
     return content.removeprefix(b"\xef\xbb\xbf").splitlines()  # bytes are split at \n, \r and \r\n only
 
 
-def _decode(line: bytes, source: str) -> str:
-    """Decodes UTF-8. NUL is valid UTF-8, but a sign of UTF-16, and tokenizers ignore it."""
+def decode_line(line: bytes, source: str) -> str:
+    """Decodes UTF-8. NUL is valid UTF-8, but a sign of UTF-16, and tokenizers ignore it.
+
+    Raises:
+        UserError: the line is not UTF-8, or has a NUL; the message begins with ``source``.
+    """
     try:
         text = line.decode()
     except UnicodeDecodeError as error:

@@ -15,7 +15,7 @@ from conftest import encoder_products, make_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plugin_build_for_tests import built_plugins
-from test_fill_mask import run_main
+from test_predict import run_main
 from transformers import BertForMaskedLM
 
 import builder

@@ -754,7 +754,7 @@ def bad_name(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("builder.py", ["--batching", "packed", "--sentences", "s.txt", "--fillings", "f.jsonl"]),
+        ("builder.py", ["--batching", "packed", "--sentences", "s.txt", "--predictions", "f.jsonl"]),
         ("onnx2trt.py", ["--verbose", "--precision", "fp16"]),
     ],
 )
@@ -770,7 +770,7 @@ def test_folders_and_files_may_have_names_that_are_no_utf8(script, model_dir, ba
     assert json.loads((bad_name / "j.json").read_text())["plan"] == str(bad_name / "p.plan")
     if name == "builder.py":
         records = [json.loads(line) for line in (bad_name / "f.jsonl").read_text(encoding="utf-8").splitlines()]
-        assert len(records[0]["fillings"][0]) == 10
+        assert len(records[0]["prediction"][0]) == 10
         assert records[1]["error"].startswith(f"{bad_name / 's.txt'}, line 2: no [MASK]")
 
 

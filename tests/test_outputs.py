@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, InProcess
@@ -14,13 +15,13 @@ from conftest import ROOT, InProcess
 import builder
 import calibrator
 import demo
-import fill_mask
 import model2onnx
 import onnx2trt
+import predict
 import sensitivity
 from bert_trt.console import UserError
 from bert_trt.files import check_outputs
-from bert_trt.model_files import FILE_NAMES, ModelFolder
+from bert_trt.model_files import FILE_NAMES, INPUT_NAMES, ModelFolder
 
 SPELLINGS = [
     "as it is",
@@ -72,7 +73,7 @@ def test_other_files_and_devices_are_allowed(tmp_path):
     (tmp_path / "b").write_text("same")
     null = Path(os.devnull)
     check_outputs(
-        {"--json": tmp_path / "a", "--plot": tmp_path / "new", "--fillings": null, "--cache": null},
+        {"--json": tmp_path / "a", "--plot": tmp_path / "new", "--predictions": null, "--cache": null},
         {"--sentences": tmp_path / "b", "--calibration-data": tmp_path / "missing", "x": None, "y": null},
     )
 
@@ -94,9 +95,9 @@ REFUSED = [
     (builder, "--json M/timing.cache", "the timing cache"),
     (builder, "--plan x --sentences x", "--sentences"),
     (builder, "--sentences S --json S", "--sentences"),
-    (builder, "--sentences S --fillings S", "--sentences"),
-    (builder, "--sentences S --plan x.plan --json x.fillings.jsonl", "--fillings"),
-    (builder, "--sentences S --plan x --fillings x", "--plan"),
+    (builder, "--sentences S --predictions S", "--sentences"),
+    (builder, "--sentences S --plan x.plan --json x.predictions.jsonl", "--predictions"),
+    (builder, "--sentences S --plan x --predictions x", "--plan"),
     (builder, f"{QUANTIZED} --json S", "--calibration-data"),
     (builder, f"{QUANTIZED} --json M/calibration.json", "the calibration cache"),
     (builder, f"{QUANTIZED} --plan M/calibration.json", "--plan"),
@@ -142,17 +143,18 @@ def test_a_script_refuses(script, arguments, overwritten, in_process, folder, se
 @pytest.mark.parametrize(
     ("arguments", "overwritten"),
     [
-        ("x.plan S --fillings x.plan", "PLAN"),
-        ("x.plan S --fillings x.plan.json", "PLAN.json"),
-        ("x.plan S --fillings S", "FILE"),
-        ("x.plan x.fillings.jsonl", "FILE"),
-        ("x.plan S --fillings M/model.onnx", "the model's model.onnx"),
+        ("x.plan S --out x.plan", "MODEL"),
+        ("x.plan S --out x.plan.json", "MODEL.json"),
+        ("x.plan S --out S", "INPUT"),
+        ("x.plan S --out M/model.onnx", "the model's model.onnx"),
     ],
 )
-def test_fill_masks_refuses(arguments, overwritten, in_process, folder, sentence_file, monkeypatch):
-    monkeypatch.setattr(fill_mask, "read_info", lambda _plan: object())
+def test_predict_refuses(arguments, overwritten, in_process, folder, sentence_file, monkeypatch):
+    profile = {name: [[1, 1], [1, 8], [1, 24]] for name in INPUT_NAMES}
+    monkeypatch.setattr(predict, "check_plan", lambda _plan: b"")
+    monkeypatch.setattr(predict, "read_info", lambda _plan: SimpleNamespace(profile=profile))
     words = [{"S": str(sentence_file)}.get(word, word.replace("M/", f"{folder}/")) for word in arguments.split()]
-    ended = in_process(fill_mask.main, *words, "--model-dir", folder)
+    ended = in_process(predict.main, *words, "--model-dir", folder)
     assert ended.code == 1
     assert f" would overwrite {overwritten} (" in ended.err
 
@@ -164,7 +166,7 @@ def test_fill_masks_refuses(arguments, overwritten, in_process, folder, sentence
         ("--json M/builder.fp16.fused.plan.json", "the description builder.fp16.fused.plan.json"),
         ("--json M/model.onnx", "the model's model.onnx"),
         ("--sentences S --json S", "--sentences"),
-        ("--sentences S --fusion plugins --fillings S", "--sentences"),
+        ("--sentences S --fusion plugins --predictions S", "--sentences"),
     ],
 )
 def test_the_demo_refuses_before_it_exports(arguments, overwritten, in_process, checkpoint, folder, sentence_file):
@@ -172,10 +174,10 @@ def test_the_demo_refuses_before_it_exports(arguments, overwritten, in_process, 
     check_refused(in_process, demo, arguments, overwritten, folder, sentence_file)
 
 
-def test_the_demo_has_no_one_file_for_the_fillings_of_two_plans(in_process):
-    ended = in_process(demo.main, "--sentences", "x", "--fillings", "y")
+def test_the_demo_has_no_one_file_for_the_predictions_of_two_plans(in_process):
+    ended = in_process(demo.main, "--sentences", "x", "--predictions", "y")
     assert ended.code == 2
-    assert "--fillings names one file, and here two plans fill" in ended.err
+    assert "--predictions names one file, and here two plans predict" in ended.err
 
 
 @pytest.mark.parametrize("spelling", ["as it is", "link to the folder", "by way of another folder"])
@@ -201,6 +203,7 @@ def test_an_export_does_not_go_over_its_checkpoint(spelling, in_process, checkpo
         ("benchmarks/attention.py", ""),
         ("benchmarks/batching_accuracy.py", "M C"),
         ("benchmarks/build_paths.py", ""),
+        ("benchmarks/embedding.py", "M C"),
         ("benchmarks/encoder.py", "M"),
         ("benchmarks/network_accuracy.py", "M"),
         ("benchmarks/packed_batches.py", "M"),

@@ -78,7 +78,7 @@ SCRIPTS = {
     "demo.py": (),
     "calibrator.py": (),
     "sensitivity.py": (),
-    "fill_mask.py": ("a.plan", "sentences.txt"),
+    "predict.py": ("a.plan", "sentences.txt", "--out", "a.jsonl"),
 }
 
 

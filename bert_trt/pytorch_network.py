@@ -1,0 +1,74 @@
+"""``PyTorchNetwork`` runs the network of a model folder with PyTorch, in the batches that suit the device best."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bert_trt.model_files import ModelFolder
+from bert_trt.network import DefinedNetwork
+from bert_trt.options import FILL_MASK, FUSED_LAYERS, FUSIONS, SequenceRange
+from bert_trt.prediction import BUCKET, TOKENS_PER_BATCH, TOKENS_PER_SMALL_BATCH, BatchRanges
+from bert_trt.tensorrt_log import TrtLog
+
+if TYPE_CHECKING:
+    from bert_trt.network_runner import NetworkRunner
+
+MOST_SEQUENCES = 1024  # in a batch
+CPU_TOKENS = 4096  # in a batch
+Assemble = Callable[..., DefinedNetwork]  # builder.assemble, which is passed in, since no library imports a script
+
+
+class PyTorchNetwork:
+    """Runs the network that builder.py would build, without an engine, on CUDA where there is a GPU.
+
+    On a GPU, batches are packed where plugins compute attention. Otherwise they are padded, and hold sequences of
+    nearly the same length.
+
+    Args:
+        folder: the model.
+        assemble: ``builder.assemble``.
+        precision: fp32, fp16 or bf16; None for fp32.
+        fusion: one of ``FUSIONS``; None for none.
+
+    Attributes:
+        ranges: the batches.
+    """
+
+    def __init__(
+        self, folder: ModelFolder, assemble: Assemble, precision: str | None = None, fusion: str | None = None
+    ) -> None:
+        from bert_trt.network_runner import best_device  # imports PyTorch
+
+        self.folder = folder
+        self.assemble = assemble
+        self.device = best_device()
+        self.precision = precision or "fp32"
+        self.fusion = fusion or "none"
+        has_plugins = set(FUSED_LAYERS) <= set(FUSIONS[self.fusion])
+        positions = folder.config.max_positions
+        on_gpu = TOKENS_PER_BATCH if folder.config.task == FILL_MASK else TOKENS_PER_SMALL_BATCH
+        self.ranges = BatchRanges(
+            "packed" if has_plugins and self.device != "cpu" else "padded",
+            SequenceRange(1, positions, positions),
+            SequenceRange(1, MOST_SEQUENCES, MOST_SEQUENCES),
+            tokens=CPU_TOKENS if self.device == "cpu" else on_gpu,
+            bucket=8 if self.device == "cpu" else BUCKET,
+        )
+
+    @functools.cached_property
+    def runner(self) -> NetworkRunner:
+        """The runner, made when it is first used."""
+        from bert_trt.network_runner import NetworkRunner
+
+        self._network = self.assemble(
+            *(self.folder, TrtLog(), self.precision), batching=self.ranges.batching, fusion=self.fusion
+        )
+        return NetworkRunner(self._network.network, self.device, contents=self._network.contents)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The network's output for one batch."""
+        return self.runner.run(inputs)[self.folder.config.output_name].cpu().numpy()
