@@ -232,18 +232,18 @@ def check_weights(onnx_model: ir.Model, model: torch.nn.Module) -> None:
     """
     parameters = model.state_dict()
     missing = dict.fromkeys(parameters)
-    for value in onnx_model.graph.initializers.values():
+    for name, value in onnx_model.graph.initializers.items():
         array = value.const_value.numpy() if value.const_value is not None else np.empty(0)
         if array.dtype != np.float32 or array.ndim == 0:
             continue  # shapes, and scalars such as the attention's 1 / sqrt(D)
-        parameter = parameters.get(value.name or "")
+        parameter = parameters.get(name)
         if parameter is None or not _same_bits(array, parameter.numpy()):
             raise UserError(
-                f"ONNX export: weight {value.name!r} {list(array.shape)} equals no parameter of the checkpoint of "
+                f"ONNX export: weight {name!r} {list(array.shape)} equals no parameter of the checkpoint of "
                 "that name; the exporter changed it"
             )
         value.metadata_props.clear()  # names and kinds of the exporter's
-        missing.pop(value.name)
+        missing.pop(name)
     if missing:
         raise UserError(f"ONNX export: parameter {next(iter(missing))!r} of the checkpoint is not in the ONNX graph")
 

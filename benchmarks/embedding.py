@@ -9,7 +9,8 @@ and with all plugins, sentence-transformers with the fastest of several batch si
 ends with vectors in host memory, as in predict.py, without reading and writing files. "network" has the tokens
 already; putting them into batches is part of ours. Both run in turn, round by round, in this process. CPU seconds are
 those of all threads, which on a machine with other work say more than the time that passes, if threads do not spin
-while they wait for others: set OMP_WAIT_POLICY=passive there. The vectors of both are compared. Without sentence-transformers (pip install sentence-transformers) only ours is measured.
+while they wait for others: set OMP_WAIT_POLICY=passive there. The vectors of both are compared. Without
+sentence-transformers (pip install sentence-transformers) only ours is measured.
 """
 
 from __future__ import annotations
