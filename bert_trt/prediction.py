@@ -128,6 +128,8 @@ class Tokenization:
         if config.task == FILL_MASK and self.tokenizer.mask_token is None:
             raise UserError("the checkpoint's tokenizer has no mask token; expected one, such as [MASK]")
         self.limit = config.truncated_length
+        if options.stride is not None:  # windows may be shorter than what the checkpoint takes
+            self.limit = min(self.limit, seq_len.maximum)
         is_pair = config.task == QUESTION_ANSWERING
         cut = TruncationStrategy.ONLY_SECOND if is_pair else TruncationStrategy.LONGEST_FIRST
         self.strategies = {True: cut, False: TruncationStrategy.DO_NOT_TRUNCATE}
