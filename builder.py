@@ -26,7 +26,7 @@ from bert_trt.answer_files import form_of
 from bert_trt.console import UserError, run_script
 from bert_trt.element_types import ELEMENT_TYPES
 from bert_trt.files import write_json
-from bert_trt.fusion import LAYER_SETS, check_linear_gpu, refuse_attention_products, warn_off_hopper
+from bert_trt.fusion import LAYER_SETS, refuse_attention_products, warn_off_hopper
 from bert_trt.fusion_log import print_fusions
 from bert_trt.layers import (
     LAYOUTS,
@@ -220,7 +220,6 @@ def run(options: PlanOptions) -> Result:
         form_of(target, folder.config.task, folder.config.output_width)
         source.check()
     if "Linear" in task.fused:
-        check_linear_gpu(options.precision)
         warn_off_hopper()
     with task.logging() as log:
         quantized = task.quantize(assemble, log)

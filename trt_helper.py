@@ -486,6 +486,7 @@ class TrtNetworkHelper:
         outputs: str = "y",
         constant_weights: bool = True,
         quantized_type: trt.DataType = trt.DataType.INT8,
+        output_factors: np.ndarray | None = None,
     ) -> tuple[trt.ITensor, ...]:
         """LN(x + skip + bias) by the SkipLayerNorm plugin.
 
@@ -506,25 +507,31 @@ class TrtNetworkHelper:
                 8 bits.
             constant_weights: the kernel may read gamma, beta and bias before the previous layer has finished.
             quantized_type: the type of an output in 8 bits, INT8 or FP8.
+            output_factors: (H,), finite and greater than 0: the output in 8 bits is that of y · factors, channel by
+                channel; the floating-point one is y. None for ones.
 
         Returns:
             The outputs, each (..., H).
+
+        Raises:
+            LayerError: a scale or a factor is invalid, or TensorRT refuses the layer.
         """
         fields: dict[str, float | int | str] = {"epsilon": epsilon, "constant_weights": int(constant_weights)}
         fields |= {key: scale for key, scale in (("x_scale", x_scale), ("skip_scale", skip_scale)) if scale}
-        fields |= _output_fields(output_scale, outputs, quantized_type)
+        fields |= _output_fields(output_scale, outputs, quantized_type, name)
         if x_scale and skip_scale:  # otherwise the output has the type of the floating-point input
             fields["output_type"] = element_type(self.dtype).name
         inputs = [
             tensor if scale else self.addCast(tensor, self.dtype, f"{name}.{side}")
             for tensor, scale, side in ((x, x_scale, "x"), (skip, skip_scale, "skip"))
         ]
-        parameters = (("weight", gamma), ("bias", beta), ("linear_bias", bias))
-        inputs += [
-            self.addConstant(values, f"{name}.{part}", trt.DataType.FLOAT)
-            for part, values in parameters
-            if values is not None
-        ]
+        parameters = (("weight", gamma), ("bias", beta))
+        inputs += [self.addConstant(values, f"{name}.{part}", trt.DataType.FLOAT) for part, values in parameters]
+        if output_factors is not None:
+            inputs.append(self._addFactors(output_factors, len(gamma), output_scale, name))
+            fields["output_factors"] = 1
+        if bias is not None:
+            inputs.append(self.addConstant(bias, f"{name}.linear_bias", trt.DataType.FLOAT))
         output_types = self._outputTypes(as_tuple(x.shape), output_scale, outputs, quantized_type)
         return self.addPlugin(PluginLayer(name, "SkipLayerNorm", fields, output_types), inputs)
 
@@ -539,6 +546,7 @@ class TrtNetworkHelper:
         output_scale: float = 0.0,
         outputs: str = "y",
         quantized_type: trt.DataType = trt.DataType.INT8,
+        output_factors: np.ndarray | None = None,
     ) -> tuple[trt.ITensor, ...]:
         """LN(word + position + type) by the EmbLayerNorm plugin.
 
@@ -552,16 +560,24 @@ class TrtNetworkHelper:
             output_scale: the scale of an output in 8 bits; 0 for none.
             outputs: ``y`` or ``both``, as for ``addSkipLayerNorm``.
             quantized_type: the type of an output in 8 bits, INT8 or FP8.
+            output_factors: (H,), as for ``addSkipLayerNorm``.
 
         Returns:
             The outputs, each (..., H).
+
+        Raises:
+            LayerError: a scale or a factor is invalid, or TensorRT refuses the layer.
         """
         scale = self.addConstant(gamma, f"{name}.weight", trt.DataType.FLOAT)
         shift = self.addConstant(beta, f"{name}.bias", trt.DataType.FLOAT)
-        fields = {"epsilon": epsilon, **_output_fields(output_scale, outputs, quantized_type)}
+        fields = {"epsilon": epsilon, **_output_fields(output_scale, outputs, quantized_type, name)}
+        inputs = [*ids, *tables, scale, shift]
+        if output_factors is not None:
+            inputs.append(self._addFactors(output_factors, len(gamma), output_scale, name))
+            fields["output_factors"] = 1
         shape = (*as_tuple(ids[0].shape), len(gamma))
         output_types = self._outputTypes(shape, output_scale, outputs, quantized_type)
-        return self.addPlugin(PluginLayer(name, "EmbLayerNorm", fields, output_types), [*ids, *tables, scale, shift])
+        return self.addPlugin(PluginLayer(name, "EmbLayerNorm", fields, output_types), inputs)
 
     def _outputTypes(
         self, shape: tuple[int, ...], output_scale: float, outputs: str, quantized_type: trt.DataType
@@ -619,6 +635,7 @@ class TrtNetworkHelper:
         x_scale: float = 0.0,
         output_scale: float = 0.0,
         output: trt.DataType | None = None,
+        output_factors: np.ndarray | None = None,
     ) -> trt.ITensor:
         """activation(x @ weightᵀ + bias) by the Linear plugin.
 
@@ -634,9 +651,13 @@ class TrtNetworkHelper:
             output_scale: the scale of an int8 or fp8 output; 0 for a floating-point one.
             output: the output's type, only with ``x_scale``: fp16, bf16 or the type of x. Default: the type of x with
                 ``output_scale``, else the helper's.
+            output_factors: (out,), as for ``addSkipLayerNorm``.
 
         Returns:
             (..., out) in the helper's type; with ``x_scale`` in ``output``.
+
+        Raises:
+            LayerError: a scale or a factor is invalid, or TensorRT refuses the layer.
         """
         fields: dict[str, float | int | str] = {"activation": activation, "constant_weight": int(constant_weight)}
         if x_scale:
@@ -647,11 +668,32 @@ class TrtNetworkHelper:
         fields |= {"x_scale": x_scale} if x_scale else {}
         fields |= {"output_scale": output_scale} if output_scale else {}
         fields |= {"output_type": element_type(output).name} if output is not None else {}
+        if output_factors is not None:
+            inputs.append(self._addFactors(output_factors, len(weight), output_scale, name))
+            fields["output_factors"] = 1
         if bias is not None:
             inputs.append(self.addConstant(bias, f"{name}.bias", trt.DataType.FLOAT if x_scale else self.dtype))
         output_types = ((output or self.dtype, (*as_tuple(x.shape)[:-1], weight.shape[0])),)
         (y,) = self.addPlugin(PluginLayer(layer_name or name, "Linear", fields, output_types), inputs)
         return y
+
+    def _addFactors(self, factors: np.ndarray, width: int, output_scale: float, name: str) -> trt.ITensor:
+        """What the channels of a plugin's output in 8 bits are multiplied with, fp32 (H,).
+
+        Raises:
+            LayerError: there is no such output, or they are not ``width`` finite numbers greater than 0.
+        """
+        if not output_scale:
+            raise LayerError(f"layer {name!r} has output_factors, but no output_scale: only 8 bits have factors")
+        if factors.shape != (width,):
+            raise LayerError(f"layer {name!r} has output_factors of shape {factors.shape}; expected ({width},)")
+        bad = np.flatnonzero(~(np.isfinite(factors) & (factors > 0)))
+        if len(bad):
+            raise LayerError(
+                f"layer {name!r} has the output factor {factors[bad[0]]:g} for channel {bad[0]}; expected finite "
+                "numbers greater than 0"
+            )
+        return self.addConstant(factors, f"{name}.output_factors", trt.DataType.FLOAT)
 
     def _addScaledWeight(self, weight: np.ndarray, name: str, dtype: trt.DataType) -> tuple[trt.ITensor, trt.ITensor]:
         """The weight (out, in) in 8 bits, and its scales (out,) in fp32, for a plugin layer."""
@@ -838,8 +880,18 @@ def has_packed_attention(dtype: trt.DataType) -> bool:
     return not IS_RTX and dtype != trt.DataType.FLOAT and hasattr(getattr(trt, "IAttention", None), "query_form")
 
 
-def _output_fields(output_scale: float, outputs: str, quantized_type: trt.DataType) -> dict[str, float | int | str]:
-    """The fields of a plugin's output in 8 bits; what is the plugin's default is left out."""
+def _output_fields(
+    output_scale: float, outputs: str, quantized_type: trt.DataType, name: str
+) -> dict[str, float | int | str]:
+    """The fields of a plugin's output in 8 bits; what is the plugin's default is left out.
+
+    Raises:
+        LayerError: both outputs are asked for without a scale, so that the caller would get one.
+    """
+    if outputs == "both" and not output_scale:
+        raise LayerError(
+            f"layer {name!r} has outputs 'both', but output_scale 0; give the scale of the one in 8 bits"
+        )
     fields: dict[str, float | int | str] = {"output_scale": output_scale} if output_scale else {}
     fields["outputs"] = outputs
     if quantized_type != trt.DataType.INT8:

@@ -5,14 +5,16 @@
     python benchmarks/quantization_accuracy.py out out/minilm --json FILE --markdown FILE
 
 First it measures every method with 8 to 512 sentences, with and without smoothing, on lines that were not used for
-calibration. Then it measures builder.py's defaults, int8 and fp8, on 200 such lines, and with the bundled checkpoint
-also on questions for capitals in forms that the checkpoint was not trained on. network_runner.py runs the networks;
-TensorRT executes nothing.
+calibration. Then it measures builder.py's defaults, int8 and fp8, with --fusion none and all, on 200 such lines, and
+with the bundled checkpoint also on questions for capitals in forms that the checkpoint was not trained on.
+network_runner.py runs the networks; TensorRT executes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import sys
 import tempfile
 import time
@@ -54,6 +56,7 @@ from builder import assemble
 
 COUNTS = (8, 32, 128, 512)
 ALPHAS = (None, 0.7)
+FUSIONS = ("none", "all")  # Q/DQ around TensorRT's products, and 8 bits between the plugins
 EVALUATED = 200
 CAPITAL_QUESTIONS = 400
 
@@ -113,16 +116,18 @@ def defaults(folder: ModelFolder, device: str) -> list[dict[str, Any]]:
     if folder.config.has_head:
         kinds_of_text["questions for capitals"] = capital_questions(folder)
     results = []
-    for kind in ("int8", "fp8"):
+    for kind, fusion in itertools.product(("int8", "fp8"), FUSIONS):
         products = assemble(folder, TrtLog(), batching="padded").products
         context = CalibrationContext(folder, products, data.calibration, data.path, assemble, log, device)
-        calibration = calibrate_best(context, replace(settings, kind=kind), data.mask_id)
+        calibration = calibrate_best(context, replace(settings, kind=kind, fusion=fusion), data.mask_id)
         quantization = quantization_of(calibration, context.products(settings))
         for text, sentences in kinds_of_text.items():
-            evaluation = Evaluation(folder, sentences, data.mask_id, assemble, log, device)
+            fused = functools.partial(assemble, fusion=fusion)
+            evaluation = Evaluation(folder, sentences, data.mask_id, fused, log, device)
             for precision in (kind, "fp16") if kind == "int8" else (kind,):
                 change = evaluation.measure(precision, quantization if precision == kind else None)
-                results.append({"model": model_name(folder), "precision": precision, "text": text, **asdict(change)})
+                about = {"model": model_name(folder), "precision": precision, "fusion": fusion, "text": text}
+                results.append({**about, **asdict(change)})
     return results
 
 
@@ -163,11 +168,12 @@ def method_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def default_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """One row for each model, precision and kind of text."""
+    """One row for each model, precision, fusion and kind of text."""
     return [
         [
             result["model"],
             result["precision"],
+            result["fusion"],
             f"{result['sentences']} {result['text']}",
             f"{result['rel_l2']:.4f}",
             f"{result['cosine']:.5f}",
@@ -179,7 +185,10 @@ def default_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 METHOD_HEADINGS = ("model", "smoothing", "sentences", *METHODS)
-DEFAULT_HEADINGS = ("model", "precision", "text", "relative L2", "mean cosine", "first word same", "of ten best")
+DEFAULT_HEADINGS = (
+    *("model", "precision", "fusion", "text"),
+    *("relative L2", "mean cosine", "first word same", "of ten best"),
+)
 
 
 def markdown(results: dict[str, Any]) -> list[str]:

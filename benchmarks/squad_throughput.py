@@ -9,8 +9,8 @@ packed by bert_trt/packing.py, so that nothing is padded but the end of a batch.
 
 network_runner.py runs the network definition of builder.py (--fusion all --batching packed) with the plugins' own
 kernels, without TensorRT; the head's product is PyTorch's. Each size of batch has a CUDA graph. The clock starts
-before the first token ids are copied to the GPU, and stops when the span logits of all sequences are back in memory of
-the CPU. Packing and captures come before; packing takes about 0.1 s on the CPU.
+before the first token ids are copied to the GPU, and stops when the span logits of all sequences are back on the CPU.
+Packing and captures come before; packing takes about 0.1 s on the CPU.
 """
 
 from __future__ import annotations

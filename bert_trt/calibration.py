@@ -25,7 +25,7 @@ from bert_trt.evaluation import Assemble, Evaluation
 from bert_trt.histograms import LARGEST_COUNTED, Histogram, find_range
 from bert_trt.model_files import ModelFolder
 from bert_trt.network_runner import NetworkRunner, best_device
-from bert_trt.options import CalibrationSettings
+from bert_trt.options import LINEAR_GROUPS, CalibrationSettings
 from bert_trt.quantization import Product, Quantization, in_groups, range_name, smoothing_factors
 from bert_trt.sentences import Sentence
 from bert_trt.tensorrt_log import TrtLog
@@ -158,8 +158,6 @@ class CalibrationContext:
         assemble: ``builder.assemble``, passed in because no library imports a script.
         log: for TensorRT's messages.
         device: "cpu" or "cuda".
-        fusion: the fusion of the network in which values of alpha are compared. Ranges are those of the elementary
-            network: both have the same tensors.
     """
 
     folder: ModelFolder
@@ -169,7 +167,6 @@ class CalibrationContext:
     assemble: Assemble
     log: TrtLog
     device: str = field(default_factory=best_device)
-    fusion: str = "none"
 
     def products(self, settings: CalibrationSettings) -> list[Product]:
         """The products that the settings select."""
@@ -200,7 +197,7 @@ class CalibrationContext:
     def smoothing(self, settings: CalibrationSettings, plain: BertCalibrator, alpha: float) -> dict[str, np.ndarray]:
         """SmoothQuant's factors for one alpha, from what ``plain`` observed without smoothing."""
         channel_amax = {name: values.cpu().numpy() for name, values in plain.channel_amax.items()}
-        products = in_groups(self.products(settings), settings.smoothed)
+        products = in_groups(self.products(settings), LINEAR_GROUPS)
         return smoothing_factors(products, self.folder.weights(), channel_amax, alpha)
 
     def histograms(
@@ -294,7 +291,7 @@ def calibrate_best(context: CalibrationContext, settings: CalibrationSettings, m
         smoothings = [context.smoothing(settings, plain, alpha) for alpha in ALPHAS if alpha is not None]
         smoothed = iter(context.histograms(settings, smoothings, plain, advance))
         factors = iter(smoothings)
-        fused = functools.partial(context.assemble, fusion=context.fusion)
+        fused = functools.partial(context.assemble, fusion=settings.fusion)
         evaluation = Evaluation(context.folder, sentences, mask_id, fused, context.log, context.device, advance)
         candidates: dict[float | None, tuple[float, Calibration]] = {}
         for alpha in ALPHAS:

@@ -20,7 +20,7 @@ from bert_trt.model_files import CONFIG_NAME, DATA_NAME, ModelFolder
 from bert_trt.options import QUANTIZED_PRECISIONS, CalibrationSettings
 from bert_trt.sentences import Sentence
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 CACHE_REMEDY = "it is made again by itself"
 
 
@@ -99,6 +99,8 @@ def _check_values(ranges: Any, amax: Any, smoothing: Mapping[str, np.ndarray]) -
 
 
 def _describe_change(key: str, before: Any, now: Any) -> str:
+    if key == "format":
+        return f"{key} ({before} -> {now}: an earlier version wrote it)"
     return f"{key} ({before} -> {now})" if key.startswith("setting ") else key
 
 

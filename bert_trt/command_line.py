@@ -40,7 +40,6 @@ from bert_trt.options import (
     PredictOptions,
     QuantizationOptions,
     SequenceRange,
-    smoothed_groups,
 )
 
 Options = TypeVar("Options")
@@ -57,8 +56,7 @@ def _quantization(args: argparse.Namespace) -> QuantizationOptions:
     if args.precision not in QUANTIZED_PRECISIONS:
         return QuantizationOptions()
     settings = CalibrationSettings(
-        *(args.precision, args.calibration, args.percentile, args.calibration_sentences, args.quantize, args.smooth),
-        smoothed_groups(getattr(args, "fusion", "none")),
+        *(args.precision, args.calibration, args.percentile, args.calibration_sentences, args.quantize, args.smooth)
     )
     return QuantizationOptions(settings, args.calibration_data, getattr(args, "max_error", None))
 
@@ -242,14 +240,10 @@ def _refuse_idle_options(parser: argparse.ArgumentParser, args: argparse.Namespa
         parser.error(
             f"--percentile has no effect with --calibration {args.calibration}; it needs --calibration percentile"
         )
-    fusion = getattr(args, "fusion", "none")
-    smoothed = smoothed_groups(fusion)
-    if "--smooth" in given and args.smooth is not None and not set(args.quantize) & set(smoothed):
-        where = "with --fusion all " if fusion == "all" else ""
-        inputs = "the input of attention-output is" if fusion == "all" else "inputs of linear layers are"
+    if "--smooth" in given and args.smooth is not None and not set(args.quantize) & set(LINEAR_GROUPS):
         parser.error(
-            f"--smooth has no effect with --quantize {','.join(args.quantize)}: {where}only "
-            f"{inputs} smoothed; add {'one of ' if len(smoothed) > 1 else ''}{', '.join(smoothed)}"
+            f"--smooth has no effect with --quantize {','.join(args.quantize)}: only inputs of linear layers are "
+            f"smoothed; add one of {', '.join(LINEAR_GROUPS)}"
         )
 
 

@@ -22,7 +22,6 @@ LAYER_SETS: dict[str, type[NativeLayers]] = {
     "all": FusedLayers,  # together with LinearPluginProducts
 }
 HOPPER = (9, 0)  # the compute capability that the Linear plugin's kernels were measured on
-FP8_GPU = (8, 9)  # Ada, the first compute capability with products in fp8
 ATTENTION_NOT_QUANTIZED = (
     "--quantize attention: attention as one layer, the QkvToContext plugin or TensorRT's own, computes its two "
     "products in fp16; leave attention out, or build with --fusion none"
@@ -61,22 +60,6 @@ def warn_off_hopper() -> None:
         "--fusion all: the Linear plugin has been measured against TensorRT's own matrix products on compute "
         f"capability 9.0 (Hopper) only, and {target}; compare with --fusion plugins"
     )
-
-
-def check_linear_gpu(precision: str) -> None:
-    """Checks, before anything is calibrated, that this machine's GPU has products in ``precision``.
-
-    The full product builds for that GPU. A plan of TensorRT for RTX may run elsewhere.
-
-    Raises:
-        UnsuitableFusionError: fp8, and the GPU has none.
-    """
-    capability = gpu_capability()
-    if precision == "fp8" and not IS_RTX and capability is not None and capability < FP8_GPU:
-        raise UnsuitableFusionError(
-            f"--fusion all --precision fp8: this GPU has compute capability {capability[0]}.{capability[1]}, and the "
-            "Linear plugin has fp8 from 8.9 (Ada) on; build with --precision int8"
-        )
 
 
 def check_quantized_groups(fusion: str, precision: str, groups: Sequence[str]) -> None:

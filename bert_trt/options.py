@@ -78,15 +78,6 @@ ONE_SEQUENCE = SequenceRange(1, 1, 1)
 DEFAULT_BATCH = SequenceRange(1, 8, 32)
 
 
-def smoothed_groups(fusion: str) -> tuple[str, ...]:
-    """The groups of products whose inputs SmoothQuant can divide, in a quantized network with this ``--fusion``.
-
-    Inputs of linear layers. In 8-bit plugins only attention's context, by way of V's weight: a layer norm writes its
-    fp16 and its 8-bit output with the same gamma and beta, and the fp16 one must not be divided.
-    """
-    return ("attention-output",) if fusion == "all" else LINEAR_GROUPS
-
-
 # --- calibration and quantization --------------------------------------------------------------------------
 
 
@@ -101,7 +92,8 @@ class CalibrationSettings:
         sentences: number of sentences to calibrate on, spread evenly over the file.
         groups: groups of products whose activations are calibrated.
         smoothing: SmoothQuant's alpha; None for no smoothing, "auto" for the best of several.
-        smoothed: the groups whose inputs are smoothed; see ``smoothed_groups``.
+        fusion: the fusion of the network in which "auto" compares values of alpha: none, or all for 8-bit plugins.
+            Ranges are those of the elementary network: both have the same tensors.
 
     Raises:
         UserError: the method does not go with the kind.
@@ -113,7 +105,7 @@ class CalibrationSettings:
     sentences: int = 128
     groups: tuple[str, ...] = LINEAR_GROUPS
     smoothing: float | str | None = "auto"
-    smoothed: tuple[str, ...] = LINEAR_GROUPS
+    fusion: str = "none"
 
     def __post_init__(self) -> None:
         if self.kind == "fp8" and self.method == "entropy":
@@ -124,8 +116,8 @@ class CalibrationSettings:
 
     @property
     def can_smooth(self) -> bool:
-        """Whether any of the groups can be smoothed."""
-        return not set(self.groups).isdisjoint(self.smoothed)
+        """Whether any of the groups can be smoothed: only inputs of linear layers are."""
+        return not set(self.groups).isdisjoint(LINEAR_GROUPS)
 
     def used(self) -> dict[str, object]:
         """The settings on which the ranges depend, without those that method and groups do not use."""
@@ -133,7 +125,9 @@ class CalibrationSettings:
         if self.method != "percentile":
             del values["percentile"]
         if not self.can_smooth:
-            del values["smoothing"], values["smoothed"]
+            del values["smoothing"]
+        if values.get("smoothing") != "auto":
+            del values["fusion"]
         return values
 
 

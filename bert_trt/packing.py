@@ -78,13 +78,8 @@ class PackedBatch:
         return int(self.lengths.max())
 
     def split(self, result: np.ndarray) -> list[np.ndarray]:
-        """Views, one for each of ``sequences``: (S_i, width) of (T, width), or (1, width) of (B, width).
-
-        Where T and B are the same, every sequence has one token, and so has both.
-        """
-        if len(result) == self.cu_seqlens[-1]:
-            return np.split(result, self.cu_seqlens[1:-1])
-        return list(result[:, None])
+        """(T, ...) -> views (S_i, ...), one for each of ``sequences``."""
+        return np.split(result, self.cu_seqlens[1:-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,9 +111,7 @@ class PaddedBatch:
         return int(self.lengths.max())
 
     def split(self, result: np.ndarray) -> list[np.ndarray]:
-        """Views, one for each of ``sequences``: (S_i, width) of (B, S, width), or (1, width) of (B, width)."""
-        if result.ndim == 2:
-            return list(result[:, None])
+        """(B, S, ...) -> views (S_i, ...), one for each of ``sequences``."""
         return [row[:length] for row, length in zip(result, self.lengths, strict=True)]
 
 
@@ -158,14 +151,22 @@ def packed_batch(batch: PackedBatch) -> NetworkBatch:
     """The inputs of a network for packed batches."""
     values = (batch.input_ids, batch.token_type_ids, batch.position_ids)
     inputs = dict(zip(INPUT_NAMES, values, strict=True)) | {LENGTHS_NAME: batch.cu_seqlens}
-    return NetworkBatch(inputs, batch.sequences.tolist(), batch.split)
+
+    def split(output: np.ndarray) -> list[np.ndarray]:  # (T, width) or (B, width); of tokens where both are the same
+        return batch.split(output) if len(output) == len(batch.input_ids) else list(output[:, None])
+
+    return NetworkBatch(inputs, batch.sequences.tolist(), split)
 
 
 def padded_batch(batch: PaddedBatch) -> NetworkBatch:
     """The inputs of a network for padded batches."""
     values = (batch.input_ids, batch.token_type_ids, batch.position_ids)
     inputs = dict(zip(INPUT_NAMES, values, strict=True)) | {MASK_NAME: batch.mask}
-    return NetworkBatch(inputs, batch.sequences.tolist(), batch.split)
+
+    def split(output: np.ndarray) -> list[np.ndarray]:  # (B, S, width) or (B, width)
+        return batch.split(output) if output.ndim > 2 else list(output[:, None])
+
+    return NetworkBatch(inputs, batch.sequences.tolist(), split)
 
 
 # --- into batches and back --------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -57,6 +58,7 @@ from plugins.build import library_path
 DEFAULT_SEQ_LEN = (1, 32, 128)  # clipped to the model's position table
 TIMED_RUNS = 200
 TIMING_CACHE_NAME = "timing.cache"
+OLDEST_FP8 = (8, 9)  # the first compute capability with fp8 in its tensor cores
 
 if TYPE_CHECKING:
     from bert_trt.network_runner import NetworkRunner
@@ -105,6 +107,8 @@ class Task:
             warn(f"--fusion {options.fusion}: {obstacle}; attention stays native")
             fused = tuple(layer for layer in fused if layer != "QkvToContext")
         check_quantized_groups(options.fusion, options.precision, options.quantization.settings.groups)
+        if options.precision == "fp8":
+            check_fp8(options.compute_capability)
         plan = options.plan or folder.path / plan_name(script, options)
         log = plan.with_suffix(".log") if options.verbose else None
         _check_files(plan, log, folder, options)
@@ -414,6 +418,21 @@ def warn_of_missing_bindings() -> None:
     obstacle = graph_obstacle()
     if obstacle is not None:
         warn(f"the plan will be executed, but not timed in a CUDA graph: {obstacle}")
+
+
+def check_fp8(capabilities: Sequence[str]) -> None:
+    """Checks that the GPUs of the plan have fp8: ``capabilities``, or the GPU of this machine, if there is one.
+
+    Raises:
+        UserError: one of them has none.
+    """
+    here = gpu_capability()
+    for capability in capabilities or ([] if here is None else ["{}.{}".format(*here)]):
+        if tuple(map(int, re.findall(r"\d+", capability))) < OLDEST_FP8:
+            raise UserError(
+                f"--precision fp8: GPUs of compute capability {capability} do not multiply fp8; those from 8.9 (Ada) "
+                "on do. Build with --precision int8 or fp16"
+            )
 
 
 def foreign_target(capabilities: Sequence[str]) -> str | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -180,12 +180,12 @@ def quantize(
     Raises:
         UserError: the data has too few sentences, a tensor has no range, or --max-error cannot be met.
     """
-    settings = options.settings
+    settings = replace(options.settings, fusion=fusion)
     data = read_data(folder, options.data, settings.sentences, EVALUATION_SENTENCES)
     encoder = assemble(folder, log, batching="padded").products
     products = in_groups(encoder, settings.groups)
     kernels = kernels_of(products, fusion)
-    context = CalibrationContext(folder, encoder, data.calibration, data.path, assemble, log, fusion=fusion)
+    context = CalibrationContext(folder, encoder, data.calibration, data.path, assemble, log)
     if options.max_error is not None and not data.evaluation:
         raise UserError(
             f"{data.path} has {settings.sentences} sentences and all are calibrated on; --max-error needs others to "

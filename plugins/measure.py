@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping
 
 import torch
+
+TURNS = 3  # of each function
+SETTLING = 0.15  # seconds of a function's own load before it is timed
 
 
 def capture(function: Callable[[], object], launches: int) -> torch.cuda.CUDAGraph:
@@ -29,19 +33,25 @@ def graph_times(
     """The microseconds of one launch of each function, the median over ``rounds``.
 
     Within a graph, the GPU starts one launch after another without Python. The functions take turns, so that a
-    drifting clock affects all of them. Each graph is replayed once before it is timed, so that the time does not
-    include the write-back of cache lines that the function before it left.
+    drifting clock affects all of them. Before each turn the function runs for ``SETTLING`` seconds: at the board's
+    power limit, clocks are still those of the function before, which has changed times by up to 10 %.
     """
     graphs = {name: capture(function, launches) for name, function in functions.items()}
     times: dict[str, list[float]] = {name: [] for name in graphs}
-    for measured in (False, *[True] * rounds):  # the first round warms up
+    for _ in range(TURNS):
         for name, graph in graphs.items():
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            graph.replay()
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            if measured:
-                times[name].append(start.elapsed_time(end) * 1000.0 / launches)
+            milliseconds = _replay_time(graph)
+            for _ in range(math.ceil(SETTLING * 1000.0 / milliseconds)):
+                graph.replay()
+            times[name] += [_replay_time(graph) * 1000.0 / launches for _ in range(-(-rounds // TURNS))]
     return {name: statistics.median(samples) for name, samples in times.items()}
+
+
+def _replay_time(graph: torch.cuda.CUDAGraph) -> float:
+    """The milliseconds of one replay."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)

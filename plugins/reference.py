@@ -212,20 +212,39 @@ def _skip_layer_norm_plugin(
     output_type: str | None = None,
     outputs: str = "y",
     quantized_type: str = "int8",
+    output_factors: int = 0,
     constant_weights: int = 0,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    y = skip_layer_norm(x, skip, *weights, epsilon=epsilon, x_scale=x_scale, skip_scale=skip_scale)
+    (x, skip, *others), factors = split_factors("SkipLayerNorm", (x, skip, *weights), output_factors)
+    y = skip_layer_norm(x, skip, *others, epsilon=epsilon, x_scale=x_scale, skip_scale=skip_scale)
     floating = next((t.dtype for t in (x, skip) if t.dtype != torch.int8), None) or TYPES[output_type or "fp32"]
-    return _with_quantized(y, floating, output_scale, outputs, quantized_type)
+    return _with_quantized(y, factors, floating, output_scale, outputs, quantized_type)
+
+
+def split_factors(
+    plugin: str, inputs: Sequence[torch.Tensor], output_factors: int
+) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """A plugin's inputs without ``output_factors``, and that input (H,); None where the field of its name is 0."""
+    others = list(inputs)
+    return others, others.pop(FACTORS_INPUT[plugin]) if output_factors else None
+
+
+def _scaled(y: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
+    return y if factors is None else y * factors
 
 
 def _with_quantized(
-    y: torch.Tensor, floating: torch.dtype, output_scale: float, outputs: str, quantized_type: str
+    y: torch.Tensor,
+    factors: torch.Tensor | None,
+    floating: torch.dtype,
+    output_scale: float,
+    outputs: str,
+    quantized_type: str,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """y in its floating type, in 8 bits, or both."""
+    """y in its floating type, y · factors in 8 bits, or both."""
     if not output_scale:
         return y.to(floating)
-    narrow = quantize(y, output_scale, TYPES[quantized_type])
+    narrow = quantize(_scaled(y, factors), output_scale, TYPES[quantized_type])
     return (y.to(floating), narrow) if outputs == "both" else narrow
 
 
@@ -235,10 +254,12 @@ def _emb_layer_norm_plugin(
     output_scale: float = 0.0,
     outputs: str = "y",
     quantized_type: str = "int8",
+    output_factors: int = 0,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    words = inputs[3]
-    y = emb_layer_norm(*inputs, epsilon=epsilon)
-    return _with_quantized(y, words.dtype, output_scale, outputs, quantized_type)
+    others, factors = split_factors("EmbLayerNorm", inputs, output_factors)
+    words = others[3]
+    y = emb_layer_norm(*others, epsilon=epsilon)
+    return _with_quantized(y, factors, words.dtype, output_scale, outputs, quantized_type)
 
 
 def _linear_plugin(
@@ -249,11 +270,15 @@ def _linear_plugin(
     x_scale: float = 0.0,
     output_scale: float = 0.0,
     output_type: str = "",
+    output_factors: int = 0,
 ) -> torch.Tensor:
     if not x_scale:
         return linear(x, *weights, activation=activation).to(x.dtype)
-    y = quantized_linear(x, *weights, x_scale=x_scale, activation=activation)
-    return quantize(y, output_scale, TYPES[output_type]) if output_scale else y.to(TYPES[output_type])
+    (x, *others), factors = split_factors("Linear", (x, *weights), output_factors)
+    y = quantized_linear(x, *others, x_scale=x_scale, activation=activation)
+    return (
+        quantize(_scaled(y, factors), output_scale, TYPES[output_type]) if output_scale else y.to(TYPES[output_type])
+    )
 
 
 def qkv_to_context(
@@ -318,8 +343,10 @@ QUANTIZATION_FIELDS = (
     "output_type",
     "outputs",
     "quantized_type",
+    "output_factors",
 )
 WEIGHT_SCALES_INPUT = 2  # of Linear in 8 bits
+FACTORS_INPUT = {"SkipLayerNorm": 4, "EmbLayerNorm": 8, "Linear": 3}  # where output_factors is among the inputs
 
 # By the plugin's name: a function from its inputs, and its fields by name, to its output or outputs.
 REFERENCES: dict[str, Callable[..., Any]] = {
@@ -334,7 +361,7 @@ REFERENCES: dict[str, Callable[..., Any]] = {
 def compute_in_fp32(
     plugin: str, inputs: Sequence[torch.Tensor], fields: Mapping[str, Any]
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    """A plugin without its roundings: nothing is quantized, and scales are ignored.
+    """A plugin without its roundings: nothing is quantized, and scales are ignored; ``output_factors`` are not.
 
     Args:
         plugin: the plugin's name.
@@ -345,7 +372,8 @@ def compute_in_fp32(
         Its output or outputs in fp32.
     """
     kept = {name: value for name, value in fields.items() if name not in QUANTIZATION_FIELDS}
+    inputs, factors = split_factors(plugin, inputs, fields.get("output_factors", 0))
     if plugin == "Linear" and fields.get("x_scale"):
-        inputs = [tensor for index, tensor in enumerate(inputs) if index != WEIGHT_SCALES_INPUT]
+        del inputs[WEIGHT_SCALES_INPUT]
     y = REFERENCES[plugin](*inputs, **kept)
-    return (y, y) if fields.get("outputs") == "both" else y
+    return (y, _scaled(y, factors)) if fields.get("outputs") == "both" else _scaled(y, factors)

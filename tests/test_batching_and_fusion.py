@@ -50,7 +50,7 @@ from bert_trt.quantization import (
     Quantization,
     in_groups,
     inspect,
-    range_name,
+    smoothing_factors,
 )
 from bert_trt.tensorrt_log import TrtLog
 from bert_trt.tensorrt_product import trt
@@ -414,28 +414,51 @@ def test_without_the_mask_the_answers_are_wrong(runner_of, hugging_face, fusion)
 
 
 @pytest.fixture(scope="module")
-def quantization(model_dir: Path) -> Quantization:
-    """Every linear layer of the encoder in int8, ranges from the very sentences."""
+def activations(model_dir: Path) -> dict[str, torch.Tensor]:
+    """What the encoder's linear layers read, (T, H) each, for the very sentences of the tests."""
     products = in_groups(encoder_products(ModelFolder(model_dir)), LINEAR_GROUPS)
-    names = sorted({range_name(tensor, {}) for product in products for tensor in product.activations})
+    names = sorted({tensor for product in products for tensor in product.activations})
     bert = builder.assemble(ModelFolder(model_dir), TrtLog(), batching="packed")
-    values = NetworkRunner(bert.network, outputs=names, contents=bert.contents).run(
+    return NetworkRunner(bert.network, outputs=names, contents=bert.contents).run(
         packed_inputs(make_sentences(LENGTHS))
     )
-    ranges = {name: float(values[name].abs().max()) for name in names}
+
+
+@pytest.fixture(scope="module")
+def quantization(model_dir: Path, activations: dict[str, torch.Tensor]) -> Quantization:
+    """Every linear layer of the encoder in int8, ranges from the very sentences."""
+    products = in_groups(encoder_products(ModelFolder(model_dir)), LINEAR_GROUPS)
+    ranges = {name: float(values.abs().max()) for name, values in activations.items()}
     return Quantization("int8", frozenset(product.name for product in products), ranges)
 
 
+def smooth(
+    quantization: Quantization, activations: dict[str, torch.Tensor], s: dict[str, np.ndarray]
+) -> Quantization:
+    """The quantization with these tensors divided by s, and their ranges."""
+    ranges = {f"{name}.smoothed": float((activations[name] / torch.from_numpy(s[name])).abs().max()) for name in s}
+    return replace(quantization, ranges={**quantization.ranges, **ranges}, smoothing=s)
+
+
+@pytest.fixture(scope="module")
+def smoothed(model_dir: Path, quantization: Quantization, activations: dict[str, torch.Tensor]) -> Quantization:
+    """The same with SmoothQuant."""
+    folder = ModelFolder(model_dir)
+    products = in_groups(encoder_products(folder), LINEAR_GROUPS)
+    channel_amax = {name: values.abs().amax(0).numpy() for name, values in activations.items()}
+    return smooth(quantization, activations, smoothing_factors(products, folder.weights(), channel_amax, 0.5))
+
+
 @EVERY_BATCHING
-@pytest.mark.parametrize("fusion", [fusion for fusion in FUSIONS if fusion != "all"])
-def test_int8_equals_pytorch(model_dir, hugging_face, quantization, fusion, batching):
+@EVERY_FUSION
+def test_int8_equals_pytorch(model_dir, hugging_face, smoothed, fusion, batching):
     sentences = make_sentences(LENGTHS)
-    runner, bert = make_runner(model_dir, "int8", batching, fusion, quantization=quantization)
+    runner, bert = make_runner(model_dir, "int8", batching, fusion, quantization=smoothed)
     found = run_sentences(runner, batching, sentences)
     assert error(found, pytorchs_answer(hugging_face, sentences)) <= TOLERANCES["int8"]
     expected = 2 * PRODUCTS[fusion]
     assert bert.num_quantized == inspect(bert.network).quantized_products == expected
-    assert not linear_layers(bert)
+    assert len(linear_layers(bert)) == (expected if fusion == "all" else 0)
 
 
 def mean_error(runner: NetworkRunner, batching: str, model: Any) -> float:
@@ -446,9 +469,10 @@ def mean_error(runner: NetworkRunner, batching: str, model: Any) -> float:
 
 @EVERY_BATCHING
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
-def test_8_bit_plugins_are_as_accurate_as_q_dq(model_dir, hugging_face, quantization, precision, batching):
+@pytest.mark.parametrize("ranges", ["quantization", "smoothed"])
+def test_8_bit_plugins_are_as_accurate_as_q_dq(model_dir, hugging_face, request, ranges, precision, batching):
     """This model's random weights lose more than a trained model's: the elementary network is the measure."""
-    chosen, errors = replace(quantization, kind=precision), {}
+    chosen, errors = replace(request.getfixturevalue(ranges), kind=precision), {}
     for fusion in ("none", "all"):
         runner, bert = make_runner(model_dir, precision, batching, fusion, quantization=chosen)
         errors[fusion] = mean_error(runner, batching, hugging_face)
@@ -515,31 +539,48 @@ def test_a_product_that_is_returned_reads_fp16(model_dir, hugging_face, quantiza
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
-def test_a_smoothed_context_is_folded_into_vs_weight(model_dir, hugging_face, quantization, precision):
-    """No layer is added, and without the roundings nothing changes."""
-    sentences, context = make_sentences(LENGTHS), "bert.encoder.layer.0.attention.self"
-    divisors = np.random.default_rng(0).uniform(0.25, 4, 128).astype(np.float32)
-    fp32 = builder.assemble(ModelFolder(model_dir), TrtLog(), batching="packed")
-    x = NetworkRunner(fp32.network, outputs=[context], contents=fp32.contents).run(packed_inputs(sentences))[context]
-    ranges = {**quantization.ranges, f"{context}.smoothed": float((x / torch.from_numpy(divisors)).abs().max())}
-    smoothed = Quantization(precision, quantization.products, ranges, {context: divisors})
+@pytest.mark.parametrize(
+    ("tensor", "changed"),
+    [
+        ("embeddings.LayerNorm", "embeddings.LayerNorm.output_factors"),
+        ("encoder.layer.0.attention.self", "encoder.layer.0.attention.self.qkv.weight"),
+        ("encoder.layer.0.attention.output.LayerNorm", "encoder.layer.0.attention.output.LayerNorm.output_factors"),
+        ("encoder.layer.0.intermediate.intermediate_act_fn", "encoder.layer.0.intermediate.dense.output_factors"),
+        ("encoder.layer.0.output.LayerNorm", "encoder.layer.0.output.LayerNorm.output_factors"),
+    ],
+)
+def test_smoothing_adds_no_layer_and_changes_nothing_but_rounding(
+    model_dir, hugging_face, quantization, activations, precision, tensor, changed
+):
+    """One tensor is smoothed: by the weight in front of it, or by the kernel that writes it in 8 bits."""
+    sentences, name = make_sentences(LENGTHS), f"bert.{tensor}"
+    divisors = np.random.default_rng(0).uniform(0.25, 4, activations[name].shape[-1]).astype(np.float32)
+    smoothed = smooth(replace(quantization, kind=precision), activations, {name: divisors})
     _, plain = make_runner(model_dir, precision, "packed", "all", quantization=replace(quantization, kind=precision))
     q_dq, _owner = make_runner(model_dir, precision, "packed", "none", quantization=smoothed)
     runner, bert = make_runner(model_dir, precision, "packed", "all", quantization=smoothed)
-    assert layer_kinds(bert.network) == layer_kinds(plain.network)
-    assert not np.array_equal(
-        bert.contents.sources[f"{context}.qkv.weight"], plain.contents.sources[f"{context}.qkv.weight"]
-    )
+    without_constants = [kind for kind in layer_kinds(bert.network) if kind != "CONSTANT"]
+    assert without_constants == [kind for kind in layer_kinds(plain.network) if kind != "CONSTANT"]
+    before, after = (one.contents.sources.get(f"bert.{changed}") for one in (plain, bert))
+    assert after is not None
+    assert before is None or not np.array_equal(before, after)
+    check_definition(bert.network, bert.contents, 1e-12)
     answers = pytorchs_answer(hugging_face, sentences)
     assert mean_error(runner, "packed", hugging_face) <= 1.1 * mean_error(q_dq, "packed", hugging_face)
     unrounded = NetworkRunner(bert.network, contents=bert.contents, in_fp32=True)
     assert error(run_sentences(unrounded, "packed", sentences), answers) <= TOLERANCES["fp32"]
 
 
-def test_another_tensor_than_the_context_cannot_be_smoothed(model_dir, quantization):
-    smoothing = {"bert.embeddings.LayerNorm": np.ones(128, np.float32)}
-    with pytest.raises(ValueError, match=r"bert\.embeddings\.LayerNorm is smoothed; .* only a context can be"):
-        make_runner(model_dir, "int8", "single", "all", quantization=replace(quantization, smoothing=smoothing))
+@pytest.mark.parametrize("returned", ["attention.self.query", "attention.output.dense", "intermediate.dense"])
+def test_a_smoothed_tensor_whose_product_is_returned_reads_it_undivided(model_dir, hugging_face, smoothed, returned):
+    """Where the intermediate product is in fp16, its output is divided by a layer of its own, then quantized."""
+    sentences, name = make_sentences(LENGTHS), f"bert.encoder.layer.1.{returned}"
+    runner, bert = make_runner(model_dir, "int8", "packed", "all", quantization=smoothed.without(name))
+    check_definition(bert.network, bert.contents, 1e-12)
+    assert mean_error(runner, "packed", hugging_face) <= TOLERANCES["int8"]
+    unrounded = NetworkRunner(bert.network, contents=bert.contents, in_fp32=True)
+    answers = pytorchs_answer(hugging_face, sentences)
+    assert error(run_sentences(unrounded, "packed", sentences), answers) <= TOLERANCES["fp32"]
 
 
 @pytest.mark.parametrize("fusion", ["plugins", "all"])
@@ -656,14 +697,3 @@ def test_builder_calibrates_and_builds_int8(small_weights_dir, tmp_path, fusion)
     said = json.loads(result.read_text())
     assert said["quantized_parts"]["quantized_products"] == 2 * PRODUCTS[fusion]
     assert said["rel_l2"] <= TOLERANCES["int8"]
-
-
-def test_a_head_size_that_the_plugin_has_not_is_an_error(tmp_path):
-    """8 heads of 16: elementary layers take any size."""
-    source = make_checkpoint(tmp_path / "source", num_attention_heads=8)
-    model2onnx.export(str(source), DEFAULT_TEXT, tmp_path / "out")
-    make_runner(tmp_path / "out", "fp16", "packed", layer_set=OnlySkipLayerNorm)
-    with pytest.raises(
-        UserError, match=r"heads have 16 elements, and .* takes 32, 64, 128; build with --fusion none"
-    ):
-        make_runner(tmp_path / "out", "fp16", "packed", "plugins")

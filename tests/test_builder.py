@@ -714,31 +714,30 @@ def test_the_linear_plugin_off_hopper_is_a_warning(
 
 
 @pytest.mark.parametrize(
-    ("is_rtx", "capability", "precision", "refused"),
+    ("here", "given", "told"),
     [
-        (False, (8, 6), "fp8", True),
-        (False, (7, 5), "fp8", True),
-        (False, (8, 9), "fp8", False),
-        (False, (12, 0), "fp8", False),
-        (False, (8, 6), "int8", False),
-        (False, None, "fp8", False),
-        (True, (8, 6), "fp8", False),  # the plan may run on another GPU
+        ((8, 6), (), "8.6"),
+        ((7, 5), (), "7.5"),
+        ((9, 0), ("--compute-capability", "8.6"), "8.6"),
+        ((8, 9), (), None),
+        ((12, 0), (), None),
+        (None, (), None),
     ],
 )
-def test_fp8_on_a_gpu_without_it_is_refused_before_calibration(
-    in_process: InProcess, model_dir, tmp_path, monkeypatch, is_rtx, capability, precision, refused
+def test_fp8_for_a_gpu_that_has_none_is_refused_before_the_calibration(
+    in_process: InProcess, model_dir, tmp_path, monkeypatch, here, given, told
 ):
-    monkeypatch.setattr(fusion_module, "IS_RTX", is_rtx)
-    monkeypatch.setattr(fusion_module, "gpu_capability", lambda: capability)
-    monkeypatch.setattr(pipeline.Task, "quantize", ends_here("quantize"))
-    options = ["--model-dir", model_dir, "--plan", tmp_path / "p.plan", "--precision", precision]
-    done = in_process(builder.main, *options, "--fusion", "all")
-    if refused:
-        assert done.code == 1
-        assert "--fusion all --precision fp8: this GPU has compute capability" in done.err
-        assert "from 8.9 (Ada) on; build with --precision int8" in done.err
+    monkeypatch.setattr(pipeline, "gpu_capability", lambda: here)
+    monkeypatch.setattr(pipeline, "warn_of_missing_bindings", lambda: None)
+    monkeypatch.setattr(builder, "assemble", ends_here("assemble"))
+    options = ["--model-dir", model_dir, "--plan", tmp_path / "p.plan", *given]
+    done = in_process(builder.main, *options, "--precision", "fp8")
+    if told is None:
+        assert "ended in assemble" in done.err
     else:
-        assert "ended in quantize" in done.err
+        assert done.code == 1
+        assert f"--precision fp8: GPUs of compute capability {told} do not multiply fp8; those from 8.9" in done.err
+    assert "ended in assemble" in in_process(builder.main, *options, "--precision", "fp16").err
 
 
 # --- names that are no UTF-8 ------------------------------------------------------------------------------

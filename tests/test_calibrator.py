@@ -585,6 +585,27 @@ def test_a_cache_that_does_not_fit_is_made_again_and_says_why(cache, capsys, cha
     assert cache.made == 2
 
 
+def test_a_cache_of_an_earlier_format_is_made_again_and_says_so(cache, capsys):
+    """Earlier ones of 8-bit plugins have no factors for layer norms and GELU."""
+    cache.get()
+    entry = json.loads(cache.path.read_text())["int8"]
+    entry["fingerprint"] |= {"format": 1, "setting smoothed": ["attention-output"]}
+    cache.path.write_text(json.dumps({"int8": entry}))
+    cache.get()
+    assert cache.made == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "does not fit any more, calibrating again. Changed: format (1 -> 2: an earlier version wrote it)" in told
+
+
+def test_the_fusion_is_part_of_the_fingerprint_where_alpha_is_searched(cache):
+    """The best alpha is that of one network; a fixed one is the same for all."""
+    for smoothing, made in (("auto", 2), (0.5, 3)):
+        for fusion in ("none", "all"):
+            cache.settings = CalibrationSettings(smoothing=smoothing, fusion=fusion)
+            cache.get()
+        assert cache.made == made
+
+
 @pytest.mark.parametrize("method", ["mse", "max", "entropy"])
 def test_a_percentile_that_the_method_does_not_read_leaves_the_cache(cache, method):
     cache.settings = CalibrationSettings(method=method)

@@ -53,8 +53,11 @@ def test_plugins_that_cannot_be_built_are_left_out_with_the_remedy(run_demo, che
     assert "fp32 plugins" not in out
 
 
-def test_a_model_that_the_plugins_do_not_suit_is_shown_without_them(run_demo, tmp_path):
+def test_a_model_whose_heads_the_plugin_has_not_is_shown_with_native_attention(run_demo, tmp_path):
     built_plugins()
     results, _, err = run_demo(make_checkpoint(tmp_path / "narrow", num_attention_heads=8))
-    assert [bool(one["fused"]) for one in results] == [False, False]
-    assert "left out: --fusion plugins and all: the model's heads have 16 elements" in err
+    assert [one["fused"] for one in results] == [[], [], ["EmbLayerNorm", "SkipLayerNorm"]]
+    assert (
+        "--fusion plugins: the model's heads have 16 elements, and the QkvToContext plugin takes 32, 64, 128" in err
+    )
+    assert "attention stays native" in err

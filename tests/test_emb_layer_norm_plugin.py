@@ -56,6 +56,7 @@ def specs(dtype="float16", weight=None, shape=(2, 7), hidden=768, **changed):
             {"epsilon": 1e-5, "output_scale": 0.5, "quantized_type": "bf16"},
             'field quantized_type is "bf16"; expected int8 or fp8',
         ),
+        ({"epsilon": 1e-5, "output_factors": 1}, "field output_factors is 1, but there is no output_scale"),
     ],
 )
 def test_wrong_fields_are_refused_by_name(host, fields, message):
@@ -68,7 +69,7 @@ def test_serialized_fields_make_the_same_plugin(host):
     plugin = create(host)
     assert plugin.serialized_fields() == {"epsilon": np.float32(EPSILON), "output_scale": 0, "outputs": "y"}
     assert plugin.clone().serialized_fields() == plugin.serialized_fields()
-    given_fields = {"output_scale": 0.5, "outputs": "both", "quantized_type": "fp8"}
+    given_fields = {"output_scale": 0.5, "outputs": "both", "quantized_type": "fp8", "output_factors": 1}
     fields = create(host, **given_fields).serialized_fields()
     assert fields == {"epsilon": np.float32(EPSILON), **given_fields}
     assert host.create("EmbLayerNorm", fields=fields).serialized_fields() == fields
@@ -89,6 +90,32 @@ def test_outputs_in_8_bits(host, dtype, fields, narrow):
     assert both.configure(specs(dtype)) == 0
     both.start()
     assert create(host, output_scale=0.1, **fields).output_specs(specs(dtype)) == [quantized]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_factors_of_the_output_in_8_bits(host, dtype):
+    plugin = create(host, output_scale=0.1, outputs="both", output_factors=1)
+    inputs = [*specs(dtype), TensorSpec((768,), "float32")]
+    outputs = plugin.output_specs(inputs)
+    assert outputs == [TensorSpec((2, 7, 768), dtype), TensorSpec((2, 7, 768), "int8")]
+    assert all(plugin.supports(position, inputs, outputs) for position in range(11))
+    assert not plugin.supports(8, [*inputs[:8], TensorSpec((768,), "float16")], outputs)
+    assert plugin.configure(inputs) == 0
+    plugin.start()
+
+
+@pytest.mark.parametrize(
+    ("factors", "message"),
+    [
+        ([TensorSpec((768,), "float16")], "output_factors is fp16; expected fp32"),
+        ([TensorSpec((767,), "float32")], "output_factors has the shape [767]; expected [768]"),
+        ([], "number of inputs: 8, expected 9"),
+    ],
+)
+def test_wrong_factors_are_refused_by_name(host, factors, message):
+    with pytest.raises(PluginHostError) as error:
+        create(host, output_scale=0.1, output_factors=1).output_specs([*specs(), *factors])
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -223,6 +250,17 @@ def test_reference_gives_both_outputs(narrow):
     assert torch.equal(alone.view(torch.uint8), quantized.view(torch.uint8))
 
 
+def test_reference_multiplies_the_output_in_8_bits_alone():
+    inputs, factors = make_inputs((2, 5), 32, torch.float32, torch.float32, "cpu"), torch.rand(32) * 4 + 0.1
+    fields = {"epsilon": EPSILON, "output_scale": 0.02, "outputs": "both", "output_factors": 1}
+    y, quantized = reference.REFERENCES["EmbLayerNorm"](*inputs, factors, **fields)
+    assert torch.equal(y, reference.emb_layer_norm(*inputs, epsilon=EPSILON))
+    assert torch.equal(quantized, reference.quantize(y * factors, 0.02))
+    wide = reference.compute_in_fp32("EmbLayerNorm", [*inputs, factors], fields)
+    assert torch.equal(wide[0], y)
+    assert torch.equal(wide[1], y * factors)
+
+
 OUTSIDE = [(0, 50), (0, -1), (0, 2**31 - 1), (0, -(2**31)), (1, 2), (1, -1), (2, 20), (2, -7)]
 
 
@@ -337,22 +375,25 @@ def test_in_a_cuda_graph_it_waits_for_its_ids(host):
 
 
 @needs_gpu
+@pytest.mark.parametrize("factors", [0, 1])
 @pytest.mark.parametrize("narrow", ["int8", "fp8"])
 @pytest.mark.parametrize("outputs", ["y", "both"])
 @pytest.mark.parametrize(
     ("dtype", "weight_dtype"),
     [(torch.float32, torch.float32), (torch.float16, torch.float32), (torch.bfloat16, torch.bfloat16)],
 )
-def test_results_in_8_bits(host, dtype, weight_dtype, outputs, narrow):
+def test_results_in_8_bits(host, dtype, weight_dtype, outputs, narrow, factors):
     torch.manual_seed(0)
-    plugin = create(host, output_scale=0.02, outputs=outputs, quantized_type=narrow)
+    plugin = create(host, output_scale=0.02, outputs=outputs, quantized_type=narrow, output_factors=factors)
     for hidden, shape in itertools.product(WIDTHS[3:], ((0,), (1,), (7,), (3, 100))):
         inputs = make_inputs(shape, hidden, dtype, weight_dtype, "cuda")
         exact = reference.emb_layer_norm(*inputs, epsilon=EPSILON, dtype=torch.float64)
-        found = run_guarded(plugin, inputs)
+        smoothing = torch.rand(hidden, device="cuda") * 2 + 0.05
+        found = run_guarded(plugin, [*inputs, smoothing] if factors else inputs)
         assert [tensor.dtype for tensor in found] == [dtype] * (outputs == "both") + [reference.TYPES[narrow]]
         if exact.numel():
-            assert in_half_steps(found[-1], exact / float(np.float32(0.02))) <= 1.04
+            smoothed = exact * smoothing.double() if factors else exact
+            assert in_half_steps(found[-1], smoothed / float(np.float32(0.02))) <= 1.04
             if outputs == "both":
                 (alone,) = run_guarded(create(host), inputs)
                 assert torch.equal(found[0], alone)

@@ -84,6 +84,9 @@ def specs(dtype="float16", leading=(2, 7), width_in=768, width_out=3072, bias=Tr
             {**SCALED, "output_scale": 0.5},
             "field output_type is fp16, but the field output_scale is 0.5; expected an output_type of 8 bits",
         ),
+        ({"output_factors": 1}, "field output_factors is 1, but x_scale is not given; only y in 8 bits has factors"),
+        ({**SCALED, "output_factors": 1}, "field output_factors is 1, but output_type is fp16; only y in 8 bits has"),
+        ({**SCALED, "output_factors": -1}, "field output_factors is -1; expected 0 or 1"),
     ],
 )
 def test_wrong_fields_are_refused_by_name(host, fields, message):
@@ -110,10 +113,10 @@ def test_without_fields_there_is_no_activation_and_the_weight_may_change(host):
 
 
 def test_scales_and_type_make_the_same_plugin(host):
-    given = {"x_scale": 1 / 3, "output_type": "int8", "output_scale": 0.1}
+    given = {"x_scale": 1 / 3, "output_type": "int8", "output_scale": 0.1, "output_factors": 1}
     fields = create(host, **given).serialized_fields()
     assert fields == {"activation": "none", "constant_weight": 0} | {
-        name: value if isinstance(value, str) else np.float32(value) for name, value in given.items()
+        name: np.float32(value) if isinstance(value, float) else value for name, value in given.items()
     }
     assert create(host, **fields).serialized_fields() == fields
 
@@ -326,6 +329,34 @@ def test_any_number_of_rows_in_eight_bits(host, leading, width_in, width_out, ki
 # --- One type
 
 
+WITH_FACTORS = {"x_scale": 0.05, "output_type": "int8", "output_scale": 0.1, "output_factors": 1}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_factors_of_y_in_8_bits(host, bias):
+    inputs, plugin = narrow_specs(bias=bias), create(host, **WITH_FACTORS)
+    inputs.insert(3, TensorSpec((3072,), "float32"))
+    outputs = plugin.output_specs(inputs)
+    assert outputs == [TensorSpec((2, 7, 3072), "int8")]
+    assert all(plugin.supports(position, inputs, outputs) for position in range(len(inputs) + 1))
+    inputs[3] = TensorSpec((3072,), "float16")
+    assert not plugin.supports(3, inputs, outputs)
+
+
+@pytest.mark.parametrize(
+    ("factors", "message"),
+    [
+        ([TensorSpec((3072,), "float16")], "output_factors is fp16; expected fp32, as x is int8"),
+        ([TensorSpec((768,), "float32")], "output_factors has the shape [768] for a weight of [3072, 768]; expected"),
+        ([], "number of inputs: 3, expected 4, or 5 with a bias; with output_factors they are x, weight, weight_sca"),
+    ],
+)
+def test_wrong_factors_are_refused_by_name(host, factors, message):
+    with pytest.raises(PluginHostError) as error:
+        create(host, **WITH_FACTORS).output_specs([*narrow_specs(bias=False), *factors])
+    assert message in str(error.value)
+
+
 def test_no_columns_at_all_are_refused(host):
     with pytest.raises(PluginHostError, match=r"weight has the shape \[8, 0\]; expected 1 to"):
         create(host).output_specs(specs(width_in=0, width_out=8))
@@ -470,6 +501,20 @@ def steps_of(values):
 def steps_apart(found, expected):
     """The largest number of steps of their type between two tensors; 0 for tensors without elements."""
     return int((steps_of(found) - steps_of(expected)).abs().max()) if found.numel() else 0
+
+
+@pytest.mark.parametrize("kind", sorted(NARROW_TYPES))
+@pytest.mark.parametrize("bias", [True, False])
+def test_reference_multiplies_with_the_factors_after_the_activation(kind, bias):
+    tensors, factors = narrow_tensors(kind, 5, 64, 32)[: 4 if bias else 3], torch.rand(32) * 4 + 0.1
+    fields = {"activation": "gelu", **NARROW_FIELDS, "output_type": kind, "output_scale": 0.05, "output_factors": 1}
+    inputs = [*tensors[:3], factors, *tensors[3:]]
+    y = reference.quantized_linear(*tensors, activation="gelu", **NARROW_FIELDS)
+    found = reference.REFERENCES["Linear"](*inputs, **fields)
+    assert torch.equal(found, reference.quantize(y * factors, 0.05, found.dtype))
+    wide = [tensor.float() for tensor in inputs]
+    plain = reference.linear(wide[0], wide[1], *wide[4:], activation="gelu")
+    torch.testing.assert_close(reference.compute_in_fp32("Linear", wide, fields), plain * factors, rtol=0, atol=0)
 
 
 def test_steps_of_fp8_are_neighbours():
@@ -746,11 +791,13 @@ def e4m3_error(width_in):
     return (math.ceil(width_in / 32) + 1) * 2.0**-13 * 4.0
 
 
-def check_narrow(host, kind, tensors, activation, output, shift=0):
+def check_narrow(host, kind, tensors, activation, output, shift=0, factors=None):
     """The kernel against the reference: 8 bits at most one step apart, beyond what sums and GELU are off by."""
     output_type, output_scale = (kind, 0.05) if output == "same" else (output, 0.0)
     fields = {"x_scale": NARROW_FIELDS["x_scale"], "output_type": output_type, "output_scale": output_scale}
-    (found,) = run_guarded(create(host, activation=activation, constant_weight=1, **fields), tensors, shift)
+    fields |= {} if factors is None else {"output_factors": 1}
+    inputs = tensors if factors is None else [*tensors[:3], factors, *tensors[3:]]
+    (found,) = run_guarded(create(host, activation=activation, constant_weight=1, **fields), inputs, shift)
     assert found.dtype == reference.TYPES[output_type]
     x, weight, scales = (tensor.double() for tensor in tensors[:3])
     exact = in_float64(tensors, activation, fields["x_scale"])
@@ -758,6 +805,7 @@ def check_narrow(host, kind, tensors, activation, output, shift=0):
     error = terms * (e4m3_error(x.shape[1]) if kind == "fp8" else 0.0)
     if output == "same":
         error = error + (QUANTIZED_GELU_ERROR if activation == "gelu" else 0.0)
+        exact, error = (exact, error) if factors is None else (exact * factors, error * factors)
         low, high = (
             steps_of(reference.quantize(exact + sign * error, output_scale, found.dtype)) for sign in (-1, 1)
         )
@@ -779,6 +827,9 @@ def test_results_in_eight_bits(host, kind, output, activation):
     for (width_in, width_out), rows, bias in itertools.product(widths, (0, 1, 7, 64, 131, 1000), (True, False)):
         tensors = narrow_tensors(kind, rows, width_in, width_out, "cuda")[: 4 if bias else 3]
         check_narrow(host, kind, tensors, activation, output)
+        if output == "same":
+            factors = torch.rand(width_out, device="cuda") * 2 + 0.05
+            check_narrow(host, kind, tensors, activation, output, factors=factors)
 
 
 @needs_gpu

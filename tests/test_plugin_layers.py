@@ -486,6 +486,90 @@ def test_a_product_that_reads_with_another_scale_is_found(scales, told):
     assert told in str(error.value)
 
 
+NORM_WIDTH = 16
+
+
+def embeddings_of(helper: Any) -> tuple[list[Any], list[Any]]:
+    """Ids and tables for EmbLayerNorm."""
+    ids = [helper.addInput(name, trt.DataType.INT32, (1, -1)) for name in ("words", "types", "positions")]
+    return ids, [helper.addConstant(np.ones((9, NORM_WIDTH), np.float32), f"table{i}") for i in range(3)]
+
+
+def layer_in_8_bits(plugin: str, **outputs: Any) -> Any:
+    """One plugin layer, ``outputs`` are the arguments of its output in int8, the network's output."""
+    affine = np.ones(NORM_WIDTH, np.float32), np.zeros(NORM_WIDTH, np.float32)
+
+    def steps(helper):
+        if plugin == "Linear":
+            x = helper.addQuantize(helper.addInput("x", trt.DataType.HALF, (1, -1, IN)), 0.03, "q", trt.DataType.INT8)
+            weight = np.ones((NORM_WIDTH, IN), np.float32)
+            y = helper.addFusedLinear(x, weight, None, "layer", None, "gelu", x_scale=0.03, **outputs)
+        elif plugin == "EmbLayerNorm":
+            *_, y = helper.addEmbLayerNorm(*embeddings_of(helper), *affine, EPSILON, "layer", **outputs)
+        elif plugin == "SkipLayerNorm":
+            x, skip = (helper.addInput(name, trt.DataType.HALF, (1, -1, NORM_WIDTH)) for name in ("x", "skip"))
+            *_, y = helper.addSkipLayerNorm(x, skip, *affine, EPSILON, "layer", **outputs)
+        else:
+            qkv = helper.addInput("qkv", trt.DataType.HALF, (-1, 3 * 64))
+            y = helper.addQkvToContext(qkv, 2, "layer", output=trt.DataType.INT8, **outputs)
+        helper.markOutput(helper.addDequantize(y, 0.1, "wide"), "y")
+
+    return define(steps)
+
+
+WITH_FACTORS = pytest.mark.parametrize("plugin", ["SkipLayerNorm", "EmbLayerNorm", "Linear"])
+
+
+@WITH_FACTORS
+def test_an_output_in_8_bits_with_factors_in_an_engine(tmp_path, plugin):
+    factors = np.linspace(0.25, 4, NORM_WIDTH, dtype=np.float32)
+    made_builder, helper, _ = layer_in_8_bits(plugin, output_scale=0.1, output_factors=factors)
+    assert helper.plugin_layers["layer"].fields["output_factors"] == 1
+    np.testing.assert_array_equal(helper.weights["layer.output_factors"], factors)
+    read = NetworkContents(helper.weights, helper.plugin_layers, helper.sources)
+    check_definition(helper.network, read, EPSILON)
+    options = BuildOptions(SequenceRange(1, 4, 8), plugin_library=build.library_path())
+    assert build_plan(made_builder, helper.network, helper.log, options, tmp_path / "p.plan").num_bytes > 0
+    helper.sources["layer.output_factors"] = factors * 2
+    with pytest.raises(WrongNetworkError, match=r"constant 'layer\.output_factors' does not hold the values of its"):
+        check_definition(helper.network, read, EPSILON)
+
+
+@WITH_FACTORS
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_an_invalid_factor_is_named_with_its_channel(plugin, value):
+    factors = np.ones(NORM_WIDTH, np.float32)
+    factors[3] = value
+    with pytest.raises(LayerError, match=rf"layer 'layer' has the output factor {value:g} for channel 3;"):
+        layer_in_8_bits(plugin, output_scale=0.1, output_factors=factors)
+
+
+@WITH_FACTORS
+def test_factors_of_the_wrong_number_or_of_no_output_are_refused(plugin):
+    with pytest.raises(LayerError, match=r"'layer' has output_factors of shape \(15,\); expected \(16,\)"):
+        layer_in_8_bits(plugin, output_scale=0.1, output_factors=np.ones(NORM_WIDTH - 1, np.float32))
+    with pytest.raises(LayerError, match="'layer' has output_factors, but no output_scale: only 8 bits have factors"):
+        layer_in_8_bits(plugin, output_factors=np.ones(NORM_WIDTH, np.float32))
+
+
+@pytest.mark.parametrize("plugin", ["SkipLayerNorm", "EmbLayerNorm", "QkvToContext"])
+@pytest.mark.parametrize(
+    ("scale", "told"),
+    [
+        (0.0, "give the scale of"),
+        (-0.5, "field output_scale is -0.5; expected 1e-30 to 1e"),
+        (math.nan, "field output_scale is nan; expected 1e-30 to 1e"),
+        (math.inf, "field output_scale is inf; expected 1e-30 to 1e"),
+        (1e-40, "; expected 1e-30 to 1e"),
+    ],
+)
+def test_a_wrong_scale_of_an_output_in_8_bits_is_named(plugin, scale, told):
+    both = {} if plugin == "QkvToContext" else {"outputs": "both"}
+    with pytest.raises(UserError, match="'layer'") as error:
+        layer_in_8_bits(plugin, output_scale=scale, **both)
+    assert told in str(error.value)
+
+
 def test_a_weight_whose_channel_is_all_zeros(tmp_path):
     """Its scale must not be 0: the channel's results are the bias."""
     weight, bias = np.ones((OUT, IN), np.float32), np.arange(OUT, dtype=np.float32)

@@ -59,6 +59,11 @@ def specs(x="float16", skip=None, weight=None, bias=True, shape=(2, 7, 768)):
             {"epsilon": 1e-5, "output_scale": 0.5, "quantized_type": "fp16"},
             'field quantized_type is "fp16"; expected int8 or fp8',
         ),
+        (
+            {"epsilon": 1e-5, "output_factors": 1},
+            "field output_factors is 1, but there is no output_scale; only an output in 8 bits has factors",
+        ),
+        ({"epsilon": 1e-5, "output_scale": 0.5, "output_factors": 2}, "field output_factors is 2; expected 0 or 1"),
         ({"epsilon": 1e-5, "constant_weights": 2}, "field constant_weights is 2; expected 0 or 1"),
         ({"epsilon": 1e-5, "constant_weights": -1}, "field constant_weights is -1; expected 0 or 1"),
         ({"epsilon": 1e-5, "constant_weights": 1.0}, "field constant_weights has plugin field type"),
@@ -80,7 +85,9 @@ def test_serialized_fields_make_the_same_plugin(host, constant_weights):
     assert fields == {"epsilon": np.float32(EPSILON), **given_fields}
     assert host.create("SkipLayerNorm", fields=fields).serialized_fields() == fields
     assert plugin.clone().serialized_fields() == fields
-    assert "output_type" not in create(host).serialized_fields()
+    assert not {"output_type", "output_factors"}.intersection(create(host).serialized_fields())
+    factors = create(host, output_scale=2.0, output_factors=1)
+    assert factors.serialized_fields()["output_factors"] == factors.clone().serialized_fields()["output_factors"] == 1
     assert create(host).serialized_fields()["constant_weights"] == 0
 
 
@@ -158,6 +165,42 @@ def test_int8_in_and_out(host, fields, x, skip, weight, outputs):
 def test_wrong_types_are_refused_by_name(host, fields, types, message):
     with pytest.raises(PluginHostError) as error:
         create(host, **fields).output_specs(specs(*types))
+    assert message in str(error.value)
+
+
+WITH_FACTORS = {"output_scale": 0.1, "outputs": "both", "output_factors": 1}
+
+
+def specs_with_factors(bias=True, dtype="float32", length=768):
+    """x, skip, gamma, beta, output_factors, and perhaps the bias."""
+    inputs = specs(weight="float16", bias=bias)
+    return [*inputs[:4], TensorSpec((length,), dtype), *inputs[4:]]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_factors_of_the_output_in_8_bits(host, bias):
+    inputs, plugin = specs_with_factors(bias), create(host, **WITH_FACTORS)
+    outputs = plugin.output_specs(inputs)
+    assert outputs == [TensorSpec((2, 7, 768), "float16"), TensorSpec((2, 7, 768), "int8")]
+    assert all(plugin.supports(position, inputs, outputs) for position in range(len(inputs) + 2))
+    assert not plugin.supports(4, specs_with_factors(bias, "float16"), outputs)
+    assert plugin.configure(inputs) == 0
+    plugin.start()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (specs_with_factors(dtype="float16"), "output_factors is fp16; expected fp32"),
+        (specs_with_factors(dtype="int8"), "output_factors is int8; expected fp32"),
+        (specs_with_factors(length=767), "output_factors has the shape [767]; expected [768]"),
+        (specs(), "output_factors is fp16; expected fp32"),
+        (specs(bias=False), "number of inputs: 4, expected 5, or 6 with a bias; they are x, skip, gamma, beta, out"),
+    ],
+)
+def test_wrong_factors_are_refused_by_name(host, inputs, message):
+    with pytest.raises(PluginHostError) as error:
+        create(host, **WITH_FACTORS).output_specs(inputs)
     assert message in str(error.value)
 
 
@@ -272,6 +315,19 @@ def test_reference_of_int8_and_both_outputs():
     assert (quantized * 0.05 - expected.clamp(-6.4, 6.35)).abs().max() <= 0.025 + 1e-4
     only = reference.REFERENCES["SkipLayerNorm"](x, skip, gamma, beta, **fields | {"outputs": "y"})
     assert torch.equal(only, quantized)
+
+
+@pytest.mark.parametrize("narrow", ["int8", "fp8"])
+def test_reference_multiplies_the_output_in_8_bits_alone(narrow):
+    x, skip, gamma, beta, bias = (torch.randn(4, 16), torch.randn(4, 16), *torch.randn(3, 16))
+    factors, plain = torch.rand(16) * 4 + 0.1, {"epsilon": EPSILON, "output_scale": 0.05, "quantized_type": narrow}
+    fields = plain | {"outputs": "both", "output_factors": 1}
+    y, quantized = reference.REFERENCES["SkipLayerNorm"](x, skip, gamma, beta, factors, bias, **fields)
+    assert torch.equal(y, reference.REFERENCES["SkipLayerNorm"](x, skip, gamma, beta, bias, epsilon=EPSILON))
+    assert torch.equal(quantized, reference.quantize(y * factors, 0.05, reference.TYPES[narrow]))
+    wide = reference.compute_in_fp32("SkipLayerNorm", [x, skip, gamma, beta, factors, bias], fields)
+    assert torch.equal(wide[0], y)
+    assert torch.equal(wide[1], y * factors)
 
 
 # --- On a GPU
@@ -412,6 +468,9 @@ INT8_VARIANTS = [
     {"output_scale": 0.02, "quantized_type": "fp8"},
     {"output_scale": 0.02, "outputs": "both", "quantized_type": "fp8"},
     {"x_scale": 0.03, "output_scale": 0.02, "outputs": "both", "quantized_type": "fp8"},
+    {"output_scale": 0.02, "outputs": "both", "output_factors": 1},
+    {"output_scale": 0.02, "outputs": "both", "output_factors": 1, "constant_weights": 1, "quantized_type": "fp8"},
+    {"x_scale": 0.03, "skip_scale": 0.05, "output_scale": 0.02, "output_factors": 1},
 ]
 
 
@@ -423,7 +482,10 @@ def check_int8(host, fields, rows, width, dtype, weight_dtype, bias):
             inputs[place] = torch.randint(-128, 128, (rows, width), dtype=torch.int8, device="cuda")
     if "x_scale" in fields and "skip_scale" in fields:
         fields = fields | {"output_type": SHORT[str(dtype).removeprefix("torch.")]}
-    found = run_guarded(create(host, **fields), inputs)
+    factors = torch.rand(width, device="cuda") * 2 + 0.05
+    with_factors = [*inputs[:4], factors, *inputs[4:]] if "output_factors" in fields else inputs
+    torch.cuda.synchronize()  # from here on the weights are constant
+    found = run_guarded(create(host, **fields), with_factors)
     scales = {name: fields.get(name, 0.0) for name in ("x_scale", "skip_scale")}
     exact = reference.skip_layer_norm(*inputs, epsilon=EPSILON, **scales, dtype=torch.float64)
     if found[0].dtype.itemsize > 1:
@@ -432,7 +494,8 @@ def check_int8(host, fields, rows, width, dtype, weight_dtype, bias):
     if "output_scale" in fields:
         narrow = reference.TYPES[fields.get("quantized_type", "int8")]
         assert found[-1].dtype == narrow
-        assert not rows or in_half_steps(found[-1], exact / float(np.float32(fields["output_scale"]))) <= 1.04
+        smoothed = exact * factors.double() if "output_factors" in fields else exact
+        assert not rows or in_half_steps(found[-1], smoothed / float(np.float32(fields["output_scale"]))) <= 1.04
 
 
 @needs_gpu

@@ -204,7 +204,7 @@ ANY = {  # wrong whatever the batching; elementary layers
     "the head's layer norm left out": patch_method(
         NativeLayers,
         "layer_norm",
-        lambda original, self, x, name: x if name.startswith("cls") else original(self, x, name),
+        lambda original, self, x, name, *width: x if name.startswith("cls") else original(self, x, name, *width),
     ),
     "the head's activation left out": patch_method(
         TrtNetworkHelper,
@@ -339,6 +339,12 @@ def x_scale_doubled(original: Any, self: Any, x: Any, weight: Any, bias: Any, na
     return original(self, x, weight, bias, name, **named)
 
 
+def factors_inverted(original: Any, self: Any, x: Any, weight: Any, bias: Any, name: str, **named: Any) -> Any:
+    if name == f"{LAYER}.intermediate.dense":
+        named["output_factors"] = 1 / named["output_factors"]
+    return original(self, x, weight, bias, name, **named)
+
+
 def of_another_tensor(original: Any, self: Any, tensor: str) -> Any:
     return original(self, tensor.replace(".layer.1.", ".layer.0."))
 
@@ -359,6 +365,17 @@ EIGHT_BIT_PLUGINS = {
         "qkv_weights",
         lambda original, self, name: (original(self, name)[0], fused.FusedLayers.qkv_weights(self, name)[1]),
     ),
+    "factors of norms and GELU lost": patch_method(
+        EightBitProducts,
+        "output_factors",
+        lambda original, self, tensor: np.ones_like(original(self, tensor)),
+    ),
+    "factors of one channel for another": patch_method(
+        EightBitProducts,
+        "output_factors",
+        lambda original, self, tensor: np.roll(original(self, tensor), 1),
+    ),
+    "factors of one GELU inverted": patch_method(TrtNetworkHelper, "addFusedLinear", factors_inverted),
     "scales of one channel for another, in plugins": QUANTIZED["scales of one channel for another"],
     "a lost bias before a residual, in plugins": PLUGINS["a lost bias before a residual"],
     "GELU lost, in plugins": LINEAR["GELU of Linear in the network"],

@@ -10,8 +10,9 @@ An activation that a quantized product reads is stored in 8 bits, by the kernel 
 So no quantize layer stands alone, and residual sums stay in fp16. A product that is not quantized (``--max-error``)
 takes its fp16 kernel, and the activation in front of it is fp16 only.
 
-SmoothQuant divides only the context: dividing V's weight and bias by s divides the context by s. A layer norm writes
-both outputs with one gamma and beta, and the fp16 output must not be divided, so its 8-bit output is not smoothed.
+SmoothQuant adds no layer. Layer norms and the intermediate product multiply their 8-bit output with 1 / s of each
+channel (``output_factors``); the fp16 output of a layer norm is not divided. Dividing the weight and bias of V by s
+divides the context by s. The weight of the product that reads the tensor is multiplied with s.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from bert_trt.element_types import element_type
 from bert_trt.layers.fused import FusedLayers
 from bert_trt.layers.native import QKV
 from bert_trt.layers.products import LinearPluginProducts
@@ -50,7 +52,7 @@ class EightBitProducts(LinearPluginProducts):
     def linear(
         self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray | None, name: str, modules: Sequence[str] = ()
     ) -> trt.ITensor:
-        """As ``Products.linear``. A quantized product reads the 8-bit form of x, or x itself if it has 8 bits."""
+        """As ``Products.linear``. A quantized product reads the 8-bit form of x."""
         if not self.is_quantized(*(modules or (name,))):
             return super().linear(x, weight, bias, name, modules)
         return self._quantized_linear(x, weight, bias, name)
@@ -72,14 +74,9 @@ class EightBitProducts(LinearPluginProducts):
                 layer_name=activation_name,
                 activation="gelu",
                 output_scale=output_scale,
+                output_factors=self.output_factors(activation_name) if output_scale else None,
             )
-        y = super().linear_activation(x, weight, bias, name, activation, activation_name)
-        if output_scale:  # no kernel writes this result in 8 bits
-            quantized_name = f"{activation_name}.quantized"
-            self.eight_bits[y.name] = self.helper.addQuantize(
-                y, output_scale, quantized_name, self.quantization.dtype
-            )
-        return y
+        return super().linear_activation(x, weight, bias, name, activation, activation_name)
 
     def is_quantized(self, *modules: str) -> bool:
         """Whether the product of these modules runs in int8 or fp8."""
@@ -89,6 +86,24 @@ class EightBitProducts(LinearPluginProducts):
         """The scale of an activation's 8-bit form."""
         return self.quantization.scales[range_name(tensor, self.quantization.smoothing)]
 
+    def output_factors(self, tensor: str) -> np.ndarray | None:
+        """1 / s, float32 (H,), for the 8-bit form of a tensor that SmoothQuant divides by s; None for others."""
+        s = self.quantization.smoothing.get(tensor)
+        return None if s is None else 1 / s
+
+    def eight_bit_form(self, x: trt.ITensor) -> trt.ITensor:
+        """x in 8 bits: as the kernel that computed it wrote it; by a quantize layer where no kernel does, as after a
+        native attention or an activation that the Linear plugin does not have."""
+        if element_type(x.dtype).is_quantized:
+            return x
+        if x.name not in self.eight_bits:
+            factors = self.output_factors(x.name)
+            smoothed = x if factors is None else self.helper.addChannelScale(x, factors, f"{x.name}.smoothed")
+            self.eight_bits[x.name] = self.helper.addQuantize(
+                smoothed, self.scale(x.name), f"{x.name}.quantized", self.quantization.dtype
+            )
+        return self.eight_bits[x.name]
+
     def _quantized_linear(
         self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray | None, name: str, **fused: Any
     ) -> trt.ITensor:
@@ -96,7 +111,7 @@ class EightBitProducts(LinearPluginProducts):
         self.num_quantized += 1
         factors = self.quantization.smoothing.get(x.name)  # x has been divided by them
         return self.helper.addFusedLinear(
-            *(self.eight_bits.get(x.name, x), weight if factors is None else weight * factors, bias, name),
+            *(self.eight_bit_form(x), weight if factors is None else weight * factors, bias, name),
             constant_weight=self._constant_weights,
             x_scale=self.scale(x.name),
             **fused,
@@ -104,22 +119,14 @@ class EightBitProducts(LinearPluginProducts):
 
 
 class FusedQuantizedLayers(FusedLayers):
-    """``FusedLayers`` whose kernels write 8 bits for quantized products. Arguments as for ``NativeLayers``.
-
-    Raises:
-        ValueError: the quantization smooths another tensor than a context.
-    """
+    """``FusedLayers`` whose kernels write 8 bits for quantized products. Arguments as for ``NativeLayers``."""
 
     products: EightBitProducts
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        for tensor in self.products.quantization.smoothing:
-            if not tensor.endswith(".attention.self"):
-                raise ValueError(f"{tensor} is smoothed; in 8-bit plugins only a context can be")
-
     def embeddings(self, ids: Sequence[trt.ITensor], name: str) -> trt.ITensor:
-        """LN(word + position + type): three (S,) -> (S, H) in fp16, and in 8 bits for the first layer's product."""
+        """LN(word + position + type): three (S,) -> (S, E) in fp16, and in 8 bits for the first layer's product."""
+        if self.config.has_projection:
+            return super().embeddings(ids, name)
         return self.keep_quantized(self.add_embeddings(ids, name, **self.norm_outputs(name)))
 
     def qkv_weights(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -175,8 +182,14 @@ class FusedQuantizedLayers(FusedLayers):
     def norm_outputs(self, step: str) -> dict[str, Any]:
         """The arguments that make the layer norm of a step write fp16 and 8 bits; none for fp16 alone."""
         scale = self.output_scale(step, f"{step}.LayerNorm")
-        dtype = self.products.quantization.dtype
-        return {"output_scale": scale, "outputs": "both", "quantized_type": dtype} if scale else {}
+        if not scale:
+            return {}
+        return {
+            "output_scale": scale,
+            "outputs": "both",
+            "quantized_type": self.products.quantization.dtype,
+            "output_factors": self.products.output_factors(f"{step}.LayerNorm"),
+        }
 
     def keep_quantized(self, outputs: Sequence[trt.ITensor]) -> trt.ITensor:
         """Keeps the 8-bit form, if there is one, for the product that reads it; returns the fp16 form."""

@@ -204,6 +204,14 @@ void checkWeightShapes(std::vector<Weight> const& weights, int64_t hidden)
     }
 }
 
+void checkFactorsType(DataType type)
+{
+    if (type != DataType::kFLOAT)
+    {
+        fail("output_factors is ", describe(type), "; expected fp32");
+    }
+}
+
 bool mayBeEqual(int64_t a, int64_t b)
 {
     return a == b || a < 0 || b < 0;

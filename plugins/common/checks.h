@@ -63,6 +63,9 @@ void checkWeightTypes(std::vector<Weight> const& weights, std::initializer_list<
 // All [hidden]; a length of -1 is not known yet and fits.
 void checkWeightShapes(std::vector<Weight> const& weights, int64_t hidden);
 
+// The input output_factors (common/quantized_output.h): fp32.
+void checkFactorsType(DataType type);
+
 // Whether two dimensions, or two shapes, are equal as far as they are known (-1: not known yet).
 bool mayBeEqual(int64_t a, int64_t b);
 bool mayBeEqual(Dims const& a, Dims const& b);

@@ -147,6 +147,17 @@ __device__ float toFloat(Vector<int8_t, kCOUNT> const& vector, int i)
     return __uint_as_float(bits) - (8388608.0F + 128.0F);
 }
 
+// A quotient that becomes an E4M3 when it is stored. RowShape::store converts two at a time, with one instruction.
+struct PendingE4m3
+{
+    float value;
+
+    __device__ operator E4m3() const
+    {
+        return fromFloat<E4m3>(value);
+    }
+};
+
 // Quantises to int8 or E4M3 as TensorRT defines it: value / scale, rounded half to even and saturated. NaN becomes -128
 // in int8, and stays NaN in E4M3.
 class Quantizer
@@ -161,29 +172,56 @@ public:
         , mHighest((mE4m3 ? 448.0F : 127.0F) * scale)
     {
     }
-    // Calls function(quantize, Out{}), where quantize(value) returns an Out, int8_t or E4m3. All threads take the same
-    // branch.
+    // Calls function(quantize, Out{}), where Out is int8_t or E4m3, and quantize(value) returns what converts to it. All
+    // threads take the same branch.
     template <typename Function>
     __device__ void dispatch(Function&& function) const
     {
         if (mE4m3)
         {
             function([this](float value)
-                { return fromFloat<E4m3>(value == value ? quotient(value) : value); }, E4m3{});
+                { return PendingE4m3{quotient(minimumOrNan(maximumOrNan(value, mLowest), mHighest))}; },
+                E4m3{});
         }
         else
         {
             constexpr float kTO_LAST_BITS = 1.5F * 8388608.0F; // rounds, half to even
-            function([this](float value)
-                { return static_cast<int8_t>(__float_as_uint(quotient(value) + kTO_LAST_BITS)); }, int8_t{});
+            function(
+                [this](float value)
+                {
+                    float const bounded = fminf(fmaxf(value, mLowest), mHighest);
+                    return static_cast<int8_t>(__float_as_uint(quotient(bounded) + kTO_LAST_BITS));
+                },
+                int8_t{});
         }
     }
 
 private:
-    // A multiplication and one correction step, which make it equal to a division.
-    __device__ float quotient(float value) const
+    // Unlike fmaxf and fminf, these return NaN if one operand is NaN.
+    static __device__ float maximumOrNan(float a, float b)
     {
-        float const bounded = fminf(fmaxf(value, mLowest), mHighest);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+        float result;
+        asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+        return result;
+#else
+        return a == a ? fmaxf(a, b) : a;
+#endif
+    }
+    static __device__ float minimumOrNan(float a, float b)
+    {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+        float result;
+        asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+        return result;
+#else
+        return a == a ? fminf(a, b) : a;
+#endif
+    }
+
+    // A multiplication and one correction step, which make it equal to a division.
+    __device__ float quotient(float bounded) const
+    {
         float const product = bounded * mInverse;
         return fmaf(fmaf(-product, mScale, bounded), mInverse, product);
     }

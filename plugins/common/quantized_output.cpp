@@ -11,6 +11,7 @@ OutputFields OutputFields::read(FieldReader const& fields)
     read.outputScale = fields.has("output_scale") ? fields.getFloat("output_scale") : 0.0F;
     read.outputs = fields.has("outputs") ? fields.getString("outputs") : read.outputs;
     read.quantizedType = fields.has("quantized_type") ? fields.getString("quantized_type") : "";
+    read.outputFactors = fields.getFlag("output_factors");
     return read;
 }
 
@@ -18,7 +19,8 @@ std::vector<PluginField> OutputFields::names()
 {
     return {{"output_scale", nullptr, PluginFieldType::kFLOAT32, 1},
         {"outputs", nullptr, PluginFieldType::kCHAR, 1},
-        {"quantized_type", nullptr, PluginFieldType::kCHAR, 1}};
+        {"quantized_type", nullptr, PluginFieldType::kCHAR, 1},
+        {"output_factors", nullptr, PluginFieldType::kINT32, 1}};
 }
 
 void OutputFields::check() const
@@ -41,6 +43,15 @@ void OutputFields::check() const
         fail("field quantized_type is \"", quantizedType,
             "\", but there is no output_scale; give both or neither");
     }
+    if (hasFactors() && !hasQuantized())
+    {
+        fail("field output_factors is 1, but there is no output_scale; only an output in 8 bits has factors");
+    }
+}
+
+bool OutputFields::hasFactors() const
+{
+    return outputFactors == 1;
 }
 
 bool OutputFields::hasFloating() const
@@ -84,6 +95,10 @@ void OutputFields::serialize(std::vector<PluginField>& fields) const
     if (!quantizedType.empty())
     {
         fields.push_back(fieldOf("quantized_type", quantizedType));
+    }
+    if (hasFactors())
+    {
+        fields.push_back(fieldOf("output_factors", outputFactors));
     }
 }
 

@@ -112,10 +112,22 @@ struct RowShape
             if (exists(v, hidden))
             {
                 Vector<Element, kPER> result;
-#pragma unroll
-                for (int i = 0; i < kPER; ++i)
+                if constexpr (std::is_same_v<decltype(value(0, 0)), PendingE4m3>)
                 {
-                    result.values[i] = value(v, i);
+#pragma unroll
+                    for (int i = 0; i < kPER; i += 2)
+                    {
+                        reinterpret_cast<__nv_fp8x2_storage_t*>(&result)[i / 2] = __nv_cvt_float2_to_fp8x2(
+                            make_float2(value(v, i).value, value(v, i + 1).value), __NV_SATFINITE, __NV_E4M3);
+                    }
+                }
+                else
+                {
+#pragma unroll
+                    for (int i = 0; i < kPER; ++i)
+                    {
+                        result.values[i] = value(v, i);
+                    }
                 }
                 if constexpr (kSTREAMED)
                 {

@@ -206,16 +206,17 @@ inline __device__ void packPair(uint32_t& word, float low, float high, __nv_bflo
     __nv_bfloat162 const pair = __floats2bfloat162_rn(low, high);
     word = *reinterpret_cast<uint32_t const*>(&pair);
 }
-inline __device__ void packPair(uint32_t& word, float low, float high, int8_t /*type*/)
+// Rounded half to even and saturated; NaN becomes 0. The upper half of the word is `upper`.
+inline __device__ void packPair(uint32_t& word, float low, float high, int8_t /*type*/, uint32_t upper = 0)
 {
-    uint32_t const first = static_cast<uint8_t>(fromFloat<int8_t>(low));
-    uint32_t const second = static_cast<uint8_t>(fromFloat<int8_t>(high));
-    word = first | second << 8;
+    asm("{\n.reg .s32 a, b;\ncvt.rni.s32.f32 a, %1;\ncvt.rni.s32.f32 b, %2;\n"
+        "cvt.pack.sat.s8.s32.b32 %0, b, a, %3;\n}"
+        : "=r"(word)
+        : "f"(low), "f"(high), "r"(upper));
 }
-
-inline __device__ void packPair(uint32_t& word, float low, float high, E4m3 /*type*/)
+inline __device__ void packPair(uint32_t& word, float low, float high, E4m3 /*type*/, uint32_t upper = 0)
 {
-    word = __nv_cvt_float2_to_fp8x2(make_float2(low, high), __NV_SATFINITE, __NV_E4M3);
+    word = __nv_cvt_float2_to_fp8x2(make_float2(low, high), __NV_SATFINITE, __NV_E4M3) | upper << 16;
 }
 
 // Stores four 8 x 8 matrices to shared memory.

@@ -98,11 +98,22 @@ __global__ void __launch_bounds__(Shape::kBLOCK, kBLOCKS<W, Shape>)
     }
     if (!kONLY_Y && a.quantized != nullptr)
     {
+        Vector<float, kPER> factors[kVECTORS];
+        bool const hasFactors = a.outputFactors != nullptr;
+        if (hasFactors)
+        {
+            Shape::load(factors, a.outputFactors, hidden);
+        }
+        auto const scaled = [&](int v, int i)
+        {
+            float const value = normalized(v, i);
+            return hasFactors ? value * factors[v].values[i] : value;
+        };
         quantizer.dispatch(
             [&](auto const& quantize, auto element)
             {
                 Shape::template store<true>(static_cast<decltype(element)*>(a.quantized) + start, hidden,
-                    [&](int v, int i) { return quantize(normalized(v, i)); });
+                    [&](int v, int i) { return quantize(scaled(v, i)); });
             });
     }
 }
@@ -139,8 +150,10 @@ __global__ void embLayerNormRereadingKernel(EmbLayerNormArguments const a, Quant
                 }
                 if (a.quantized != nullptr)
                 {
+                    float const scaled
+                        = a.outputFactors != nullptr ? normalized * a.outputFactors[i] : normalized;
                     quantizer.dispatch([&](auto const& quantize, auto element)
-                        { static_cast<decltype(element)*>(a.quantized)[start + i] = quantize(normalized); });
+                        { static_cast<decltype(element)*>(a.quantized)[start + i] = quantize(scaled); });
                 }
             });
     }
@@ -153,8 +166,8 @@ __global__ void embLayerNormRereadingKernel(EmbLayerNormArguments const a, Quant
 template <typename T, typename W>
 cudaError_t launchTyped(EmbLayerNormArguments const& a, cudaStream_t stream)
 {
-    bool aligned
-        = isAligned16(a.gamma) && isAligned16(a.beta) && isAligned16(a.y) && isAligned16(a.quantized);
+    bool aligned = isAligned16(a.gamma) && isAligned16(a.beta) && isAligned16(a.y) && isAligned16(a.quantized)
+                   && isAligned16(a.outputFactors);
     Quantizer const quantizer{a.outputScale, a.quantizedType};
     for (EmbeddingLookup const& lookup : a.lookups)
     {

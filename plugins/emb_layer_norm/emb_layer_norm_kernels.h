@@ -31,11 +31,12 @@ struct EmbLayerNormArguments
     float epsilon;    // greater than 0
     ElementType type; // of the tables and y
     ElementType weightType; // of gamma and beta: `type`, or fp32
-    // (rows, hidden) of `quantizedType`: y / outputScale, rounded half to even and saturated; or null. Where y is NaN:
-    // -128 in int8, NaN in E4M3.
+    // (rows, hidden) of `quantizedType`: y * outputFactors / outputScale, rounded half to even and saturated; or null.
+    // Where y is NaN: -128 in int8, NaN in E4M3.
     void* quantized{nullptr};
     float outputScale{1.0F};
     ElementType quantizedType{ElementType::kINT8}; // or kE4M3
+    float const* outputFactors{nullptr};           // (hidden), or null for ones
 };
 
 // Returns the error of its launch; the kernel runs later, in the stream.

@@ -12,8 +12,8 @@ constexpr char const* kNAME = "EmbLayerNorm";
 constexpr char const* kVERSION = "1";
 constexpr char const* kINPUT_NAMES[] = {"input_ids", "token_type_ids", "position_ids", "the word table",
     "the position table", "the type table", "gamma", "beta"};
-constexpr int32_t kINPUTS = 8;
-constexpr int32_t kIDS = 0; // the first of three
+constexpr int32_t kINPUTS = 8; // without output_factors
+constexpr int32_t kIDS = 0;    // the first of three
 constexpr int32_t kINPUT_IDS = 0;
 constexpr int32_t kTOKEN_TYPE_IDS = 1;
 constexpr int32_t kPOSITION_IDS = 2;
@@ -23,6 +23,7 @@ constexpr int32_t kPOSITIONS = 4;
 constexpr int32_t kTYPES = 5;
 constexpr int32_t kGAMMA = 6;
 constexpr int32_t kBETA = 7;
+constexpr int32_t kFACTORS = 8;
 
 } // namespace
 
@@ -55,7 +56,7 @@ int32_t EmbLayerNormPlugin::getNbOutputs() const noexcept
 
 void EmbLayerNormPlugin::checkInputCount(int32_t count) const
 {
-    checkCount("number of inputs", count, kINPUTS);
+    checkCount("number of inputs", count, kINPUTS + mOutput.outputFactors);
 }
 
 void EmbLayerNormPlugin::checkTypes(std::vector<DataType> const& inputs) const
@@ -89,6 +90,10 @@ void EmbLayerNormPlugin::checkTypes(std::vector<DataType> const& inputs) const
     {
         checkWeightTypes(weights, {type, DataType::kFLOAT});
     }
+    if (mOutput.hasFactors())
+    {
+        checkFactorsType(inputs[kFACTORS]);
+    }
 }
 
 void EmbLayerNormPlugin::checkShapes(std::vector<Dims> const& inputs) const
@@ -118,6 +123,10 @@ void EmbLayerNormPlugin::checkShapes(std::vector<Dims> const& inputs) const
         }
     }
     checkWeightShapes({{"gamma", {}, inputs[kGAMMA]}, {"beta", {}, inputs[kBETA]}}, hidden);
+    if (mOutput.hasFactors())
+    {
+        checkWeightShapes({{"output_factors", {}, inputs[kFACTORS]}}, hidden);
+    }
 }
 
 std::vector<DataType> EmbLayerNormPlugin::outputTypes(std::vector<DataType> const& inputs) const
@@ -149,6 +158,8 @@ bool EmbLayerNormPlugin::supportsInput(std::vector<DataType> const& inputs) cons
         return type == inputs[kWORDS] || type == DataType::kFLOAT;
     case kBETA:
         return type == inputs[kGAMMA];
+    case kFACTORS:
+        return type == DataType::kFLOAT;
     default: // the other tables
         return type == inputs[kWORDS];
     }
@@ -175,6 +186,8 @@ cudaError_t EmbLayerNormPlugin::launch(EnqueueCall const& call) const
         arguments.quantized = call.outputs[getNbOutputs() - 1];
         arguments.outputScale = mOutput.outputScale;
         arguments.quantizedType = elementType(mOutput.quantized());
+        arguments.outputFactors
+            = mOutput.hasFactors() ? static_cast<float const*>(call.inputs[kFACTORS]) : nullptr;
     }
     return launchEmbLayerNorm(arguments, call.stream);
 }

@@ -2,11 +2,11 @@
 //
 //   inputs   input_ids, token_type_ids, position_ids int32 of one shape [...] · word table [V, H] ·
 //            position table [P, H] · type table [Y, H], all of one type: fp32, fp16 or bf16 · gamma [H] · beta [H],
-//            both of that type or both fp32
+//            both of that type or both fp32 · output_factors [H] fp32, with the field of that name
 //   outputs  y [..., H]: of the tables' type; or in 8 bits, if output_scale is given; or both, the floating one first.
 //            In the rows of ids that are not in their table NaN, in int8 -128
-//   fields   epsilon (float32, required, greater than 0) · output_scale, outputs, quantized_type:
-//            common/quantized_output.h
+//   fields   epsilon (float32, required, greater than 0) · output_scale, outputs, quantized_type,
+//            output_factors: common/quantized_output.h
 #pragma once
 
 #include "common/plugin_base.h"

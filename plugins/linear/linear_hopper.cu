@@ -155,7 +155,8 @@ bool suitsHopperKernel(LinearArguments const& a)
     size_t const outSize = size == 2 ? 2 : bytesOf(a.outputType);
     int64_t const tiles = divideUp(a.rows, 64) * divideUp(a.out, 64); // at most
     return a.in * size % 16 == 0 && a.out * outSize % 16 == 0 && tiles <= INT32_MAX / 64 && isAligned16(a.x)
-           && isAligned16(a.weight) && isAligned16(a.bias) && isAligned16(a.y) && isAligned16(a.weightScales);
+           && isAligned16(a.weight) && isAligned16(a.bias) && isAligned16(a.y) && isAligned16(a.weightScales)
+           && isAligned16(a.outputFactors);
 }
 
 int32_t countLinearHopperShapes(ElementType type)

@@ -125,11 +125,12 @@ struct LinearShape
     static constexpr int kSUMS_BYTES = kCONSUMERS * 16;
     static constexpr int kRECEIVED = mostReceived(kCOLUMNS / 16, kSPLITS);
     // Where the parts of shared memory begin: stages, panels of y of each warp, sums, scale and bias of the columns for
-    // each warpgroup, barriers.
+    // each warpgroup, and what y in 8 bits is multiplied with there, barriers.
     static constexpr int kY = kSTAGES * kSTAGE_BYTES;
     static constexpr int kSUMS = kY + kGROUPS * 4 * kY_PANELS * kY_PANEL_BYTES;
     static constexpr int kFACTORS = kSUMS + kRECEIVED * kSUMS_BYTES;
-    static constexpr int kBARRIERS = kFACTORS + kGROUPS * kCOLUMNS * 8;
+    static constexpr int kOUTPUT_FACTORS = kFACTORS + kGROUPS * kCOLUMNS * 8;
+    static constexpr int kBARRIERS = kOUTPUT_FACTORS + kGROUPS * kCOLUMNS * 4;
     static constexpr int kBYTES = kBARRIERS + kSTAGES * 16 + (kSPLITS_K ? 8 : 0);
     static_assert(kBYTES <= 227 * 1024);
 };
@@ -226,7 +227,8 @@ struct LinearProblem
     float const* weightScales; // of each column of y, with 8-bit types
     void* y;
     float xScale;
-    float inverseOutputScale; // for y in 8 bits
+    float inverseOutputScale;   // for y in 8 bits
+    float const* outputFactors; // of each column of y in 8 bits, or null
     Raster raster;
     int32_t rows;
     int32_t in;
@@ -264,6 +266,14 @@ struct LinearMemory
         constexpr int kBYTES = kSCALED<T> ? 8 : 4;
         return begin + Shape::kFACTORS
                + (static_cast<int>(threadIdx.x / kWARPGROUP) * Shape::kCOLUMNS + column) * kBYTES;
+    }
+    // What columns of y in 8 bits are multiplied with: the inverse of the scale, with the column's factor. A thread's two of
+    // 8 columns and its two of the next 8 are next to each other, so that it reads four at once.
+    __device__ uint32_t outputFactors(int column) const
+    {
+        int const place = column / 16 * 16 + column % 8 / 2 * 4 + column / 8 % 2 * 2;
+        return begin + Shape::kOUTPUT_FACTORS
+               + (static_cast<int>(threadIdx.x / kWARPGROUP) * Shape::kCOLUMNS + place) * 4;
     }
     __device__ uint32_t full(int stage) const
     {
@@ -537,8 +547,8 @@ __device__ void multiplyTile(Accumulator<T> (&sums)[Shape::kPARTS][Shape::kCOLUM
 // Consumers: epilogue
 // ---------------------------------------------------------------------------------------------------------------
 
-// Scale and bias of two columns, loaded before the products and needed after them.
-template <typename T, typename Shape>
+// Scale and bias of two columns, and the factors of y in 8 bits, loaded before the products and needed after them.
+template <typename T, typename Out, typename Shape>
 class ColumnFactors
 {
 public:
@@ -572,6 +582,19 @@ public:
                 mBiases = {toFloat(pair, 0), toFloat(pair, 1)};
             }
         }
+        if (sizeof(Out) == 1 && p.outputFactors != nullptr)
+        {
+            float2 const factors = *reinterpret_cast<float2 const*>(p.outputFactors + column);
+            if (p.gelu)
+            {
+                mOutputFactors = {factors.x * p.inverseOutputScale, factors.y * p.inverseOutputScale};
+            }
+            else // the same as with the sums and the bias
+            {
+                mScales = {mScales.x * factors.x, mScales.y * factors.y};
+                mBiases = {mBiases.x * factors.x, mBiases.y * factors.y};
+            }
+        }
     }
     // To shared memory, for all threads of this warpgroup.
     __device__ void share(LinearMemory<Shape> const& memory) const
@@ -592,6 +615,12 @@ public:
                 asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(target), "f"(mBiases.x), "f"(mBiases.y)
                     : "memory");
             }
+            if constexpr (sizeof(Out) == 1)
+            {
+                asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(memory.outputFactors(column())),
+                    "f"(mOutputFactors.x), "f"(mOutputFactors.y)
+                    : "memory");
+            }
         }
         waitAtNamed<kWARPGROUP>(barrier);
     }
@@ -609,6 +638,7 @@ private:
 
     float2 mScales{};
     float2 mBiases{};
+    float2 mOutputFactors{};
 };
 
 // values = sums of columns 8 n to 8 n + 7 of the tile, with scale and bias.
@@ -640,17 +670,42 @@ __device__ void scaleAndBias(
     }
 }
 
+// What follows the sums with scale and bias.
+enum class Activation
+{
+    kNONE,
+    kGELU,
+    kGELU_AND_FACTORS, // for y in 8 bits
+};
+
+// What y in 8 bits is multiplied with, in this thread's two columns of groups 2 pair and 2 pair + 1 of 8 columns of the
+// tile.
+template <Activation kACTIVATION, typename Shape>
+__device__ float4 outputFactors(LinearProblem const& p, LinearMemory<Shape> const& memory, int pair)
+{
+    float const inverse = p.inverseOutputScale;
+    float4 f{inverse, inverse, inverse, inverse};
+    if constexpr (kACTIVATION == Activation::kGELU_AND_FACTORS)
+    {
+        asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+            : "=f"(f.x), "=f"(f.y), "=f"(f.z), "=f"(f.w)
+            : "r"(memory.outputFactors(pair * 16 + static_cast<int>(threadIdx.x % 4 * 2)))
+            : "memory");
+    }
+    return f;
+}
+
 // Two neighbours of y with activation, rounded once. In 8 bits a product with the inverse of the scale stands for the
 // division: it differs in the last bit of fp32, and so in what is rounded only for quotients that are halves but for it.
-template <typename Out, bool kGELU>
-__device__ uint32_t finishPair(LinearProblem const& p, float low, float high)
+template <typename Out, Activation kACTIVATION>
+__device__ uint32_t finishPair(float2 factors, float low, float high)
 {
+    constexpr bool kGELU = kACTIVATION != Activation::kNONE;
     uint32_t word;
     if constexpr (sizeof(Out) == 1)
     {
-        float const inverse = p.inverseOutputScale;
-        word = kGELU ? packQuantized(quantizedGelu(low, inverse), quantizedGelu(high, inverse), Out{})
-                     : packQuantized(low * inverse, high * inverse, Out{});
+        word = kGELU ? packQuantized(quantizedGelu(low, factors.x), quantizedGelu(high, factors.y), Out{})
+                     : packQuantized(low * factors.x, high * factors.y, Out{});
     }
     else
     {
@@ -661,7 +716,7 @@ __device__ uint32_t finishPair(LinearProblem const& p, float low, float high)
 
 // A warpgroup's sums of 64 rows to y, each warp its 16, one panel of columns after the other: to shared memory, and from
 // there by a copy that knows where y ends and goes on while the next panel is computed.
-template <typename T, typename Out, bool kGELU, typename Shape>
+template <typename T, typename Out, Activation kACTIVATION, typename Shape>
 __device__ void storeRows(LinearProblem const& p, CUtensorMap const& y, int32_t row, int32_t firstColumn,
     LinearMemory<Shape> const& memory, Accumulator<T> const (&sums)[Shape::kCOLUMNS / 8][4])
 {
@@ -675,13 +730,19 @@ __device__ void storeRows(LinearProblem const& p, CUtensorMap const& y, int32_t 
     for (int panel = 0; panel < Shape::kCOLUMNS / kY_COLUMNS; ++panel)
     {
         uint32_t words[kGROUPS][2];
+        float4 f{};
 #pragma unroll
         for (int n = 0; n < kGROUPS; ++n)
         {
             float values[4];
             scaleAndBias<T>(values, sums[panel * kGROUPS + n], memory, panel * kGROUPS + n);
-            words[n][0] = finishPair<Out, kGELU>(p, values[0], values[1]);
-            words[n][1] = finishPair<Out, kGELU>(p, values[2], values[3]);
+            if (n % 2 == 0)
+            {
+                f = outputFactors<kACTIVATION>(p, memory, (panel * kGROUPS + n) / 2);
+            }
+            float2 const factors = n % 2 == 0 ? make_float2(f.x, f.y) : make_float2(f.z, f.w);
+            words[n][0] = finishPair<Out, kACTIVATION>(factors, values[0], values[1]);
+            words[n][1] = finishPair<Out, kACTIVATION>(factors, values[2], values[3]);
         }
         uint32_t const rows = memory.y(ofBlock) + panel % kBUFFERS * kPANEL_BYTES;
         if (lane == 0)
@@ -750,18 +811,19 @@ __device__ void addReceived(
 }
 
 // 16 columns of this warp's rows to memory: lanes 2i and 2i + 1 exchange pairs, so that each has four neighbours.
-template <typename Out, bool kGELU>
-__device__ void storePair(
-    LinearProblem const& p, LinearTile const& tile, int pair, float const (&low)[4], float const (&high)[4])
+template <typename Out, Activation kACTIVATION, typename Shape>
+__device__ void storePair(LinearProblem const& p, LinearTile const& tile, LinearMemory<Shape> const& memory,
+    int pair, float const (&low)[4], float const (&high)[4])
 {
+    float4 const f = outputFactors<kACTIVATION>(p, memory, pair);
     auto const t = static_cast<int>(threadIdx.x % 4);
     bool const odd = t % 2 != 0;
     int32_t const column = tile.column + pair * 16 + (odd ? 8 : 0) + t / 2 * 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half)
     {
-        uint32_t const first = finishPair<Out, kGELU>(p, low[2 * half], low[2 * half + 1]);
-        uint32_t const second = finishPair<Out, kGELU>(p, high[2 * half], high[2 * half + 1]);
+        uint32_t const first = finishPair<Out, kACTIVATION>({f.x, f.y}, low[2 * half], low[2 * half + 1]);
+        uint32_t const second = finishPair<Out, kACTIVATION>({f.z, f.w}, high[2 * half], high[2 * half + 1]);
         uint32_t const received = __shfl_xor_sync(kALL_LANES, odd ? first : second, 1);
         int32_t const row
             = tile.row + static_cast<int32_t>(threadIdx.x / kWARP * 16 + threadIdx.x % kWARP / 4) + 8 * half;
@@ -808,7 +870,7 @@ __device__ void expectSums(LinearMemory<Shape> const& memory)
 }
 
 // Adds up what the blocks of a cluster have of a tile and stores it, 16 columns at a time; each block has some of them.
-template <typename Out, bool kGELU, typename Shape>
+template <typename Out, Activation kACTIVATION, typename Shape>
 __device__ void combineSums(LinearProblem const& p, LinearTile const& tile, LinearMemory<Shape> const& memory,
     float (&sums)[Shape::kCOLUMNS / 8][4])
 {
@@ -845,12 +907,12 @@ __device__ void combineSums(LinearProblem const& p, LinearTile const& tile, Line
             addReceived<Shape>(sums[2 * pair], memory, 2 * own, 2 * columns.ofBlock, rank, columns.size);
             addReceived<Shape>(
                 sums[2 * pair + 1], memory, 2 * own + 1, 2 * columns.ofBlock, rank, columns.size);
-            storePair<Out, kGELU>(p, tile, pair, sums[2 * pair], sums[2 * pair + 1]);
+            storePair<Out, kACTIVATION>(p, tile, memory, pair, sums[2 * pair], sums[2 * pair + 1]);
         }
     }
 }
 
-template <typename T, typename Out, bool kGELU, typename Shape>
+template <typename T, typename Out, Activation kACTIVATION, typename Shape>
 __device__ void storeTile(LinearProblem const& p, CUtensorMap const& y, LinearTile const& tile,
     LinearMemory<Shape> const& memory, Accumulator<T> const (&sums)[Shape::kPARTS][Shape::kCOLUMNS / 8][4])
 {
@@ -861,7 +923,7 @@ __device__ void storeTile(LinearProblem const& p, CUtensorMap const& y, LinearTi
         for (int part = 0; part < Shape::kPARTS; ++part)
         {
             int32_t const row = tile.row + (Shape::kPING_PONG ? part : group) * 64;
-            storeRows<T, Out, kGELU>(p, y, row, tile.column, memory, sums[part]);
+            storeRows<T, Out, kACTIVATION>(p, y, row, tile.column, memory, sums[part]);
         }
     }
     else if constexpr (Shape::kSPLITS_K)
@@ -872,7 +934,7 @@ __device__ void storeTile(LinearProblem const& p, CUtensorMap const& y, LinearTi
         {
             scaleAndBias<T>(values[n], sums[0][n], memory, n);
         }
-        combineSums<Out, kGELU>(p, tile, memory, values);
+        combineSums<Out, kACTIVATION>(p, tile, memory, values);
     }
     else
     {
@@ -882,7 +944,7 @@ __device__ void storeTile(LinearProblem const& p, CUtensorMap const& y, LinearTi
             float values[2][4];
             scaleAndBias<T>(values[0], sums[0][2 * pair], memory, 2 * pair);
             scaleAndBias<T>(values[1], sums[0][2 * pair + 1], memory, 2 * pair + 1);
-            storePair<Out, kGELU>(p, tile, pair, values[0], values[1]);
+            storePair<Out, kACTIVATION>(p, tile, memory, pair, values[0], values[1]);
         }
     }
 }
@@ -919,7 +981,7 @@ __device__ void consumeTiles(LinearProblem const& p, CUtensorMap const& y, Linea
             {
                 waitForPreviousKernel();
             }
-            ColumnFactors<T, Shape> const factors{p, tile};
+            ColumnFactors<T, Out, Shape> const factors{p, tile};
             if (Shape::kPING_PONG)
             {
                 waitAtNamed<2 * kWARPGROUP>(kTURN_BARRIER + group);
@@ -934,13 +996,18 @@ __device__ void consumeTiles(LinearProblem const& p, CUtensorMap const& y, Linea
                 arriveAtNamed<2 * kWARPGROUP>(kTURN_BARRIER + 1 - group);
             }
             factors.share(memory);
-            if (p.gelu)
+            if (!p.gelu)
             {
-                storeTile<T, Out, true, Shape>(p, y, tile, memory, sums);
+                storeTile<T, Out, Activation::kNONE, Shape>(p, y, tile, memory, sums);
+            }
+            else if (sizeof(Out) == 1 && p.outputFactors != nullptr)
+            {
+                storeTile<T, Out, sizeof(Out) == 1 ? Activation::kGELU_AND_FACTORS : Activation::kGELU,
+                    Shape>(p, y, tile, memory, sums);
             }
             else
             {
-                storeTile<T, Out, false, Shape>(p, y, tile, memory, sums);
+                storeTile<T, Out, Activation::kGELU, Shape>(p, y, tile, memory, sums);
             }
         });
     if (!Shape::kSTORES_PAIRS && threadIdx.x % kWARP == 0)
@@ -1088,8 +1155,8 @@ cudaError_t launchShape(LinearArguments const& a, int32_t splits, int multiproce
                                   ? raster.tiles()
                                   : std::min<uint32_t>(raster.tiles(), multiprocessors / Shape::kMULTICAST);
     LaunchSize const size{clusters * cluster, Shape::kTHREADS, Shape::kBYTES, cluster};
-    LinearProblem const problem{a.weight, a.bias, a.weightScales, a.y, a.xScale, 1.0F / a.outputScale, raster,
-        static_cast<int32_t>(a.rows), a.in, a.out, steps, a.gelu, a.constantWeight};
+    LinearProblem const problem{a.weight, a.bias, a.weightScales, a.y, a.xScale, 1.0F / a.outputScale,
+        a.outputFactors, raster, static_cast<int32_t>(a.rows), a.in, a.out, steps, a.gelu, a.constantWeight};
     return launchDependent(linearHopperKernel<T, Out, Shape>, size, stream, problem, x, weight, y);
 }
 

@@ -6,8 +6,8 @@
 //
 //     activation: none, or GELU(v) = v Phi(v), Phi the normal distribution
 //
-// Accumulation is fp32 (int8: int32); scales, bias and GELU are fp32; y is rounded once. y in 8 bits is divided by
-// outputScale, rounded half to even and saturated.
+// Accumulation is fp32 (int8: int32); scales, bias and GELU are fp32; y is rounded once. y in 8 bits is multiplied
+// with outputFactors and divided by outputScale, rounded half to even and saturated.
 #pragma once
 
 #include "common/element_type.h"
@@ -37,6 +37,8 @@ struct LinearArguments
     float xScale{1.0F};                         // positive
     ElementType outputType{ElementType::kHALF}; // fp16, bf16 or `type`
     float outputScale{1.0F};                    // positive; of y in 8 bits
+    float const* outputFactors{
+        nullptr}; // (out), which y in 8 bits is multiplied with first; or null for ones
 };
 
 // Launches the kernel for this shape, alignment and GPU; it runs later, in the stream.

@@ -16,6 +16,7 @@ constexpr char const* kVERSION = "1";
 constexpr int32_t kX = 0;
 constexpr int32_t kWEIGHT = 1;
 constexpr int32_t kWEIGHT_SCALES = 2;         // in 8 bits
+constexpr int32_t kOUTPUT_FACTORS = 3;        // with the field of that name
 constexpr int64_t kWIDEST = int64_t{1} << 30; // column numbers are int32 in the kernels
 constexpr int64_t kMAX_TILES = INT_MAX;
 constexpr int64_t kTILE = 64; // rows and columns of the smallest tile of a kernel
@@ -40,6 +41,10 @@ LinearPlugin::LinearPlugin(LinearFields fields)
     std::string const& type = mFields.outputType;
     if (!inEightBits())
     {
+        if (mFields.outputFactors == 1)
+        {
+            fail("field output_factors is 1, but x_scale is not given; only y in 8 bits has factors");
+        }
         if (mFields.outputScale > 0.0F || !type.empty())
         {
             fail("field ", type.empty() ? "output_scale" : "output_type",
@@ -65,6 +70,10 @@ LinearPlugin::LinearPlugin(LinearFields fields)
         fail("field output_type is ", type, ", but the field output_scale is ", mFields.outputScale,
             "; expected an output_type of 8 bits, or no scale");
     }
+    if (!isQuantized(named) && mFields.outputFactors == 1)
+    {
+        fail("field output_factors is 1, but output_type is ", type, "; only y in 8 bits has factors");
+    }
 }
 
 bool LinearPlugin::inEightBits() const
@@ -74,8 +83,15 @@ bool LinearPlugin::inEightBits() const
 
 std::vector<char const*> LinearPlugin::inputNames() const
 {
-    return inEightBits() ? std::vector<char const*>{"x", "weight", "weight_scales", "bias"}
-                         : std::vector<char const*>{"x", "weight", "bias"};
+    if (!inEightBits())
+    {
+        return {"x", "weight", "bias"};
+    }
+    if (mFields.outputFactors == 1)
+    {
+        return {"x", "weight", "weight_scales", "output_factors", "bias"};
+    }
+    return {"x", "weight", "weight_scales", "bias"};
 }
 
 // In 8 bits any type of x but its own is refused.
@@ -103,7 +119,10 @@ void LinearPlugin::checkInputCount(int32_t count) const
     if (count != most && count != most - 1)
     {
         fail("number of inputs: ", count, ", expected ", most - 1, ", or ", most, " with a bias",
-            inEightBits() ? "; with x_scale they are x, weight, weight_scales, bias" : "");
+            mFields.outputFactors == 1
+                ? "; with output_factors they are x, weight, weight_scales, output_factors, bias"
+            : inEightBits() ? "; with x_scale they are x, weight, weight_scales, bias"
+                            : "");
     }
 }
 
@@ -266,6 +285,8 @@ cudaError_t LinearPlugin::launch(EnqueueCall const& call) const
         arguments.xScale = mFields.xScale;
         arguments.outputType = elementType(call.outputDesc[0].type);
         arguments.outputScale = mFields.outputScale > 0.0F ? mFields.outputScale : 1.0F;
+        arguments.outputFactors
+            = mFields.outputFactors == 1 ? static_cast<float const*>(call.inputs[kOUTPUT_FACTORS]) : nullptr;
     }
     return launchLinear(arguments, call.stream);
 }
@@ -278,6 +299,10 @@ std::vector<PluginField> LinearPlugin::fieldsToSerialize() const
     if (!mFields.outputType.empty())
     {
         fields.push_back(fieldOf("output_type", mFields.outputType));
+    }
+    if (mFields.outputFactors == 1)
+    {
+        fields.push_back(fieldOf("output_factors", mFields.outputFactors));
     }
     return fields;
 }
@@ -293,7 +318,8 @@ PluginCreator linearCreator()
             {"constant_weight", nullptr, PluginFieldType::kINT32, 1},
             {"x_scale", nullptr, PluginFieldType::kFLOAT32, 1},
             {"output_scale", nullptr, PluginFieldType::kFLOAT32, 1},
-            {"output_type", nullptr, PluginFieldType::kCHAR, 1}},
+            {"output_type", nullptr, PluginFieldType::kCHAR, 1},
+            {"output_factors", nullptr, PluginFieldType::kINT32, 1}},
         [](FieldReader const& fields) -> Plugin*
         {
             LinearFields read;
@@ -302,6 +328,7 @@ PluginCreator linearCreator()
             read.xScale = fields.has("x_scale") ? fields.getFloat("x_scale") : 0.0F;
             read.outputScale = fields.has("output_scale") ? fields.getFloat("output_scale") : 0.0F;
             read.outputType = fields.has("output_type") ? fields.getString("output_type") : "";
+            read.outputFactors = fields.getFlag("output_factors");
             return new LinearPlugin(std::move(read));
         }};
 }

@@ -140,16 +140,16 @@ __device__ float activate(float value, bool withGelu)
     return withGelu ? gelu(value) : value;
 }
 
-// Two neighbours of y in its type, with activation, rounded once. `inverseScale` stands for the division by the scale of
-// y, as in linear_hopper.cuh, and so does the shorter GELU.
+// Two neighbours of y in its type, with activation, rounded once. y in 8 bits is multiplied with `factors`: those of the
+// columns, divided by the scale of y. That product and the shorter GELU are as in linear_hopper.cuh.
 template <typename Out>
-__device__ Vector<Out, 2> finishPair(float first, float second, bool withGelu, float inverseScale)
+__device__ Vector<Out, 2> finishPair(float first, float second, bool withGelu, float2 factors)
 {
     uint32_t word;
     if constexpr (sizeof(Out) == 1)
     {
-        float const low = withGelu ? quantizedGelu(first, inverseScale) : first * inverseScale;
-        float const high = withGelu ? quantizedGelu(second, inverseScale) : second * inverseScale;
+        float const low = withGelu ? quantizedGelu(first, factors.x) : first * factors.x;
+        float const high = withGelu ? quantizedGelu(second, factors.y) : second * factors.y;
         packPair(word, low, high, Out{});
     }
     else
@@ -161,7 +161,7 @@ __device__ Vector<Out, 2> finishPair(float first, float second, bool withGelu, f
     return pair;
 }
 
-// What a column's sums are multiplied with, for 8-bit types, and what is added.
+// What a column's sums are multiplied with, for 8-bit types, what is added, and what y in 8 bits is multiplied with.
 template <typename T>
 class ColumnFactors
 {
@@ -173,16 +173,22 @@ public:
         {
             mScale = kSCALED<T> ? a.weightScales[column] * a.xScale : 1.0F;
             mBias = a.bias != nullptr ? toFloat(static_cast<Bias const*>(a.bias)[column]) : 0.0F;
+            mOutputFactor = (a.outputFactors != nullptr ? a.outputFactors[column] : 1.0F) / a.outputScale;
         }
     }
     __device__ float apply(Accumulator<T> sum) const
     {
         return kSCALED<T> ? fmaf(static_cast<float>(sum), mScale, mBias) : static_cast<float>(sum) + mBias;
     }
+    __device__ float outputFactor() const
+    {
+        return mOutputFactor;
+    }
 
 private:
     float mScale{};
     float mBias{};
+    float mOutputFactor{};
 };
 
 // The epilogue of the warp's part of the tile: scales, bias, activation, store. `row` and `column` are its first in y.
@@ -191,7 +197,6 @@ __device__ void storeSums(LinearArguments const& a, int64_t row, int32_t column,
     Accumulator<T> const (&sums)[kROW_TILES][kCOLUMN_TILES][4])
 {
     int32_t const lane = static_cast<int32_t>(threadIdx.x % kWARP);
-    float const inverseScale = sizeof(Out) == 1 ? 1.0F / a.outputScale : 1.0F;
 #pragma unroll
     for (int n = 0; n < kCOLUMN_TILES; ++n)
     {
@@ -202,6 +207,7 @@ __device__ void storeSums(LinearArguments const& a, int64_t row, int32_t column,
         }
         ColumnFactors<T> const first{a, ownColumn};
         ColumnFactors<T> const second{a, ownColumn + 1};
+        float2 const outputFactors = make_float2(first.outputFactor(), second.outputFactor());
 #pragma unroll
         for (int m = 0; m < kROW_TILES; ++m)
         {
@@ -215,7 +221,7 @@ __device__ void storeSums(LinearArguments const& a, int64_t row, int32_t column,
                 }
                 Accumulator<T> const(&four)[4] = sums[m][n];
                 Vector<Out, 2> const pair = finishPair<Out>(
-                    first.apply(four[2 * half]), second.apply(four[2 * half + 1]), a.gelu, inverseScale);
+                    first.apply(four[2 * half]), second.apply(four[2 * half + 1]), a.gelu, outputFactors);
                 Out* const target = static_cast<Out*>(a.y) + ownRow * a.out + ownColumn;
                 if constexpr (kALIGNED)
                 {

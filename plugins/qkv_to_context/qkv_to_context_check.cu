@@ -287,6 +287,7 @@ void runTypes(std::vector<Kernel> const& kernels)
             runCase<In, Out>({"single", 210, 70, size, {}}, kernels);
             runCase<In, Out>({"single", 150, 192, size, {}}, kernels);
             runCase<In, Out>({"single", 50, 333, size, {}}, kernels); // several chunks of keys each
+            runCase<In, Out>({"single", 70, 380, size, {}}, kernels); // the same; the last one is partial
         }
         for (int32_t length : gFew ? std::vector<int32_t>{37, 100, 131}
                                    : std::vector<int32_t>{1, 37, 64, 100, 128, 131, 300, 450})
@@ -300,9 +301,76 @@ void runTypes(std::vector<Kernel> const& kernels)
             runCase<In, Out>({"single", 40, 131, size, {}}, kernels);
         }
         runCase<In, Out>({"packed", 5, 300, size, {0, 1, 1, 66, 194, 260}}, kernels);
-        if (!gFew) // chunks of keys reuse pipeline stages
+        if (!gFew)
         {
+            runCase<In, Out>({"packed", 0, 30, size, {0}}, kernels); // only tokens after the last sequence
+            // Kernels are chosen by the average length; some sequences are much longer, by whole chunks of keys or not.
+            runCase<In, Out>({"packed", 8, 430, size, {0, 3, 4, 260, 261, 262, 263, 264, 425}}, kernels);
+            runCase<In, Out>({"packed", 6, 620, size, {0, 300, 301, 557, 558, 600, 612}}, kernels);
+            // Chunks of keys reuse pipeline stages.
             runCase<In, Out>({"packed", 3, 900, size, {0, 500, 520, 890}}, kernels);
+        }
+    }
+}
+
+// NaN in one sequence must not reach its neighbours, whose keys and values TMA loads together with it.
+template <typename T>
+void runNanNeighbour(std::vector<Kernel> const& kernels)
+{
+    constexpr int32_t kSIZE = 64;
+    constexpr int32_t kWIDTH = kHEADS * kSIZE;
+    std::vector<Case> cases{{"packed", 4, 240, kSIZE, {0, 70, 71, 110, 230}}};
+    if (!gFew)
+    {
+        cases.push_back({"packed", 3, 900, kSIZE, {0, 300, 510, 890}});
+        cases.push_back({"single", 3, 70, kSIZE, {}});
+        cases.push_back({"single", 3, 300, kSIZE, {}});
+    }
+    for (Case const& c : cases)
+    {
+        int32_t const tokens = c.tokens();
+        auto const range = [&](int32_t sequence)
+        {
+            return c.isPacked() ? std::pair{c.second[sequence], c.second[sequence + 1]}
+                                : std::pair{sequence * c.length, (sequence + 1) * c.length};
+        };
+        for (int32_t sequence = 0; sequence < c.sequences; ++sequence)
+        {
+            auto const [begin, end] = range(sequence);
+            auto qkv = randomValues<T>(static_cast<size_t>(tokens) * 3 * kWIDTH);
+            std::fill(qkv.begin() + static_cast<ptrdiff_t>(begin) * 3 * kWIDTH,
+                qkv.begin() + static_cast<ptrdiff_t>(end) * 3 * kWIDTH, fromHost<T>(NAN));
+            Tensor<T> const device{qkv};
+            Tensor<int32_t> const second{c.second};
+            for (Kernel const& kernel : kernels)
+            {
+                Tensor<T> const context{static_cast<size_t>(tokens) * kWIDTH};
+                poison(context.data(), static_cast<size_t>(tokens) * kWIDTH);
+                QkvToContextArguments const arguments{device.data(), nullptr,
+                    c.isPacked() ? second.data() : nullptr, context.data(), c.sequences, c.length, kHEADS,
+                    kSIZE, 1.0F, 1.0F, TypeOf<T>::kVALUE, TypeOf<T>::kVALUE};
+                if (!kernel.suits(arguments))
+                {
+                    continue;
+                }
+                check(kernel.launch(arguments, nullptr), kernel.name);
+                check(cudaDeviceSynchronize(), kernel.name);
+                auto const found = context.values();
+                int32_t different = 0;
+                for (int32_t token = 0; token < tokens; ++token)
+                {
+                    bool const isNan
+                        = std::isnan(static_cast<float>(found[static_cast<size_t>(token) * kWIDTH]));
+                    different += isNan == (token >= begin && token < end) ? 0 : 1;
+                }
+                if (different > 0)
+                {
+                    std::printf("wrong: %s, %s, %d x %d, NaN in sequence %d: %d tokens\n", kernel.name,
+                        c.layout, c.sequences, c.length, sequence, different);
+                    ++gWrong;
+                }
+                ++gRuns;
+            }
         }
     }
 }
@@ -418,7 +486,14 @@ void runManyTiles(std::vector<Kernel> const& kernels)
     std::vector<Case> cases{{"single", 20, 128, kSIZE, {}}, packed};
     if (!gFew)
     {
-        cases = {packed};
+        // Nearly all sequences fill two tiles of 192 queries and three chunks of 128 keys; the first one leaves two
+        // thirds of its second tile empty.
+        starts = {0, 230};
+        for (int32_t i = 1; i < 40; ++i)
+        {
+            starts.push_back(starts.back() + 370 + i * 7 % 15);
+        }
+        cases = {packed, {"packed", static_cast<int32_t>(starts.size()) - 1, starts.back(), kSIZE, starts}};
         for (auto [sequences, length] :
             {std::pair{64, 128}, {128, 64}, {128, 128}, {210, 70}, {32, 384}, {8, 512}})
         {
@@ -520,6 +595,9 @@ int main(int argumentCount, char** arguments)
     runManyTiles<int8_t, __half>(tensorInt8);
     runManyTiles<int8_t, int8_t>(tensorInt8);
     runAbsurdScales();
+    runNanNeighbour<float>(ordinary);
+    runNanNeighbour<__half>(tensor);
+    runNanNeighbour<__nv_bfloat16>(tensor);
     runBroken<float>(ordinary);
     runBroken<__half>(tensor);
     runBroken<__nv_bfloat16>(tensor);

@@ -419,11 +419,68 @@ __device__ void packWeights(uint32_t (&weights)[kTILES / 2][4], float const (&sc
 // Store
 // ---------------------------------------------------------------------------------------------------------------
 
+// Lane t of each group of four lanes gets word t of all four, in the order of the lanes.
+inline __device__ void transposeWords(uint32_t (&words)[4])
+{
+    bool const odd = threadIdx.x % 2 != 0;
+    bool const upper = threadIdx.x % 4 >= 2;
+#pragma unroll
+    for (int i = 0; i < 4; i += 2)
+    {
+        uint32_t const received = __shfl_xor_sync(kALL_LANES, odd ? words[i] : words[i + 1], 1);
+        words[i] = odd ? received : words[i];
+        words[i + 1] = odd ? words[i + 1] : received;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+    {
+        uint32_t const received = __shfl_xor_sync(kALL_LANES, upper ? words[i] : words[i + 2], 2);
+        words[i] = upper ? received : words[i];
+        words[i + 2] = upper ? words[i + 2] : received;
+    }
+}
+
+// Stores 64 columns of one row of the context in 8 bits. The four lanes of a row exchange pairs first, so that each has
+// 16 neighbouring elements, and a warp stores 8 rows of 64 contiguous bytes at once.
+template <typename Out>
+__device__ void storeEightBits(Out* row, bool exists, float const (*values)[4], int half, float factor)
+{
+    static_assert(sizeof(Out) == 1);
+    uint32_t words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+    {
+        float const(&a)[4] = values[2 * i];
+        float const(&b)[4] = values[2 * i + 1];
+        uint32_t pair;
+        packPair(pair, b[2 * half] * factor, b[2 * half + 1] * factor, Out{});
+        packPair(words[i], a[2 * half] * factor, a[2 * half + 1] * factor, Out{}, pair);
+    }
+    transposeWords(words);
+    if (exists)
+    {
+        constexpr unsigned int kLOWER = 0x5410; // halves of two words
+        constexpr unsigned int kUPPER = 0x7632;
+        *reinterpret_cast<uint4*>(row + threadIdx.x % 4 * 16)
+            = make_uint4(__byte_perm(words[0], words[1], kLOWER), __byte_perm(words[2], words[3], kLOWER),
+                __byte_perm(words[0], words[1], kUPPER), __byte_perm(words[2], words[3], kUPPER));
+    }
+}
+
 // Stores one row of the context. Lanes 2i and 2i + 1 exchange pairs first, so that each has four neighbouring
 // elements: fewer and wider stores.
 template <typename Out, int kSIZE>
 __device__ void storeRow(Out* row, bool exists, float const (&values)[kSIZE / 8][4], int half, float factor)
 {
+    if constexpr (sizeof(Out) == 1 && kSIZE % 64 == 0)
+    {
+#pragma unroll
+        for (int first = 0; first < kSIZE; first += 64)
+        {
+            storeEightBits(row + first, exists, values + first / 8, half, factor);
+        }
+        return;
+    }
     uint32_t const t = threadIdx.x % 4;
     bool const odd = t % 2 != 0;
 #pragma unroll

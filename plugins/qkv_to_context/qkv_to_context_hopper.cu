@@ -4,7 +4,7 @@
 //     warps, and not through registers.
 //   - wgmma is asynchronous: while the softmax of one chunk is computed, the tensor cores multiply the weights of the
 //     previous chunk with its values.
-//   - Warp specialisation: a producer warp loads tiles, mostly with TMA, and consumer warpgroups compute. Consumers
+//   - Warp specialisation: a producer warp loads tiles with TMA, and consumer warpgroups compute. Consumers
 //     have no load instructions and no common barrier: each warpgroup waits for its next chunk alone, and while one
 //     of them computes its softmax, the tensor cores work for the others.
 //   - The kernel is persistent: a block computes tile after tile.
@@ -43,7 +43,7 @@ struct HopperShape
     static constexpr int kCONTEXTS = kGROUPS * Queries::kBYTES;
     static constexpr int kCHUNKS = kCONTEXTS + kCONSUMER_WARPS * Rows::kBYTES;
     static constexpr int kBARRIERS = kCHUNKS + kSTAGES * 2 * Chunk::kBYTES;
-    static constexpr int kBYTES = kBARRIERS + (1 + kSTAGES) * 16;
+    static constexpr int kBYTES = kBARRIERS + (2 + kSTAGES) * 16;
 };
 
 // Addresses in shared memory. Each full barrier signals that data has arrived, each empty barrier that it has been
@@ -85,6 +85,10 @@ struct HopperMemory
     {
         return chunkFull(stage) + 8;
     }
+    __device__ uint32_t partialFull() const // a partial chunk has arrived
+    {
+        return chunkFull(kSTAGES);
+    }
 };
 
 // The state of a block's pipelines, which continues from tile to tile.
@@ -93,6 +97,7 @@ struct Progress
 {
     PipelineState<1> queries;
     PipelineState<kSTAGES> chunks;
+    PipelineState<1> partial; // the producer's only
 };
 
 // Copies kROWS rows of a head in boxes. One thread calls it.
@@ -114,6 +119,30 @@ __device__ void copyTile(uint32_t tile, CUtensorMap const& map, int32_t column, 
     }
 }
 
+// Fills rows `first` to kROWS - 1 of a tile of values with zeros, by kTHREADS threads; then they need a barrier. TMA has
+// loaded other tokens there, which are multiplied with weights of 0, and 0 times NaN is NaN.
+template <int kROWS, int kSIZE, int kTHREADS>
+__device__ void clearRows(uint32_t tile, int32_t first)
+{
+    using Tile = SharedTile<kROWS, kSIZE>;
+    constexpr int kPIECES = kROWS * Tile::kPIECES; // of a panel
+    static_assert(kPIECES % kTHREADS == 0, "all threads take part in every step");
+#pragma unroll
+    for (int panel = 0; panel < kSIZE / Tile::kPANEL_COLUMNS; ++panel)
+    {
+#pragma unroll(4)
+        for (int step = 0; step < kPIECES; step += kTHREADS)
+        {
+            int const piece = step + static_cast<int>(threadIdx.x) % kTHREADS;
+            if (piece >= first * Tile::kPIECES)
+            {
+                storePiece(tile + panel * Tile::kPANEL_BYTES + piece * 16, uint4{});
+            }
+        }
+    }
+    fenceAsyncProxy();
+}
+
 // Loads one tile of queries and all keys and values of its sequence. The threads of the warp stay together from chunk
 // to chunk: a thread that came two phases late would wait for a parity that has already passed.
 template <typename In, int kSIZE, int kGROUPS, int kKEYS, int kSTAGES>
@@ -131,7 +160,6 @@ public:
         , mProgress(progress)
         , mHidden(p.heads * kSIZE)
         , mColumn(static_cast<int32_t>(head) * kSIZE)
-        , mOfHead(static_cast<In const*>(p.qkv) + mColumn)
     {
     }
     __device__ void run()
@@ -155,17 +183,6 @@ private:
     {
         return threadIdx.x % kWARPGROUP == 0;
     }
-    // Makes ordinary stores of all producer threads visible to the tensor cores, then arrives at `barrier` once all
-    // producer threads have come here.
-    static __device__ void fenceAndArrive(uint32_t barrier)
-    {
-        fenceAsyncProxy();
-        asm volatile("bar.sync 1, %0;" ::"n"(Shape::kPRODUCERS) : "memory");
-        if (isFirst())
-        {
-            arrive(barrier);
-        }
-    }
     // Waits for the opposite parity, which counts as complete before the first phase: a stage that was never used is
     // empty.
     template <int kRING>
@@ -187,32 +204,31 @@ private:
             }
         }
     }
-    // Rows of keys beyond the end of the sequence may have any content, since their scores are masked. Rows of values
-    // there must be zeros, since they are multiplied with weights of 0, and 0 times NaN is NaN. The tensor map does
-    // not have the boundaries of sequences, so TMA cannot load a partial chunk.
+    // Rows of a partial chunk beyond the end of the sequence are those of other tokens. The scores of such keys are
+    // masked; such values are cleared before the consumers learn of the chunk.
     __device__ void copyChunk(int32_t key, int stage)
     {
-        uint32_t const there = mMemory.chunkFull(stage);
-        int64_t const row = mTile.firstKey + key;
-        if (key + kKEYS <= mTile.keys)
+        bool const partial = key + kKEYS > mTile.keys;
+        uint32_t const full = mMemory.chunkFull(stage);
+        uint32_t const there = partial ? mMemory.partialFull() : full;
+        if (isFirst())
         {
+            int64_t const row = mTile.firstKey + key;
+            arriveAndExpect(there, 2 * Chunk::kBYTES);
+            copyTile<In, kKEYS, kSIZE>(mMemory.keys(stage), mMap, mColumn + mHidden, row, there);
+            copyTile<In, kKEYS, kSIZE>(mMemory.values(stage), mMap, mColumn + 2 * mHidden, row, there);
+        }
+        if (partial)
+        {
+            waitForBarrier(there, mProgress.partial.parity);
+            mProgress.partial.advance();
+            clearRows<kKEYS, kSIZE, Shape::kPRODUCERS>(mMemory.values(stage), mTile.keys - key);
+            __syncwarp();
             if (isFirst())
             {
-                arriveAndExpect(there, 2 * Chunk::kBYTES);
-                copyTile<In, kKEYS, kSIZE>(mMemory.keys(stage), mMap, mColumn + mHidden, row, there);
-                copyTile<In, kKEYS, kSIZE>(mMemory.values(stage), mMap, mColumn + 2 * mHidden, row, there);
+                arrive(full);
             }
-            return;
         }
-        int64_t const stride = int64_t{3} * mHidden;
-        In const* const keys = mOfHead + row * stride + mHidden;
-        int32_t const count = mTile.keys - key;
-        TileLoader<In, kKEYS, kSIZE, Shape::kPRODUCERS> loader;
-        loader.start(keys, stride, count, mMemory.keys(stage));
-        loader.start(keys + mHidden, stride, count, mMemory.values(stage));
-        commitCopyGroup();
-        waitForCopyGroups<0>();
-        fenceAndArrive(there);
     }
 
     CUtensorMap const& mMap;
@@ -221,12 +237,11 @@ private:
     Progress<kSTAGES>& mProgress;
     int32_t mHidden;
     int32_t mColumn;
-    In const* mOfHead;
 };
 
-// Stores the warp's 16 rows of the context, of which `rows` exist, through the warp's own shared memory. A TMA copy
-// writes them while the next tile is computed. If fewer than 16 rows exist, the lanes write them in pieces of 16
-// bytes, since the tensor map does not have the boundaries of sequences. Contexts in 8 bits are stored from registers.
+// Stores the warp's 16 rows of the context, of which `rows` exist, through the warp's own shared memory, which lane 0
+// knows to be free (waitForStores). A TMA copy writes them while the warp continues. If fewer than 16 rows exist, the
+// lanes write them in pieces of 16 bytes.
 template <typename T, int kSIZE>
 __device__ void storeRows(AttentionProblem const& p, CUtensorMap const& map, uint32_t memory,
     int64_t firstToken, int32_t rows, uint32_t head, float const (&sums)[kSIZE / 8][4],
@@ -234,17 +249,7 @@ __device__ void storeRows(AttentionProblem const& p, CUtensorMap const& map, uin
 {
     using Rows = SharedTile<16, kSIZE>;
     constexpr int kPIECES = kSIZE / 8; // of a row
-    if (isEightBits(p.outputType))
-    {
-        storeContextInEightBits<kSIZE>(p, firstToken, rows, head, sums, factors);
-        return;
-    }
     int const lane = static_cast<int>(threadIdx.x % kWARP);
-    if (lane == 0)
-    {
-        waitForStores(); // of the previous tile
-    }
-    __syncwarp();
     stageContext<T, kSIZE>(memory, sums, factors);
     fenceAsyncProxy();
     __syncwarp();
@@ -268,6 +273,29 @@ __device__ void storeRows(AttentionProblem const& p, CUtensorMap const& map, uin
     }
 }
 
+// A consumer warpgroup without queries of the tile: it reads nothing.
+template <typename Memory, int kSTAGES>
+__device__ void skipTile(int32_t chunks, Memory const& memory, Progress<kSTAGES>& progress)
+{
+    bool const first = threadIdx.x % kWARP == 0;
+    waitForBarrier(memory.queriesFull(), progress.queries.parity);
+    triggerDependentLaunch();
+    progress.queries.advance();
+    if (first)
+    {
+        arrive(memory.queriesEmpty());
+    }
+    for (int32_t chunk = 0; chunk < chunks; ++chunk)
+    {
+        waitForBarrier(memory.chunkFull(progress.chunks.stage), progress.chunks.parity);
+        if (first)
+        {
+            arrive(memory.chunkEmpty(progress.chunks.stage));
+        }
+        progress.chunks.advance();
+    }
+}
+
 // A consumer warpgroup computes its 64 queries of a tile.
 template <typename In, int kSIZE, int kGROUPS, int kKEYS, int kSTAGES, bool kOVERLAP>
 __device__ void attend(AttentionProblem const& p, CUtensorMap const& contextMap, QueryTile const& tile,
@@ -277,6 +305,12 @@ __device__ void attend(AttentionProblem const& p, CUtensorMap const& contextMap,
     using T = Operand<In>;
     int const warp = static_cast<int>(threadIdx.x / kWARP);
     bool const first = threadIdx.x % kWARP == 0;
+    // A vote, so that the compiler knows that all lanes of a warp get the same.
+    if (kGROUPS > 1 && __any_sync(kALL_LANES, warp / 4 * kQUERIES >= tile.queries))
+    {
+        skipTile((tile.keys + kKEYS - 1) / kKEYS, memory, progress);
+        return;
+    }
     KeyMask<kKEYS> bits{p, tile};
     bits.fetch(0);
 
@@ -381,8 +415,19 @@ __device__ void attend(AttentionProblem const& p, CUtensorMap const& contextMap,
     }
     float factors[2];
     softmax.finish(factors);
-    storeRows<T, kSIZE>(p, contextMap, memory.context(warp), tile.firstQuery + warp * 16,
-        tile.queries - warp * 16, head, sums, factors);
+    int64_t const token = tile.firstQuery + warp * 16;
+    int32_t const rows = tile.queries - warp * 16;
+    if (isEightBits(p.outputType))
+    {
+        storeContextInEightBits<kSIZE>(p, token, rows, head, sums, factors);
+        return;
+    }
+    if (first)
+    {
+        waitForStores(); // of the previous tile
+    }
+    __syncwarp();
+    storeRows<T, kSIZE>(p, contextMap, memory.context(warp), token, rows, head, sums, factors);
 }
 
 // Occupancy: kBLOCKS blocks per multiprocessor.
@@ -399,6 +444,7 @@ __global__ void __launch_bounds__((kGROUPS + 1) * kWARPGROUP, kBLOCKS)
     {
         initBarrier(memory.queriesFull(), 1);
         initBarrier(memory.queriesEmpty(), Shape::kCONSUMER_WARPS);
+        initBarrier(memory.partialFull(), 1);
         for (int stage = 0; stage < kSTAGES; ++stage)
         {
             initBarrier(memory.chunkFull(stage), 1);
@@ -486,14 +532,21 @@ cudaError_t launchShape(QkvToContextArguments const& a, int multiprocessors, cud
         qkvMap, contextMap);
 }
 
-// Whether a block of three consumer warpgroups, which share keys and values, pays off: there must be tiles for two
-// rounds, and most of their rows must be in use.
+// The length of a sequence. The host does not know the lengths of packed sequences, so it chooses by their average.
+int64_t averageLength(QkvToContextArguments const& a)
+{
+    return a.cuSeqlens == nullptr ? a.length : divideUp(a.length, std::max(a.sequences, 1));
+}
+
+// Whether a block of three consumer warpgroups, which share keys and values in chunks of 128, pays off: there must be
+// tiles for two rounds, and most rows of their queries and keys must be in use.
 bool suitsThreeGroups(QkvToContextArguments const& a, int multiprocessors)
 {
+    int64_t const length = averageLength(a);
+    auto const unused = [&](int64_t rows) { return divideUp(length, rows) * rows - length; };
     constexpr int kROWS = 3 * kQUERIES;
-    int32_t const tiles = (a.length + kROWS - 1) / kROWS;
-    bool const full = tiles * kROWS - a.length <= a.length / 16;
-    return a.cuSeqlens == nullptr && full && countBlocks<kROWS>(a) >= 2 * multiprocessors;
+    return std::max(unused(kROWS), unused(128)) <= length / 16
+           && divideUp(length, kROWS) * a.sequences * a.heads >= 2 * multiprocessors;
 }
 
 } // namespace
@@ -524,7 +577,8 @@ cudaError_t launchQkvToContextHopper(QkvToContextArguments const& arguments, cud
                 {
                     return launchShape<In, size(), 3, 128, 3, 1, false>(arguments, multiprocessors, stream);
                 }
-                if (countBlocks<kQUERIES>(arguments) > 2 * multiprocessors)
+                // Packed sequences of this length have no short kernel, and would leave chunks of 128 keys unused.
+                if (averageLength(arguments) <= 128 || countBlocks<kQUERIES>(arguments) > 2 * multiprocessors)
                 {
                     return launchShape<In, size(), 1, 64, 3, 3, true>(arguments, multiprocessors, stream);
                 }

@@ -27,14 +27,16 @@ __device__ constexpr bool valueOf(StaticBool staticValue, bool runtimeValue)
     return staticValue == StaticBool::kRUNTIME ? runtimeValue : staticValue == StaticBool::kTRUE;
 }
 
-// Which inputs are int8, and which outputs exist.
-template <StaticBool kX_INT8_, StaticBool kSKIP_INT8_, StaticBool kY_, StaticBool kQUANTIZED_>
+// Which inputs are int8, which outputs exist, and whether that in 8 bits has factors.
+template <StaticBool kX_INT8_, StaticBool kSKIP_INT8_, StaticBool kY_, StaticBool kQUANTIZED_,
+    StaticBool kFACTORS_ = StaticBool::kFALSE>
 struct Tensors
 {
     static constexpr StaticBool kX_INT8 = kX_INT8_;
     static constexpr StaticBool kSKIP_INT8 = kSKIP_INT8_;
     static constexpr StaticBool kY = kY_;
     static constexpr StaticBool kQUANTIZED = kQUANTIZED_;
+    static constexpr StaticBool kFACTORS = kFACTORS_;
     static constexpr bool kSTATIC = kY != StaticBool::kRUNTIME;
     // Floating inputs and a floating output: the residual path of a network.
     static constexpr bool kFLOATING_PATH
@@ -45,16 +47,19 @@ struct Tensors
         auto const agrees = [](StaticBool staticValue, bool runtimeValue)
         { return (staticValue == StaticBool::kTRUE) == runtimeValue; };
         return agrees(kX_INT8, a.xScale > 0.0F) && agrees(kSKIP_INT8, a.skipScale > 0.0F)
-               && agrees(kY, a.y != nullptr) && agrees(kQUANTIZED, a.quantized != nullptr);
+               && agrees(kY, a.y != nullptr) && agrees(kQUANTIZED, a.quantized != nullptr)
+               && agrees(kFACTORS, a.outputFactors != nullptr);
     }
 };
 using Floating = Tensors<StaticBool::kFALSE, StaticBool::kFALSE, StaticBool::kTRUE, StaticBool::kFALSE>;
 using Both = Tensors<StaticBool::kFALSE, StaticBool::kFALSE, StaticBool::kTRUE, StaticBool::kTRUE>;
+using BothWithFactors = Tensors<StaticBool::kFALSE, StaticBool::kFALSE, StaticBool::kTRUE, StaticBool::kTRUE,
+    StaticBool::kTRUE>;
 using Int8X = Tensors<StaticBool::kTRUE, StaticBool::kFALSE, StaticBool::kTRUE, StaticBool::kTRUE>;
 using Int8Throughout = Tensors<StaticBool::kTRUE, StaticBool::kTRUE, StaticBool::kFALSE, StaticBool::kTRUE>;
 using Int8Output = Tensors<StaticBool::kFALSE, StaticBool::kFALSE, StaticBool::kFALSE, StaticBool::kTRUE>;
-using AnyTensors
-    = Tensors<StaticBool::kRUNTIME, StaticBool::kRUNTIME, StaticBool::kRUNTIME, StaticBool::kRUNTIME>;
+using AnyTensors = Tensors<StaticBool::kRUNTIME, StaticBool::kRUNTIME, StaticBool::kRUNTIME,
+    StaticBool::kRUNTIME, StaticBool::kRUNTIME>;
 
 // One thread's part of a row of x or of skip, with the type that it has in memory: T or int8. Loading and converting
 // are separate steps, so that all loads are in flight before the first value is needed.
@@ -153,6 +158,8 @@ __global__ void __launch_bounds__(Shape::kBLOCK, kMIN_BLOCKS<W, kLOAD, Shape>)
     Vector<W, kPER> gammas[kVECTORS];
     Vector<W, kPER> betas[kVECTORS];
     Vector<W, kPER> biases[kVECTORS]{};
+    Vector<float, kPER> factors[kVECTORS];
+    bool const hasFactors = valueOf(Tensors::kFACTORS, a.outputFactors != nullptr);
     auto const loadBias = [&]
     {
         if (a.bias != nullptr)
@@ -190,6 +197,10 @@ __global__ void __launch_bounds__(Shape::kBLOCK, kMIN_BLOCKS<W, kLOAD, Shape>)
     Shape::forEach([&](int v, int i) { values[v][i] = toFloat(biases[v], i); });
     x.addTo(values);
     skip.addTo(values);
+    if (kBEFORE_WAIT && hasFactors) // arrive while the sums are added up, in the registers of x and skip
+    {
+        Shape::load(factors, a.outputFactors, hidden);
+    }
     Width const width{kLOAD != WeightLoad::kWITH_INPUTS ? Shape::kTHREADS * kVECTORS * kPER : hidden};
     RowStatistics const statistics = Shape::statistics(values, width, hidden, a.epsilon);
     if (Shape::kSHARES_WARP && !position.exists)
@@ -209,6 +220,14 @@ __global__ void __launch_bounds__(Shape::kBLOCK, kMIN_BLOCKS<W, kLOAD, Shape>)
     }
     if (valueOf(Tensors::kQUANTIZED, a.quantized != nullptr))
     {
+        if (!kBEFORE_WAIT && hasFactors) // in the registers of gamma and beta
+        {
+            Shape::load(factors, a.outputFactors, hidden);
+        }
+        if (hasFactors)
+        {
+            Shape::forEach([&](int v, int i) { values[v][i] *= factors[v].values[i]; });
+        }
         quantizer.dispatch(
             [&](auto const& quantize, auto element)
             {
@@ -251,8 +270,10 @@ __global__ void skipLayerNormRereadingKernel(SkipLayerNormArguments const a, Qua
                 }
                 if (a.quantized != nullptr)
                 {
+                    float const scaled
+                        = a.outputFactors != nullptr ? normalized * a.outputFactors[i] : normalized;
                     quantizer.dispatch([&](auto const& quantize, auto element)
-                        { static_cast<decltype(element)*>(a.quantized)[start + i] = quantize(normalized); });
+                        { static_cast<decltype(element)*>(a.quantized)[start + i] = quantize(scaled); });
                 }
             });
     }
@@ -349,7 +370,7 @@ cudaError_t launchTyped(SkipLayerNormArguments const& a, cudaStream_t stream)
 {
     bool aligned = true;
     for (void const* tensor : {a.x, a.skip, a.gamma, a.beta, a.bias, static_cast<void const*>(a.y),
-             static_cast<void const*>(a.quantized)})
+             static_cast<void const*>(a.quantized), static_cast<void const*>(a.outputFactors)})
     {
         aligned = aligned && isAligned16(tensor);
     }
@@ -369,6 +390,10 @@ cudaError_t launchTyped(SkipLayerNormArguments const& a, cudaStream_t stream)
     if (Both::match(a))
     {
         return launchInRegisters<T, W, Both>(a, stream);
+    }
+    if (BothWithFactors::match(a))
+    {
+        return launchInRegisters<T, W, BothWithFactors>(a, stream);
     }
     if (Int8X::match(a))
     {

@@ -64,6 +64,7 @@ struct Variant
     bool bias;
     bool constantWeights;
     ElementType quantizedType{ElementType::kINT8};
+    bool factors{false};
 };
 constexpr Variant kVARIANTS[] = {{"floating", false, false, true, false, true, false},
     {"floating, no bias", false, false, true, false, false, false},
@@ -76,11 +77,17 @@ constexpr Variant kVARIANTS[] = {{"floating", false, false, true, false, true, f
     {"both outputs", false, false, true, true, true, true},
     {"both outputs, E4M3", false, false, true, true, true, true, ElementType::kE4M3},
     {"E4M3 output", false, false, false, true, true, true, ElementType::kE4M3},
-    {"int8 x, both outputs, E4M3", true, false, true, true, true, true, ElementType::kE4M3}};
+    {"int8 x, both outputs, E4M3", true, false, true, true, true, true, ElementType::kE4M3},
+    {"both outputs, factors", false, false, true, true, true, true, ElementType::kINT8, true},
+    {"both outputs, late weights, factors", false, false, true, true, true, false, ElementType::kE4M3, true},
+    {"int8 throughout, factors", true, true, false, true, false, false, ElementType::kINT8, true},
+    {"E4M3 output, factors", false, false, false, true, true, true, ElementType::kE4M3, true},
+    {"int8 skip, both outputs, factors", false, true, true, true, true, true, ElementType::kINT8, true}};
 constexpr size_t kCONSTANT_WEIGHTS = 2;
 constexpr size_t kFLOATING = 4; // the first ones, without int8
 constexpr size_t kRUNTIME = 5;  // the variant without a specialised kernel
 constexpr size_t kBOTH = 8;     // with constant weights, too
+constexpr size_t kFACTORS = 12; // the same, with factors
 
 // Whether int8 variants have specialised kernels for this width.
 bool isBertWidth(int32_t hidden)
@@ -98,6 +105,8 @@ void runVariant(Outcome& outcome, Variant const& variant, ElementType type, Elem
     auto const gamma = randomValues<W>(hidden, 1.0F, 0.5F);
     auto const beta = randomValues<W>(hidden, 0.5F, 0.5F);
     auto const bias = randomValues<W>(hidden, 0.0F, 2.0F);
+    auto const factors = randomValues<float>(variant.factors ? hidden : 0, 1.0F, 0.9F);
+    Tensor<float> const factorsDevice{factors};
     Tensor<W> const gammaDevice{gamma};
     Tensor<W> const betaDevice{beta};
     Tensor<W> const biasDevice{bias};
@@ -106,7 +115,8 @@ void runVariant(Outcome& outcome, Variant const& variant, ElementType type, Elem
     SkipLayerNormArguments const arguments{x.data(), skip.data(), gammaDevice.data(), betaDevice.data(),
         variant.bias ? biasDevice.data() : nullptr, variant.y ? yDevice.data() : nullptr,
         variant.quantized ? quantizedDevice.data() : nullptr, rows, hidden, kEPSILON, x.scale(), skip.scale(),
-        kOUT_SCALE, type, weightType, variant.constantWeights, variant.quantizedType};
+        kOUT_SCALE, type, weightType, variant.constantWeights, variant.quantizedType,
+        variant.factors ? factorsDevice.data() : nullptr};
     check(launchSkipLayerNorm(arguments, nullptr), variant.name);
     check(cudaDeviceSynchronize(), variant.name);
     auto const y = yDevice.values();
@@ -126,9 +136,10 @@ void runVariant(Outcome& outcome, Variant const& variant, ElementType type, Elem
         }
         for (int32_t i = 0; variant.quantized && i < hidden; ++i)
         {
-            outcome.expectAtMost(
-                halfSteps(quantized[start + i], expected[i] / kOUT_SCALE, variant.quantizedType), 1.002,
-                variant.name, rows, hidden, row);
+            double const factor = variant.factors ? factors[i] : 1.0;
+            double const value = expected[i] * factor / kOUT_SCALE;
+            outcome.expectAtMost(halfSteps(quantized[start + i], value, variant.quantizedType),
+                variant.factors ? 1.004 : 1.002, variant.name, rows, hidden, row);
         }
     }
     outcome.countRun();
@@ -170,7 +181,7 @@ void runType(Outcome& outcome, ElementType type, ElementType weightType, double 
         int64_t const inWave = int64_t{hidden == 64 ? 128 : 32} * multiprocessors;
         for (int64_t rows : {inWave * 5 / 8, inWave + 3, inWave * 3 / 2 + 3})
         {
-            for (size_t variant : {kCONSTANT_WEIGHTS, kBOTH})
+            for (size_t variant : {kCONSTANT_WEIGHTS, kBOTH, kFACTORS, kFACTORS + 1})
             {
                 runVariant<T, W>(outcome, kVARIANTS[variant], type, weightType, rows, hidden, tolerance);
             }

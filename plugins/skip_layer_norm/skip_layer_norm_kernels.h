@@ -22,19 +22,21 @@ struct SkipLayerNormArguments
     void const* beta;  // (hidden) of `weightType`
     void const* bias;  // (hidden) of `weightType`, or null
     void* y;           // (rows, hidden) of `type`, or null
-    void* quantized;   // (rows, hidden) of `quantizedType`: y / outputScale, rounded and saturated; or null
-    int64_t rows;      // 0 is allowed
-    int32_t hidden;    // at least 1
-    float epsilon;     // greater than 0
-    float xScale;      // x is int8 * xScale; 0: x is of `type`
-    float skipScale;   // likewise
-    float outputScale; // of `quantized`
-    ElementType type;  // of those of x, skip and y that are floating
+    // (rows, hidden) of `quantizedType`: y * outputFactors / outputScale, rounded and saturated; or null
+    void* quantized;
+    int64_t rows;           // 0 is allowed
+    int32_t hidden;         // at least 1
+    float epsilon;          // greater than 0
+    float xScale;           // x is int8 * xScale; 0: x is of `type`
+    float skipScale;        // likewise
+    float outputScale;      // of `quantized`
+    ElementType type;       // of those of x, skip and y that are floating
     ElementType weightType; // of gamma, beta and bias: `type`, or fp32
-    // No kernel that itself triggers early writes gamma, beta and bias, so they may be read before the wait for the
+    // No kernel that itself triggers early writes gamma, beta, bias and outputFactors, so they may be read before the wait for the
     // previous kernel (common/programmatic_dependent_launch.cuh).
     bool constantWeights{false};
     ElementType quantizedType{ElementType::kINT8}; // or kE4M3
+    float const* outputFactors{nullptr};           // (hidden), or null for ones
 };
 
 // Returns the error of its launch; the kernel runs later, in the stream.

@@ -10,13 +10,11 @@ namespace
 
 constexpr char const* kNAME = "SkipLayerNorm";
 constexpr char const* kVERSION = "1";
-constexpr char const* kINPUT_NAMES[] = {"x", "skip", "gamma", "beta", "bias"};
-constexpr int32_t kMAX_INPUTS = 5; // with the bias
 constexpr int32_t kX = 0;
 constexpr int32_t kSKIP = 1;
 constexpr int32_t kGAMMA = 2;
 constexpr int32_t kBETA = 3;
-constexpr int32_t kBIAS = 4;
+constexpr int32_t kFACTORS = 4; // with output_factors; the bias comes last
 
 // If all tensors are int8, there is no floating type, but the kernel is a template with one.
 constexpr DataType kANY_FLOATING_TYPE = DataType::kHALF;
@@ -53,6 +51,12 @@ SkipLayerNormPlugin::SkipLayerNormPlugin(SkipLayerNormFields fields)
     {
         mNamedType = floatingTypeNamed(mFields.outputType);
     }
+}
+
+// Of the input bias, where there is one.
+size_t SkipLayerNormPlugin::biasIndex() const
+{
+    return mFields.output.hasFactors() ? kFACTORS + 1 : kFACTORS;
 }
 
 // The floating type that x, skip and y share; none if all three are int8 and output_type is not given.
@@ -101,19 +105,21 @@ int32_t SkipLayerNormPlugin::getNbOutputs() const noexcept
 
 void SkipLayerNormPlugin::checkInputCount(int32_t count) const
 {
-    if (count != kMAX_INPUTS && count != kMAX_INPUTS - 1)
+    auto const bias = static_cast<int32_t>(biasIndex());
+    if (count != bias && count != bias + 1)
     {
-        fail("number of inputs: ", count, ", expected 4, or 5 with a bias");
+        fail("number of inputs: ", count, ", expected ", bias, ", or ", bias + 1, " with a bias",
+            mFields.output.hasFactors() ? "; they are x, skip, gamma, beta, output_factors, bias" : "");
     }
 }
 
 void SkipLayerNormPlugin::checkTypes(std::vector<DataType> const& inputs) const
 {
     auto const floating = floatingType(inputs[kX], inputs[kSKIP]);
-    std::vector<Weight> weights;
-    for (size_t i = kGAMMA; i < inputs.size(); ++i)
+    std::vector<Weight> weights{{"gamma", inputs[kGAMMA], {}}, {"beta", inputs[kBETA], {}}};
+    if (inputs.size() > biasIndex())
     {
-        weights.push_back({kINPUT_NAMES[i], inputs[i], {}});
+        weights.push_back({"bias", inputs[biasIndex()], {}});
     }
     if (floating.value_or(DataType::kFLOAT) == DataType::kFLOAT)
     {
@@ -122,6 +128,10 @@ void SkipLayerNormPlugin::checkTypes(std::vector<DataType> const& inputs) const
     else
     {
         checkWeightTypes(weights, {*floating, DataType::kFLOAT});
+    }
+    if (mFields.output.hasFactors())
+    {
+        checkFactorsType(inputs[kFACTORS]);
     }
 }
 
@@ -132,10 +142,14 @@ void SkipLayerNormPlugin::checkShapes(std::vector<Dims> const& inputs) const
     {
         fail("skip has the shape ", describe(inputs[kSKIP]), "; expected that of x, ", describe(inputs[kX]));
     }
-    std::vector<Weight> weights;
-    for (size_t i = kGAMMA; i < inputs.size(); ++i)
+    std::vector<Weight> weights{{"gamma", {}, inputs[kGAMMA]}, {"beta", {}, inputs[kBETA]}};
+    if (mFields.output.hasFactors())
     {
-        weights.push_back({kINPUT_NAMES[i], {}, inputs[i]});
+        weights.push_back({"output_factors", {}, inputs[kFACTORS]});
+    }
+    if (inputs.size() > biasIndex())
+    {
+        weights.push_back({"bias", {}, inputs[biasIndex()]});
     }
     checkWeightShapes(weights, hidden);
 }
@@ -150,7 +164,12 @@ bool SkipLayerNormPlugin::supportsInput(std::vector<DataType> const& inputs) con
 {
     DataType const type = inputs.back();
     bool const mayBeFloating = isFloating(type) && (!mNamedType || type == *mNamedType);
-    switch (inputs.size() - 1)
+    size_t const position = inputs.size() - 1;
+    if (mFields.output.hasFactors() && position == kFACTORS)
+    {
+        return type == DataType::kFLOAT;
+    }
+    switch (position)
     {
     case kX:
         return mFields.xScale > 0.0F ? type == DataType::kINT8 : mayBeFloating;
@@ -177,7 +196,7 @@ cudaError_t SkipLayerNormPlugin::launch(EnqueueCall const& call) const
     arguments.skip = call.inputs[kSKIP];
     arguments.gamma = call.inputs[kGAMMA];
     arguments.beta = call.inputs[kBETA];
-    arguments.bias = call.nbInputs == kMAX_INPUTS ? call.inputs[kBIAS] : nullptr;
+    arguments.bias = static_cast<size_t>(call.nbInputs) > biasIndex() ? call.inputs[biasIndex()] : nullptr;
     arguments.y = mFields.output.hasFloating() ? call.outputs[0] : nullptr;
     arguments.quantized = mFields.output.hasQuantized() ? call.outputs[getNbOutputs() - 1] : nullptr;
     arguments.quantizedType = elementType(mFields.output.quantized());
@@ -190,6 +209,8 @@ cudaError_t SkipLayerNormPlugin::launch(EnqueueCall const& call) const
     arguments.type = elementType(floating.value_or(kANY_FLOATING_TYPE));
     arguments.weightType = elementType(call.inputDesc[kGAMMA].type);
     arguments.constantWeights = mFields.constantWeights == 1;
+    arguments.outputFactors
+        = mFields.output.hasFactors() ? static_cast<float const*>(call.inputs[kFACTORS]) : nullptr;
     return launchSkipLayerNorm(arguments, call.stream);
 }
 
