@@ -423,12 +423,18 @@ OVERFLOWS = {
     "parser": (onnx2trt.main, ("--precision", "fp16"), f"(of '{LAST}.weight')"),
     "int8": (builder.main, ("--precision", "int8", "--smooth", "off", "--calibration-sentences", "4"), f"'{LAST}"),
     "plugins": (builder.main, ("--precision", "fp16", "--fusion", "plugins", "--batching", "packed"), f"'{LAST}"),
+    "all, padded": (builder.main, ("--precision", "fp16", "--fusion", "all", "--batching", "padded"), f"'{LAST}"),
+    "all, int8": (
+        builder.main,
+        ("--precision", "int8", "--fusion", "all", "--smooth", "off", "--calibration-sentences", "4"),
+        f"'{LAST}",
+    ),
     "no sentence": (builder.main, ("--precision", "fp16", "--seq-len", "50,50,50"), f"'{LAST}'"),
 }
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=[needs_plugins] if c == "plugins" else []) for c in OVERFLOWS]
+    "case", [pytest.param(c, marks=[needs_plugins] if c.startswith(("plugins", "all")) else []) for c in OVERFLOWS]
 )
 def test_an_overflow_is_named_with_its_layer_and_the_remedy(run, overflowing, case):
     main, options, layer = OVERFLOWS[case]

@@ -55,9 +55,7 @@ def test_ids_are_those_of_the_tokenizer(loaded, tmp_path):
         assert sentence.ids.dtype == np.int32
         assert sentence.ids.tolist() == loaded[0](sentence.text)["input_ids"]
     for sentence in sentences:  # the same as for one sentence on the command line
-        inputs, _ = model2onnx.tokenize(
-            sentence.text, loaded[0], dataclasses.replace(loaded[1], task="hidden-states")
-        )
+        inputs, _ = model2onnx.tokenize(sentence.text, loaded[0], dataclasses.replace(loaded[1], task="embedding"))
         assert sentence.ids.tolist() == inputs["input_ids"][0].tolist()
 
 
