@@ -8,8 +8,8 @@ The texts are those of the calibration text, again and again. On a CPU both run 
 and with all plugins, sentence-transformers with the fastest of several batch sizes. "in all" begins with texts and
 ends with vectors in host memory, as in predict.py, without reading and writing files. "network" has the tokens
 already; putting them into batches is part of ours. Both run in turn, round by round, in this process. CPU seconds are
-those of all threads, which on a machine with other work say more than the time that passes, if threads do not spin
-while they wait for others: set OMP_WAIT_POLICY=passive there. The vectors of both are compared. Without
+those of all threads. On a machine with other work they say more than the time that passes, if threads do not spin
+while they wait for each other: set OMP_WAIT_POLICY=passive there. The vectors of both are compared. Without
 sentence-transformers (pip install sentence-transformers) only ours is measured.
 """
 

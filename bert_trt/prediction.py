@@ -33,7 +33,8 @@ from bert_trt.tasks import Answers, NotFiniteError, Window
 
 TOKENS_PER_BATCH = 4096  # bounds an output that has a row of the size of the vocabulary for each token
 TOKENS_PER_SMALL_BATCH = 16384  # of other tasks
-BUCKET = 16  # padded lengths are multiples of it
+BUCKET = 16  # padded lengths are multiples of it, so that a plan meets few shapes
+GROUP = 32  # sequences of nearly the same length, in a padded batch without buckets
 SHOWN_PROBLEMS = 5  # on the terminal
 
 
@@ -46,14 +47,15 @@ class BatchRanges:
         seq_len: sequence lengths.
         batch: sequences in a batch.
         tokens: the most tokens in a batch, padding included; None for the task's default.
-        bucket: padded lengths are multiples of it.
+        bucket: padded lengths are multiples of it; None for the lengths of every 32nd sequence, which costs the least
+            padding, and for which every batch may have another shape.
     """
 
     batching: str
     seq_len: SequenceRange
     batch: SequenceRange
     tokens: int | None = None
-    bucket: int = BUCKET
+    bucket: int | None = BUCKET
 
     @classmethod
     def of_plan(cls, profile: Mapping[str, Sequence[Sequence[int]]]) -> BatchRanges:
@@ -102,7 +104,8 @@ def make_batches(sequences: Sequence[Tokens], ranges: BatchRanges) -> list[Netwo
     ids, types = [one.ids for one in sequences], [one.types for one in sequences]
     if ranges.batching == "packed":
         return [packed_batch(packed) for packed in pack(ids, limits, types)]
-    return [padded_batch(padded) for padded in pad(ids, limits, types, buckets=ranges.bucket)]
+    buckets = ranges.bucket or np.sort([len(one) for one in ids])[::-1][::GROUP].tolist()
+    return [padded_batch(padded) for padded in pad(ids, limits, types, buckets=buckets)]
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------
@@ -128,6 +131,8 @@ class Tokenization:
         if config.task == FILL_MASK and self.tokenizer.mask_token is None:
             raise UserError("the checkpoint's tokenizer has no mask token; expected one, such as [MASK]")
         self.limit = config.truncated_length
+        if options.stride is not None:  # windows may be shorter than what the checkpoint takes
+            self.limit = min(self.limit, seq_len.maximum)
         is_pair = config.task == QUESTION_ANSWERING
         cut = TruncationStrategy.ONLY_SECOND if is_pair else TruncationStrategy.LONGEST_FIRST
         self.strategies = {True: cut, False: TruncationStrategy.DO_NOT_TRUNCATE}

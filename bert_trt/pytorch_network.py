@@ -11,7 +11,7 @@ import numpy as np
 from bert_trt.model_files import ModelFolder
 from bert_trt.network import DefinedNetwork
 from bert_trt.options import FILL_MASK, FUSED_LAYERS, FUSIONS, SequenceRange
-from bert_trt.prediction import BUCKET, TOKENS_PER_BATCH, TOKENS_PER_SMALL_BATCH, BatchRanges
+from bert_trt.prediction import TOKENS_PER_BATCH, TOKENS_PER_SMALL_BATCH, BatchRanges
 from bert_trt.tensorrt_log import TrtLog
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class PyTorchNetwork:
             SequenceRange(1, positions, positions),
             SequenceRange(1, MOST_SEQUENCES, MOST_SEQUENCES),
             tokens=CPU_TOKENS if self.device == "cpu" else on_gpu,
-            bucket=8 if self.device == "cpu" else BUCKET,
+            bucket=None,
         )
 
     @functools.cached_property

@@ -301,14 +301,15 @@ def numbered(lengths: Sequence[int]) -> list[Sentence]:
     batching=st.sampled_from(BATCHINGS),
     most=st.integers(1, 9),
     longest=st.integers(40, 64),
+    bucket=st.sampled_from([None, 1, 16]),
 )
-def test_every_batch_is_in_the_profile_and_every_sentence_in_one(lengths, batching, most, longest):
+def test_every_batch_is_in_the_profile_and_every_sentence_in_one(lengths, batching, most, longest, bucket):
     sentences = numbered(lengths)
     seq_len = SequenceRange(3, 16, longest)
     batch = ONE_SEQUENCE if batching == "single" else SequenceRange(1, 1, most)
     shape = {"single": (1, -1), "padded": (-1, -1), "packed": (-1,)}[batching]
     seen = []
-    for one in make_batches(sentences, BatchRanges(batching, seq_len, batch)):
+    for one in make_batches(sentences, BatchRanges(batching, seq_len, batch, bucket=bucket)):
         check_batch(one.inputs)
         for name, values in one.inputs.items():
             check_in_profile(name, values.shape, profile_shapes(name, shape, seq_len, batch))

@@ -28,7 +28,10 @@ from bert_trt.options import (
     SEQUENCE_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
     AnswerOptions,
+    SequenceRange,
 )
+from bert_trt.prediction import Tokenization
+from bert_trt.records import Record
 from bert_trt.tasks import Answers, NotFiniteError, Window, best_span, softmax, top_k
 
 TEXTS = [
@@ -304,6 +307,18 @@ def test_a_question_that_leaves_no_room(made, answers):
     assert ["error" in record for record in cut] == [False, False, False, True]
 
 
+def test_windows_are_no_longer_than_the_plan_takes(made):
+    checkpoint, path = made("bert", QUESTION_ANSWERING)
+    tokenization = Tokenization(ModelFolder(path), SequenceRange(1, 16, 24), AnswerOptions(stride=4))
+    context = " ".join(TEXTS[:4] * 4)
+    (windows,) = tokenization.tokenise([Record(1, ("what is it", context))])
+    tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
+    options: dict[str, Any] = {"truncation": "only_second", "max_length": 24, "stride": 4}
+    expected = tokenizer("what is it", context, return_overflowing_tokens=True, **options)["input_ids"]
+    assert [window.ids.tolist() for window in windows if isinstance(window, Window)] == expected
+    assert len(expected) > 2
+
+
 def test_no_answer(made, answers):
     _, folder = made("bert", QUESTION_ANSWERING)
     lines = ["\t".join(pair) for pair in PAIRS]
@@ -363,10 +378,6 @@ def test_a_text_is_cut_as_the_checkpoints_tokenizer_cuts_it(made, answers):
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_ids_and_types_are_those_of_the_checkpoints_tokenizer(made, family):
-    from bert_trt.options import SequenceRange
-    from bert_trt.prediction import Tokenization
-    from bert_trt.records import Record
-
     checkpoint, path = made(family, SEQUENCE_CLASSIFICATION, num_labels=3)
     tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
     tokenization = Tokenization(ModelFolder(path), SequenceRange(1, 40, 40), AnswerOptions())
