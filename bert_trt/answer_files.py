@@ -159,7 +159,7 @@ class ParquetRows:
 
     def finish(self, partial: Path, target: Path, rows: int) -> None:
         """Copies the batches into a Parquet file."""
-        from pyarrow import parquet  # pyright: ignore[reportMissingImports]
+        from pyarrow import parquet
 
         with (
             atomic_write(target) as file,
@@ -216,8 +216,8 @@ def rows_of(answers: Sequence[Answer], width: int) -> np.ndarray:
 
 def _import_pyarrow() -> Any:
     try:
-        import pyarrow  # pyright: ignore[reportMissingImports]
-        import pyarrow.parquet  # pyright: ignore[reportMissingImports]
+        import pyarrow
+        import pyarrow.parquet
     except ImportError as error:
         raise UserError(
             f"a .parquet file needs pyarrow, which cannot be imported ({error}): pip install -r {REQUIREMENTS}; or "

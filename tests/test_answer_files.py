@@ -262,7 +262,7 @@ FORM_NAMES = ["x.jsonl", "x.npy", "x.safetensors", "x.parquet"]
 def content(path: Path) -> Any:
     """The bytes of a file, or the table of a Parquet file, whose bytes depend on its row groups."""
     if path.suffix == ".parquet":
-        from pyarrow import parquet  # pyright: ignore[reportMissingImports]
+        from pyarrow import parquet
 
         return repr(parquet.read_table(path).to_pydict())
     return path.read_bytes()
