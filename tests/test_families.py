@@ -90,14 +90,15 @@ def compare_answers(folder: ModelFolder, output: np.ndarray, expected: np.ndarra
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_every_task_of_every_family_answers_as_transformers_does(tmp_path, family, task):
+    """The heads, which all families share, in every way for BERT."""
     folder = export(tmp_path, family, task)
     assert folder.config.task == task
-    for batching in BATCHINGS:
+    for batching in BATCHINGS if family == "bert" else ["padded"]:
         check(folder, builder.assemble(folder, TrtLog(), batching=batching), batching, "fp32")
     fused = builder.assemble(folder, TrtLog(), "fp16", batching="packed", fusion="all")
     check(folder, fused, "packed", "fp16")
-    parsed = onnx2trt.parse(folder, "fp32", TrtLog())
-    check(folder, parsed, "single", "fp32")
+    if family in ("bert", "mpnet"):
+        check(folder, onnx2trt.parse(folder, "fp32", TrtLog()), "single", "fp32")
 
 
 @pytest.mark.parametrize("family", ["albert", "electra", "mpnet", "distilbert"])
@@ -151,7 +152,7 @@ SHAPES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=10)
+@settings(max_examples=8)
 @given(
     st.sampled_from(list(FAMILIES)), st.sampled_from(TASKS), SHAPES, st.sampled_from([8, 32, 40, 64, 80]), st.data()
 )
