@@ -124,7 +124,9 @@ def tokenize(
         ) from error
     ids = encoded["input_ids"].astype(np.int64)  # (1, S)
     types = encoded["token_type_ids"].astype(np.int64)
-    if text_pair is None:
+    if config.type_vocab_size == 1:
+        types = np.zeros_like(ids)
+    elif text_pair is None:
         types = pair_types(ids[0], tokenizer.sep_token_id, config.type_vocab_size)[None]
     inputs = {
         "input_ids": ids,

@@ -74,11 +74,18 @@ def product_with_bias(
 ) -> torch.Tensor:
     """a @ b + bias: (..., M, K), (..., K, N) and (1 ..., N) -> (..., M, N).
 
-    On CUDA, and in fp32 on a CPU, one kernel computes both, as TensorRT fuses them: the result is rounded once, after
-    the bias is added.
+    On CUDA, one kernel computes both, as TensorRT fuses them: the result is rounded once, after the bias is added.
     """
-    has_kernel = a.is_cuda or a.dtype == torch.float32
-    if not has_kernel or transpose_a or not is_one_matrix(b) or bias.numel() != bias.shape[-1]:
+    if not a.is_cuda:
+        return matrix_multiply(a, b, transpose_a, transpose_b) + bias
+    return product_with_bias_kernel(a, b, bias, transpose_a, transpose_b)
+
+
+def product_with_bias_kernel(
+    a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor, transpose_a: bool, transpose_b: bool
+) -> torch.Tensor:
+    """As ``product_with_bias``, by one kernel of PyTorch's on any device where the shapes allow it."""
+    if transpose_a or not is_one_matrix(b) or bias.numel() != bias.shape[-1]:
         return matrix_multiply(a, b, transpose_a, transpose_b) + bias
     matrix = b.reshape(b.shape[-2:])
     rows = a.reshape(-1, a.shape[-1])
@@ -261,14 +268,20 @@ def normalization(
     x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, axes: Sequence[int], epsilon: float
 ) -> torch.Tensor:
     """(x − mean) / √(variance + epsilon) · scale + bias over ``axes``, in fp32, returned in x's type."""
-    is_last = list(axes) == [x.dim() - 1] and scale.numel() == bias.numel() == x.shape[-1]
-    if is_last and x.dtype == torch.float32 and not x.is_cuda:  # one kernel, where this is the time of a prediction
-        width = x.shape[-1:]
-        return torch.nn.functional.layer_norm(x, width, scale.float().view(width), bias.float().view(width), epsilon)
     x_fp32 = x.float()
     variance, mean = torch.var_mean(x_fp32, dim=list(axes), correction=0, keepdim=True)
     normal = (x_fp32 - mean) * torch.rsqrt(variance + epsilon)
     return (normal * scale.float() + bias.float()).to(x.dtype)
+
+
+def normalization_kernel(
+    x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, axes: Sequence[int], epsilon: float
+) -> torch.Tensor:
+    """As ``normalization``, by one kernel of PyTorch's where x is fp32 and the last axis is normalised."""
+    if list(axes) != [x.dim() - 1] or not scale.numel() == bias.numel() == x.shape[-1] or x.dtype != torch.float32:
+        return normalization(x, scale, bias, axes, epsilon)
+    width = x.shape[-1:]
+    return torch.nn.functional.layer_norm(x, width, scale.float().view(width), bias.float().view(width), epsilon)
 
 
 def softmax(x: torch.Tensor, axis: int) -> torch.Tensor:
@@ -1079,6 +1092,16 @@ class NetworkRunner:
         arguments = [tensor.to(self.device) for tensor in cast.values()]
         with torch.inference_mode(), _accurate_products():
             return dict(zip(self.output_names, self.module(*arguments), strict=True))
+
+    def use_fast_kernels(self) -> None:
+        """Computes layer norms, and products with their bias, by one kernel of PyTorch's each.
+
+        They are a tenth faster on a CPU in fp32. Comparisons do without: there each operation is TensorRT's own.
+        """
+        faster = {normalization: normalization_kernel, product_with_bias: product_with_bias_kernel}
+        for node in self.module.graph.nodes:
+            node.target = faster.get(node.target, node.target)
+        self.module.recompile()
 
     def first_not_finite(self, inputs: Mapping[str, np.ndarray | torch.Tensor]) -> str | None:
         """Finds the first layer, in the order of computation, whose result is not finite.

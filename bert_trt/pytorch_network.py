@@ -67,7 +67,10 @@ class PyTorchNetwork:
         self._network = self.assemble(
             *(self.folder, TrtLog(), self.precision), batching=self.ranges.batching, fusion=self.fusion
         )
-        return NetworkRunner(self._network.network, self.device, contents=self._network.contents)
+        runner = NetworkRunner(self._network.network, self.device, contents=self._network.contents)
+        if self.device == "cpu" and self.precision == "fp32":
+            runner.use_fast_kernels()
+        return runner
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """The network's output for one batch."""

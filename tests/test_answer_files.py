@@ -392,7 +392,13 @@ def test_a_process_that_is_ended_goes_on(folder, tmp_path, ended_by):
     command = [sys.executable, ROOT / "predict.py", folder, source, "--out", target]
     _, state = partial_files(target)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  a background job ignores it
+    ) as process:
         while process.poll() is None and not (state.exists() and '"lines": 0' not in state.read_text()):
             time.sleep(0.05)
         assert process.poll() is None, process.stderr

@@ -39,7 +39,8 @@ def test_it_calibrates_without_the_models_cache(
 def test_a_failure_of_the_builder_is_an_error(
     calibration_speed, in_process: InProcess, small_weights_dir: Path, tmp_path: Path
 ):
-    shutil.copy(small_weights_dir / "config.json", tmp_path)
-    ended = in_process(calibration_speed.main, tmp_path, "--fusion", "none")
+    damaged = Path(shutil.copytree(small_weights_dir, tmp_path / "damaged"))
+    (damaged / "model.onnx.data").unlink()
+    ended = in_process(calibration_speed.main, damaged, "--fusion", "none")
     assert ended.code == 1
     assert ended.err.endswith("error: builder.py --precision int8 --fusion none ended with 1\n")

@@ -45,7 +45,7 @@ from bert_trt.quantized_model import quantize
 from bert_trt.tasks import Rankings
 from bert_trt.tensorrt_log import TrtLog
 
-LENGTHS, BATCH = SequenceRange(1, 16, 40), SequenceRange(1, 4, 8)
+BATCH = SequenceRange(1, 4, 8)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,7 +64,8 @@ def check(folder: ModelFolder, network: DefinedNetwork, batching: str, precision
     """Compares a network's outputs for the reference sequences with those of transformers' class."""
     runner, name = NetworkRunner(network.network, "cpu", contents=network.contents), folder.config.output_name
     sequences = folder.reference()
-    batches = reference_batches(sequences, batching, LENGTHS, ONE_SEQUENCE if batching == "single" else BATCH)
+    lengths = SequenceRange(1, 16, folder.config.max_positions)
+    batches = reference_batches(sequences, batching, lengths, ONE_SEQUENCE if batching == "single" else BATCH)
     errors = compare_sequences(lambda inputs: runner.run(inputs)[name].numpy(), batches, sequences)
     assert len(errors) == len(sequences)
     for error in errors:
@@ -130,7 +131,7 @@ def test_8_bit_plugins_are_as_accurate_as_q_dq_in_every_family(tmp_path, family,
         runner, sequences = NetworkRunner(network.network, "cpu", contents=network.contents), folder.reference()
         found = compare_sequences(
             lambda inputs, runner=runner: runner.run(inputs)["last_hidden_state"].numpy(),
-            *(reference_batches(sequences, "packed", LENGTHS, BATCH), sequences),
+            *(reference_batches(sequences, "packed", SequenceRange(1, 16, 40), BATCH), sequences),
         )
         errors[fusion] = combined_rel_l2(found)
     assert 0 < errors["all"] <= 1.2 * errors["none"] < 0.2

@@ -33,12 +33,14 @@ EVERY_FIELD = {
         "quantized_type": "fp8",
         "constant_weights": 1,
         "output_type": "bf16",
+        "output_factors": 1,
     },
     "EmbLayerNorm": {
         "epsilon": THIRD,
         "output_scale": np.float32(0.1),
         "outputs": "both",
         "quantized_type": "fp8",
+        "output_factors": 1,
     },
     "QkvToContext": {
         "num_heads": 12,
@@ -53,6 +55,7 @@ EVERY_FIELD = {
         "x_scale": THIRD,
         "output_scale": np.float32(0.1),
         "output_type": "fp8",
+        "output_factors": 1,
     },
 }
 each_plugin = pytest.mark.parametrize("name", EVERY_FIELD)
