@@ -437,11 +437,11 @@ def test_a_wrong_product_in_8_bits_is_named(given, message):
     assert message in str(error.value)
 
 
-def test_a_width_without_a_kernel_is_refused_when_the_engine_is_built(tmp_path):
-    made_builder, helper, _ = one_product(width=24, x_scale=0.03)
+def test_an_engine_is_built_for_a_product_in_8_bits_of_any_width(tmp_path):
+    made_builder, helper, _ = one_product(width=24, x_scale=0.03)  # no multiple of 16, as Hopper's kernel needs it
     options = BuildOptions(SequenceRange(1, 4, 8), plugin_library=build.library_path())
-    with pytest.raises(UserError, match=r"weight has the shape \[32, 24\] in int8, and y is fp16; expected \[N, K\]"):
-        build_plan(made_builder, helper.network, helper.log, options, tmp_path / "p.plan")
+    assert build_plan(made_builder, helper.network, helper.log, options, tmp_path / "p.plan").num_bytes > 0
+    assert (tmp_path / "p.plan").is_file()
 
 
 @pytest.mark.parametrize("kind", NARROW_TYPES)
