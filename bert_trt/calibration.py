@@ -21,9 +21,10 @@ import torch
 
 from bert_trt.calibration_data import batch_inputs, batches, num_tokens, real_tokens, spread
 from bert_trt.console import UserError, log_console, remaining_time
-from bert_trt.evaluation import Assemble, Evaluation
+from bert_trt.evaluation import Evaluation
 from bert_trt.histograms import LARGEST_COUNTED, Histogram, find_range
 from bert_trt.model_files import ModelFolder
+from bert_trt.network import Assemble
 from bert_trt.network_runner import NetworkRunner, best_device
 from bert_trt.options import LINEAR_GROUPS, CalibrationSettings
 from bert_trt.quantization import Product, Quantization, in_groups, range_name, smoothing_factors

@@ -9,6 +9,7 @@ finite, files that could run code, a tokenizer without [MASK].
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import json
 import logging
@@ -16,7 +17,7 @@ import os
 import pickle
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -68,6 +69,7 @@ EXTRA_WEIGHTS = {  # a pattern of names -> what weights belong to that another t
     r"^(classifier|pre_classifier)\.": "a classification or tagging head",
     r"^qa_outputs\.": "a question answering head",
 }
+ReadWeights = Callable[[str, str | None], tuple[Any, dict[str, Any]]]  # ``_read_weights``, by task and pooling
 OTHER_FORMATS = (".h5", ".msgpack", ".ckpt", ".index", ".gguf", ".onnx", ".ot", ".bin", ".pt", ".pth")
 
 
@@ -159,8 +161,9 @@ def load_checkpoint(
     hf_config = _load_configuration(name, is_local, options, ignore_config)
     sentence = read_sentence_embedding(name, is_local, options) if task in (None, EMBEDDING) else None
     is_named = task is not None
-    task, pooling = _choose_task(name, is_local, hf_config, sentence, task, pooling)
-    model, extra = _load_weights(name, is_local, hf_config, task, pooling)
+    read = functools.cache(functools.partial(_read_weights, name, is_local, hf_config))  # once for each class
+    task, pooling = _choose_task(name, read, hf_config, sentence, task, pooling)
+    model, extra = _load_weights(name, is_local, read, task, pooling)
     modules = _describe_unexported_files(name, is_local, options)
     if is_named:  # the user has chosen one head and left the others
         extra = [weight for weight in extra if not any(re.search(key, weight) for key in EXTRA_WEIGHTS)]
@@ -179,7 +182,7 @@ def load_checkpoint(
 
 def _choose_task(
     name: str,
-    is_local: bool,
+    read: ReadWeights,
     hf_config: Any,
     sentence: SentenceEmbedding | None,
     task: str | None,
@@ -187,11 +190,10 @@ def _choose_task(
 ) -> tuple[str, str | None]:
     """The task and the pooling of the checkpoint; see ``load_checkpoint``."""
     if task is None:
-        task = (
-            EMBEDDING if sentence is not None or pooling is not None else _task_of_weights(name, is_local, hf_config)
-        )
+        is_embedding = sentence is not None or pooling is not None
+        task = EMBEDDING if is_embedding else _task_of_weights(name, read, hf_config)
     elif task in HEAD_WEIGHTS:
-        found, has_encoder = _tasks_with_weights(name, is_local, hf_config)
+        found, has_encoder = _tasks_with_weights(read, hf_config)
         if task not in found and has_encoder:
             raise UserError(
                 f"--model {name}: the checkpoint has no head for --task {task}: no weights {HEAD_WEIGHTS[task]}*; "
@@ -206,14 +208,14 @@ def _choose_task(
     return task, pooling or (sentence.pooling if sentence is not None else "mean")
 
 
-def _task_of_weights(name: str, is_local: bool, hf_config: Any) -> str:
+def _task_of_weights(name: str, read: ReadWeights, hf_config: Any) -> str:
     """The task of a checkpoint that is no sentence embedding.
 
     Raises:
         UserError: the checkpoint has another head than those supported, lacks the head that config.json names, or
             has several.
     """
-    found, has_encoder = _tasks_with_weights(name, is_local, hf_config)
+    found, has_encoder = _tasks_with_weights(read, hf_config)
     architectures = [str(architecture) for architecture in hf_config.architectures or []]
     named = [task for task, suffix in CLASS_SUFFIXES.items() for one in architectures if one.endswith(suffix)]
     for task in named:
@@ -240,10 +242,10 @@ def _task_of_weights(name: str, is_local: bool, hf_config: Any) -> str:
     return found[0] if found else HIDDEN_STATES
 
 
-def _tasks_with_weights(name: str, is_local: bool, hf_config: Any) -> tuple[list[str], bool]:
+def _tasks_with_weights(read: ReadWeights, hf_config: Any) -> tuple[list[str], bool]:
     """The tasks for whose head the checkpoint has weights, and whether it has weights of an encoder."""
     family = FAMILIES[hf_config.model_type]
-    model, info = _read_weights(name, is_local, hf_config, FILL_MASK, None)
+    model, info = read(FILL_MASK, None)
     names = (set(model.state_dict()) - set(info["missing_keys"])) | set(info["unexpected_keys"])
     names |= {weight for weight, _, _ in info["mismatched_keys"]}
     ours = [canonical_name(weight, model.base_model_prefix, family) for weight in names]
@@ -472,13 +474,15 @@ def _read_weights(
         raise UserError(message) from error
 
 
-def _load_weights(name: str, is_local: bool, hf_config: Any, task: str, pooling: str | None) -> tuple[Any, list[str]]:
+def _load_weights(
+    name: str, is_local: bool, read: ReadWeights, task: str, pooling: str | None
+) -> tuple[Any, list[str]]:
     """Loads transformers' class for the task.
 
     Returns:
         The model, whose configuration names the class, and the names of the checkpoint's weights that it lacks.
     """
-    model, info = _read_weights(name, is_local, hf_config, task, pooling)
+    model, info = read(task, pooling)
     for weight, shape, expected in sorted(info["mismatched_keys"]):
         what = (
             "id2label in config.json"

@@ -11,7 +11,7 @@ import torch
 
 from bert_trt.calibration_data import batch_inputs, batches, num_tokens, real_tokens
 from bert_trt.model_files import ModelFolder
-from bert_trt.network import DefinedNetwork
+from bert_trt.network import Assemble
 from bert_trt.network_runner import NetworkRunner, best_device
 from bert_trt.quantization import Quantization
 from bert_trt.sentences import Sentence
@@ -19,8 +19,6 @@ from bert_trt.tasks import top_k
 from bert_trt.tensorrt_log import TrtLog
 
 SPREADING_PRIME = 7919  # larger than any sequence length, so that no length divides it
-
-Assemble = Callable[..., DefinedNetwork]  # builder.assemble, which is passed in, since no library imports a script
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,3 +53,6 @@ class DefinedNetwork:
     products: list[Product] = field(default_factory=list)
     num_quantized: int | None = None
     gelu_parts: list[str] = field(default_factory=list)
+
+
+Assemble = Callable[..., DefinedNetwork]  # builder.assemble, which is passed in, since no library imports a script

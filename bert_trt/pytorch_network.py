@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bert_trt.model_files import ModelFolder
-from bert_trt.network import DefinedNetwork
+from bert_trt.network import Assemble
 from bert_trt.options import FILL_MASK, FUSED_LAYERS, FUSIONS, SequenceRange
 from bert_trt.prediction import TOKENS_PER_BATCH, TOKENS_PER_SMALL_BATCH, BatchRanges
 from bert_trt.tensorrt_log import TrtLog
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 MOST_SEQUENCES = 1024  # in a batch
 CPU_TOKENS = 4096  # in a batch
-Assemble = Callable[..., DefinedNetwork]  # builder.assemble, which is passed in, since no library imports a script
 
 
 class PyTorchNetwork:

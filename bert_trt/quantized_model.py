@@ -17,8 +17,9 @@ from bert_trt.calibration import Calibration, CalibrationContext, calibrate_best
 from bert_trt.calibration_cache import calibrate_cached
 from bert_trt.calibration_data import num_tokens, read_data
 from bert_trt.console import UserError, console, log_console, remaining_time
-from bert_trt.evaluation import Assemble, Evaluation, OutputChange
+from bert_trt.evaluation import Evaluation, OutputChange
 from bert_trt.model_files import ModelFolder
+from bert_trt.network import Assemble
 from bert_trt.options import QuantizationOptions
 from bert_trt.quantization import BASE_PRECISION, Product, Quantization, in_groups, kernels_of
 from bert_trt.tensorrt_log import TrtLog

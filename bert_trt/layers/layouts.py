@@ -25,11 +25,17 @@ class SingleLayout:
         lengths: the attention mask of a padded batch, the cu_seqlens of a packed batch; None for one sequence.
         attention_axes: the leading axes of (B, S, N, D), in a reshape from (S, H).
         flat_axes: the leading axes of (S, H), in a reshape from (B, S, N, D).
+        key_axes: one number for each token as the keys of a matrix (S, S) of tokens, in a reshape.
+        query_axes: the same as its queries.
+        heads_first: the transpose (S, S, N) -> (N, S, S); with padding (B, S, S, N) -> (B, N, S, S).
     """
 
     name: ClassVar[str] = "single"
     attention_axes: ClassVar[tuple[int, ...]] = (1, -1)
     flat_axes: ClassVar[tuple[int, ...]] = (-1,)
+    key_axes: ClassVar[tuple[int, ...]] = (1, -1)
+    query_axes: ClassVar[tuple[int, ...]] = (-1, 1)
+    heads_first: ClassVar[tuple[int, ...]] = (2, 0, 1)
 
     def __init__(self, helper: TrtNetworkHelper) -> None:
         self.helper = helper
@@ -68,15 +74,15 @@ class SingleLayout:
     def distances(self, max_positions: int) -> trt.ITensor:
         """p_key - p_query + P - 1 for every pair of tokens, int32 (S, S): a row of a table of 2 P - 1 distances."""
         helper, positions = self.helper, self.ids[2]
-        shifted = helper.addAdd(
-            positions, self._number(max_positions - 1, (1,), "distance.shift"), "distance.shifted"
-        )
-        key = helper.addReshape(shifted, (1, -1), "distance.key")
-        return helper.addDifference(key, helper.addReshape(positions, (-1, 1), "distance.query"), "distance")
+        shift = self._number(max_positions - 1, (1,) * len(positions.shape), "distance.shift")
+        shifted = helper.addAdd(positions, shift, "distance.shifted")
+        key = helper.addReshape(shifted, self.key_axes, "distance.key")
+        query = helper.addReshape(positions, self.query_axes, "distance.query")
+        return helper.addDifference(key, query, "distance")
 
     def spread_bias(self, bias: trt.ITensor, name: str) -> trt.ITensor:
         """A bias of the scores for each head, (S, S, N) -> (N, S, S)."""
-        return self.helper.addShuffle(bias, name, first_transpose=(2, 0, 1))
+        return self.helper.addShuffle(bias, name, first_transpose=self.heads_first)
 
     def _number(self, value: int, shape: tuple[int, ...], name: str) -> trt.ITensor:
         """An int32 constant."""
@@ -90,9 +96,10 @@ class SingleLayout:
         """bool (B, 1, S, S), true where the query may attend to the key; None without a mask."""
         return None
 
-    def _additive(self, visible: trt.ITensor) -> trt.ITensor:
+    def _additive(self, visible: trt.ITensor, name: str = "mask") -> trt.ITensor:
         """Turns 1 for a visible token into 0, and 0 for a masked token into −1e30."""
-        return self.helper.addScale(self.helper.addShift(visible, -1.0, "mask.shifted"), MASKED_SCORE, "mask.bias")
+        shifted = self.helper.addShift(visible, -1.0, f"{name}.shifted")
+        return self.helper.addScale(shifted, MASKED_SCORE, f"{name}.bias")
 
 
 class PaddedLayout(SingleLayout):
@@ -101,6 +108,9 @@ class PaddedLayout(SingleLayout):
     name = "padded"
     attention_axes = (0, 0)
     flat_axes = (0, 0)
+    key_axes = (0, 1, -1)
+    query_axes = (0, -1, 1)
+    heads_first = (0, 3, 1, 2)
 
     def add_inputs(self) -> tuple[list[trt.ITensor], trt.ITensor | None]:
         """Adds three inputs and the attention mask, each int32 (B, S)."""
@@ -137,9 +147,7 @@ class PaddedLayout(SingleLayout):
         """The largest value of each channel over the real tokens, in fp32: (B, S, H) -> (B, H)."""
         helper = self.helper
         x = helper.addCast(x, trt.DataType.FLOAT, f"{name}.fp32")
-        padding = helper.addScale(
-            helper.addShift(self._real_tokens(name), -1.0, f"{name}.shifted"), MASKED_SCORE, f"{name}.padding"
-        )
+        padding = self._additive(self._real_tokens(name), f"{name}.padding")
         return helper.addLargest(helper.addAdd(x, padding, f"{name}.real"), 1, name)
 
     def _real_tokens(self, name: str) -> trt.ITensor:
@@ -147,19 +155,6 @@ class PaddedLayout(SingleLayout):
         assert self.lengths is not None
         tokens = self.helper.addCast(self.lengths, trt.DataType.FLOAT, f"{name}.tokens.fp32")
         return self.helper.addReshape(tokens, (0, -1, 1), f"{name}.tokens")
-
-    def distances(self, max_positions: int) -> trt.ITensor:
-        """As for one sequence, int32 (B, S, S)."""
-        helper, positions = self.helper, self.ids[2]
-        shifted = helper.addAdd(
-            positions, self._number(max_positions - 1, (1, 1), "distance.shift"), "distance.shifted"
-        )
-        key = helper.addReshape(shifted, (0, 1, -1), "distance.key")
-        return helper.addDifference(key, helper.addReshape(positions, (0, -1, 1), "distance.query"), "distance")
-
-    def spread_bias(self, bias: trt.ITensor, name: str) -> trt.ITensor:
-        """(B, S, S, N) -> (B, N, S, S)."""
-        return self.helper.addShuffle(bias, name, first_transpose=(0, 3, 1, 2))
 
     def additive_mask(self) -> trt.ITensor | None:
         """fp32 (B, 1, 1, S)."""
