@@ -72,8 +72,9 @@ def make_random_checkpoint(
         num_hidden_layers=layers,
         num_attention_heads=heads,
         intermediate_size=4 * hidden,
-        **({"num_labels": 1} if architecture == "BertForSequenceClassification" else {}),
     )
+    if architecture == "BertForSequenceClassification":
+        config.num_labels = 1
     model = getattr(transformers, architecture)(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

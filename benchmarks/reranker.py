@@ -17,7 +17,8 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ import torch
 from report import check_results, markdown_table, model_name, print_table, versions, write_results
 
 from bert_trt.console import UserError, log_console, run_script
-from bert_trt.model_files import ModelFolder
+from bert_trt.model_files import INPUT_NAMES, ModelFolder
 from bert_trt.network_runner import best_device
 from bert_trt.options import DEFAULT_DATA, SEQUENCE_CLASSIFICATION, AnswerOptions
 from bert_trt.prediction import GROUP, Source, make_batches
@@ -85,13 +86,19 @@ class Method:
     def run(self) -> None:
         """Scores all pairs and keeps scores, (N,), and time."""
         scores, self.tokens, start = [], 0, time.perf_counter()
-        for chunk in self.chunks:
-            of_chunk = np.empty(len(chunk))
-            for batch in make_batches(chunk, self.network.ranges):
-                outputs = batch.split(self.network.run(batch.inputs))
-                of_chunk[list(batch.sequences)] = [output.item() for output in outputs]
-                self.tokens += batch.inputs["input_ids"].size
-            scores.append(of_chunk)
+        places: deque[tuple[np.ndarray, list[int]]] = deque()  # where the scores of the next outputs go
+
+        def batches() -> Iterator[dict[str, np.ndarray]]:
+            for chunk in self.chunks:
+                scores.append(np.empty(len(chunk)))
+                for batch in make_batches(chunk, self.network.ranges):
+                    places.append((scores[-1], list(batch.sequences)))
+                    self.tokens += batch.inputs[INPUT_NAMES[0]].size
+                    yield batch.inputs
+
+        for output in self.network.run_all(batches()):  # (B, 1)
+            of_chunk, sequences = places.popleft()
+            of_chunk[sequences] = output[:, 0]
         self.seconds.append(time.perf_counter() - start)
         self.scores = np.concatenate(scores)
 

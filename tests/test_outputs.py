@@ -209,6 +209,7 @@ def test_an_export_does_not_go_over_its_checkpoint(spelling, in_process, checkpo
         ("benchmarks/packed_batches.py", "M"),
         ("benchmarks/quantization_accuracy.py", "M"),
         ("benchmarks/quantized_encoder.py", "M"),
+        ("benchmarks/reranker.py", "M"),
         ("benchmarks/quantized_plans.py", "M"),
         ("benchmarks/skip_and_embedding_norms.py", ""),
         ("benchmarks/squad_throughput.py", ""),
