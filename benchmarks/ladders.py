@@ -71,25 +71,27 @@ HOPPER_SHAPES = {  # of linear_hopper_shapes.cuh: the tile of the rungs; one wit
     "hopper, 128 x 128 in turn": "128x128 in turn",
 }
 AGAINST = {  # the rung that each is compared with
-    "tiles": "plain",
-    "tensor": "tiles",
-    "wgmma, one stage": "tiles",
-    "wgmma, four stages": "wgmma, one stage",
-    "wgmma, producer warp": "wgmma, four stages",
-    "wgmma, persistent": "wgmma, producer warp",
-    "hopper, 128 x 256": "wgmma, persistent",
-    "hopper, 128 x 128 in turn": "hopper, 128 x 128",
-    "the plugin": "the plugin, GELU apart",
-    "the plugin, int8": "the plugin",
-    "the plugin, fp8": "the plugin",
-    "basic": "plain",
-    "hopper": "tensor",
-    "short": "hopper",
+    "linear": {
+        "shared": "plain",
+        "tiles": "shared",
+        "tensor": "tiles",
+        "wgmma, one stage": "tiles",
+        "wgmma, four stages": "wgmma, one stage",
+        "wgmma, producer warp": "wgmma, four stages",
+        "wgmma, products in flight": "wgmma, producer warp",
+        "wgmma, persistent": "wgmma, products in flight",
+        "hopper, 128 x 256": "wgmma, persistent",
+        "hopper, 128 x 128 in turn": "hopper, 128 x 128",
+        "the plugin": "the plugin, GELU apart",
+        "the plugin, int8": "the plugin",
+        "the plugin, fp8": "the plugin",
+    },
+    "attention": {"basic": "plain", "tensor": "basic", "hopper": "tensor", "short": "hopper"},
 }
 GRAPH_MILLISECONDS = 3.0
 MOST_LAUNCHES = 48
-TURNS, REPLAYS = 3, 7
-SETTLING = 0.1  # seconds
+TURNS, REPLAYS = 5, 7
+SETTLING = 0.3  # seconds
 
 
 @dataclass
@@ -99,8 +101,18 @@ class Time:
     ladder: str
     shape: tuple[int, ...]
     rung: str
-    microseconds: float
+    turns: list[float]  # microseconds
     operations: float
+
+    @property
+    def microseconds(self) -> float:
+        """The median of the turns."""
+        return statistics.median(self.turns)
+
+    @property
+    def spread(self) -> float:
+        """How far the turns are apart, as a share of their median."""
+        return (max(self.turns) - min(self.turns)) / self.microseconds
 
 
 def replay_time(graph: torch.cuda.CUDAGraph) -> float:
@@ -113,20 +125,21 @@ def replay_time(graph: torch.cuda.CUDAGraph) -> float:
     return start.elapsed_time(end)
 
 
-def measure(contenders: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Microseconds of one launch of each; slow kernels are launched less often."""
+def measure(contenders: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Microseconds of one launch of each, the median of every turn; slow kernels are launched less often."""
     graphs = {}
     for name, launch in contenders.items():
         once = replay_time(capture(launch, 1))
         launches = max(1, min(MOST_LAUNCHES, math.ceil(GRAPH_MILLISECONDS / once)))
         graphs[name] = (capture(launch, launches), launches)
-    samples: dict[str, list[float]] = {name: [] for name in graphs}
+    turns: dict[str, list[float]] = {name: [] for name in graphs}
     for _ in range(TURNS):
         for name, (graph, launches) in graphs.items():
             for _ in range(math.ceil(SETTLING * 1000.0 / replay_time(graph))):
                 graph.replay()
-            samples[name] += [replay_time(graph) * 1000.0 / launches for _ in range(REPLAYS)]
-    return {name: statistics.median(found) for name, found in samples.items()}
+            samples = [replay_time(graph) * 1000.0 / launches for _ in range(REPLAYS)]
+            turns[name].append(round(statistics.median(samples), 3))
+    return turns
 
 
 def takes(launch: Callable[[], int], what: str) -> bool:
@@ -284,7 +297,7 @@ def table(times: list[Time], ladder: str, headings: list[str]) -> list[str]:
     for rung in rungs:
         row = [rung]
         for shape in shapes:
-            time, before = found.get((rung, shape)), found.get((AGAINST.get(rung, ""), shape))
+            time, before = found.get((rung, shape)), found.get((AGAINST[ladder].get(rung, ""), shape))
             speed = (
                 f"{digits(time.microseconds)} ({digits(time.operations / time.microseconds / 1e6)})" if time else ""
             )
@@ -324,10 +337,10 @@ def main() -> int:
     torch.manual_seed(0)
     times: list[Time] = []
 
-    def add(ladder: str, shape: tuple[int, ...], operations: float, found: dict[str, float]) -> None:
-        for rung, microseconds in found.items():
-            times.append(Time(ladder, shape, rung, round(microseconds, 3), operations))
-            log_console.print(f"{ladder} {shape}: {rung} {microseconds:.2f} us", highlight=False)
+    def add(ladder: str, shape: tuple[int, ...], operations: float, found: dict[str, list[float]]) -> None:
+        for rung, turns in found.items():
+            times.append(Time(ladder, shape, rung, turns, operations))
+            log_console.print(f"{ladder} {shape}: {rung} {turns} us", highlight=False)
 
     for shape in LINEAR_SHAPES:
         add("linear", shape, 2.0 * math.prod(shape), measure(linear_contenders(functions, shape)))
@@ -342,6 +355,11 @@ def main() -> int:
     lines += table(times, "linear", [f"M {m}, K {k}, N {n}" for m, k, n in LINEAR_SHAPES])
     lines += ["", f"Attention, {HEADS} heads, microseconds (TFLOP/s):", ""]
     lines += table(times, "attention", [f"B {batch}, S {length}" for batch, length in ATTENTION_SHAPES])
+    spreads = sorted(time.spread for time in times)
+    lines += [
+        "",
+        f"The turns of a kernel differ by {statistics.median(spreads):.1%} in the median, at most {spreads[-1]:.1%}.",
+    ]
     about = environment()
     lines += ["", *(f"- {key}: {value}" for key, value in about.items())]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

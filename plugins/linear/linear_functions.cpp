@@ -1,4 +1,4 @@
-// The linear layer's launchers as C functions, for benchmarks/linear_sweep.py, linear_mma_sync.py and ladders.py there,
+// The linear layer's launchers as C functions, for benchmarks/linear_sweep.py, linear_mma_sync.py and ladders.py,
 // which load them from a shared library (target linear_functions) and compare with PyTorch in one process. Those of
 // single shapes exist where the kernels for Hopper do.
 #include "linear/linear_ladder.h"

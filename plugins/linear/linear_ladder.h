@@ -9,14 +9,16 @@
 namespace bert
 {
 
-// Tiles in shared memory and mma.sync; any shape and alignment. bf16 from Ampere on.
+// Tiles in shared memory, without and with tensor cores (mma.sync, bf16 from Ampere on); any shape and alignment.
+cudaError_t launchLinearShared(LinearArguments const& arguments, cudaStream_t stream);
 cudaError_t launchLinearTiles(LinearArguments const& arguments, cudaStream_t stream);
 
 // TMA and wgmma, for arguments that suitsHopperKernel accepts, on Hopper: one pipeline stage; four; those filled by a
-// producer warp; and that with persistent blocks.
+// producer warp; and products of two steps in flight; and persistent blocks.
 cudaError_t launchLinearWgmmaOneStage(LinearArguments const& arguments, cudaStream_t stream);
 cudaError_t launchLinearWgmmaStages(LinearArguments const& arguments, cudaStream_t stream);
 cudaError_t launchLinearWgmmaSpecialised(LinearArguments const& arguments, cudaStream_t stream);
+cudaError_t launchLinearWgmmaInFlight(LinearArguments const& arguments, cudaStream_t stream);
 cudaError_t launchLinearWgmmaPersistent(LinearArguments const& arguments, cudaStream_t stream);
 
 struct LinearRung
@@ -48,11 +50,13 @@ inline bool suitsWgmmaRung(LinearArguments const& a, Capability gpu)
 
 constexpr LinearRung kLINEAR_RUNGS[] = {
     {"plain", launchLinearPlain, suitsPlainRung},
+    {"shared", launchLinearShared, suitsPlainRung},
     {"tiles", launchLinearTiles, suitsTilesRung},
 #if defined(BERT_HOPPER)
     {"wgmma, one stage", launchLinearWgmmaOneStage, suitsWgmmaRung},
     {"wgmma, four stages", launchLinearWgmmaStages, suitsWgmmaRung},
     {"wgmma, producer warp", launchLinearWgmmaSpecialised, suitsWgmmaRung},
+    {"wgmma, products in flight", launchLinearWgmmaInFlight, suitsWgmmaRung},
     {"wgmma, persistent", launchLinearWgmmaPersistent, suitsWgmmaRung},
 #endif
 };

@@ -1,6 +1,6 @@
 // The linear layer, first rung of the ladder: the formula as it is written. A thread computes one element of y from a
-// row of x and a row of W. Threads share nothing, so every multiply-add needs two loads, from the caches at best. The
-// plugin takes this kernel for bf16 on Turing, whose tensor cores do not support it. Next: linear_tiles.cu.
+// row of x and a row of W. Every multiply-add needs two loads, and the 32 threads of a warp load from 32 rows of W, far
+// apart. The plugin takes this kernel for bf16 on Turing, whose tensor cores do not support it. Next: linear_shared.cu.
 #include "common/element.cuh"
 #include "common/programmatic_dependent_launch.cuh"
 #include "linear/linear_gelu.cuh"

@@ -1,7 +1,6 @@
-// The linear layer, second rung of the ladder, any M, N and K. What changed against linear_plain.cu:
-//   - A block computes a tile of 128 x 128 elements of y from tiles of x and W in shared memory, 32 elements of k at a
-//     time. What is loaded once is used 128 times.
-//   - Tensor cores: with one instruction (mma.sync, common/tensor_cores.cuh) a warp multiplies 16 x 16 by 16 x 8.
+// The linear layer, third rung of the ladder, any M, N and K. What changed against linear_shared.cu, whose tiles it has:
+//   - Tensor cores: with one instruction (mma.sync, common/tensor_cores.cuh) a warp multiplies 16 x 16 by 16 x 8
+//     elements of 16 bits. A warp has 64 x 32 of the 128 x 128 elements of a tile.
 // Loads and products still take turns. Next: linear_tensor.cu, where they overlap, or linear_wgmma.cu.
 #include "common/programmatic_dependent_launch.cuh"
 #include "common/reduce.cuh"

@@ -1,11 +1,12 @@
-// The linear layer, third rung of the ladder: Hopper's own instructions. What changed against linear_tiles.cu:
+// The linear layer, fourth rung of the ladder: Hopper's own instructions. What changed against linear_tiles.cu:
 //   - TMA: one thread asks for a tile of x and one of W, as wide as 64 elements of k; a barrier in shared memory counts
 //     the bytes that arrive. What lies beyond the end of a matrix comes as zeros.
 //   - wgmma: four warps (a warpgroup) multiply 64 x 16 by 16 x 256 with one instruction, both operands in shared memory.
-// Three steps can be switched, so that each can be measured alone; the tile of y is 128 x 256 in all of them:
+// Four steps can be switched, so that each can be measured alone; the tile of y is 128 x 256 in all of them:
 //   - kSTAGES: tiles of k in shared memory, of which all but one are on their way while one is multiplied.
 //   - kSPECIALISED: a producer warp asks for tiles. Without it, a consumer does, after a barrier of all threads; with it,
 //     the two consumer warpgroups never wait for each other.
+//   - kIN_FLIGHT: a warpgroup issues the products of a step while those of the step before are still computed.
 //   - Persistent: as many blocks as multiprocessors, each takes tile after tile of y. The producer asks for the next
 //     tile's operands while the consumers store this one.
 // Next: linear_hopper.cuh. Compiled for sm_90a only (CMakeLists.txt).
@@ -90,7 +91,8 @@ __device__ void fetch(Memory<kSTAGES> const& memory, CUtensorMap const& x, CUten
     copyBox(memory.weight(stage), weight, step * kDEPTH, tile.column, memory.full(stage));
 }
 
-// By a warpgroup: sums (64, kCOLUMNS) = x (64, kDEPTH) weight^T, added to what they hold if `accumulate`.
+// By a warpgroup: sums (64, kCOLUMNS) = x (64, kDEPTH) weight^T, added to what they hold if `accumulate`. The products
+// are computed later: see wgmmaWait.
 template <typename T>
 __device__ void multiplyStage(
     float (&sums)[kCOLUMNS / 8][4], uint32_t x, uint32_t weight, bool accumulate, T type)
@@ -104,8 +106,20 @@ __device__ void multiplyStage(
         multiplyShared(sums, a, b, accumulate || k > 0 ? 1 : 0, type);
     }
     wgmmaCommit();
-    wgmmaWait<0>();
-    settleSums(sums);
+}
+
+// The biases of two neighbouring columns. By __ldg the compiler knows that no store of y changes them, so that their
+// loads need not wait for stores.
+template <typename T>
+__device__ float2 biasPair(LinearArguments const& a, int32_t column)
+{
+    if (a.bias == nullptr)
+    {
+        return {};
+    }
+    uint32_t const word = __ldg(static_cast<uint32_t const*>(a.bias) + column / 2);
+    auto const pair = *reinterpret_cast<Vector<T, 2> const*>(&word);
+    return {toFloat(pair.values[0]), toFloat(pair.values[1])};
 }
 
 // The epilogue. A thread has two neighbours of y in each group of 8 columns, in two rows (common/tensor_cores.cuh).
@@ -123,15 +137,13 @@ __device__ void storeTile(LinearArguments const& a, Tile const& tile, float cons
         {
             return;
         }
-        auto const* const bias = static_cast<T const*>(a.bias);
-        float const first = bias != nullptr ? toFloat(bias[column]) : 0.0F;
-        float const second = bias != nullptr ? toFloat(bias[column + 1]) : 0.0F;
+        float2 const bias = biasPair<T>(a, column);
 #pragma unroll
         for (int half = 0; half < 2; ++half)
         {
             uint32_t pair;
-            packPair(pair, activate(sums[n][2 * half] + first, a.gelu),
-                activate(sums[n][2 * half + 1] + second, a.gelu), T{});
+            packPair(pair, activate(sums[n][2 * half] + bias.x, a.gelu),
+                activate(sums[n][2 * half + 1] + bias.y, a.gelu), T{});
             if (row + 8 * half < a.rows)
             {
                 T* const y = static_cast<T*>(a.y) + int64_t{row + 8 * half} * a.out + column;
@@ -141,10 +153,19 @@ __device__ void storeTile(LinearArguments const& a, Tile const& tile, float cons
     }
 }
 
+// By all warps of the consumers: they have read a stage.
+__device__ void release(uint32_t empty)
+{
+    if (threadIdx.x % kWARP == 0)
+    {
+        arrive(empty);
+    }
+}
+
 template <bool kSPECIALISED>
 constexpr int kTHREADS = kSPECIALISED ? kCONSUMERS + kWARP : kCONSUMERS;
 
-template <typename T, int kSTAGES, bool kSPECIALISED>
+template <typename T, int kSTAGES, bool kSPECIALISED, int kIN_FLIGHT>
 __global__ void __launch_bounds__(kTHREADS<kSPECIALISED>, 1)
     linearWgmmaKernel(__grid_constant__ LinearArguments const a, __grid_constant__ CUtensorMap const x,
         __grid_constant__ CUtensorMap const weight)
@@ -162,7 +183,9 @@ __global__ void __launch_bounds__(kTHREADS<kSPECIALISED>, 1)
         fenceBarrierInit();
     }
     __syncthreads();
-    PipelineState<kSTAGES> turn;
+    static_assert(kIN_FLIGHT == 0 || (kIN_FLIGHT == 1 && kSPECIALISED));
+    PipelineState<kSTAGES> turn;                   // the stage that is next
+    PipelineState<kSTAGES> read;                   // of consumers: the stage that is read to its end next
     if (kSPECIALISED && threadIdx.x >= kCONSUMERS) // the producer warp
     {
         if (threadIdx.x == kCONSUMERS)
@@ -187,9 +210,9 @@ __global__ void __launch_bounds__(kTHREADS<kSPECIALISED>, 1)
         {
             if (!kSPECIALISED && threadIdx.x == 0)
             {
-                for (int stage = 0; stage < min(kSTAGES, steps); ++stage)
+                for (int step = 0; step < min(kSTAGES, steps); ++step)
                 {
-                    fetch(memory, x, weight, tile, stage, stage);
+                    fetch(memory, x, weight, tile, step, (turn.stage + step) % kSTAGES);
                 }
             }
             float sums[kCOLUMNS / 8][4];
@@ -198,22 +221,32 @@ __global__ void __launch_bounds__(kTHREADS<kSPECIALISED>, 1)
                 waitForBarrier(memory.full(turn.stage), turn.parity);
                 multiplyStage(sums, memory.x(turn.stage) + group * 64 * kROW_BYTES, memory.weight(turn.stage),
                     step > 0, T{});
+                turn.advance();
+                wgmmaWait<kIN_FLIGHT>();
+                if (step < kIN_FLIGHT)
+                {
+                    continue; // nothing has been read to its end
+                }
                 if (kSPECIALISED)
                 {
-                    if (threadIdx.x % kWARP == 0)
-                    {
-                        arrive(memory.empty(turn.stage));
-                    }
+                    release(memory.empty(read.stage));
                 }
                 else
                 {
                     __syncthreads(); // both warpgroups have read the stage
                     if (threadIdx.x == 0 && step + kSTAGES < steps)
                     {
-                        fetch(memory, x, weight, tile, step + kSTAGES, turn.stage);
+                        fetch(memory, x, weight, tile, step + kSTAGES, read.stage);
                     }
                 }
-                turn.advance();
+                read.advance();
+            }
+            wgmmaWait<0>();
+            settleSums(sums);
+            if (kIN_FLIGHT > 0)
+            {
+                release(memory.empty(read.stage));
+                read.advance();
             }
             storeTile<T>(a, tile, sums);
         });
@@ -223,7 +256,7 @@ __global__ void __launch_bounds__(kTHREADS<kSPECIALISED>, 1)
 // Launchers
 // ---------------------------------------------------------------------------------------------------------------
 
-template <typename T, int kSTAGES, bool kSPECIALISED>
+template <typename T, int kSTAGES, bool kSPECIALISED, int kIN_FLIGHT>
 cudaError_t launchTyped(LinearArguments const& a, unsigned int blocks, cudaStream_t stream)
 {
     auto const width = static_cast<cuuint64_t>(a.in);
@@ -235,7 +268,7 @@ cudaError_t launchTyped(LinearArguments const& a, unsigned int blocks, cudaStrea
         status = describeTensor<T>(
             weight, a.weight, {width, static_cast<cuuint64_t>(a.out)}, {kDEPTH, kCOLUMNS});
     }
-    auto* const kernel = linearWgmmaKernel<T, kSTAGES, kSPECIALISED>;
+    auto* const kernel = linearWgmmaKernel<T, kSTAGES, kSPECIALISED, kIN_FLIGHT>;
     constexpr int kBYTES = Memory<kSTAGES>::kBYTES;
     if (status == cudaSuccess)
     {
@@ -249,7 +282,7 @@ cudaError_t launchTyped(LinearArguments const& a, unsigned int blocks, cudaStrea
     return cudaGetLastError();
 }
 
-template <int kSTAGES, bool kSPECIALISED>
+template <int kSTAGES, bool kSPECIALISED, int kIN_FLIGHT>
 cudaError_t launch(LinearArguments const& a, bool persistent, cudaStream_t stream)
 {
     int multiprocessors = 0;
@@ -259,33 +292,38 @@ cudaError_t launch(LinearArguments const& a, bool persistent, cudaStream_t strea
         return status;
     }
     int64_t const tiles = divideUp(a.rows, kROWS) * divideUp(a.out, kCOLUMNS);
-    auto const blocks
-        = static_cast<unsigned int>(persistent ? std::min<int64_t>(tiles, multiprocessors) : tiles);
-    return a.type == ElementType::kHALF
-               ? launchTyped<__half, kSTAGES, kSPECIALISED>(a, blocks, stream)
-               : launchTyped<__nv_bfloat16, kSTAGES, kSPECIALISED>(a, blocks, stream);
+    int64_t const blocks = persistent ? std::min<int64_t>(tiles, multiprocessors) : tiles;
+    auto* const launcher = a.type == ElementType::kHALF
+                               ? launchTyped<__half, kSTAGES, kSPECIALISED, kIN_FLIGHT>
+                               : launchTyped<__nv_bfloat16, kSTAGES, kSPECIALISED, kIN_FLIGHT>;
+    return launcher(a, static_cast<unsigned int>(blocks), stream);
 }
 
 } // namespace
 
 cudaError_t launchLinearWgmmaOneStage(LinearArguments const& arguments, cudaStream_t stream)
 {
-    return launch<1, false>(arguments, false, stream);
+    return launch<1, false, 0>(arguments, false, stream);
 }
 
 cudaError_t launchLinearWgmmaStages(LinearArguments const& arguments, cudaStream_t stream)
 {
-    return launch<4, false>(arguments, false, stream);
+    return launch<4, false, 0>(arguments, false, stream);
 }
 
 cudaError_t launchLinearWgmmaSpecialised(LinearArguments const& arguments, cudaStream_t stream)
 {
-    return launch<4, true>(arguments, false, stream);
+    return launch<4, true, 0>(arguments, false, stream);
+}
+
+cudaError_t launchLinearWgmmaInFlight(LinearArguments const& arguments, cudaStream_t stream)
+{
+    return launch<4, true, 1>(arguments, false, stream);
 }
 
 cudaError_t launchLinearWgmmaPersistent(LinearArguments const& arguments, cudaStream_t stream)
 {
-    return launch<4, true>(arguments, true, stream);
+    return launch<4, true, 1>(arguments, true, stream);
 }
 
 } // namespace bert
