@@ -91,7 +91,7 @@ AGAINST = {  # the rung that each is compared with
 GRAPH_MILLISECONDS = 3.0
 MOST_LAUNCHES = 48
 TURNS, REPLAYS = 5, 7
-SETTLING = 0.3  # seconds
+SETTLING = 0.2  # seconds
 
 
 @dataclass

@@ -1,6 +1,6 @@
-// The linear layer's launchers as C functions, for benchmarks/linear_sweep.py, linear_mma_sync.py and ladders.py,
-// which load them from a shared library (target linear_functions) and compare with PyTorch in one process. Those of
-// single shapes exist where the kernels for Hopper do.
+// The linear layer's launchers as C functions, for benchmarks/linear_sweep.py, benchmarks/linear_mma_sync.py and
+// benchmarks/ladders.py, which load them from a shared library (target linear_functions) and compare with PyTorch in one
+// process. Those of single shapes exist where the kernels for Hopper do.
 #include "linear/linear_ladder.h"
 
 #include <iterator>

@@ -108,45 +108,42 @@ __device__ void multiplyStage(
     wgmmaCommit();
 }
 
-// The biases of two neighbouring columns. By __ldg the compiler knows that no store of y changes them, so that their
-// loads need not wait for stores.
-template <typename T>
-__device__ float2 biasPair(LinearArguments const& a, int32_t column)
-{
-    if (a.bias == nullptr)
-    {
-        return {};
-    }
-    uint32_t const word = __ldg(static_cast<uint32_t const*>(a.bias) + column / 2);
-    auto const pair = *reinterpret_cast<Vector<T, 2> const*>(&word);
-    return {toFloat(pair.values[0]), toFloat(pair.values[1])};
-}
-
-// The epilogue. A thread has two neighbours of y in each group of 8 columns, in two rows (common/tensor_cores.cuh).
-template <typename T>
+// The epilogue. A thread has two neighbours of y in each group of 8 columns, in two rows (common/tensor_cores.cuh). The
+// biases of several groups are loaded at once: the compiler cannot move a load before a store, which might change what is
+// loaded, and would wait for every bias alone.
+template <typename T, bool kGELU>
 __device__ void storeTile(LinearArguments const& a, Tile const& tile, float const (&sums)[kCOLUMNS / 8][4])
 {
+    constexpr int kAT_ONCE = 8;
     auto const warp = static_cast<int32_t>(threadIdx.x / kWARP);
     auto const lane = static_cast<int32_t>(threadIdx.x % kWARP);
     int32_t const row = tile.row + warp * 16 + lane / 4;
 #pragma unroll
-    for (int n = 0; n < kCOLUMNS / 8; ++n)
+    for (int first = 0; first < kCOLUMNS / 8; first += kAT_ONCE)
     {
-        int32_t const column = tile.column + 8 * n + lane % 4 * 2;
-        if (column >= a.out)
-        {
-            return;
-        }
-        float2 const bias = biasPair<T>(a, column);
+        int32_t const column = tile.column + 8 * first + lane % 4 * 2;
+        Vector<T, 2> biases[kAT_ONCE]{};
 #pragma unroll
-        for (int half = 0; half < 2; ++half)
+        for (int n = 0; n < kAT_ONCE; ++n)
         {
-            uint32_t pair;
-            packPair(pair, activate(sums[n][2 * half] + bias.x, a.gelu),
-                activate(sums[n][2 * half + 1] + bias.y, a.gelu), T{});
-            if (row + 8 * half < a.rows)
+            if (a.bias != nullptr && column + 8 * n < a.out)
             {
-                T* const y = static_cast<T*>(a.y) + int64_t{row + 8 * half} * a.out + column;
+                biases[n]
+                    = *reinterpret_cast<Vector<T, 2> const*>(static_cast<T const*>(a.bias) + column + 8 * n);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 2 * kAT_ONCE; ++i)
+        {
+            int const n = i / 2;
+            int const half = i % 2;
+            float const(&four)[4] = sums[first + n];
+            uint32_t pair;
+            packPair(pair, activate(four[2 * half] + toFloat(biases[n].values[0]), kGELU),
+                activate(four[2 * half + 1] + toFloat(biases[n].values[1]), kGELU), T{});
+            if (row + 8 * half < a.rows && column + 8 * n < a.out)
+            {
+                T* const y = static_cast<T*>(a.y) + int64_t{row + 8 * half} * a.out + column + 8 * n;
                 *reinterpret_cast<uint32_t*>(y) = pair;
             }
         }
@@ -248,7 +245,14 @@ __global__ void __launch_bounds__(kTHREADS<kSPECIALISED>, 1)
                 release(memory.empty(read.stage));
                 read.advance();
             }
-            storeTile<T>(a, tile, sums);
+            if (a.gelu)
+            {
+                storeTile<T, true>(a, tile, sums);
+            }
+            else
+            {
+                storeTile<T, false>(a, tile, sums);
+            }
         });
 }
 
