@@ -205,6 +205,7 @@ def test_an_export_does_not_go_over_its_checkpoint(spelling, in_process, checkpo
         ("benchmarks/build_paths.py", ""),
         ("benchmarks/embedding.py", "M C"),
         ("benchmarks/encoder.py", "M"),
+        ("benchmarks/ladders.py", ""),
         ("benchmarks/network_accuracy.py", "M"),
         ("benchmarks/packed_batches.py", "M"),
         ("benchmarks/quantization_accuracy.py", "M"),
