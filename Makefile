@@ -26,7 +26,7 @@ demo: $(VENV)/.installed
 
 # The tests would build the plugins too, but pytest keeps to itself what is printed meanwhile. A process for each core; a
 # file's tests stay in one process, since they share what takes long to make.
-test: lint plugins
+test: lint plugins $(VENV)/.installed-serving
 	$(PY) -m pytest tests --numprocesses auto --maxprocesses 8 --dist loadfile
 
 gpu-check: $(VENV)/.installed-cuda
@@ -84,6 +84,12 @@ $(VENV)/.installed-dev: requirements-dev.txt requirements-onnx.txt requirements-
 	@# Types of the full tensorrt, for the type checker alone. --no-deps: the package asks for tensorrt itself.
 	@# --target: beside the other packages it would answer `import tensorrt` with an empty module.
 	$(PIP) --no-deps --upgrade --target $(VENV)/stubs tensorrt-stubs==10.13.0.35.1
+	@touch $@
+
+# Triton Inference Server, for its tests. Apart from the other packages, which need newer versions of some of these.
+$(VENV)/.installed-serving: requirements-serving.txt $(VENV)/.installed-dev
+	$(PIP) --no-deps --only-binary :all: --upgrade --target $(VENV)/serving -r requirements-serving.txt || \
+	  echo "warning: requirements-serving.txt could not be installed (the reason stands above); the tests that start Triton will be skipped" >&2
 	@touch $@
 
 clean:

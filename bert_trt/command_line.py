@@ -561,8 +561,8 @@ so that a plan must take --max-batch sequences of the model's longest each: as m
 def triton_arguments() -> TritonOptions:
     """The command line of triton_repository.py."""
     parser = argparse.ArgumentParser(
-        description="Write a model repository for Triton Inference Server: bert, the plan, and bert_text, which takes "
-        "texts.",
+        description="Write a model repository for Triton Inference Server: bert, the plan, and bert_text, which "
+        "takes texts.",
         epilog=TRITON_NOTES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
