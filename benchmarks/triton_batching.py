@@ -7,8 +7,8 @@ in 2026):
 * It joins ragged inputs to one axis, and concatenates the others along the first.
 * It adds batch inputs: accumulated element counts, one for each request, or the shape of each item.
 * A batch that the plan's profile does not hold is an error for every request in it.
-* If a CUDA graph was captured for larger sizes, that graph runs. Tensors then have the sizes of the graph; the buffers
-  keep what an earlier batch has left after the data. Accumulated counts go on with the total, shapes of items do not.
+* If a CUDA graph was captured for larger sizes, that graph runs. Tensors then have the sizes of the graph; after the
+  data, buffers keep what an earlier batch has left. Accumulated counts go on with the total, shapes of items do not.
 
 The stand-in for the plan (triton_stand_in.py) and the tests use it; no plan runs here.
 """

@@ -159,10 +159,10 @@ class Sizes:
             )
             if too_narrow:
                 raise UserError(
-                    f"{plan} takes {name} from {smallest} to {largest}, and batches of 1 to {self.max_batch} sequences "
-                    f"of 1 to {self.max_length} tokens need {wanted[0]} to {wanted[2]}. Triton does not keep to a "
-                    "plan's profile: leave out --plan, so that the plan is built for the configuration, or lower "
-                    "--max-batch"
+                    f"{plan} takes {name} from {smallest} to {largest}, and batches of 1 to {self.max_batch} "
+                    f"sequences of 1 to {self.max_length} tokens need {wanted[0]} to {wanted[2]}. Triton does not "
+                    "keep to a plan's profile: leave out --plan, so that the plan is built for the configuration, or "
+                    "lower --max-batch"
                 )
 
 
@@ -180,11 +180,19 @@ class Word(str):
     __slots__ = ()
 
 
+class Map(dict[str, Any]):
+    """A map field of protobuf, whose text format lists keys and values."""
+
+
 def protobuf_text(message: Mapping[str, Any], indent: str = "") -> str:
-    """A message in protobuf's text format: mappings are messages, lists are repeated fields."""
+    """A message in protobuf's text format: mappings but ``Map`` are messages, lists are repeated fields."""
     lines = []
     for key, value in message.items():
-        for one in value if isinstance(value, list) else [value]:
+        if isinstance(value, Map):
+            repeated = [{"key": name, "value": one} for name, one in value.items()]
+        else:
+            repeated = value if isinstance(value, list) else [value]
+        for one in repeated:
             if isinstance(one, Mapping):
                 lines.append(f"{indent}{key} {{\n{protobuf_text(one, indent + '  ')}{indent}}}\n")
             elif isinstance(one, str) and not isinstance(one, Word):
@@ -208,29 +216,35 @@ def network_config(config: BertConfig, batching: str, sizes: Sizes) -> dict[str,
             | ({"allow_ragged_batch": True} if is_ragged else {})
             for name in inputs
         ],
-        "output": {
-            "name": config.output_name,
-            "data_type": Word("TYPE_FP32"),
-            "dims": [*per_token, config.output_width],
-        },
+        "output": [
+            {
+                "name": config.output_name,
+                "data_type": Word("TYPE_FP32"),
+                "dims": [*per_token, config.output_width],
+            }
+        ],
     }
     if is_ragged:
         # One length for each sequence. Accumulated counts would be for each request: a request with two sequences
         # would become one of twice the length.
-        values["batch_input"] = {
-            "kind": Word("BATCH_ITEM_SHAPE_FLATTEN"),
-            "target_name": SEQUENCE_LENGTHS_NAME,
-            "data_type": Word("TYPE_INT32"),
-            "source_input": inputs[0],
-        }
-        if not config.is_per_sequence:
-            values["batch_output"] = {
-                "target_name": config.output_name,
-                "kind": Word("BATCH_SCATTER_WITH_INPUT_SHAPE"),
-                "source_input": inputs[0],
+        values["batch_input"] = [
+            {
+                "kind": Word("BATCH_ITEM_SHAPE_FLATTEN"),
+                "target_name": [SEQUENCE_LENGTHS_NAME],
+                "data_type": Word("TYPE_INT32"),
+                "source_input": [inputs[0]],
             }
+        ]
+        if not config.is_per_sequence:
+            values["batch_output"] = [
+                {
+                    "target_name": [config.output_name],
+                    "kind": Word("BATCH_SCATTER_WITH_INPUT_SHAPE"),
+                    "source_input": [inputs[0]],
+                }
+            ]
     values["dynamic_batching"] = {"max_queue_delay_microseconds": QUEUE_DELAY}
-    values["instance_group"] = {"kind": Word("KIND_GPU"), "count": 1}
+    values["instance_group"] = [{"kind": Word("KIND_GPU"), "count": 1}]
     graphs = ragged_graphs(sizes) if is_ragged else padded_graphs(sizes)
     values["optimization"] = {"cuda": {"graphs": True, "graph_spec": graphs}}
     return values
@@ -243,9 +257,9 @@ def ragged_graphs(sizes: Sizes) -> list[dict[str, Any]]:
     buffer has from earlier batches, and lengths too, which would then be those of sequences that are not there.
     """
 
-    def shapes(batch: int, tokens: int) -> list[dict[str, Any]]:
+    def shapes(batch: int, tokens: int) -> Map:
         numbers = dict.fromkeys(INPUT_NAMES[:2], tokens) | {SEQUENCE_LENGTHS_NAME: batch}
-        return [{"key": name, "value": {"dim": [number]}} for name, number in numbers.items()]
+        return Map({name: {"dim": [number]} for name, number in numbers.items()})
 
     graphs = []
     for batch in GRAPH_BATCHES:
@@ -265,7 +279,7 @@ def padded_graphs(sizes: Sizes) -> list[dict[str, Any]]:
     """
     lengths = sorted({min(length, sizes.max_length) for length in PADDED_GRAPH_LENGTHS})
     return [
-        {"batch_size": batch, "input": [{"key": name, "value": {"dim": [length]}} for name in input_names("padded")]}
+        {"batch_size": batch, "input": Map({name: {"dim": [length]} for name in input_names("padded")})}
         for batch in GRAPH_BATCHES
         if batch <= sizes.max_batch
         for length in lengths
@@ -285,17 +299,18 @@ def text_config(config: BertConfig, batching: str, sizes: Sizes, answers: Answer
             | ({"optional": True} if index >= wanted.minimum else {})
             for index, key in enumerate(wanted.keys[: wanted.maximum])
         ],
-        "output": {
-            "name": answer_name(config),
-            "data_type": Word("TYPE_FP32" if is_embedding else "TYPE_STRING"),
-            "dims": [config.output_width if is_embedding else 1],
-        },
+        "output": [
+            {
+                "name": answer_name(config),
+                "data_type": Word("TYPE_FP32" if is_embedding else "TYPE_STRING"),
+                "dims": [config.output_width if is_embedding else 1],
+            }
+        ],
         "dynamic_batching": {},
-        "instance_group": {"kind": Word("KIND_CPU"), "count": TEXT_INSTANCES},
-        "parameters": {
-            "key": SETTINGS,
-            "value": {"string_value": json.dumps({"batching": batching, "answers": asdict(answers)})},
-        },
+        "instance_group": [{"kind": Word("KIND_CPU"), "count": TEXT_INSTANCES}],
+        "parameters": Map(
+            {SETTINGS: {"string_value": json.dumps({"batching": batching, "answers": asdict(answers)})}}
+        ),
     }
 
 
