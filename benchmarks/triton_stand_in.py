@@ -194,7 +194,9 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) ->
             if answer.status == 200:
                 return
         time.sleep(0.1)
-    raise RuntimeError(f"Triton does not start:\n{log.read_text(errors='replace')[-6000:]}")
+    lines = log.read_text(errors="replace").splitlines()
+    told = [line for line in lines if not line.startswith(("I", "|", "+"))]  # neither information nor tables
+    raise RuntimeError("\n".join(["Triton does not start:", *told]))
 
 
 class TritonPythonModel:
