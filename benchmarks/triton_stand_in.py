@@ -70,7 +70,9 @@ def _stub() -> Path:
     return _server_folder() / "python_backend_stubs" / version / "triton_python_backend_stub"
 
 
-def replace_network(repository: Path, model_dir: Path, precision: str, fusion: str, batching: str) -> None:
+def replace_network(
+    repository: Path, model_dir: Path, precision: str, fusion: str, batching: str, graphs: bool = True
+) -> None:
     """Replaces ``bert`` in a repository by the stand-in.
 
     Args:
@@ -79,6 +81,7 @@ def replace_network(repository: Path, model_dir: Path, precision: str, fusion: s
         precision: the network's.
         fusion: the network's.
         batching: padded, or ``RAGGED``.
+        graphs: whether batches get the sizes of CUDA graphs, as on a GPU. Without a GPU that is only more work.
     """
     model = repository / "bert"
     settings = {"model_dir": str(model_dir.resolve()), "precision": precision, "fusion": fusion, "batching": batching}
@@ -86,6 +89,8 @@ def replace_network(repository: Path, model_dir: Path, precision: str, fusion: s
     for before, after in (('backend: "tensorrt"', 'backend: "python"'), ("KIND_GPU", "KIND_CPU")):
         assert before in config
         config = config.replace(before, after)
+    if not graphs:
+        config = config[: config.index("optimization {")]  # its last entry
     value = json.dumps(json.dumps(settings))
     config += f'parameters {{\n  key: "{STAND_IN}"\n  value {{\n    string_value: {value}\n  }}\n}}\n'
     (model / "config.pbtxt").write_text(config)
