@@ -480,10 +480,11 @@ docker run --rm --gpus all -v "$PWD":/project -w /project nvcr.io/nvidia/tritons
 
 ## Start
 
-In the folder that holds `{name}`:
+In the folder that holds `{name}` (the models pass arrays to each other through shared memory):
 
 ```sh
-docker run --rm --gpus all -p 8000:8000 -p 8001:8001 -v "$PWD/{name}":/models nvcr.io/nvidia/tritonserver:YY.MM-py3 \\
+docker run --rm --gpus all --shm-size 1g -p 8000:8000 -p 8001:8001 \\
+  -v "$PWD/{name}":/models nvcr.io/nvidia/tritonserver:YY.MM-py3 \\
   bash -c "pip install -r /models/bert_text/requirements.txt && \\
     tritonserver --model-repository=/models{options}"
 ```

@@ -137,13 +137,11 @@ class TritonPythonModel:
 
     async def _respond(self, parts: Sequence[tuple[Record, list[Window] | str]]) -> Any:
         """The response to one request; an error names the text where there are several."""
-        answers = await asyncio.gather(*(self._answer(*part) for part in parts), return_exceptions=True)
+        answers: list[Any] = await asyncio.gather(*(self._answer(*part) for part in parts))
         for number, answer in enumerate(answers, start=1):
             if isinstance(answer, UserError):
                 place = f"text {number} of {len(answers)}: " if len(answers) > 1 else ""
                 return self.triton.InferenceResponse([], self.triton.TritonError(f"{place}{answer}"))
-            if isinstance(answer, BaseException):
-                raise answer
         config = self.model.config
         if config.task == EMBEDDING:
             values = np.stack(answers)  # (n, width)
@@ -153,15 +151,14 @@ class TritonPythonModel:
         return self.triton.InferenceResponse([self.triton.Tensor(answer_name(config), values)])
 
     async def _answer(self, record: Record, windows: list[Window] | str) -> Any:
-        """The answer for one text.
-
-        Raises:
-            UserError: the text or the network's output cannot be used.
-        """
+        """The answer for one text, or the error in its place: the text or the network's output cannot be used."""
         if isinstance(windows, str):
-            raise UserError(windows)
-        outputs = await asyncio.gather(*(self._run(self.model.inputs(window)) for window in windows))
-        return self.model.answer(record, windows, outputs)
+            return UserError(windows)
+        try:
+            outputs = await asyncio.gather(*(self._run(self.model.inputs(window)) for window in windows))
+            return self.model.answer(record, windows, outputs)
+        except UserError as error:
+            return error
 
     async def _run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """What ``bert`` gives for one window.

@@ -26,6 +26,7 @@ import builder
 import model2onnx
 import triton_repository
 from benchmarks import triton_stand_in
+from benchmarks.triton_batching import Request
 from benchmarks.triton_stand_in import Server
 from bert_trt.model_files import INPUT_NAMES, MASK_NAME, ModelFolder
 from bert_trt.options import EMBEDDING, FILL_MASK, RAGGED, AnswerOptions, PlanOptions
@@ -79,7 +80,7 @@ def padded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 # --- clients ------------------------------------------------------------------------------------------------------
 
 TYPES = {np.dtype(np.int32): "INT32", np.dtype(object): "BYTES"}
-Ask = Callable[[str, dict[str, np.ndarray], str], np.ndarray]
+Ask = Callable[[str, Request, str], np.ndarray]
 
 
 class Client:
@@ -89,7 +90,7 @@ class Client:
         self.module: Any = importlib.import_module(f"tritonclient.{protocol}")
         self.client = self.module.InferenceServerClient(getattr(server, protocol))
 
-    def ask(self, model: str, inputs: dict[str, np.ndarray], output: str) -> np.ndarray:
+    def ask(self, model: str, inputs: Request, output: str) -> np.ndarray:
         """An output of a model; the server's error is raised."""
         tensors = []
         for name, values in inputs.items():
