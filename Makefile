@@ -11,7 +11,7 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) bert_trt/progress.py "installing" $(PY) -m pip install --disable-pip-version-check --progress-bar off
-CPP_FILES = $(wildcard plugins/*/*.cpp plugins/*/*.cu plugins/*/*.h plugins/*/*.cuh tests/*.cpp)
+CPP_FILES = $(wildcard plugins/*.c plugins/*/*.cpp plugins/*/*.cu plugins/*/*.h plugins/*/*.cuh tests/*.cpp)
 # Answered by the driver: on a machine with a GPU, plans can be executed as well as built.
 GPU    ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 0)
 

@@ -3,7 +3,7 @@
 ==========================  =====================================================================
 ``bert/config.pbtxt``       the network, for Triton's TensorRT backend
 ``bert/1/model.plan``       the plan
-``bert/libbert_plugins.so`` the plan's plugins, if it has any
+``bert/libbert_plugins.so`` the plan's plugins, if it has any; if they are not in the plan, also their loader
 ``bert_text/config.pbtxt``  texts in, answers out, for Triton's Python backend
 ``bert_text/1/``            its code, with what it imports of this package, and the tokenizer
 ``README.md``               the container, the commands, a client
@@ -58,6 +58,7 @@ from bert_trt.plan import PlanInfo, info_path, profile_shapes
 from bert_trt.prediction import BUCKET, TOKENS_PER_BATCH, TOKENS_PER_SMALL_BATCH
 from bert_trt.records import Wanted
 from bert_trt.triton_text import FOLDER, NETWORK, SETTINGS, TEXT, answer_name
+from plugins.triton_loader import LOADER, build_loader
 
 QUEUE_DELAY = 1000  # microseconds that a request waits for others
 TEXT_INSTANCES = 2  # of bert_text: one tokenises while another waits for bert
@@ -356,6 +357,8 @@ class Repository:
             shutil.copyfile(info_path(self.plan), network / "1" / info_path(Path("model.plan")).name)
             if self.plugin_library is not None:
                 shutil.copyfile(self.plugin_library, network / self.plugin_library.name)
+                if not self.info.plugins_embedded:
+                    build_loader(network)
             values = network_config(config, self.batching, self.sizes)
             (network / "config.pbtxt").write_text(protobuf_text(values))
             self._write_text_model(text)
@@ -386,7 +389,7 @@ class Repository:
             return ""
         if self.info.plugins_embedded:
             return " --backend-config=tensorrt,version-compatible=true"
-        return f" --backend-config=tensorrt,plugins=/models/{NETWORK}/{self.plugin_library.name}"
+        return f" --backend-config=tensorrt,plugins=/models/{NETWORK}/{LOADER}"
 
     def readme(self, name: str) -> str:
         """The text of the repository's README.md; ``name`` is the repository's folder."""
@@ -419,7 +422,10 @@ class Repository:
                 "The plan holds the library of its plugins. The option above allows TensorRT to run code from plans: "
                 f"serve only plans that you trust. The same library is `{library}`."
             )
-        return f"The plan needs the library of its plugins, `{library}`, which the option above loads."
+        return (
+            f"The plan needs the library of its plugins, `{library}`. The option above loads `{LOADER}` beside it, "
+            "which registers them: Triton opens what the option names, and does no more."
+        )
 
 
 def check_empty(path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,7 @@ from bert_trt.records import Record
 from bert_trt.tensorrt_log import TrtLog
 from bert_trt.triton_models import Sizes, input_names, network_config, protobuf_text, text_config
 from builder import assemble, run
+from plugins.triton_loader import LOADER, build_loader
 
 ROOT = Path(__file__).parent.parent
 BATCHINGS = (RAGGED, "padded")
@@ -628,7 +630,7 @@ def test_files_of_a_repository(repositories, folders):
     ("name", "option"),
     [
         ("embedded", " --backend-config=tensorrt,version-compatible=true"),
-        ("apart", " --backend-config=tensorrt,plugins=/models/bert/libbert_plugins.so"),
+        ("apart", " --backend-config=tensorrt,plugins=/models/bert/libbert_plugins_loader.so"),
         (f"{FILL_MASK} {RAGGED}", ""),
     ],
 )
@@ -636,10 +638,61 @@ def test_the_readme_has_the_command_for_the_plugins(name, option, repositories):
     text = (repositories[name] / "README.md").read_text()
     assert f'tritonserver --model-repository=/models{option}"' in text
     assert (repositories[name] / "bert" / "libbert_plugins.so").exists() == bool(option)
+    assert (repositories[name] / "bert" / "libbert_plugins_loader.so").exists() == (name == "apart")
     assert "tensorrt 11.1.0.106" in text
     assert "python triton_repository.py --out models" in text
     assert ("plugins/requirements-cuda.txt" in text) == bool(option)
     assert "{" not in text.replace(text[text.index("'{") : text.index("}'") + 2], "")  # nothing left to fill in
+
+
+OPENING = """
+import ctypes, sys
+sys.path.insert(0, {root!r})
+from bert_trt import tensorrt_product
+from bert_trt.plugin_layers import NAMESPACE, VERSION
+registry = tensorrt_product.trt.get_plugin_registry()
+plugins = ["LayerNorm", "EmbLayerNorm", "QkvToContext", "SkipLayerNorm", "Linear"]
+found = lambda: [registry.get_creator(name, VERSION, NAMESPACE) is not None for name in plugins]
+before = found()
+ctypes.CDLL({library!r})  # what Triton does with plugins=
+print(any(before), all(found()))
+"""
+
+
+@pytest.mark.parametrize(("name", "registers"), [("libbert_plugins.so", False), (LOADER, True)])
+def test_opening_the_loader_registers_the_plugins(name, registers, tmp_path):
+    """The library itself registers nothing, which is why there is a loader."""
+    shutil.copy(built_plugins() / "libbert_plugins.so", tmp_path)
+    build_loader(tmp_path)
+    program = OPENING.format(root=str(ROOT), library=str(tmp_path / name))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == f"False {registers}\n", done.stderr
+
+
+@pytest.mark.parametrize("has_tensorrt", [False, True])
+def test_a_loader_that_cannot_register_says_why(has_tensorrt, tmp_path):
+    loader = build_loader(tmp_path)  # without a library beside it
+    first = "import tensorrt_rtx" if has_tensorrt else ""
+    if has_tensorrt:
+        pytest.importorskip("tensorrt_rtx")
+    program = f"{first}\nimport ctypes\nctypes.CDLL({str(loader)!r})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    reason = "TensorRT cannot load libbert_plugins.so beside it" if has_tensorrt else "no TensorRT 10 or 11 is loaded"
+    assert f"libbert_plugins_loader.so: {reason}; the plugins are not registered" in done.stderr
+    assert done.returncode == 0
+
+
+def test_a_loader_needs_a_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("CC", str(tmp_path / "no-compiler"))
+    with pytest.raises(UserError, match=r"cannot run the C compiler .*no-compiler"):
+        build_loader(tmp_path)
+    monkeypatch.setenv("CC", "false")
+    with pytest.raises(UserError, match=r"failed: false .*(?s:.)*set the variable CC"):
+        build_loader(tmp_path)
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"no C compiler found.*or leave out --no-embed-plugins"):
+        build_loader(tmp_path)
 
 
 @pytest.mark.parametrize("there", ["folder", "file"])
