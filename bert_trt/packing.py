@@ -310,16 +310,40 @@ def check_batch(inputs: Mapping[str, np.ndarray]) -> None:
         inputs: arrays by name; without ids, or without any of these, nothing is checked.
 
     Raises:
-        UserError: see ``check_cu_seqlens`` and ``check_mask``; the lengths must fit in the same way.
+        UserError: see ``check_cu_seqlens``, ``check_mask`` and ``check_sequence_lengths``.
     """
     ids = inputs.get(INPUT_NAMES[0])
     if ids is not None and SEQUENCE_LENGTHS_NAME in inputs:
-        ends = np.cumsum(inputs[SEQUENCE_LENGTHS_NAME], dtype=np.int32)
-        check_cu_seqlens(np.concatenate([np.zeros(1, np.int32), ends]), len(ids))
+        check_sequence_lengths(np.asarray(inputs[SEQUENCE_LENGTHS_NAME]), len(ids))
     if ids is not None and LENGTHS_NAME in inputs:
         check_cu_seqlens(np.asarray(inputs[LENGTHS_NAME]), len(ids))
     if ids is not None and MASK_NAME in inputs:
         check_mask(np.asarray(inputs[MASK_NAME]), tuple(ids.shape))
+
+
+def check_sequence_lengths(lengths: np.ndarray, tokens: int) -> None:
+    """Checks the lengths of a ragged batch: int32 (B,), each at least 1, and T together.
+
+    Args:
+        lengths: see ``ragged_batch``.
+        tokens: T, the length of the packed tensors.
+
+    Raises:
+        UserError: they are not; the message names the first invalid one.
+    """
+    if lengths.dtype != np.int32 or lengths.ndim != 1 or not len(lengths):
+        shape = list(lengths.shape)
+        raise UserError(f"{SEQUENCE_LENGTHS_NAME} is {lengths.dtype} {shape}, expected int32 [B] with B at least 1")
+    empty = np.flatnonzero(lengths < 1)
+    if len(empty):
+        raise UserError(
+            f"{SEQUENCE_LENGTHS_NAME}[{empty[0]}] is {lengths[empty[0]]}, expected at least 1: sequence {empty[0] + 1} "
+            "of the batch is empty; leave it out"
+        )
+    if lengths.sum() != tokens:
+        raise UserError(
+            f"{SEQUENCE_LENGTHS_NAME} add up to {lengths.sum()}, expected {tokens}, the number of packed tokens"
+        )
 
 
 def check_mask(mask: np.ndarray, shape: tuple[int, ...]) -> None:
