@@ -337,8 +337,8 @@ def check_sequence_lengths(lengths: np.ndarray, tokens: int) -> None:
     empty = np.flatnonzero(lengths < 1)
     if len(empty):
         raise UserError(
-            f"{SEQUENCE_LENGTHS_NAME}[{empty[0]}] is {lengths[empty[0]]}, expected at least 1: sequence {empty[0] + 1} "
-            "of the batch is empty; leave it out"
+            f"{SEQUENCE_LENGTHS_NAME}[{empty[0]}] is {lengths[empty[0]]}, expected at least 1: sequence "
+            f"{empty[0] + 1} of the batch is empty; leave it out"
         )
     if lengths.sum() != tokens:
         raise UserError(
