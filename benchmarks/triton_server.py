@@ -7,8 +7,8 @@ Without a GPU: the network is the stand-in of triton_stand_in.py, run by PyTorch
 requirements-serving.txt. A client is a thread that sends one text, waits for the answer and sends the next. "direct"
 answers as many texts as there are clients by one call of predict.py's code, in this process: what remains when nobody
 waits for a server, and every batch is full. Server, clients and network share the machine's cores. OMP_NUM_THREADS
-sets the threads of the network, here and there. The ways are measured in turn, round by round; of each, the round with
-the most requests counts, since other work on the machine only takes time.
+sets the threads of the network, here and there. The ways are measured in turn, round by round; of each way, the round
+with the most requests counts, since other work on the machine only takes time.
 """
 
 from __future__ import annotations

@@ -476,7 +476,8 @@ version, and so does
 docker run --rm nvcr.io/nvidia/tritonserver:YY.MM-py3 bash -c "ls /usr/lib/*/libnvinfer.so.*"
 ```
 
-To build the plan inside the container, in the folder of the project and with that version:
+To write the repository again inside the container, into a new folder, with that version and in the folder of the
+project:
 
 ```sh
 docker run --rm --gpus all -v "$PWD":/project -w /project nvcr.io/nvidia/tritonserver:YY.MM-py3 \\
