@@ -11,7 +11,7 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) bert_trt/progress.py "installing" $(PY) -m pip install --disable-pip-version-check --progress-bar off
-CPP_FILES = $(wildcard plugins/*/*.cpp plugins/*/*.cu plugins/*/*.h plugins/*/*.cuh tests/*.cpp)
+CPP_FILES = $(wildcard plugins/*.c plugins/*/*.cpp plugins/*/*.cu plugins/*/*.h plugins/*/*.cuh tests/*.cpp)
 # Answered by the driver: on a machine with a GPU, plans can be executed as well as built.
 GPU    ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 0)
 
@@ -26,7 +26,7 @@ demo: $(VENV)/.installed
 
 # The tests would build the plugins too, but pytest keeps to itself what is printed meanwhile. A process for each core; a
 # file's tests stay in one process, since they share what takes long to make.
-test: lint plugins
+test: lint plugins $(VENV)/.installed-serving
 	$(PY) -m pytest tests --numprocesses auto --maxprocesses 8 --dist loadfile
 
 gpu-check: $(VENV)/.installed-cuda
@@ -84,6 +84,12 @@ $(VENV)/.installed-dev: requirements-dev.txt requirements-onnx.txt requirements-
 	@# Types of the full tensorrt, for the type checker alone. --no-deps: the package asks for tensorrt itself.
 	@# --target: beside the other packages it would answer `import tensorrt` with an empty module.
 	$(PIP) --no-deps --upgrade --target $(VENV)/stubs tensorrt-stubs==10.13.0.35.1
+	@touch $@
+
+# Triton Inference Server, for its tests. Apart from the other packages, which need newer versions of some of these.
+$(VENV)/.installed-serving: requirements-serving.txt $(VENV)/.installed-dev
+	$(PIP) --no-deps --only-binary :all: --upgrade --target $(VENV)/serving -r requirements-serving.txt || \
+	  echo "warning: requirements-serving.txt could not be installed (the reason stands above); the tests that start Triton will be skipped" >&2
 	@touch $@
 
 clean:

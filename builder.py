@@ -160,7 +160,7 @@ def assemble(
             products, beside fp16.
         gelu: one of ``options.GELU_KINDS``; None for the checkpoint's.
         layer_norm: ``native``, or a kernel of the LayerNorm plugin.
-        batching: single, padded or packed.
+        batching: single, padded, packed, or ``options.RAGGED``.
         quantization: the products to quantize and their ranges; with another precision only its smoothing is used.
         fusion: none, tensorrt, plugins or all; since the Linear plugin has no fp32, all is plugins in fp32.
         constant_weights: whether plugins may read weights before the previous layer has finished.
@@ -177,7 +177,7 @@ def assemble(
         refuse_attention_products(quantization)
 
     def define(helper: TrtNetworkHelper) -> Bert:
-        layout = LAYOUTS[batching](helper)
+        layout = LAYOUTS[batching](helper, config.max_positions)
         if quantization is not None and has_8_bit_plugins:
             products = EightBitProducts(helper, quantization, constant_weights)
         else:

@@ -798,6 +798,10 @@ class TrtNetworkHelper:
 
     # types and shapes
 
+    def addConcatenation(self, tensors: Sequence[trt.ITensor], name: str) -> trt.ITensor:
+        """The tensors one after another along the first axis."""
+        return self._check_layer(self.network.add_concatenation(list(tensors)), name, tensors)
+
     def addCast(self, x: trt.ITensor, dtype: trt.DataType, name: str) -> trt.ITensor:
         """x in another type; x itself if it has that type already."""
         if x.dtype == dtype:

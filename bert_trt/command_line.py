@@ -27,6 +27,7 @@ from bert_trt.options import (
     METHODS,
     POOLINGS,
     QUANTIZED_PRECISIONS,
+    RAGGED,
     TASKS,
     TENSORRT_ATTENTION,
     TOLERANCES,
@@ -40,6 +41,7 @@ from bert_trt.options import (
     PredictOptions,
     QuantizationOptions,
     SequenceRange,
+    TritonOptions,
 )
 
 Options = TypeVar("Options")
@@ -504,6 +506,18 @@ def predict_arguments() -> PredictOptions:
     )
     parser.add_argument("--fusion", choices=list(FUSIONS), help="of the network of a folder (default: none)")
     parser.add_argument("--restart", action="store_true", help="discard what an interrupted run has left")
+    _add_answer_arguments(parser)
+    args = parser.parse_args()
+    if args.model.is_dir():
+        if args.model_dir is not None:
+            parser.error("--model-dir is for a plan; MODEL is a folder already")
+    elif args.precision is not None or args.fusion is not None:
+        parser.error("--precision and --fusion are for a folder written by model2onnx.py; a plan has its own")
+    return _as(PredictOptions, args, answers=_as(AnswerOptions, args))
+
+
+def _add_answer_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of ``AnswerOptions``."""
     group = parser.add_argument_group("answers")
     defaults = AnswerOptions()
     group.add_argument(
@@ -536,13 +550,69 @@ def predict_arguments() -> PredictOptions:
         metavar="N",
         help="question answering: read a long context in windows that have N tokens in common",
     )
+
+
+TRITON_NOTES = """\
+The folder needs nothing else: its README.md has the commands. Triton counts the sequences of a batch, not its tokens,
+so that a plan must take --max-batch sequences of the model's longest each: as many tokens as --max-tokens at most.
+"""
+
+
+def triton_arguments() -> TritonOptions:
+    """The command line of triton_repository.py."""
+    parser = argparse.ArgumentParser(
+        description="Write a model repository for Triton Inference Server: bert, the plan, and bert_text, which "
+        "takes texts.",
+        epilog=TRITON_NOTES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--model-dir", type=Path, default=DEFAULT_OUT_DIR, help="folder written by model2onnx.py (default: out)"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="REPOSITORY", help="the folder to write; a new one"
+    )
+    parser.add_argument(
+        "--batching",
+        choices=("packed", "padded"),
+        default="packed",
+        help="packed: Triton joins requests of any lengths, without padding; padded: it puts requests of one length "
+        "together (default: %(default)s)",
+    )
+    parser.add_argument("--precision", choices=list(TOLERANCES), help="of the plan (default: fp32)")
+    parser.add_argument("--fusion", choices=list(FUSIONS), help="as for builder.py (default: none)")
+    parser.add_argument(
+        "--no-embed-plugins",
+        action="store_true",
+        help="leave the plugin library out of the plan; Triton loads it then",
+    )
+    parser.add_argument("--max-batch", type=_count, metavar="N", help="the most sequences in a batch")
+    parser.add_argument(
+        "--max-tokens",
+        type=_count,
+        metavar="N",
+        help="the most tokens in a batch (default: 16384; 4096 for fill-mask, whose output is larger)",
+    )
+    parser.add_argument(
+        "--plan",
+        type=Path,
+        metavar="FILE",
+        help="a plan built before, which must take every batch (default: build it)",
+    )
+    _add_answer_arguments(parser)
+    add_quantization_arguments(parser)
     args = parser.parse_args()
-    if args.model.is_dir():
-        if args.model_dir is not None:
-            parser.error("--model-dir is for a plan; MODEL is a folder already")
-    elif args.precision is not None or args.fusion is not None:
-        parser.error("--precision and --fusion are for a folder written by model2onnx.py; a plan has its own")
-    return _as(PredictOptions, args, answers=_as(AnswerOptions, args))
+    if args.plan is not None:
+        for option in ("precision", "fusion", "no_embed_plugins"):
+            if getattr(args, option):
+                parser.error(f"--{option.replace('_', '-')} has no effect on a plan that is built; leave out --plan")
+    given = argparse.Namespace(**vars(args) | {"precision": args.precision or "fp32", "layer_norm": "native"})
+    given.fusion = args.fusion or "none"
+    _refuse_idle_options(parser, given)
+    _refuse_idle_plugin_options(parser, given)
+    batching = RAGGED if args.batching == "packed" else args.batching
+    answers, quantization = _as(AnswerOptions, args), _quantization(given)
+    return _as(TritonOptions, args, batching=batching, answers=answers, quantization=quantization)
 
 
 def calibrator_arguments() -> CalibratorOptions:

@@ -13,7 +13,7 @@ import numpy as np
 
 from bert_trt.model_files import DemoIO, ReferenceSequence
 from bert_trt.options import QUANTIZED_PRECISIONS, TOLERANCES, SequenceRange
-from bert_trt.packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch, single_batch
+from bert_trt.packing import UNPADDED, Limits, NetworkBatch, pack, pad, padded_batch, single_batch
 from bert_trt.tasks import Ranking, describe_words, top_k
 
 PYTORCH = "PyTorch"
@@ -232,7 +232,7 @@ def reference_batches(
 
     Args:
         sequences: sequences of any length, with PyTorch's outputs.
-        batching: single, padded or packed.
+        batching: single, padded, packed or ``RAGGED``.
         seq_len: the lengths that the plan accepts. In a padded batch a shorter sequence is padded; in a packed one
             other sequences make up for the missing tokens.
         batch: the number of sequences in a batch. Sequences are repeated where there are fewer than its minimum.
@@ -246,7 +246,7 @@ def reference_batches(
     ]
     if batching == "single":
         return [single_batch(sequences[index].input_ids, sequences[index].token_type_ids, index) for index in indices]
-    min_tokens = batch.minimum * seq_len.minimum if batching == "packed" else 0
+    min_tokens = batch.minimum * seq_len.minimum if batching in UNPADDED else 0
     batches = []
     for start in range(0, len(indices), batch.maximum):
         chunk = indices[start : start + batch.maximum]
@@ -309,8 +309,8 @@ def _batch(
     padded_length = max(*lengths, seq_len.minimum)
     limits = Limits(padded_length * len(members), len(members), padded_length)
     ids, types = [sequence.input_ids for sequence in members], [sequence.token_type_ids for sequence in members]
-    if batching == "packed":
-        (batch,) = map(packed_batch, pack(ids, limits, types))
+    if batching in UNPADDED:
+        (batch,) = map(UNPADDED[batching], pack(ids, limits, types))
     else:
         (batch,) = map(padded_batch, pad(ids, limits, types, buckets=[padded_length]))
     rows = [row for row, member in enumerate(batch.sequences) if member < len(indices)]

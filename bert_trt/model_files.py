@@ -51,6 +51,7 @@ FILE_NAMES = (  # written by model2onnx.py, or read if they are there
 INPUT_NAMES = ("input_ids", "token_type_ids", "position_ids")
 MASK_NAME = "attention_mask"  # of a padded batch: 1 for a token, 0 for padding
 LENGTHS_NAME = "cu_seqlens"  # of a packed batch: the running sum of the lengths, from 0
+SEQUENCE_LENGTHS_NAME = "sequence_lengths"  # of a ragged batch: a packed one with the lengths themselves
 ACTIVATIONS = {  # Hugging Face's name of an activation -> the kind that addActivation takes
     "gelu": "erf",
     "gelu_python": "erf",  # the same function in elementary operations

@@ -30,6 +30,7 @@ DEFAULT_OUT_DIR = Path("out")
 TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2, "int8": 5e-2, "fp8": 5e-2}
 QUANTIZED_PRECISIONS = ("int8", "fp8")
 BATCHINGS = ("single", "padded", "packed")
+RAGGED = "ragged"  # packed, with lengths in place of positions and cu_seqlens: what triton_repository.py builds
 FUSED_LAYERS = ("EmbLayerNorm", "SkipLayerNorm", "QkvToContext")
 TENSORRT_ATTENTION = "Attention"  # TensorRT's own fused layer, without a plugin
 FUSIONS = {  # --fusion -> the fused layers, each of which replaces several elementary layers
@@ -166,7 +167,7 @@ class PlanOptions:
         json: the file for the results; None writes none.
         no_structure_check: do not run the network without its roundings.
         quantization: the quantization for int8 and fp8.
-        batching: single, padded or packed.
+        batching: single, padded or packed; or ``RAGGED``, which no command line of builder.py names.
         batch: sequences in a batch; None for 1, or ``DEFAULT_BATCH`` with padded and packed batches.
         sentences: a file of texts, for each of which the task's answer is predicted.
         predictions: the file for these predictions; None for the default name beside the plan.
@@ -282,6 +283,37 @@ class PredictOptions:
     fusion: str | None = None
     restart: bool = False
     answers: AnswerOptions = field(default_factory=AnswerOptions)
+
+
+@dataclass(frozen=True)
+class TritonOptions:
+    """The options of triton_repository.py.
+
+    Attributes:
+        model_dir: the folder written by model2onnx.py.
+        out: the model repository to write.
+        batching: padded, or ``RAGGED`` for packed batches.
+        precision: fp32, fp16, bf16, int8 or fp8; None with ``plan``.
+        fusion: one of ``FUSIONS``; None with ``plan``.
+        no_embed_plugins: leave the plugin library out of the plan.
+        max_batch: the most sequences in a batch; None for as many as ``max_tokens`` allow.
+        max_tokens: the most tokens in a batch; None for the task's default, or as many as ``max_batch`` need.
+        plan: a plan that was built before; None builds one.
+        answers: how outputs become answers.
+        quantization: the quantization for int8 and fp8.
+    """
+
+    model_dir: Path
+    out: Path
+    batching: str = RAGGED
+    precision: str | None = None
+    fusion: str | None = None
+    no_embed_plugins: bool = False
+    max_batch: int | None = None
+    max_tokens: int | None = None
+    plan: Path | None = None
+    answers: AnswerOptions = field(default_factory=AnswerOptions)
+    quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
 
 
 @dataclass(frozen=True)

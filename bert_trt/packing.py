@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from bert_trt.console import UserError
-from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME
+from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, SEQUENCE_LENGTHS_NAME
+from bert_trt.options import RAGGED
 
 Ids = Sequence[int] | np.ndarray  # one number for each token of a sequence
-CHECKED = (INPUT_NAMES[0], MASK_NAME, LENGTHS_NAME)  # the inputs that ``check_batch`` reads
+CHECKED = (INPUT_NAMES[0], MASK_NAME, LENGTHS_NAME, SEQUENCE_LENGTHS_NAME)  # the inputs that ``check_batch`` reads
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,16 @@ def packed_batch(batch: PackedBatch) -> NetworkBatch:
     return NetworkBatch(inputs, batch.sequences.tolist(), split)
 
 
+def ragged_batch(batch: PackedBatch) -> NetworkBatch:
+    """The inputs of a network that makes positions and cu_seqlens itself, from the sequences' lengths."""
+    packed = packed_batch(batch)
+    inputs = {name: packed.inputs[name] for name in INPUT_NAMES[:2]} | {SEQUENCE_LENGTHS_NAME: batch.lengths}
+    return NetworkBatch(inputs, packed.sequences, packed.split)
+
+
+UNPADDED: dict[str, Callable[[PackedBatch], NetworkBatch]] = {"packed": packed_batch, RAGGED: ragged_batch}
+
+
 def padded_batch(batch: PaddedBatch) -> NetworkBatch:
     """The inputs of a network for padded batches."""
     values = (batch.input_ids, batch.token_type_ids, batch.position_ids)
@@ -293,19 +304,46 @@ def check_cu_seqlens(cu_seqlens: np.ndarray, tokens: int) -> None:
 
 
 def check_batch(inputs: Mapping[str, np.ndarray]) -> None:
-    """Checks the attention mask of a padded batch, or the cu_seqlens of a packed one.
+    """Checks the attention mask of a padded batch, the cu_seqlens of a packed one, or the lengths of a ragged one.
 
     Args:
-        inputs: arrays by name; without ids, or without mask and cu_seqlens, nothing is checked.
+        inputs: arrays by name; without ids, or without any of these, nothing is checked.
 
     Raises:
-        UserError: see ``check_cu_seqlens`` and ``check_mask``.
+        UserError: see ``check_cu_seqlens``, ``check_mask`` and ``check_sequence_lengths``.
     """
     ids = inputs.get(INPUT_NAMES[0])
+    if ids is not None and SEQUENCE_LENGTHS_NAME in inputs:
+        check_sequence_lengths(np.asarray(inputs[SEQUENCE_LENGTHS_NAME]), len(ids))
     if ids is not None and LENGTHS_NAME in inputs:
         check_cu_seqlens(np.asarray(inputs[LENGTHS_NAME]), len(ids))
     if ids is not None and MASK_NAME in inputs:
         check_mask(np.asarray(inputs[MASK_NAME]), tuple(ids.shape))
+
+
+def check_sequence_lengths(lengths: np.ndarray, tokens: int) -> None:
+    """Checks the lengths of a ragged batch: int32 (B,), each at least 1, and T together.
+
+    Args:
+        lengths: see ``ragged_batch``.
+        tokens: T, the length of the packed tensors.
+
+    Raises:
+        UserError: they are not; the message names the first invalid one.
+    """
+    if lengths.dtype != np.int32 or lengths.ndim != 1 or not len(lengths):
+        shape = list(lengths.shape)
+        raise UserError(f"{SEQUENCE_LENGTHS_NAME} is {lengths.dtype} {shape}, expected int32 [B] with B at least 1")
+    empty = np.flatnonzero(lengths < 1)
+    if len(empty):
+        raise UserError(
+            f"{SEQUENCE_LENGTHS_NAME}[{empty[0]}] is {lengths[empty[0]]}, expected at least 1: sequence "
+            f"{empty[0] + 1} of the batch is empty; leave it out"
+        )
+    if lengths.sum() != tokens:
+        raise UserError(
+            f"{SEQUENCE_LENGTHS_NAME} add up to {lengths.sum()}, expected {tokens}, the number of packed tokens"
+        )
 
 
 def check_mask(mask: np.ndarray, shape: tuple[int, ...]) -> None:

@@ -35,13 +35,21 @@ from bert_trt.files import check_outputs, make_folder
 from bert_trt.fusion import check_quantized_groups, fused_layers, plugins_of
 from bert_trt.inference import InferHelper, Latency, execution_obstacle, gpu_capability, graph_obstacle
 from bert_trt.layers.fused import attention_obstacle
-from bert_trt.model_files import LENGTHS_NAME, MASK_NAME, DemoIO, ModelFolder, ReferenceSequence
+from bert_trt.model_files import (
+    LENGTHS_NAME,
+    MASK_NAME,
+    SEQUENCE_LENGTHS_NAME,
+    DemoIO,
+    ModelFolder,
+    ReferenceSequence,
+)
 from bert_trt.network import DefinedNetwork
 from bert_trt.options import (
     CACHE_NAME,
     DEFAULT_BATCH,
     ONE_SEQUENCE,
     QUANTIZED_PRECISIONS,
+    RAGGED,
     TENSORRT_ATTENTION,
     TOLERANCES,
     PlanOptions,
@@ -134,7 +142,7 @@ class Task:
 
     @property
     def batching(self) -> str:
-        """single, padded or packed."""
+        """single, padded, packed or ``RAGGED``."""
         return self.options.batching
 
     @functools.cached_property
@@ -170,6 +178,9 @@ class Task:
         if self.batching == "padded":
             return rows | {MASK_NAME: np.ones((copies, length), np.int32)}
         flat = {name: values.reshape(-1) for name, values in rows.items()}  # (T,)
+        if self.batching == RAGGED:
+            del flat["position_ids"]
+            return flat | {SEQUENCE_LENGTHS_NAME: np.full(copies, length, np.int32)}
         return flat | {LENGTHS_NAME: np.arange(copies + 1, dtype=np.int32) * length}
 
     @property

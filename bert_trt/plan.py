@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from bert_trt import interrupts, tensorrt_product
 from bert_trt.console import UserError, log_console, warn
 from bert_trt.files import atomic_write
-from bert_trt.model_files import LENGTHS_NAME
+from bert_trt.model_files import LENGTHS_NAME, SEQUENCE_LENGTHS_NAME
 from bert_trt.options import ONE_SEQUENCE, SequenceRange
 from bert_trt.tensorrt_log import LOGGER, TrtLog, called_by_tensorrt, has_failed, raise_failure
 from bert_trt.tensorrt_product import IS_RTX, trt
@@ -37,6 +37,8 @@ def profile_shapes(name: str, shape: Sequence[int], seq_len: SequenceRange, batc
     pairs = list(zip(batch.as_tuple(), seq_len.as_tuple(), strict=True))
     if name == LENGTHS_NAME:  # cu_seqlens
         return [[sequences + 1] for sequences, _ in pairs]
+    if name == SEQUENCE_LENGTHS_NAME:
+        return [[sequences] for sequences, _ in pairs]
     if len(shape) == 1:
         return [[sequences * length] for sequences, length in pairs]
     last = max((axis for axis, size in enumerate(shape) if size == -1), default=-1)

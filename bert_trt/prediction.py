@@ -18,16 +18,24 @@ import numpy as np
 from bert_trt.answer_files import Answer, AnswerFile, form_of, open_answers
 from bert_trt.comparison import Run
 from bert_trt.console import UserError, console, log_console, note, remaining_time, warn
-from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, ModelFolder, check_inputs
+from bert_trt.model_files import (
+    INPUT_NAMES,
+    LENGTHS_NAME,
+    MASK_NAME,
+    SEQUENCE_LENGTHS_NAME,
+    ModelFolder,
+    check_inputs,
+)
 from bert_trt.options import (
     FILL_MASK,
     HIDDEN_STATES,
     QUESTION_ANSWERING,
+    RAGGED,
     TOKEN_CLASSIFICATION,
     AnswerOptions,
     SequenceRange,
 )
-from bert_trt.packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch, single_batch
+from bert_trt.packing import UNPADDED, Limits, NetworkBatch, pack, pad, padded_batch, single_batch
 from bert_trt.records import Chunk, Record, check_input, read_chunks
 from bert_trt.sentences import load_tokenizer, pair_types
 from bert_trt.tasks import Answers, NotFiniteError, Window
@@ -44,7 +52,7 @@ class BatchRanges:
     """The batches that a network takes.
 
     Attributes:
-        batching: single, padded or packed.
+        batching: single, padded, packed or ``RAGGED``.
         seq_len: sequence lengths.
         batch: sequences in a batch.
         tokens: the most tokens in a batch, padding included; None for the task's default.
@@ -68,12 +76,17 @@ class BatchRanges:
         Raises:
             UserError: the inputs are not those of BERT.
         """
-        if not profile.keys() >= set(INPUT_NAMES):
+        is_ragged = profile.keys() == {*INPUT_NAMES[:2], SEQUENCE_LENGTHS_NAME}
+        if not is_ragged and not profile.keys() >= set(INPUT_NAMES):
             raise UserError(f"the plan's inputs are {', '.join(profile)}; expected a plan of builder.py")
         ids = np.array(profile[INPUT_NAMES[0]])  # (3, rank): minimum, optimum, maximum
-        if LENGTHS_NAME in profile:
-            batch = np.array(profile[LENGTHS_NAME])[:, 0] - 1  # cu_seqlens is (B + 1,)
-            return cls("packed", SequenceRange(*(ids[:, 0] // batch).tolist()), SequenceRange(*batch.tolist()))
+        if is_ragged or LENGTHS_NAME in profile:
+            lengths_name, extra = (
+                (SEQUENCE_LENGTHS_NAME, 0) if is_ragged else (LENGTHS_NAME, 1)
+            )  # cu_seqlens (B + 1,)
+            batch = np.array(profile[lengths_name])[:, 0] - extra
+            lengths = SequenceRange(*(ids[:, 0] // batch).tolist())
+            return cls(RAGGED if is_ragged else "packed", lengths, SequenceRange(*batch.tolist()))
         lengths = SequenceRange(*ids[:, 1].tolist())
         batching = "padded" if MASK_NAME in profile else "single"
         return cls(batching, lengths, SequenceRange(*ids[:, 0].tolist()))
@@ -103,8 +116,8 @@ def make_batches(sequences: Sequence[Tokens], ranges: BatchRanges) -> list[Netwo
     budget = min(max(ranges.tokens or TOKENS_PER_BATCH, longest), most * longest)
     limits = Limits(budget, most, longest)
     ids, types = [one.ids for one in sequences], [one.types for one in sequences]
-    if ranges.batching == "packed":
-        return [packed_batch(packed) for packed in pack(ids, limits, types)]
+    if ranges.batching in UNPADDED:
+        return [UNPADDED[ranges.batching](packed) for packed in pack(ids, limits, types)]
     buckets = ranges.bucket or np.sort([len(one) for one in ids])[::-1][::GROUP].tolist()
     return [padded_batch(padded) for padded in pad(ids, limits, types, buckets=buckets)]
 

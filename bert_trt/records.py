@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,24 @@ def _read_record(number: int, line: str, wanted: Wanted, is_json: bool) -> Recor
         return Record(number, problem=str(error).removeprefix(": "))
 
 
+def read_row(number: int, texts: Mapping[str, bytes | None], extra: dict[str, Any], wanted: Wanted) -> Record:
+    """The record of a table's row.
+
+    Args:
+        number: the row's number, from 1.
+        texts: UTF-8 by the key of ``wanted``; None for a null.
+        extra: the values of other columns.
+        wanted: which texts the task takes.
+    """
+    try:
+        values = {key: None if text is None else decode_line(text, repr(key)) for key, text in texts.items()}
+        if any(text is not None and len(text) > LINE_LIMIT for text in values.values()):
+            raise UserError(f"more than {LINE_LIMIT} characters; split the text")
+        return Record(number, _read_texts(values, wanted, "a text"), extra)
+    except UserError as error:
+        return Record(number, extra=extra, problem=str(error))
+
+
 def _check_count(texts: tuple[str, ...], wanted: Wanted) -> None:
     first, second = (key.upper() for key in wanted.keys)
     if len(texts) > 2:
@@ -186,7 +204,7 @@ def _read_object(number: int, text: str, wanted: Wanted) -> Record:
         return Record(number, extra=extra, problem=str(error))
 
 
-def _read_texts(values: dict[str, Any], wanted: Wanted, form: str) -> tuple[str, ...]:
+def _read_texts(values: Mapping[str, Any], wanted: Wanted, form: str) -> tuple[str, ...]:
     """The texts of an object.
 
     Raises:

@@ -83,6 +83,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 ARGUMENTS = {  # those that a script does not go without
     "predict.py": ["x.plan", "x.txt", "--out", "x.jsonl"],
+    "triton_repository.py": ["--out", "x"],
     "demo_model/train.py": ["--text", "x.txt"],
     "benchmarks/batching_accuracy.py": ["x", "y"],
     "benchmarks/calibration_speed.py": ["x"],
@@ -94,6 +95,7 @@ ARGUMENTS = {  # those that a script does not go without
     "benchmarks/quantization_accuracy.py": ["x"],
     "benchmarks/quantized_plans.py": ["x"],
     "benchmarks/random_checkpoint.py": ["x"],
+    "benchmarks/triton_server.py": ["x"],
 }
 LIGHT = ("plugins/build.py", "benchmarks/packaged_checkpoint.py")  # import nothing that takes long
 
@@ -124,6 +126,13 @@ def test_before_the_plan_is_there_none_is_left(script, where, folder):
     before = contents(folder)
     run_interrupted(script, where, "--model-dir", folder, "--precision", "fp16")
     assert contents(folder) == before
+
+
+def test_half_a_model_repository_is_none(folder, tmp_path):
+    out = tmp_path / "models"
+    where = "bert_trt.triton_models:protobuf_text"
+    run_interrupted("triton_repository.py", where, "--model-dir", folder, "--out", out)
+    assert not any(out.iterdir())
 
 
 @pytest.mark.parametrize("where", ["bert_trt.network_runner:NetworkRunner.run", "bert_trt.report:print_report"])

@@ -29,6 +29,7 @@ $2" ;;
   *"-r requirements-gpu.txt"*) {install_gpu} ;;
   *"-r requirements-pycuda.txt"*) {install_pycuda} ;;
   *"-r plugins/requirements-cuda.txt"*) {install_cuda} ;;
+  *"-r requirements-serving.txt"*) {install_serving} ;;
   *"plugins/build.py --check-tools"*) {check_tools} ;;
   *"-m pip install"*) {install} ;;
 esac
@@ -60,6 +61,7 @@ class Project:
             "install_gpu": "exit 0",
             "install_pycuda": "exit 0",
             "install_cuda": "exit 0",
+            "install_serving": "exit 0",
             "check_tools": "exit 0",
         }
         path = self.folder / "fake-python"
@@ -192,10 +194,28 @@ def test_a_second_run_installs_nothing_again(project):
 def test_a_second_test_run_installs_nothing_again(project):
     assert project.make("test").returncode == 0
     installed = [line for line in project.asked("pip install") if "-r " in line]
-    assert [line.split("-r ")[-1] for line in installed] == ["requirements.txt", "requirements-dev.txt"]
+    wanted = [f"requirements{kind}.txt" for kind in ("", "-dev", "-serving")]
+    assert [line.split("-r ")[-1] for line in installed] == wanted
     assert project.make("test").returncode == 0
     assert project.asked("-m pip") == project.asked("venv") == []
     assert project.asked("-m pytest tests")
+
+
+def test_the_tests_run_without_triton_where_it_cannot_be_installed(project):
+    answer = project.make("test", project.interpreter(install_serving="exit 1"))
+    assert answer.returncode == 0
+    assert "warning: requirements-serving.txt could not be installed" in answer.stderr
+    assert project.asked("-m pytest tests")
+
+
+def test_triton_is_installed_apart(project):
+    """Beside the other packages, its NumPy and its protobuf would replace theirs."""
+    project.make("test")
+    (asked,) = project.asked("-r requirements-serving.txt")
+    assert "--no-deps" in asked
+    assert "--target .venv/serving" in asked
+    project.make("demo")
+    assert project.asked("serving") == []
 
 
 def test_demo_after_test_installs_nothing(project):

@@ -214,6 +214,7 @@ def test_an_export_does_not_go_over_its_checkpoint(spelling, in_process, checkpo
         ("benchmarks/quantized_plans.py", "M"),
         ("benchmarks/skip_and_embedding_norms.py", ""),
         ("benchmarks/squad_throughput.py", ""),
+        ("benchmarks/triton_server.py", "M"),
     ],
 )
 def test_a_benchmark_refuses(script_name, arguments, in_process, model_dir, monkeypatch):

@@ -20,6 +20,7 @@ from bert_trt.packing import (
     check_batch,
     check_cu_seqlens,
     check_mask,
+    check_sequence_lengths,
     pack,
     pad,
     scatter,
@@ -379,12 +380,31 @@ def test_wrong_masks_are_refused(mask, told):
     assert told in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        (np.array([[3]], np.int32), r"sequence_lengths is int32 \[1, 1\], expected int32 \[B\]"),
+        (np.array([3], np.int64), r"sequence_lengths is int64 \[1\]"),
+        (np.array([], np.int32), r"with B at least 1"),
+        (np.array([2, 0, 1], np.int32), r"sequence_lengths\[1\] is 0, expected at least 1: sequence 2 .* is empty"),
+        (np.array([4, -1], np.int32), r"sequence_lengths\[1\] is -1"),
+        (np.array([2, 2], np.int32), r"sequence_lengths add up to 4, expected 3, the number of packed tokens"),
+    ],
+)
+def test_wrong_lengths_of_a_ragged_batch(lengths, message):
+    with pytest.raises(UserError, match=message):
+        check_sequence_lengths(lengths, 3)
+
+
 def test_a_batch_is_checked_by_what_its_inputs_have():
     ids = np.zeros((2, 3), np.int32)
     check_batch({"input_ids": ids[:1]})  # one sequence: nothing keeps it apart from others
     check_batch({"input_ids": ids, "attention_mask": np.ones((2, 3), np.int32)})
     check_batch({"input_ids": ids[0], "cu_seqlens": np.array([0, 1, 3], np.int32)})
     check_batch({"hidden": ids, "cu_seqlens": np.array([7], np.int32)})  # a part of a network, without the ids
+    check_batch({"input_ids": ids[0], "sequence_lengths": np.array([1, 2], np.int32)})
+    with pytest.raises(UserError, match="sequence_lengths add up to 2, expected 3"):
+        check_batch({"input_ids": ids[0], "sequence_lengths": np.array([2], np.int32)})
     with pytest.raises(UserError, match="the mask is"):
         check_batch({"input_ids": ids, "attention_mask": np.ones((1, 3), np.int32)})
     with pytest.raises(UserError, match="cu_seqlens ends with 2, expected 3"):

@@ -959,6 +959,13 @@ def test_running_sum(length, width):
     )
 
 
+def test_concatenation_of_dynamic_vectors():
+    x, y = np.arange(3, dtype=np.int32), np.arange(7, 12, dtype=np.int32)
+    net = OneLayer()
+    inputs = [net.input(values, trt.DataType.INT32, dynamic=(0,)) for values in (x, y)]
+    np.testing.assert_array_equal(net.run(net.helper.addConcatenation(inputs, "both")), [*x, *y])
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_sum_along_one_axis(axis):
     x = random(3, 4, 5)
@@ -984,6 +991,7 @@ def test_comparisons_broadcast(method, function):
         ("input_ids", (-1, -1), [[3, 2], [5, 8], [7, 64]]),  # padded
         ("input_ids", (-1,), [[6], [40], [448]]),  # packed
         ("cu_seqlens", (-1,), [[4], [6], [8]]),
+        ("sequence_lengths", (-1,), [[3], [5], [7]]),  # ragged
         ("x0", (1, -1, 8), [[1, 2, 8], [1, 8, 8], [1, 64, 8]]),
         ("x0", (-1, -1, 8), [[3, 2, 8], [5, 8, 8], [7, 64, 8]]),
         ("x0", (4, 8), [[4, 8]] * 3),  # nothing dynamic

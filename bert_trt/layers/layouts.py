@@ -1,5 +1,7 @@
 """The layouts (``--batching``): how the sequences of a batch lie in the tensors, and which tokens attend to which.
 
+``RaggedLayout`` is the packed one as triton_repository.py builds it.
+
 Letters in shapes: B batch, S sequence length, T tokens of all sequences, H hidden size, N heads, D head size.
 """
 
@@ -9,7 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME
+from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, MASK_NAME, SEQUENCE_LENGTHS_NAME
+from bert_trt.options import RAGGED
 from bert_trt.tensorrt_product import trt
 from trt_helper import TrtNetworkHelper
 
@@ -19,8 +22,12 @@ MASKED_SCORE = 1e30  # subtracted from the score of a masked token, whose probab
 class SingleLayout:
     """One sequence: tensors are (S, H). A leading axis of length 1 would make the build slower.
 
+    Args:
+        helper: adds the layers.
+        max_positions: P, the rows of the position table.
+
     Attributes:
-        name: the layout's name for ``--batching`` and for the QkvToContext plugin's field ``layout``.
+        name: the layout's name for the QkvToContext plugin's field ``layout``.
         ids: input_ids, token_type_ids and position_ids.
         lengths: the attention mask of a padded batch, the cu_seqlens of a packed batch; None for one sequence.
         attention_axes: the leading axes of (B, S, N, D), in a reshape from (S, H).
@@ -37,8 +44,9 @@ class SingleLayout:
     query_axes: ClassVar[tuple[int, ...]] = (-1, 1)
     heads_first: ClassVar[tuple[int, ...]] = (2, 0, 1)
 
-    def __init__(self, helper: TrtNetworkHelper) -> None:
+    def __init__(self, helper: TrtNetworkHelper, max_positions: int) -> None:
         self.helper = helper
+        self.max_positions = max_positions
         self.ids, self.lengths = self.add_inputs()
 
     def add_inputs(self) -> tuple[list[trt.ITensor], trt.ITensor | None]:
@@ -67,14 +75,14 @@ class SingleLayout:
         """The mean of a sequence's tokens, in fp32: (S, H) -> (1, H)."""
         return self.helper.addMean(self.helper.addCast(x, trt.DataType.FLOAT, f"{name}.fp32"), 0, name)
 
-    def largest_token(self, x: trt.ITensor, name: str, max_positions: int) -> trt.ITensor:
+    def largest_token(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """The largest value of each channel over a sequence's tokens: (S, H) -> (1, H)."""
         return self.helper.addLargest(x, 0, name, keep_axis=True)
 
-    def distances(self, max_positions: int) -> trt.ITensor:
+    def distances(self) -> trt.ITensor:
         """p_key - p_query + P - 1 for every pair of tokens, int32 (S, S): a row of a table of 2 P - 1 distances."""
         helper, positions = self.helper, self.ids[2]
-        shift = self._number(max_positions - 1, (1,) * len(positions.shape), "distance.shift")
+        shift = self._number(self.max_positions - 1, (1,) * len(positions.shape), "distance.shift")
         shifted = helper.addAdd(positions, shift, "distance.shifted")
         key = helper.addReshape(shifted, self.key_axes, "distance.key")
         query = helper.addReshape(positions, self.query_axes, "distance.query")
@@ -143,7 +151,7 @@ class PaddedLayout(SingleLayout):
         total = helper.addSum(helper.addProduct(x, tokens, f"{name}.real"), 1, f"{name}.sum")  # (B, H)
         return helper.addQuotient(total, helper.addSum(tokens, 1, f"{name}.count"), name)
 
-    def largest_token(self, x: trt.ITensor, name: str, max_positions: int) -> trt.ITensor:
+    def largest_token(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """The largest value of each channel over the real tokens, in fp32: (B, S, H) -> (B, H)."""
         helper = self.helper
         x = helper.addCast(x, trt.DataType.FLOAT, f"{name}.fp32")
@@ -215,7 +223,7 @@ class PackedLayout(SingleLayout):
         weights = helper.addQuotient(members, helper.addDifference(end, start, f"{name}.lengths"), f"{name}.weights")
         return helper.addMatMul(weights, helper.addCast(x, fp32, f"{name}.fp32"), name)
 
-    def largest_token(self, x: trt.ITensor, name: str, max_positions: int) -> trt.ITensor:
+    def largest_token(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """The largest value of each channel over a sequence's tokens: (T, H) -> (B, H).
 
         After step k, each row has the largest of the 2^k rows up to its own, as far as they are of its sequence; a
@@ -223,11 +231,10 @@ class PackedLayout(SingleLayout):
         """
         helper = self.helper
         assert self.lengths is not None
-        row = helper.addCast(self._token_count(), trt.DataType.INT32, f"{name}.count")  # (T,): 1 to T
-        row = helper.addDifference(row, self._number(1, (1,), f"{name}.row"), f"{name}.row")
+        row = self._rows(name)
         first = helper.addDifference(row, self.ids[2], f"{name}.first")  # (T,), the sequence's first row
         distance = 1
-        while distance < max_positions:
+        while distance < self.max_positions:
             step = f"{name}.up_to_{2 * distance}"
             back = helper.addDifference(row, self._number(distance, (1,), step), f"{step}.back")
             other = helper.addGather(x, helper.addMaximum(back, first, f"{step}.rows"), 0, f"{step}.before")
@@ -255,6 +262,12 @@ class PackedLayout(SingleLayout):
         """bool (1, 1, T, T)."""
         return self.helper.addReshape(self._block_diagonal(), (1, 1, 0, -1), "mask")
 
+    def _rows(self, name: str) -> trt.ITensor:
+        """int32 (T,): 0 to T - 1."""
+        helper = self.helper
+        count = helper.addCast(self._token_count(), trt.DataType.INT32, f"{name}.count")
+        return helper.addDifference(count, self._number(1, (1,), f"{name}.row"), f"{name}.row")
+
     def _block_diagonal(self) -> trt.ITensor:
         """The block-diagonal mask, bool (1, T, T): true if two tokens belong to the same sequence.
 
@@ -271,4 +284,55 @@ class PackedLayout(SingleLayout):
         return helper.addEqual(query, key, "token.same")
 
 
-LAYOUTS = {layout.name: layout for layout in (SingleLayout, PaddedLayout, PackedLayout)}
+class RaggedLayout(PackedLayout):
+    """The packed layout as an inference server fills it, with one length for each sequence (docs/serving.md).
+
+    The network makes cu_seqlens and the position ids itself. After the last sequence there may be more tokens, those
+    that an earlier batch has left: they are a sequence of their own, whose output nobody reads. The outputs for a
+    sequence with more tokens than the position table are not finite; the other sequences do not depend on it.
+    """
+
+    _sequence: trt.ITensor  # int32 (T,): the index of each token's sequence; B for the tokens after the last one
+    _fits: trt.ITensor  # fp32 (B + 1,): 1 for a sequence that the position table is long enough for, else 0
+
+    def add_inputs(self) -> tuple[list[trt.ITensor], trt.ITensor | None]:
+        """Adds two inputs int32 (T,) and the lengths int32 (B,). Returns three ids (T,), and cu_seqlens (B + 1,)."""
+        helper, int32, fp32 = self.helper, trt.DataType.INT32, trt.DataType.FLOAT
+        self.ids = [helper.addInput(name, int32, (-1,)) for name in INPUT_NAMES[:2]]  # which _token_count reads
+        lengths = helper.addInput(SEQUENCE_LENGTHS_NAME, int32, (-1,))
+        zero = self._number(0, (1,), "sequence.zero")
+        ends = helper.addRunningSum(lengths, "sequence.ends")  # (B,)
+        # A token comes after the ends of as many sequences as its own sequence has before it.
+        ends_row = helper.addReshape(helper.addCast(ends, fp32, "sequence.ends.fp32"), (1, -1), "sequence.ends.row")
+        column = helper.addReshape(self._token_count(), (-1, 1), "token.number")  # (T, 1): 1 to T
+        passed = helper.addCast(helper.addLess(ends_row, column, "token.ends"), fp32, "token.ends.fp32")  # (T, B)
+        self._sequence = helper.addCast(helper.addSum(passed, 1, "token.passed"), int32, "token.index")
+        # The tokens after the last sequence count as one of length 0.
+        limit = self._number(self.max_positions + 1, (1,), "sequence.limit")
+        fits = helper.addLess(helper.addConcatenation([lengths, zero], "sequence.lengths"), limit, "sequence.fits")
+        self._fits = helper.addCast(fits, fp32, "sequence.fits.fp32")
+        cu_seqlens = helper.addConcatenation([zero, ends], "sequence.bounds")
+        return [*self.ids, self._positions(cu_seqlens)], cu_seqlens
+
+    def add_output(self, output: trt.ITensor, name: str, width: int, is_per_sequence: bool) -> None:
+        """Marks the output ``name``, fp32 (T, width) or (B, width)."""
+        helper = self.helper
+        if is_per_sequence:
+            fits = helper.addWithout(self._fits, 0, 1, "output.fits")  # (B,)
+        else:
+            fits = helper.addGather(self._fits, self._sequence, 0, "output.fits")  # (T,)
+        output = helper.addCast(output, trt.DataType.FLOAT, "output.fp32")
+        column = helper.addReshape(fits, (-1, 1), "output.fits.column")
+        helper.markOutput(helper.addQuotient(output, column, "output.checked"), name)
+
+    def _positions(self, cu_seqlens: trt.ITensor) -> trt.ITensor:
+        """int32 (T,): counted from 0 in every sequence, and at most the last row of the position table."""
+        helper, name = self.helper, "position"
+        row = self._rows(name)
+        start = helper.addGather(cu_seqlens, self._sequence, 0, f"{name}.start")
+        last = self._number(self.max_positions - 1, (1,), f"{name}.last")
+        start = helper.addMaximum(start, helper.addDifference(row, last, f"{name}.earliest"), f"{name}.start.limited")
+        return helper.addDifference(row, start, name)
+
+
+LAYOUTS = {"single": SingleLayout, "padded": PaddedLayout, "packed": PackedLayout, RAGGED: RaggedLayout}

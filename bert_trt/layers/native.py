@@ -141,7 +141,7 @@ class NativeLayers:
         if self.config.pooling == "mean":
             x = self.layout.mean_token(x, name)
         elif self.config.pooling == "max":
-            x = self.layout.largest_token(x, name, self.config.max_positions)
+            x = self.layout.largest_token(x, name)
         else:
             x = self.layout.first_token(x, name)
         return x
@@ -199,7 +199,7 @@ class NativeLayers:
         helper, name = self.helper, f"{self.config.prefix}encoder.relative_attention_bias"
         weight = self.weights.get(f"{name}.weight", (2 * self.config.max_positions - 1, self.config.num_heads))
         table = helper.addConstant(weight, f"{name}.weight", trt.DataType.FLOAT)
-        bias = helper.addEmbedding(self.layout.distances(self.config.max_positions), table, name)  # (S, S, N)
+        bias = helper.addEmbedding(self.layout.distances(), table, name)  # (S, S, N)
         bias = self.layout.spread_bias(bias, f"{name}.heads")  # (N, S, S)
         return bias if mask is None else helper.addAdd(bias, mask, f"{name}.masked")
 
