@@ -109,7 +109,7 @@ class Ours:
 
     def in_all(self) -> np.ndarray:
         """Texts to vectors, (N, width)."""
-        answers = itertools.chain.from_iterable(answers for _, answers in self.predictor.answer(self.chunks))
+        answers = itertools.chain.from_iterable(answers for _, answers in self.predictor.answer_chunks(self.chunks))
         return np.stack([answer.prediction for answer in answers])
 
     def network(self) -> None:

@@ -462,7 +462,12 @@ class Predictor:
         self.run_all = run_all
         self._answers = Answers(source.folder, source.tokenization.tokenizer, source.options)
 
-    def answer(self, chunks: Iterable[Chunk]) -> Iterator[tuple[int, list[Answer]]]:
+    def answer(self, records: list[Record]) -> list[Answer]:
+        """An answer or a problem for each record, in their order."""
+        ((_, answers),) = self.answer_chunks([Chunk(records, 0)])
+        return answers
+
+    def answer_chunks(self, chunks: Iterable[Chunk]) -> Iterator[tuple[int, list[Answer]]]:
         """For each chunk its position, and an answer or a problem for each record, in their order."""
         begun: deque[_Begun] = deque()
         expected: deque[tuple[_Begun, NetworkBatch]] = deque()  # whose outputs come next
@@ -512,7 +517,7 @@ def predict_file(
         advance = shown.enter_context(remaining_time("predicting", source.size)) if shows_bar else None
         position = 0
         try:
-            for end, results in predictor.answer(read_chunks(source.path, source.task, start)):
+            for end, results in predictor.answer_chunks(read_chunks(source.path, source.task, start)):
                 answers.add(results, SHOWN_PROBLEMS)
                 if advance is not None:
                     advance(end - position)

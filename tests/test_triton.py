@@ -901,7 +901,7 @@ def test_bert_text_answers_as_predict_does(task, batching, folders, repositories
     responses = ask(model, [{key: [text] for key, text in one.items()} for one in texts])
     network = PyTorchNetwork(folder, assemble)
     options = AnswerOptions(stride=8) if task == QUESTION_ANSWERING else AnswerOptions()
-    predictor = Predictor(Source(folder, ROOT / "README.md", network.ranges, options), network.run)
+    predictor = Predictor(Source(folder, ROOT / "README.md", network.ranges, options), network.run_all)
     expected = predictor.answer([Record(1, tuple(one.values())) for one in texts])
     for response, answer in zip(responses, expected, strict=True):
         assert response.error_text is None
