@@ -6,6 +6,7 @@ grow with it. records.py reads it, tasks.py makes answers of outputs, answer_fil
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -300,6 +301,12 @@ class Source:
     def task(self) -> str:
         """The model's task."""
         return self.folder.config.task
+
+    def of_file(self, path: Path) -> Source:
+        """The same for another file, with the same tokenizer."""
+        other = copy.copy(self)
+        other.path = path
+        return other
 
     def check(self) -> None:
         """Reads until the first line that can be used.
