@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -226,7 +227,7 @@ def _read_object(number: int, text: str, wanted: Wanted) -> Record:
         UserError: it is none.
     """
     try:
-        values = json.loads(text, parse_constant=_refuse_constant)
+        values = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise UserError(f"not valid JSON ({error}); write one object a line") from error
     first, second = wanted.keys
@@ -266,6 +267,13 @@ def _read_texts(values: Mapping[str, Any], wanted: Wanted, form: str) -> tuple[s
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON value")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"{number} is too large a number")
+    return value
 
 
 def _check_text(text: str, key: str) -> str:
