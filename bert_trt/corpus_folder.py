@@ -194,6 +194,7 @@ def open_folder(folder: Path, settings: Mapping[str, Any], restart: bool) -> Ite
         _lock(descriptor, folder)
         _prepare(folder, dict(settings), restart)
         yield
+        _remove_unfinished(folder)
     finally:
         os.close(descriptor)
 
@@ -220,12 +221,17 @@ def _prepare(folder: Path, settings: dict[str, Any], restart: bool) -> None:
                 old.unlink()
         elif is_ours:
             _check_settings(path, settings)
-        for unfinished in (*folder.glob(".part-*.tmp"), *(folder / BAD_FOLDER).glob(".part-*.tmp")):
-            unfinished.unlink()  # by a process that was killed
+        _remove_unfinished(folder)
     except OSError as error:
         raise UserError(explain_write_error(folder, error)) from error
     with atomic_write(path) as file:
         file.write((json.dumps(settings, indent=2) + "\n").encode())
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Removes the files of processes that were killed."""
+    for unfinished in (*folder.glob(".part-*.tmp"), *(folder / BAD_FOLDER).glob(".part-*.tmp")):
+        unfinished.unlink()
 
 
 def _files_of_run(folder: Path) -> list[Path]:

@@ -82,10 +82,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 # --- while a script imports -------------------------------------------------------------------------------
 
 ARGUMENTS = {  # those that a script does not go without
+    "corpus.py": ["x.txt", "--out", "x"],
     "predict.py": ["x.plan", "x.txt", "--out", "x.jsonl"],
     "demo_model/train.py": ["--text", "x.txt"],
     "benchmarks/batching_accuracy.py": ["x", "y"],
     "benchmarks/calibration_speed.py": ["x"],
+    "benchmarks/corpus.py": ["x"],
     "benchmarks/embedding.py": ["x", "y"],
     "benchmarks/gpu_check_stand_in.py": ["--json", "x"],
     "benchmarks/network_accuracy.py": ["x"],
