@@ -271,6 +271,8 @@ def test_without_ray_the_error_names_its_requirements(run, inputs, monkeypatch):
     assert ended.code == 1
     assert "corpus.py needs Ray Data, which cannot be imported" in ended.err
     assert "pip install -r requirements-cluster.txt; or take predict.py" in ended.err
+    assert "\nray[data]==" in (ROOT / "requirements-cluster.txt").read_text()
+    assert "\n-r requirements-cluster.txt\n" in (ROOT / "requirements-dev.txt").read_text()
 
 
 @pytest.mark.parametrize("names", ["a,", ",", ""])

@@ -87,7 +87,7 @@ ARGUMENTS = {  # those that a script does not go without
     "demo_model/train.py": ["--text", "x.txt"],
     "benchmarks/batching_accuracy.py": ["x", "y"],
     "benchmarks/calibration_speed.py": ["x"],
-    "benchmarks/corpus.py": ["x"],
+    "benchmarks/corpus_throughput.py": ["x"],
     "benchmarks/embedding.py": ["x", "y"],
     "benchmarks/gpu_check_stand_in.py": ["--json", "x"],
     "benchmarks/network_accuracy.py": ["x"],
