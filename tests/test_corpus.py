@@ -181,13 +181,17 @@ def test_more_actors_than_there_is_room_for(address, inputs, model_dir, tmp_path
 
 
 @needs_ray
-def test_an_interrupted_run_goes_on(inputs, model_dir, expected, tmp_path, in_process):
-    """On this machine, without a cluster: Ctrl-C reaches every process of the terminal."""
+def test_an_interrupted_run_goes_on(address, inputs, model_dir, expected, tmp_path, in_process):
+    """It begins on this machine alone, where Ctrl-C reaches every process of the terminal, and ends on a cluster."""
     out = tmp_path / "out"
     arguments = [*inputs, "--model-dir", model_dir, "--out", out, "--actors", 1, *OPTIONS]
-    command = [sys.executable, ROOT / "corpus.py", *arguments]
     process = subprocess.Popen(
-        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, *map(str, (ROOT / "corpus.py", *arguments))],
+        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     while process.poll() is None and len(list(out.glob("part-*.parquet"))) < 3:
         time.sleep(0.001)
@@ -199,16 +203,17 @@ def test_an_interrupted_run_goes_on(inputs, model_dir, expected, tmp_path, in_pr
     assert "Traceback" not in err
     before = {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
     assert 3 <= len(before) < NUM_PARTS
-    again = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout == f"1596 answers, 3 bad lines -> {out}\n"
-    assert " of 1600 lines were done before; going on from there" in again.stderr
+    again = in_process(corpus.main, *arguments, "--address", address)
+    assert again.code == 0, again.err
+    assert again.out.endswith(f"1596 answers, 3 bad lines -> {out}\n")
+    assert " of 1600 lines were done before; going on from there" in again.err
     assert {path: path.stat().st_mtime_ns for path in before} == before
     check_answers(out, expected)
     for path, error in [(inputs[0], "line 6: no [MASK]"), (inputs[1], "line 18: no [MASK]")]:
-        assert f"warning: {path}, {error}" in again.stderr
+        assert f"warning: {path}, {error}" in again.err
     finished = in_process(corpus.main, *arguments)  # nothing is left to do, and Ray does not start
-    assert (finished.code, finished.out) == (0, again.stdout)
+    assert finished.code == 0
+    assert finished.out == f"1596 answers, 3 bad lines -> {out}\n"
     assert "1600 of 1600 lines were done before" in finished.err
 
 
