@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Lines per second and memory of corpus.py.")
     parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR", help="written by model2onnx.py")
     parser.add_argument("--lines", type=int, default=40_960, metavar="N", help="default: %(default)s")
-    parser.add_argument("--shard-lines", type=int, default=2048, metavar="N", help="default: %(default)s")
+    parser.add_argument("--shard-lines", type=int, default=1024, metavar="N", help="default: %(default)s")
     parser.add_argument("--actors", type=numbers, default=[1, 2], metavar="N,...", help="default: 1,2")
     parser.add_argument(
         "--memory", type=numbers, metavar="LINES,...", help="measure memory at these numbers of lines"
