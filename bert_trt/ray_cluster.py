@@ -24,6 +24,7 @@ OBJECT_STORE_BYTES = 2**27  # on this machine; what is kept there are the shards
 CPUS_OF_ACTOR = 4  # where there is no GPU, unless --actors says otherwise
 CONNECT_SECONDS = 10.0
 TASKS_IN_FLIGHT = 2  # of an actor: the next one waits in its queue
+MOST_TASKS = 1024  # each costs the driver some 16 KiB; of a large corpus a task has several shards
 
 
 def import_ray() -> Any:
@@ -148,7 +149,7 @@ def machines_of(ray: Any) -> list[Mapping[str, float]]:
 
 
 def run_shards(ray: Any, shards: Sequence[Shard], actor: type, job: Any, actors: Actors) -> Iterator[Shard]:
-    """Has actors answer shards; yields each when it is done. The shards of a lost actor are done again.
+    """Has actors answer shards; yields each when its task is done. The tasks of a lost actor are done again.
 
     Args:
         ray: the module.
@@ -163,7 +164,8 @@ def run_shards(ray: Any, shards: Sequence[Shard], actor: type, job: Any, actors:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    done = ray.data.from_items([asdict(shard) for shard in shards], override_num_blocks=len(shards)).map_batches(
+    tasks = min(len(shards), MOST_TASKS)
+    done = ray.data.from_items([asdict(shard) for shard in shards], override_num_blocks=tasks).map_batches(
         actor,
         fn_constructor_args=(job,),
         batch_size=1,

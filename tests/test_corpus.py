@@ -25,7 +25,7 @@ from conftest import ROOT, Ended, InProcess
 
 import corpus
 import predict
-from bert_trt import corpus_folder
+from bert_trt import corpus_folder, ray_cluster
 from bert_trt.console import UserError
 from bert_trt.corpus_actor import Job, ShardPredictor
 from bert_trt.corpus_folder import bad_path, open_folder, part_path
@@ -138,8 +138,14 @@ def address() -> Iterator[str]:
 
 
 @needs_ray
-def test_the_work_of_a_killed_actor_is_done_again(address, inputs, model_dir, expected, tmp_path, in_process):
-    """One actor is killed in the middle of a shard: its pid is in the name of the file that it is writing."""
+def test_the_work_of_a_killed_actor_is_done_again(
+    address, inputs, model_dir, expected, tmp_path, in_process, monkeypatch
+):
+    """One actor is killed in the middle of a shard: its pid is in the name of the file that it is writing.
+
+    Tasks have several shards, as with a large corpus, and the second of a task is the one that is lost.
+    """
+    monkeypatch.setattr(ray_cluster, "MOST_TASKS", 5)
     out, killed = tmp_path / "out", []
 
     def kill_one() -> None:
