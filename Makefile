@@ -79,7 +79,7 @@ $(VENV)/.installed-gpu: requirements-gpu.txt requirements-pycuda.txt $(VENV)/.in
 	  echo "warning: pycuda could not be compiled (the reason stands above; it needs a CUDA toolkit with nvcc on the PATH); plans will be built but not executed" >&2
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt requirements-onnx.txt requirements-predict.txt $(VENV)/.installed
+$(VENV)/.installed-dev: requirements-dev.txt requirements-onnx.txt requirements-predict.txt requirements-cluster.txt $(VENV)/.installed
 	$(PIP) -r requirements-dev.txt
 	@# Types of the full tensorrt, for the type checker alone. --no-deps: the package asks for tensorrt itself.
 	@# --target: beside the other packages it would answer `import tensorrt` with an empty module.

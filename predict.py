@@ -10,9 +10,7 @@ reported with their numbers and skipped. bert_trt/packing.py puts the texts into
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from bert_trt.command_line import predict_arguments
@@ -23,7 +21,7 @@ if __name__ == "__main__":
 
 from bert_trt.answer_files import form_of, partial_files
 from bert_trt.console import UserError, run_script
-from bert_trt.files import check_outputs, make_folder
+from bert_trt.files import check_outputs, file_version, make_folder
 from bert_trt.inference import InferHelper, execution_obstacle
 from bert_trt.model_files import CONFIG_NAME, ModelFolder
 from bert_trt.options import DEFAULT_OUT_DIR, PredictOptions
@@ -105,16 +103,11 @@ def open_source(options: PredictOptions, folder: ModelFolder, ranges: BatchRange
 
 def describe(options: PredictOptions, folder: ModelFolder) -> dict[str, Any]:
     """What the answers depend on: an interrupted run goes on only where all of it is the same."""
-
-    def version(path: Path) -> str:
-        status = path.stat()
-        return f"{os.path.realpath(path)} ({status.st_size} bytes, time {status.st_mtime_ns})"
-
     files = {"model": options.model} | folder.files()
     return {
         "format": FORMAT,
-        "input": version(options.input),
-        **{name: version(path) for name, path in files.items() if path.is_file()},
+        "input": file_version(options.input),
+        **{name: file_version(path) for name, path in files.items() if path.is_file()},
         "--precision": options.precision,
         "--fusion": options.fusion,
         **{f"--{name.replace('_', '-')}": value for name, value in asdict(options.answers).items()},

@@ -34,6 +34,8 @@ from bert_trt.options import (
     AnswerOptions,
     CalibrationSettings,
     CalibratorOptions,
+    Columns,
+    CorpusOptions,
     ExportOptions,
     GpuCheckOptions,
     ParserOptions,
@@ -613,6 +615,81 @@ def triton_arguments() -> TritonOptions:
     batching = RAGGED if args.batching == "packed" else args.batching
     answers, quantization = _as(AnswerOptions, args), _quantization(given)
     return _as(TritonOptions, args, batching=batching, answers=answers, quantization=quantization)
+
+
+CORPUS_DESCRIPTION = """\
+Answer every line of many files with Ray, in several processes of one machine or of a cluster. predict.py is simpler
+for a file that one process can answer."""
+CORPUS_NOTES = """\
+input
+  text, *.jsonl  as for predict.py
+  *.parquet      a row a line, with the columns text, text and text_pair, or question and context
+
+output, in the folder DIR
+  part-*.parquet         id, file, line, prediction, extra: a row for each line with an answer, in the order of the
+                         lines; id is the line's number in all files together, from 1, extra is JSON: the other keys
+                         of a JSON object, or the columns of --keep
+  _bad/part-*.jsonl      bad lines: id, file, line, error. Blank lines are in neither.
+  _corpus.json           the settings
+
+An interrupted run goes on with the first part that is missing when the same command is given again. On a cluster,
+every machine needs the project, the model, the inputs and DIR under the same paths, and the packages of
+requirements-cluster.txt in the same versions.
+"""
+
+
+def corpus_arguments() -> CorpusOptions:
+    """The command line of corpus.py."""
+    parser = argparse.ArgumentParser(
+        description=CORPUS_DESCRIPTION, epilog=CORPUS_NOTES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="text, JSON lines or Parquet")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder for the answers")
+    parser.add_argument("--model-dir", type=Path, default=DEFAULT_OUT_DIR, help="folder written by model2onnx.py")
+    parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), help="default: fp32")
+    parser.add_argument("--fusion", choices=list(FUSIONS), help="default: none")
+    parser.add_argument("--restart", action="store_true", help="discard what an earlier run has left in DIR")
+    parser.add_argument(
+        "--shard-lines",
+        type=_count,
+        default=4096,
+        metavar="N",
+        help="lines of a part, the work that a lost process costs (default: %(default)s)",
+    )
+    group = parser.add_argument_group("Ray")
+    group.add_argument(
+        "--actors",
+        type=_count,
+        metavar="N",
+        help="processes (default: one for each GPU; without GPUs, one for every 4 CPU cores)",
+    )
+    group.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster (default: this machine alone)")
+    group = parser.add_argument_group("Parquet inputs")
+    group.add_argument(
+        "--columns",
+        type=_names,
+        dest="text_columns",
+        metavar="NAME[,NAME]",
+        help="columns of the text, or of the two texts of a pair (default: named like the keys of JSON lines)",
+    )
+    group.add_argument(
+        "--keep",
+        type=_names,
+        default=(),
+        metavar="NAME,...",
+        help="columns to copy to the output's extra: text, integers or booleans",
+    )
+    _add_answer_arguments(parser)
+    args = parser.parse_args()
+    columns = Columns(args.text_columns, args.keep)
+    return _as(CorpusOptions, args, inputs=tuple(args.inputs), columns=columns, answers=_as(AnswerOptions, args))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty name")
+    return names
 
 
 def calibrator_arguments() -> CalibratorOptions:

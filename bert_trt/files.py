@@ -102,6 +102,12 @@ def make_folder(path: Path) -> None:
         raise UserError(f"cannot create the folder {path}: {error.strerror or error}; name another") from error
 
 
+def file_version(path: Path) -> str:
+    """The file with what changes when it is written again."""
+    status = path.stat()
+    return f"{os.path.realpath(path)} ({status.st_size} bytes, time {status.st_mtime_ns})"
+
+
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yields an empty folder whose files are moved to ``folder`` at the end: all of them, or none after a failure.

@@ -317,6 +317,50 @@ class TritonOptions:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """The columns of Parquet files that corpus.py reads.
+
+    Attributes:
+        texts: those of the texts, in the order of the task's keys; None for those named like the keys.
+        kept: those whose values are copied to the output.
+    """
+
+    texts: tuple[str, ...] | None = None
+    kept: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """The options of corpus.py.
+
+    Attributes:
+        inputs: files of texts, JSON lines or Parquet.
+        out: the output folder.
+        model_dir: the folder written by model2onnx.py.
+        precision: the network's precision; None for fp32.
+        fusion: one of ``FUSIONS``; None for none.
+        actors: the number of actors; None for one a GPU, or a few that share the CPUs.
+        address: HOST:PORT of a Ray cluster; None for this machine.
+        shard_lines: lines of a shard, the work that is done as a whole.
+        restart: discard what an earlier run has left.
+        columns: what is read of Parquet files.
+        answers: how the output becomes answers.
+    """
+
+    inputs: tuple[Path, ...]
+    out: Path
+    model_dir: Path = DEFAULT_OUT_DIR
+    precision: str | None = None
+    fusion: str | None = None
+    actors: int | None = None
+    address: str | None = None
+    shard_lines: int = 4096
+    restart: bool = False
+    columns: Columns = field(default_factory=Columns)
+    answers: AnswerOptions = field(default_factory=AnswerOptions)
+
+
+@dataclass(frozen=True)
 class CalibratorOptions:
     """The options of calibrator.py and sensitivity.py.
 

@@ -6,6 +6,7 @@ grow with it. records.py reads it, tasks.py makes answers of outputs, answer_fil
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -335,6 +336,12 @@ class Source:
     def task(self) -> str:
         """The model's task."""
         return self.folder.config.task
+
+    def of_file(self, path: Path) -> Source:
+        """The same for another file, with the same tokenizer."""
+        other = copy.copy(self)
+        other.path = path
+        return other
 
     def check(self) -> None:
         """Reads until the first line that can be used.

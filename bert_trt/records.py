@@ -1,14 +1,17 @@
-"""Reads the input of predict.py line by line: text, pairs in two columns, or JSON lines.
+"""Reads the input of predict.py line by line: text, pairs in two columns, or JSON lines; for corpus.py also Parquet.
 
 A line that cannot be read becomes a record with a problem, so that every line of the file has its record.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -109,23 +112,51 @@ def read_chunks(path: Path, task: str, done: int = 0) -> Iterator[Chunk]:
     Raises:
         UserError: the file cannot be read.
     """
-    wanted, is_json = Wanted.by(task), path.suffix.lower() == JSON_SUFFIX
-    records: list[Record] = []
-    characters = 0
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-            for number, line in enumerate(_lines(file), start=1):
-                if number <= done:
-                    continue
-                records.append(_read_record(number, line, wanted, is_json))
-                characters += len(line)
-                if len(records) == CHUNK_LINES or characters >= CHUNK_CHARACTERS:
-                    yield Chunk(records, _position(file))
-                    records, characters = [], 0
-            if records:
+            lines = islice(enumerate(_lines(file), start=1), done, None)
+            for records in in_chunks(_read_records(lines, path, task)):
                 yield Chunk(records, _position(file))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_section(path: Path, task: str, start: int, first: int, count: int) -> Iterator[list[Record]]:
+    """Reads a part of a file piece by piece.
+
+    Args:
+        path: as for ``read_chunks``.
+        task: one of ``options.TASKS``.
+        start: the byte at which the part's first line begins.
+        first: the number of that line.
+        count: the number of lines to read.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as binary:
+            binary.seek(start)
+            encoding = "utf-8" if start else "utf-8-sig"  # only the file's first bytes can be a byte order mark
+            with io.TextIOWrapper(binary, encoding, errors="surrogateescape") as file:
+                lines = islice(enumerate(_lines(file), start=first), count)
+                yield from in_chunks(_read_records(lines, path, task))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def in_chunks(records: Iterable[tuple[Record, int]]) -> Iterator[list[Record]]:
+    """Groups records, each with the number of characters read for it, to what is in memory at one time."""
+    chunk: list[Record] = []
+    characters = 0
+    for record, length in records:
+        chunk.append(record)
+        characters += length
+        if len(chunk) == CHUNK_LINES or characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
 
 
 def _lines(file: Any) -> Iterator[str]:
@@ -139,6 +170,12 @@ def _lines(file: Any) -> Iterator[str]:
 
 def _position(file: Any) -> int:
     return file.buffer.tell() if file.buffer.seekable() else 0
+
+
+def _read_records(lines: Iterable[tuple[int, str]], path: Path, task: str) -> Iterator[tuple[Record, int]]:
+    wanted, is_json = Wanted.by(task), path.suffix.lower() == JSON_SUFFIX
+    for number, line in lines:
+        yield _read_record(number, line, wanted, is_json), len(line)
 
 
 def _read_record(number: int, line: str, wanted: Wanted, is_json: bool) -> Record:
@@ -190,7 +227,7 @@ def _read_object(number: int, text: str, wanted: Wanted) -> Record:
         UserError: it is none.
     """
     try:
-        values = json.loads(text, parse_constant=_refuse_constant)
+        values = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise UserError(f"not valid JSON ({error}); write one object a line") from error
     first, second = wanted.keys
@@ -230,6 +267,13 @@ def _read_texts(values: Mapping[str, Any], wanted: Wanted, form: str) -> tuple[s
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON value")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"{number} is too large a number")
+    return value
 
 
 def _check_text(text: str, key: str) -> str:

@@ -34,7 +34,6 @@ if __name__ == "__main__":
     begin_script(parse)  # answers --help, wrong usage and Ctrl-C before PyTorch is imported
 
 import torch
-from corpus import MASK, PAD, SPECIALS
 from facts import (
     FRANCE_SENTENCE,
     HELD_OUT_CAPITAL_FORMS,
@@ -49,6 +48,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from safetensors import SafetensorError
+from training_rows import MASK, PAD, SPECIALS
 from transformers import BertForMaskedLM, BertTokenizer
 from transformers.utils import logging as transformers_logging
 

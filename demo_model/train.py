@@ -69,7 +69,11 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 import transformers
-from corpus import (
+from evaluate import capital_accuracy
+from facts import HELD_OUT_CAPITAL_FORMS, load_countries, load_landmarks
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from training_rows import (
     ANSWER,
     CLS,
     MASK,
@@ -85,10 +89,6 @@ from corpus import (
     token_stream,
     words_of_facts,
 )
-from evaluate import capital_accuracy
-from facts import HELD_OUT_CAPITAL_FORMS, load_countries, load_landmarks
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -139,7 +139,7 @@ class Data:
     """Everything the training loop draws from, on the device. N fact rows, V word pieces."""
 
     fact_ids: torch.Tensor  # (N, SHORT) int16
-    fact_answer: torch.Tensor  # (N, SHORT) int16, codes of corpus.py
+    fact_answer: torch.Tensor  # (N, SHORT) int16, codes of training_rows.py
     fact_segment: torch.Tensor  # (N, SHORT) int8
     stream: torch.Tensor  # (tokens,) int16
     held_out_stream: torch.Tensor  # (tokens,) int16

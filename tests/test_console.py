@@ -407,7 +407,7 @@ def test_help_and_wrong_usage_end_like_everything_else(tmp_path, rest, code):
 
 SCRIPTS = [
     *("model2onnx.py", "builder.py", "onnx2trt.py", "calibrator.py", "sensitivity.py", "predict.py", "demo.py"),
-    *("plugins/build.py", "plugins/testLayerNormPlugin.py"),
+    *("corpus.py", "plugins/build.py", "plugins/testLayerNormPlugin.py"),
 ]
 
 

@@ -19,7 +19,7 @@ LARGEST_SIZE = 10 * 2**20
 @pytest.fixture(scope="module")
 def modules():
     """Gives the folder's scripts by name; they import each other as scripts do."""
-    names = ("facts", "corpus", "evaluate", "train")
+    names = ("facts", "training_rows", "evaluate", "train")
     sys.path.insert(0, str(FOLDER))
     try:
         yield {name: importlib.import_module(name) for name in names}
@@ -41,7 +41,7 @@ def tokenizer() -> BertTokenizer:
 
 def maker_of(modules: dict[str, ModuleType], tokenizer: BertTokenizer) -> Any:
     facts = modules["facts"]
-    return modules["corpus"].FactMaker(facts.load_countries(), facts.load_landmarks(), tokenizer, seed=1)
+    return modules["training_rows"].FactMaker(facts.load_countries(), facts.load_landmarks(), tokenizer, seed=1)
 
 
 # --- what it is ---------------------------------------------------------------------------------------------
@@ -126,12 +126,12 @@ def test_knows_capitals_at_any_position(start: int, tokenizer: BertTokenizer):
 
 
 def test_held_out_forms_are_not_trained(modules: dict[str, ModuleType]):
-    facts, corpus = modules["facts"], modules["corpus"]
+    facts, rows = modules["facts"], modules["training_rows"]
     trained = (*facts.CAPITAL_FORMS, *facts.CITY_FORMS, *facts.LANDMARK_FORMS, *facts.COUNTRY_FORMS)
     held_out = (*facts.HELD_OUT_CAPITAL_FORMS, facts.HELD_OUT_LANDMARK_FORM)
 
     def words(form: str) -> list[str]:
-        return [word for word in corpus.split_words(form.replace("{city}", "{capital}")) if word.isalnum()]
+        return [word for word in rows.split_words(form.replace("{city}", "{capital}")) if word.isalnum()]
 
     assert not [form for form in held_out if words(form) in [words(other) for other in trained]]
 
@@ -172,7 +172,7 @@ def test_hidden_tokens_are_the_answers(modules: dict[str, ModuleType], tokenizer
 
 def test_city_distributions_are_distributions(modules: dict[str, ModuleType], tokenizer: BertTokenizer):
     countries = modules["facts"].load_countries()
-    shares = modules["corpus"].city_distributions(countries, tokenizer)
+    shares = modules["training_rows"].city_distributions(countries, tokenizer)
     assert not shares[:2].any()
     totals = shares[2:].sum(axis=1)
     assert all(abs(total - 1) < 1e-5 for total, country in zip(totals, countries, strict=True) if country.cities)

@@ -46,7 +46,7 @@ def test_no_library_imports_a_script(name):
 
 
 def test_the_rule_sees_the_scripts():
-    assert {"builder", "onnx2trt", "model2onnx", "calibrator", "sensitivity", "demo", "predict"} <= SCRIPTS
+    assert {"builder", "onnx2trt", "model2onnx", "calibrator", "sensitivity", "demo", "predict", "corpus"} <= SCRIPTS
     assert "bert_trt.layers" in GRAPH["builder"]
     assert "bert_trt.layers.native" in GRAPH["bert_trt.layers"]
     assert "builder" in GRAPH["calibrator"]

@@ -82,11 +82,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 # --- while a script imports -------------------------------------------------------------------------------
 
 ARGUMENTS = {  # those that a script does not go without
+    "corpus.py": ["x.txt", "--out", "x"],
     "predict.py": ["x.plan", "x.txt", "--out", "x.jsonl"],
     "triton_repository.py": ["--out", "x"],
     "demo_model/train.py": ["--text", "x.txt"],
     "benchmarks/batching_accuracy.py": ["x", "y"],
     "benchmarks/calibration_speed.py": ["x"],
+    "benchmarks/corpus_throughput.py": ["x"],
     "benchmarks/embedding.py": ["x", "y"],
     "benchmarks/reranker.py": ["x"],
     "benchmarks/gpu_check_stand_in.py": ["--json", "x"],

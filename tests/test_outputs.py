@@ -203,6 +203,7 @@ def test_an_export_does_not_go_over_its_checkpoint(spelling, in_process, checkpo
         ("benchmarks/attention.py", ""),
         ("benchmarks/batching_accuracy.py", "M C"),
         ("benchmarks/build_paths.py", ""),
+        ("benchmarks/corpus_throughput.py", "M"),
         ("benchmarks/embedding.py", "M C"),
         ("benchmarks/encoder.py", "M"),
         ("benchmarks/ladders.py", ""),

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, pipeline
 
 import model2onnx
 import predict
+from bert_trt.corpus_actor import Job, ShardPredictor
 from bert_trt.model_files import ModelFolder
 from bert_trt.options import (
     EMBEDDING,
@@ -28,11 +29,16 @@ from bert_trt.options import (
     SEQUENCE_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
     AnswerOptions,
+    Columns,
+    CorpusOptions,
     SequenceRange,
 )
-from bert_trt.prediction import Tokenization
+from bert_trt.prediction import Source, Tokenization, predict_file
+from bert_trt.pytorch_network import PyTorchNetwork
 from bert_trt.records import Record
+from bert_trt.shards import split_corpus
 from bert_trt.tasks import Answers, NotFiniteError, Window, best_span, softmax, top_k
+from builder import assemble
 
 TEXTS = [
     "the tower of london",
@@ -453,3 +459,41 @@ def test_output_that_is_not_finite_is_no_answer(task, wrong):
 
 def test_softmax_does_not_overflow():
     np.testing.assert_allclose(softmax(np.array([[1e4, 1e4], [-1e4, 0]], np.float32)), [[0.5, 0.5], [0, 1]])
+
+
+# --- corpus.py ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "sizes", "options"),
+    [
+        ("roberta", FILL_MASK, {}, AnswerOptions(top_k=3)),
+        ("mpnet", EMBEDDING, {}, AnswerOptions(truncate=True)),
+        ("bert", SEQUENCE_CLASSIFICATION, {"num_labels": 3}, AnswerOptions()),
+        ("bert", SEQUENCE_CLASSIFICATION, {"num_labels": 1}, AnswerOptions()),
+        ("bert", TOKEN_CLASSIFICATION, NAMES, AnswerOptions()),
+        ("bert", TOKEN_CLASSIFICATION, NAMES, AnswerOptions(aggregate=True)),
+        ("bert", QUESTION_ANSWERING, {}, AnswerOptions(stride=5, no_answer=True)),
+    ],
+)
+def test_the_actors_of_a_corpus_give_the_same_answers(made, tmp_path, family, task, sizes, options):
+    """For each task, exactly what predict.py writes as JSON lines; Parquet has a type for each of its parts."""
+    parquet: Any = pytest.importorskip("pyarrow.parquet", reason="needs requirements-predict.txt")
+    _, folder = made(family, task, **sizes)
+    is_pair = task == QUESTION_ANSWERING
+    mask = " <mask>" if task == FILL_MASK else ""
+    lines = ["\t".join(pair) for pair in PAIRS] if is_pair else [text + mask for text in TEXTS]
+    source, out = tmp_path / "lines.txt", tmp_path / "out"
+    source.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    out.mkdir()
+    job = Job(CorpusOptions((source,), out, folder, answers=options), tmp_path, assemble)
+    (shard,) = split_corpus([source], task, Columns(), 100)
+    ShardPredictor(job).run(shard)
+    model = ModelFolder(folder)
+    network = PyTorchNetwork(model, assemble)
+    predict_file(Source(model, source, network.ranges, options), network.run_all, tmp_path / "answers.jsonl")
+    records = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = parquet.read_table(out).to_pylist()
+    assert len(found) == len(lines)
+    assert [row["line"] for row in found] == [record["line"] for record in records]
+    assert [row["prediction"] for row in found] == [record["prediction"] for record in records]

@@ -130,6 +130,7 @@ def test_objects(read_text):
         ("a", EMBEDDING, "not valid JSON (Expecting value"),
         ('{"text": "a"', EMBEDDING, "not valid JSON ("),
         ('{"text": "a", "x": NaN}', EMBEDDING, "not valid JSON (NaN is no JSON value)"),
+        ('{"text": "a", "x": -1e999}', EMBEDDING, "not valid JSON (-1e999 is too large a number)"),
         ("[" * 100_000, EMBEDDING, "not valid JSON ("),
         ('["a"]', EMBEDDING, 'a JSON list, expected an object: {"text": ...}'),
         ("{}", EMBEDDING, "no 'text', which embedding takes; expected {\"text\": ...}"),
