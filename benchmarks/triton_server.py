@@ -57,8 +57,8 @@ from bert_trt.model_files import INPUT_NAMES, ModelFolder
 from bert_trt.network_runner import NetworkRunner
 from bert_trt.options import DEFAULT_DATA, FILL_MASK, RAGGED, AnswerOptions, SequenceRange
 from bert_trt.plan import BuildOptions, build_plan, read_info
-from bert_trt.prediction import BatchRanges, Predictor, Source
-from bert_trt.records import Record
+from bert_trt.prediction import BatchRanges, Predictor, Source, one_by_one
+from bert_trt.records import Chunk, Record
 from bert_trt.sentences import load_tokenizer
 from bert_trt.tensorrt_log import TrtLog
 from bert_trt.triton_models import Repository, Sizes
@@ -107,7 +107,7 @@ def measure_direct(predictor: Predictor, texts: Sequence[str], clients: int, sec
 
     def call(number: int) -> None:
         chosen = [records[(number * clients + index) % len(records)] for index in range(clients)]
-        answers = predictor.answer(chosen)
+        ((_, answers),) = predictor.answer([Chunk(chosen, 0)])
         assert all(answer.problem is None for answer in answers)
 
     for number in range(5):
@@ -212,7 +212,7 @@ def measure(folder: ModelFolder, seconds: float, rounds: int) -> list[Measured]:
         RAGGED, SequenceRange(1, positions, positions), SequenceRange(1, max(CLIENTS), max(CLIENTS)), MAX_TOKENS
     )
     source = Source(folder, DEFAULT_DATA, ranges, AnswerOptions())
-    predictor = Predictor(source, lambda inputs: runner.run(inputs)[output].numpy())
+    predictor = Predictor(source, one_by_one(lambda inputs: runner.run(inputs)[output].numpy()))
     windows: list[Any] = []
     for one in predictor.source.tokenization.tokenise([Record(1, (text,)) for text in texts]):
         windows += one

@@ -56,7 +56,7 @@ from bert_trt.packing import Limits, pack, ragged_batch
 from bert_trt.plan import PlanInfo, info_path, profile_shapes, read_info
 from bert_trt.prediction import BatchRanges, Predictor, Source
 from bert_trt.pytorch_network import PyTorchNetwork
-from bert_trt.records import Record
+from bert_trt.records import Chunk, Record
 from bert_trt.tensorrt_log import TrtLog
 from bert_trt.triton_models import Sizes, input_names, network_config, protobuf_text, text_config
 from builder import assemble, run
@@ -901,8 +901,8 @@ def test_bert_text_answers_as_predict_does(task, batching, folders, repositories
     responses = ask(model, [{key: [text] for key, text in one.items()} for one in texts])
     network = PyTorchNetwork(folder, assemble)
     options = AnswerOptions(stride=8) if task == QUESTION_ANSWERING else AnswerOptions()
-    predictor = Predictor(Source(folder, ROOT / "README.md", network.ranges, options), network.run)
-    expected = predictor.answer([Record(1, tuple(one.values())) for one in texts])
+    predictor = Predictor(Source(folder, ROOT / "README.md", network.ranges, options), network.run_all)
+    ((_, expected),) = predictor.answer([Chunk([Record(1, tuple(one.values())) for one in texts], 0)])
     for response, answer in zip(responses, expected, strict=True):
         assert response.error_text is None
         assert answer.problem is None

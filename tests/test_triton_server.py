@@ -32,7 +32,7 @@ from bert_trt.model_files import INPUT_NAMES, MASK_NAME, ModelFolder
 from bert_trt.options import EMBEDDING, FILL_MASK, RAGGED, AnswerOptions, PlanOptions
 from bert_trt.prediction import Predictor, Source
 from bert_trt.pytorch_network import PyTorchNetwork
-from bert_trt.records import Record
+from bert_trt.records import Chunk, Record
 
 obstacle = triton_stand_in.obstacle()
 pytestmark = pytest.mark.skipif(obstacle is not None, reason=f"Triton cannot be started here: {obstacle}")
@@ -226,8 +226,8 @@ def test_more_texts_than_a_batch_are_refused(packed):
 def test_embeddings_are_those_of_predict(padded):
     texts = random_texts(64, 24)
     network = PyTorchNetwork(padded.folder, builder.assemble)
-    predictor = Predictor(Source(padded.folder, Path(__file__), network.ranges, AnswerOptions()), network.run)
-    expected = predictor.answer([Record(1, (text,)) for text in texts])
+    predictor = Predictor(Source(padded.folder, Path(__file__), network.ranges, AnswerOptions()), network.run_all)
+    ((_, expected),) = predictor.answer([Chunk([Record(1, (text,)) for text in texts], 0)])
 
     def work(ask: Ask, text: str) -> Any:
         return ask("bert_text", {"text": text_tensor(text)}, "embedding")[0]
