@@ -214,7 +214,7 @@ MISTAKES = {  # title: task, class, method, what is put there, the cause
     "weight of another rank": (1, Helper, "addLinear", linear(shaped=False), ""),
     "x as it is": (1, Helper, "addLinear", lambda self, x, *_: renamed(self.addScale(x, 1.0, "y"), "step"), ""),
     "returns nothing": (1, Helper, "addLinear", lambda self, *_: None, "return is missing"),
-    "softmax: axes not set": (2, Helper, "addSoftmax", softmax(axes=None), "TensorRT's default: set the layer's axes"),
+    "softmax: axes not set": (2, Helper, "addSoftmax", softmax(axes=None), "set the layer's axes"),
     "softmax: always the last axis": (
         2, Helper, "addSoftmax", softmax(axes=lambda axis, size: 1 << (size - 1)), "expected axis 1"),
     "softmax: mask forgotten": (2, Helper, "addSoftmax", softmax(masks=False), "the mask (bias) is not added"),

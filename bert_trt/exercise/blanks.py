@@ -36,10 +36,10 @@ HIDDEN_BUT_WANTED = (".clang-format", ".gitignore", ".pre-commit-config.yaml", "
 WIDTH = {"#": 118, "//": 110}  # of a line of Python, of C++
 
 MARK = re.compile(
-    r"(?P<indent> *)(?P<sign>#|//) exercise (?P<number>\d+) begins(?:; the blank has: (?P<leaves>[^\n]+))?\n"
+    r"^(?P<indent> *)(?P<sign>#|//) exercise (?P<number>\d+) begins(?:; the blank has: (?P<leaves>[^\n]+))?\n"
     r"(?P<body>.*?)"
-    r"(?P=indent)(?P=sign) exercise (?P=number) ends\n",
-    re.DOTALL,
+    r"^(?P=indent)(?P=sign) exercise (?P=number) ends\n",
+    re.DOTALL | re.MULTILINE,
 )
 ANY_MARK = re.compile(r"^.*exercise \d+ (?:begins|ends).*$", re.MULTILINE)
 SHAPES = re.compile(r"^ *(?P<name>\w+) = .*# (?:each )?(?P<shape>\([^)]*\))", re.MULTILINE)

@@ -45,7 +45,7 @@ def _grade_of(error: Exception, task: Task, folder: Path) -> Grade:
     places = [f"{_name(frame.filename, folder)}, line {frame.lineno}" for frame in frames]
     own = [place for place in places if place.rpartition(",")[0] in task.files]
     if isinstance(error, NotImplementedError):
-        return Grade(WRONG, f"{own[-1] if own else places[-1]}: {error}", "a part of the task is still blank")
+        return Grade(NOT_GRADED, f"its code calls what is still blank: {places[-1]}: {error}")
     where = f"{own[-1]}: " if own else ""
     if isinstance(error, UserError):
         return Grade(WRONG, f"{where}{error}")

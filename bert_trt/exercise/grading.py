@@ -27,6 +27,7 @@ from rich.text import Text
 from bert_trt.console import console, log_console
 from bert_trt.exercise.blanks import WorkFolder
 from bert_trt.exercise.tasks import (
+    BY_NUMBER,
     COMPILED,
     LEVELS,
     NOT_GRADED,
@@ -156,7 +157,23 @@ def grade_folder(work: WorkFolder, options: ExerciseOptions, seed: int) -> Grade
     if started:
         numbers = ", ".join(str(task.number) for task in started)
         log_console.print(f"grading task{'s' if len(started) > 1 else ''} {numbers} ...")
-    return grades | Processes(work, seed, options.time_limit).grade(started)
+    processes = Processes(work, seed, options.time_limit)
+    grades |= processes.grade([task for task in started if not task.needs])
+    for task in (task for task in started if task.needs):
+        unmet = _unmet(task, grades, work)
+        if unmet:
+            grades[task.number] = Grade(NOT_GRADED, f"its code calls that of {unmet}")
+    return grades | processes.grade([task for task in started if task.number not in grades])
+
+
+def _unmet(task: Task, grades: Grades, work: WorkFolder) -> str:
+    """The first of the tasks that this one needs and that is not right; empty if all are."""
+    for number in task.needs:
+        needed = BY_NUMBER[number]
+        status = grades[number].status if number in grades else NOT_STARTED if work.open_blanks(needed) else RIGHT
+        if status not in (RIGHT, COMPILED):
+            return f"task {number}, {needed.title}, which is {status}"
+    return ""
 
 
 # --- the report ---------------------------------------------------------------------------------------------------

@@ -81,14 +81,13 @@ def grade_tests(output: str, errors: str) -> Grade:
         WrongAnswer: a test failed.
     """
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error|skipped)", output)}
-    passed = counts.get("passed", 0)
-    if counts.get("failed") or counts.get("error") or not passed:
-        failed = re.search(r"^(?:FAILED|ERROR) (.*)$", output, re.MULTILINE)
-        reason = re.search(r"^E +(.*)$", output, re.MULTILINE)
-        last = next(iter(reversed((output + errors).strip().splitlines())), "pytest printed nothing")
-        raise WrongAnswer(
-            (failed[1] if failed else last)
-            + (f": {reason[1]}" if reason and reason[1] not in (failed or " ")[0] else ""),
-            "a part of the task is still blank" if "NotImplementedError: TODO" in output else "",
-        )
-    return Grade(RIGHT, f"{passed} tests passed")
+    blank = re.search(r"NotImplementedError: (TODO .*)", output)
+    if blank:
+        return Grade(NOT_GRADED, f"its tests call what is still blank: {blank[1]}")
+    if counts.get("passed") and not counts.get("failed") and not counts.get("error"):
+        return Grade(RIGHT, f"{counts['passed']} tests passed")
+    failed = re.search(r"^(?:FAILED|ERROR) (.*)$", output, re.MULTILINE)
+    reason = re.search(r"^E +(.*)$", output, re.MULTILINE)
+    last = next(iter(reversed((output + errors).strip().splitlines())), "pytest printed nothing")
+    found = failed[1] if failed else last
+    raise WrongAnswer(f"{found}: {reason[1]}" if reason and reason[1] not in found else found)

@@ -16,6 +16,9 @@ HELPER, NATIVE, FUSED = "trt_helper.py", "bert_trt/layers/native.py", "bert_trt/
 FUSED_NORM, FAST_NORM = "plugins/layer_norm/layer_norm_fused.cu", "plugins/layer_norm/layer_norm_fast.cu"
 
 
+NETWORK_TASKS = (1, 2, 3, 4, 5, 6)  # a whole network has a step of each
+
+
 @dataclass(frozen=True)
 class Task:
     """One task.
@@ -29,6 +32,7 @@ class Task:
         page: the name of its page under docs/tutorial/.
         grader: the module of this package that grades it.
         tests: for a project, the arguments of pytest.
+        needs: tasks that must be right before this one can be graded, since its code calls theirs.
     """
 
     number: int
@@ -39,6 +43,7 @@ class Task:
     page: str
     grader: str
     tests: tuple[str, ...] = ()
+    needs: tuple[int, ...] = ()
 
     @property
     def needs_library(self) -> bool:
@@ -108,6 +113,7 @@ TASKS = (
         'they could overflow fp16. Names: f"{name}.scores", f"{name}.probabilities", f"{name}.context".',
         "self_attention",
         "network_tasks",
+        needs=(1, 2),
     ),
     Task(
         7,
@@ -138,6 +144,7 @@ TASKS = (
         "toFloat, compute in float, round once with fromFloat.",
         "fp16_kernel",
         "kernel_tasks",
+        needs=(8,),
     ),
     Task(
         10,
@@ -199,6 +206,7 @@ TASKS = (
         "projects",
         "projects",
         ("tests/test_batching_and_fusion.py", "-k", "ragged and plugins or take_the_place_of_elementary"),
+        needs=NETWORK_TASKS,
     ),
     Task(
         16,
@@ -209,6 +217,7 @@ TASKS = (
         "projects",
         "projects",
         ("tests/test_batching_and_fusion.py", "-k", "ragged and none and padded or padding or without_the_mask"),
+        needs=NETWORK_TASKS,
     ),
     Task(
         17,
@@ -220,6 +229,7 @@ TASKS = (
         "projects",
         "projects",
         ("tests/test_batching_and_fusion.py", "-k", "packed and none and (ragged or another_sentence)"),
+        needs=NETWORK_TASKS,
     ),
 )
 BY_NUMBER = {task.number: task for task in TASKS}
