@@ -32,6 +32,7 @@ def kernel(  # a layer norm in fp32 as a kernel computes it, with one part chang
     columns: int | None = None,
     has_beta: bool = True,
     empty: bool = False,
+    corrects: bool = False,
 ) -> Callable[..., torch.Tensor]:
     def run(x, gamma, beta, epsilon):
         y = torch.full_like(x, math.nan)
@@ -45,6 +46,9 @@ def kernel(  # a layer norm in fp32 as a kernel computes it, with one part chang
         else:
             deviation = wide - mean if columns is None else (wide - mean) * (torch.arange(x.shape[1]) % 256 < columns)
             variance = (deviation * deviation).sum(-1, keepdim=True) / (x.shape[1] - correction)
+            if corrects:
+                shift = deviation.sum(-1, keepdim=True) / x.shape[1]
+                mean, variance = mean + shift, variance - shift * shift
         used = (epsilon if sets_epsilon else 0.0) if not outside else 0.0
         root = (variance.clamp(min=0) + used).sqrt() + (epsilon if outside else 0.0)
         z = (wide - mean) / root * gamma.float() + (beta.float() if has_beta else 0.0)
@@ -68,7 +72,8 @@ MISTAKES = {
     "no beta": (8, kernel(has_beta=False), "beta is missing"),
     "empty": (8, kernel(empty=True), "the kernel is empty"),
     "every other row": (8, kernel(rows=slice(0, None, 2)), "compare the grid with the number of rows"),
-    "one warp": (8, kernel(columns=32), "only the first warp's part"),
+    "one warp": (8, kernel(columns=32), "only the first warp's part of each row"),
+    "one warp, in both sums": (8, kernel(columns=32, corrects=True), "only the first warp's part of both sums"),
     "fp16 sums": (9, kernel(in_type=True), "add up in float"),
     "fp16 without beta": (9, kernel(has_beta=False), "beta is missing"),
     "fast: empty": (10, kernel(empty=True), "the kernel is empty"),
@@ -122,7 +127,7 @@ MEMCHECK = """========= COMPUTE-SANITIZER
 ========= Invalid __global__ write of size 4 bytes
 =========     at void bert::<unnamed>::layerNormFusedKernel<float, float>(T1 *)+0x4a0 in layer_norm_fused.cu:118
 =========     by thread (199,0,0) in block (6,0,0)
-=========     Address 0x7f1f2e201180 is out of bounds
+=========     Access to 0x7f1f2e201180 is out of bounds
 =========     and is 1 bytes after the nearest allocation at 0x7f1f2e200000 of size 4480 bytes
 =========     Saved host backtrace up to driver entry point at kernel launch time
 ========= ERROR SUMMARY: 1 error
@@ -187,8 +192,8 @@ CHANGES = {  # of a solution: task, file, what is there, what it becomes, a part
     "only the first row": (8, FUSED, "row < rows; row += gridDim.x", "row < 1; row += gridDim.x", "not written"),
     "always fp32": (9, FUSED, "return dispatchTypes(arguments.type, arguments.weightType,",
                     "return dispatchTypes(ElementType::kFLOAT, ElementType::kFLOAT,", ""),
-    "sums in fp16": (9, FUSED, "sum += toFloat(xRow[i]);", "sum = toFloat(fromFloat<T>(sum + toFloat(xRow[i])));",
-                     "add up in float"),
+    "squares in fp16": (9, FUSED, "sums.y += deviation * deviation;",
+                        "sums.y = toFloat(fromFloat<T>(sums.y + deviation * deviation));", "add up in float"),
     "slow": (10, FAST, "    waitForPreviousKernel();", "    waitForPreviousKernel();\n    __nanosleep(50000);",
              "not optimised"),
     "empty": (10, FAST, "    waitForPreviousKernel();", "    waitForPreviousKernel();\n    return;", "is empty"),

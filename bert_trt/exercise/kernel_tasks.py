@@ -50,7 +50,7 @@ OUT_OF_BOUNDS = re.compile(
     r"Invalid __(?P<space>\w+)__ (?P<access>read|write) of size (?P<size>\d+) bytes?\n"
     r"=+ +at (?P<kernel>.*)\n"
     r"=+ +by thread (?P<thread>\([\d,]+\)) in block (?P<block>\([\d,]+\))\n"
-    r"(?:=+ +(?P<address>Address .*)\n)?(?:=+ +and is (?P<where>.*)\n)?"
+    r"(?:=+ +(?P<address>(?:Address|Access) .*)\n)?(?:=+ +and is (?P<where>.*)\n)?"
 )
 RACE = re.compile(r"(?:Race reported between|Potential \w+ hazard).*")
 
@@ -361,7 +361,10 @@ def _compare(found: torch.Tensor, drawn: Rows, gamma: torch.Tensor, beta: torch.
         mistakes = {
             why: (lambda mistaken=mistaken: mistaken(x))
             for why, mistaken in layer_norm_mistakes(g, b, epsilon).items()
-        } | {"only the first warp's part of each row is added up": lambda: _one_warp(x, g, b, epsilon)}
+        } | {
+            "only the first warp's part of each row is added up": lambda: _one_warp(x, g, b, epsilon, False),
+            "only the first warp's part of both sums is added up": lambda: _one_warp(x, g, b, epsilon, True),
+        }
     if not cause:
         unwritten = found.isnan().any(-1)
         if unwritten.all():
@@ -371,13 +374,19 @@ def _compare(found: torch.Tensor, drawn: Rows, gamma: torch.Tensor, beta: torch.
     compare("y", found, expected, drawn.factor * ROUNDING[drawn.x.dtype], mistakes, given, cause)
 
 
-def _one_warp(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """What comes out where a block's sum is the sum of its first warp alone, for blocks of 256 threads."""
+def _one_warp(
+    x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, epsilon: float, corrects: bool
+) -> torch.Tensor:
+    """What comes out where a block's sum is the sum of its first warp alone, for blocks of 256 threads.
+
+    ``corrects``: the mean is corrected by the deviations' sum, as makeStatistics does it.
+    """
     width = x.shape[-1]
     taken = (torch.arange(width) % 256 < 32).double()
     mean = (x * taken).sum(-1, keepdim=True) / width
-    variance = ((x - mean) ** 2 * taken).sum(-1, keepdim=True) / width
-    return (x - mean) / (variance + epsilon).sqrt() * gamma + beta
+    correction = ((x - mean) * taken).sum(-1, keepdim=True) / width if corrects else 0.0
+    variance = ((x - mean) ** 2 * taken).sum(-1, keepdim=True) / width - correction**2
+    return (x - mean - correction) / (variance + epsilon).sqrt() * gamma + beta
 
 
 def x_name(tensor: torch.Tensor) -> str:
