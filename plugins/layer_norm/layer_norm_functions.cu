@@ -39,8 +39,8 @@ int32_t runSmall(ElementType type, int64_t rows, int32_t hidden)
     Tensor<T> const gamma{std::vector<T>(hidden, static_cast<T>(1.0F))};
     Tensor<T> const y{static_cast<size_t>(rows * hidden)};
     Tensor<float> const workspace{static_cast<size_t>(rows * 3)};
-    LayerNormArguments const arguments{x.data(), gamma.data(), gamma.data(), y.data(), workspace.data(), rows,
-        hidden, 1e-12F, type, type};
+    LayerNormArguments const arguments{
+        x.data(), gamma.data(), gamma.data(), y.data(), workspace.data(), rows, hidden, 1e-12F, type, type};
     cudaError_t const status = BERT_LAUNCHER(arguments, nullptr);
     return status == cudaSuccess ? cudaDeviceSynchronize() : status;
 }
