@@ -14,7 +14,7 @@ from plugin_build_for_tests import built_plugins
 
 from bert_trt.console import UserError
 from bert_trt.exercise.blanks import RECORD, WorkFolder, blank_text, find_places, make_work_folder, project_files
-from bert_trt.exercise.grading import as_json, next_task, reached_level
+from bert_trt.exercise.grading import as_json, grade_folder, next_task, plugin_library, reached_level
 from bert_trt.exercise.projects import grade_tests
 from bert_trt.exercise.tasks import (
     ADVANCED,
@@ -31,6 +31,7 @@ from bert_trt.exercise.tasks import (
     Grade,
     WrongAnswer,
 )
+from bert_trt.options import ExerciseOptions
 from plugins import build
 
 ROOT = Path(__file__).parent.parent
@@ -293,6 +294,31 @@ def test_the_plugin_is_graded_with_the_projects_library(folder, monkeypatch):
     monkeypatch.setenv(build.BUILD_DIR_VARIABLE, str(built_plugins()))
     grades, _, _ = grade(folder, 7)
     assert grades[7]["status"] == RIGHT, grades[7]
+
+
+def test_the_library_is_the_projects_or_else_the_work_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "library_path", lambda: tmp_path / "mine" / build.LIBRARY)
+    monkeypatch.delenv(build.BUILD_DIR_VARIABLE, raising=False)
+    assert plugin_library(tmp_path) == {build.BUILD_DIR_VARIABLE: str(tmp_path / "mine")}
+    built = tmp_path / "plugins" / "build"
+    built.mkdir(parents=True)
+    (built / build.LIBRARY).write_text("")
+    assert plugin_library(tmp_path) == {build.BUILD_DIR_VARIABLE: str(built)}
+    monkeypatch.setenv(build.BUILD_DIR_VARIABLE, "chosen")
+    assert plugin_library(tmp_path) == {}
+
+
+def test_a_library_that_cannot_be_built_is_named_with_the_compilers_error(folder, monkeypatch):
+    def fail() -> Path:
+        raise build.BuildError("nvcc ...\n/x/kernel.cu(7): error: expected a ;\nfailed: cmake --build")
+
+    solve(folder, 7)
+    monkeypatch.setattr(build, "library_path", fail)
+    monkeypatch.delenv(build.BUILD_DIR_VARIABLE, raising=False)
+    work = WorkFolder(folder, folder / "gone", WorkFolder.open(folder).blanks)
+    answer = grade_folder(work, ExerciseOptions("grade", tasks=(7,)), 0)[7]
+    assert answer.status == NOT_GRADED
+    assert answer.found == "the plugin library cannot be built: kernel.cu, line 7: expected a ;"
 
 
 def test_the_json_file_may_not_be_a_source(folder):

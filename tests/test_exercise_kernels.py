@@ -14,7 +14,8 @@ from plugin_runs_for_tests import needs_gpu
 
 from bert_trt.exercise import kernel_tasks
 from bert_trt.exercise.checks import check_task
-from bert_trt.exercise.kernel_tasks import KERNELS, Rows, draw_rows, first_compiler_error, judge, sanitizer_finding
+from bert_trt.exercise.compiler_errors import first_compiler_error
+from bert_trt.exercise.kernel_tasks import KERNELS, Rows, draw_rows, judge, sanitizer_finding
 from bert_trt.exercise.tasks import BY_NUMBER, COMPILED, RIGHT, WRONG, WrongAnswer
 from plugins import build
 

@@ -26,6 +26,7 @@ from rich.text import Text
 
 from bert_trt.console import console, log_console
 from bert_trt.exercise.blanks import WorkFolder
+from bert_trt.exercise.compiler_errors import first_compiler_error
 from bert_trt.exercise.tasks import (
     BY_NUMBER,
     COMPILED,
@@ -56,10 +57,12 @@ class Processes:
         work: the work folder.
         seed: the seed.
         time_limit: seconds for one task; None for the limit of its kind.
+        library: the environment variable that names the plugin library, for tasks that need any.
     """
 
-    def __init__(self, work: WorkFolder, seed: int, time_limit: int | None) -> None:
+    def __init__(self, work: WorkFolder, seed: int, time_limit: int | None, library: dict[str, str]) -> None:
         self._work = work
+        self._library = library
         self._seed = seed
         self._time_limit = time_limit
         self._one_kernel = threading.Lock()  # kernels are timed: one at a time
@@ -91,7 +94,7 @@ class Processes:
             process = subprocess.Popen(
                 [*command, "--result", str(result)],
                 cwd=self._work.path,
-                env=os.environ | {"OMP_NUM_THREADS": "1"} | self._library(task),
+                env=os.environ | {"OMP_NUM_THREADS": "1"} | (self._library if task.needs_library else {}),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -112,13 +115,22 @@ class Processes:
                 return Grade(**json.loads(result.read_text(encoding="utf-8")))
         return _without_result(process.returncode, written, time.monotonic() - start)
 
-    def _library(self, task: Task) -> dict[str, str]:
-        """Names the project's plugin library for tasks that need any: one of the work folder takes a minute to build,
-        and does not build while a kernel of another task has an error."""
-        if not task.needs_library or os.environ.get(build.BUILD_DIR_VARIABLE):
-            return {}
-        folder = self._work.project / "plugins" / "build"
-        return {build.BUILD_DIR_VARIABLE: str(folder)} if (folder / build.LIBRARY).is_file() else {}
+
+def plugin_library(project: Path) -> dict[str, str]:
+    """The environment variable that names a built plugin library: the project's, or else that of the work folder.
+
+    The project's is preferred: that of a work folder takes a minute to build, and does not build while a kernel of
+    another task has an error. Networks need only the plugins' classes of it.
+
+    Raises:
+        BuildError: the library of the work folder cannot be built.
+    """
+    if os.environ.get(build.BUILD_DIR_VARIABLE):
+        return {}
+    folder = project / "plugins" / "build"
+    if not (folder / build.LIBRARY).is_file():
+        folder = build.library_path().parent
+    return {build.BUILD_DIR_VARIABLE: str(folder)}
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -157,7 +169,15 @@ def grade_folder(work: WorkFolder, options: ExerciseOptions, seed: int) -> Grade
     if started:
         numbers = ", ".join(str(task.number) for task in started)
         log_console.print(f"grading task{'s' if len(started) > 1 else ''} {numbers} ...")
-    processes = Processes(work, seed, options.time_limit)
+    library: dict[str, str] = {}
+    if any(task.needs_library for task in started):
+        try:
+            library = plugin_library(work.project)
+        except build.BuildError as error:
+            reason = f"the plugin library cannot be built: {first_compiler_error(str(error))}"
+            grades |= {task.number: Grade(NOT_GRADED, reason) for task in started if task.needs_library}
+            started = [task for task in started if not task.needs_library]
+    processes = Processes(work, seed, options.time_limit, library)
     grades |= processes.grade([task for task in started if not task.needs])
     for task in (task for task in started if task.needs):
         unmet = _unmet(task, grades, work)

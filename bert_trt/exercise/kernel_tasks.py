@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from bert_trt.exercise.checks import Mistakes, compare, first_answer
+from bert_trt.exercise.compiler_errors import first_compiler_error
 from bert_trt.exercise.layer_norms import CANCELLED, layer_norm, layer_norm_mistakes
 from bert_trt.exercise.tasks import COMPILED, NOT_GRADED, RIGHT, WRONG, Grade, Task, WrongAnswer
 from plugins import build
@@ -42,10 +43,6 @@ TIMED_ROWS, TIMED_WIDTH = 4096, 768
 # The measured ratios of the kernel in this project are 5.8 and 1.3 on an H200 (docs/kernels/layer_norm.md).
 LEAST_OF_BASIC, LEAST_OF_COMPILED = 3.0, 0.9
 
-COMPILER_ERROR = re.compile(
-    r"^(?P<file>[^\s(:]+)[(:](?P<line>\d+)(?:\)|:\d+:|:) ?:? ?(?:fatal |catastrophic )?error ?:? ?(?P<text>.*)$",
-    re.MULTILINE,
-)
 OUT_OF_BOUNDS = re.compile(
     r"Invalid __(?P<space>\w+)__ (?P<access>read|write) of size (?P<size>\d+) bytes?\n"
     r"=+ +at (?P<kernel>.*)\n"
@@ -148,17 +145,6 @@ def compile_kernel(kernel: Kernel, compiler: Compiler) -> Path:
         raise WrongAnswer(first_compiler_error(done.stdout + done.stderr), "the kernel does not compile")
     unfinished.replace(library)
     return library
-
-
-def first_compiler_error(text: str) -> str:
-    """The first error in a compiler's output, with file and line."""
-    match = COMPILER_ERROR.search(text)
-    if match is None:
-        lines = [line for line in text.splitlines() if line.strip()]
-        return next((line for line in lines if "error" in line.lower() or "undefined" in line), "\n".join(lines[:3]))
-    path = Path(match["file"])
-    name = path.relative_to(PLUGINS.parent).as_posix() if path.is_relative_to(PLUGINS.parent) else path.name
-    return f"{name}, line {match['line']}: {match['text']}"
 
 
 # --- compute-sanitizer --------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from bert_trt.exercise.kernel_tasks import first_compiler_error
+from bert_trt.exercise.compiler_errors import first_compiler_error
 from bert_trt.exercise.tasks import COMPILED, NOT_GRADED, RIGHT, Grade, Task, WrongAnswer
 from plugins import build
 from plugins.build import PLUGINS

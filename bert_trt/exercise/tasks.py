@@ -47,8 +47,8 @@ class Task:
 
     @property
     def needs_library(self) -> bool:
-        """Whether the grading loads the plugin library into TensorRT."""
-        return self.page == "layer_norm_plugin"
+        """Whether the grading puts plugin layers into networks, for which TensorRT loads the plugin library."""
+        return self.page == "layer_norm_plugin" or (bool(self.tests) and self.files[0].endswith(".py"))
 
 
 TASKS = (
@@ -191,7 +191,8 @@ TASKS = (
         "the sum in the SkipLayerNorm kernel",
         PROJECT,
         ("plugins/skip_layer_norm/skip_layer_norm.cu",),
-        "x + skip (+ bias) in fp32, element by element.",
+        "values = bias, then + x, then + skip, in fp32: toFloat(biases[v], i) for each element by Shape::forEach, "
+        "and addTo(values) of x and of skip.",
         "projects",
         "projects",
         ("tests/test_skip_layer_norm_plugin.py",),
@@ -224,8 +225,8 @@ TASKS = (
         "the mask of packed batches",
         PROJECT,
         ("bert_trt/layers/layouts.py",),
-        "Count the elements of cu_seqlens before each token: that is the number of its sequence. Two tokens see each "
-        "other if the numbers are equal.",
+        "Count the elements of cu_seqlens (self.lengths) before each token, whose number from 1 on is in "
+        "self._token_count(): that is the number of its sequence. Two tokens see each other if it is the same.",
         "projects",
         "projects",
         ("tests/test_batching_and_fusion.py", "-k", "packed and none and (ragged or another_sentence)"),
