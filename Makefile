@@ -34,9 +34,10 @@ test: lint plugins
 gpu-check: $(VENV)/.installed-cuda
 	$(PY) gpu_check.py $(CHECK)
 
-# DIR without a default: a folder that exists already is never touched, but also never meant.
+# DIR has no default: the folder is a student's.
 exercise: $(VENV)/.installed
-	@$(PY) exercise.py make $(if $(DIR),"$(DIR)",$(error name the new folder: make exercise DIR=my_bert))
+	@test -n "$(DIR)" || { echo "error: name the new folder: make exercise DIR=my_bert" >&2; exit 2; }
+	@$(PY) exercise.py make "$(DIR)"
 
 grade: $(VENV)/.installed
 	@$(MAKE) --silent $(VENV)/.installed-cuda || \

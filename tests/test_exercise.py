@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +297,30 @@ def test_the_plugin_is_graded_with_the_projects_library(folder, monkeypatch):
     monkeypatch.setenv(build.BUILD_DIR_VARIABLE, str(built_plugins()))
     grades, _, _ = grade(folder, 7)
     assert grades[7]["status"] == RIGHT, grades[7]
+
+
+def test_ctrl_c_ends_the_grading_with_all_its_processes(folder):
+    body = (
+        "        import os, pathlib, time\n"
+        "        pathlib.Path('started').write_text(str(os.getpid()))\n"
+        "        time.sleep(600)\n"
+    )
+    write(folder, 1, body)
+    process = subprocess.Popen(
+        [sys.executable, "exercise.py", "grade", "1"], cwd=folder, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  what tests run under is set
+    )  # fmt: skip
+    started = folder / "started"
+    for _ in range(600):
+        if started.is_file() and started.read_text():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.endswith("interrupted\n")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
 
 
 def test_the_library_is_the_projects_or_else_the_work_folders(tmp_path, monkeypatch):

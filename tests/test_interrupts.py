@@ -94,7 +94,7 @@ ARGUMENTS = {  # those that a script does not go without
     "benchmarks/quantized_plans.py": ["x"],
     "benchmarks/random_checkpoint.py": ["x"],
 }
-LIGHT = ("plugins/build.py", "benchmarks/packaged_checkpoint.py")  # import nothing that takes long
+LIGHT = ("exercise.py", "plugins/build.py", "benchmarks/packaged_checkpoint.py")  # import nothing that takes long
 
 
 @pytest.mark.parametrize("script", [name for name in SCRIPTS if name not in LIGHT])

@@ -75,6 +75,7 @@ class Processes:
             try:
                 return dict(zip([task.number for task in tasks], pool.map(self._grade, tasks), strict=True))
             except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
                 for process in list(self._running):
                     _end(process)
                 raise
