@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -81,10 +81,10 @@ class Processes:
                 raise
 
     def _grade(self, task: Task) -> Grade:
-        if task.grader != "kernel_tasks":
-            return self._run(task)
-        with self._one_kernel:
-            return self._run(task)
+        with self._one_kernel if task.grader == "kernel_tasks" else nullcontext():
+            grade = self._run(task)
+        log_console.print(f"task {task.number}: {grade.status} ({grade.seconds:.0f} s)")
+        return grade
 
     def _run(self, task: Task) -> Grade:
         limit = self._time_limit or TIME_LIMITS[task.grader]
