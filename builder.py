@@ -54,7 +54,7 @@ from bert_trt.options import (
     predictions_path,
 )
 from bert_trt.pipeline import Result, Task, build_and_check, running
-from bert_trt.prediction import BatchRanges, Source, predict_file
+from bert_trt.prediction import BatchRanges, Source, one_by_one, predict_file
 from bert_trt.quantization import BASE_PRECISION, Quantization
 from bert_trt.recording import define_network
 from bert_trt.report import print_report
@@ -238,7 +238,7 @@ def run(options: PlanOptions) -> Result:
             result.layers_agree = print_layer_comparison(bert, task.demo, task.tolerance, task.inputs)
         if source is not None:
             with running(result, bert) as network:
-                predict_file(source, network, target)
+                predict_file(source, one_by_one(network), target)
     if options.gelu == "decomposed" and task.verbose_log is not None:
         print_fusions(task.verbose_log, bert.gelu_parts, task.plan_path)
     return result

@@ -28,7 +28,7 @@ from bert_trt.inference import InferHelper, execution_obstacle
 from bert_trt.model_files import CONFIG_NAME, ModelFolder
 from bert_trt.options import DEFAULT_OUT_DIR, PredictOptions
 from bert_trt.plan import check_plan, info_path, read_info
-from bert_trt.prediction import BatchRanges, Source, predict_file
+from bert_trt.prediction import BatchRanges, Source, one_by_one, predict_file
 from bert_trt.pytorch_network import PyTorchNetwork
 from builder import assemble
 
@@ -72,9 +72,8 @@ def predict_with_plan(options: PredictOptions) -> None:
                 f"{plan} has no output {name}: it is of another model than that in {folder.path}; name its folder "
                 "with --model-dir"
             )
-        predict_file(
-            source, lambda inputs: helper.infer(inputs)[name], options.out, describe(options, folder), options.restart
-        )
+        run_all = one_by_one(lambda inputs: helper.infer(inputs)[name])
+        predict_file(source, run_all, options.out, describe(options, folder), options.restart)
 
 
 def predict_with_pytorch(options: PredictOptions) -> None:
@@ -82,7 +81,7 @@ def predict_with_pytorch(options: PredictOptions) -> None:
     folder = ModelFolder(options.model)
     network = PyTorchNetwork(folder, assemble, options.precision, options.fusion)
     source = open_source(options, folder, network.ranges)
-    predict_file(source, network.run, options.out, describe(options, folder), options.restart)
+    predict_file(source, network.run_all, options.out, describe(options, folder), options.restart)
 
 
 def open_source(options: PredictOptions, folder: ModelFolder, ranges: BatchRanges) -> Source:

@@ -16,9 +16,11 @@ sentence-transformers (pip install sentence-transformers) only ours is measured.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +58,7 @@ from bert_trt.network_runner import best_device
 from bert_trt.options import DEFAULT_DATA, EMBEDDING, AnswerOptions
 from bert_trt.prediction import Predictor, Source, make_batches
 from bert_trt.pytorch_network import PyTorchNetwork
-from bert_trt.records import CHUNK_LINES, Record
+from bert_trt.records import CHUNK_LINES, Chunk, Record
 from bert_trt.tasks import Window
 from builder import assemble
 
@@ -89,12 +91,15 @@ class Ours:
 
     def __init__(self, folder: ModelFolder, texts: Sequence[str], device: str) -> None:
         network = PyTorchNetwork(folder, assemble, *(("fp16", "all") if device == "cuda" else ("fp32", "none")))
-        self.predictor = Predictor(Source(folder, DEFAULT_DATA, network.ranges, AnswerOptions()), network.run)
+        self.run_all = network.run_all
+        self.predictor = Predictor(Source(folder, DEFAULT_DATA, network.ranges, AnswerOptions()), network.run_all)
         records = [Record(number, (text,)) for number, text in enumerate(texts, start=1)]
-        self.chunks = [records[start : start + CHUNK_LINES] for start in range(0, len(records), CHUNK_LINES)]
+        self.chunks = [
+            Chunk(records[begin : begin + CHUNK_LINES], 0) for begin in range(0, len(records), CHUNK_LINES)
+        ]
         self.tokens: list[list[Window]] = []
         for chunk in self.chunks:
-            windows: list[Any] = self.predictor.source.tokenization.tokenise(chunk)
+            windows: list[Any] = self.predictor.source.tokenization.tokenise(chunk.records)
             self.tokens.append([one for (one,) in windows])
 
     @property
@@ -104,13 +109,15 @@ class Ours:
 
     def in_all(self) -> np.ndarray:
         """Texts to vectors, (N, width)."""
-        return np.stack([answer.prediction for chunk in self.chunks for answer in self.predictor.answer(chunk)])
+        answers = itertools.chain.from_iterable(answers for _, answers in self.predictor.answer(self.chunks))
+        return np.stack([answer.prediction for answer in answers])
 
     def network(self) -> None:
         """Tokens to vectors."""
-        for chunk in self.tokens:
-            for batch in make_batches(chunk, self.predictor.source.ranges):
-                self.predictor.run(batch.inputs)
+        batches = (
+            batch.inputs for chunk in self.tokens for batch in make_batches(chunk, self.predictor.source.ranges)
+        )
+        deque(self.run_all(batches), maxlen=0)
 
 
 class Peer:

@@ -3,6 +3,7 @@ calibration text, so that sentences have about as many tokens as with a trained 
 
 python benchmarks/random_checkpoint.py out/base-checkpoint                 the size of bert-base-uncased
 python benchmarks/random_checkpoint.py DIR --layers 24 --hidden 1024 --heads 16
+python benchmarks/random_checkpoint.py DIR --architecture BertForSequenceClassification     a reranker
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bert_trt.interrupts import begin_script
 
+ARCHITECTURES = ("BertForMaskedLM", "BertForSequenceClassification")
+
 
 def parse_arguments() -> argparse.Namespace:
     """Reads the command line."""
@@ -26,6 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--vocabulary", type=int, default=30522)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default=ARCHITECTURES[0])
     return parser.parse_args()
 
 
@@ -33,7 +37,8 @@ if __name__ == "__main__":
     begin_script(parse_arguments)  # answers --help, wrong usage and Ctrl-C before PyTorch and TensorRT are imported
 
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+import transformers
+from transformers import BertConfig, BertTokenizer
 
 from bert_trt.console import console, run_script
 from bert_trt.files import make_folder
@@ -44,9 +49,15 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def make_random_checkpoint(
-    folder: Path, layers: int = 12, hidden: int = 768, heads: int = 12, vocabulary: int = 30522, seed: int = 0
+    folder: Path,
+    layers: int = 12,
+    hidden: int = 768,
+    heads: int = 12,
+    vocabulary: int = 30522,
+    seed: int = 0,
+    architecture: str = ARCHITECTURES[0],
 ) -> None:
-    """Saves a masked language model with Hugging Face's initialisation and biases different from zero."""
+    """Saves a model with Hugging Face's initialisation and biases different from zero; a classifier has one label."""
     make_folder(folder)
     words = [*SPECIAL, *"abcdefghijklmnopqrstuvwxyz,.", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
     known = sorted(set(re.findall(r"[a-z]{2,}", DEFAULT_DATA.read_text(encoding="utf-8").lower())))
@@ -62,7 +73,9 @@ def make_random_checkpoint(
         num_attention_heads=heads,
         intermediate_size=4 * hidden,
     )
-    model = BertForMaskedLM(config)
+    if architecture == "BertForSequenceClassification":
+        config.num_labels = 1
+    model = getattr(transformers, architecture)(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -74,7 +87,9 @@ def main() -> int:
     """Runs the script; returns its exit code."""
     args = parse_arguments()
     quiet_libraries()
-    make_random_checkpoint(args.folder, args.layers, args.hidden, args.heads, args.vocabulary, args.seed)
+    make_random_checkpoint(
+        args.folder, args.layers, args.hidden, args.heads, args.vocabulary, args.seed, args.architecture
+    )
     console.print(f"wrote {args.folder}")
     return 0
 

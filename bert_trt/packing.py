@@ -200,7 +200,7 @@ def pack(
             has an id outside its table; the message names its line.
     """
     tokens = _Tokens.of(sequences, limits, token_types, lines)
-    return [_packed_batch(tokens, np.array(group)) for group in _best_fit_decreasing(tokens.lengths, limits)]
+    return [_packed_batch(tokens, group) for group in _best_fit_decreasing(tokens.lengths, limits)]
 
 
 def pad(
@@ -353,7 +353,7 @@ class _Tokens:
         if not len(sequences):
             raise UserError("there is no sequence to put into a batch; give at least one")
         lines = np.arange(1, len(sequences) + 1) if line_numbers is None else np.asarray(line_numbers)
-        lengths = np.array([len(sequence) for sequence in sequences])
+        lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
         if len(lines) != len(lengths):
             raise UserError(f"{len(lines)} line numbers for {len(lengths)} sequences, expected one for each")
         _refuse(lengths == 0, lengths, lines, "no words; leave the line out or write a sentence")
@@ -383,10 +383,10 @@ def _join(values: Sequence[Ids], name: str, size: int | None, lengths: np.ndarra
     if len(values) != len(lengths):
         raise UserError(f"{name} of {len(values)} sequences, expected {len(lengths)}")
     rows = [np.asarray(row) for row in values]
-    for row, length, line in zip(rows, lengths, lines, strict=True):
+    for row, length, line in zip(rows, lengths.tolist(), lines.tolist(), strict=True):
         if row.dtype.kind not in "iu" or row.shape != (length,):
             raise UserError(f"line {line}: {name} are {row.dtype} {list(row.shape)}, expected integers [{length}]")
-    joined = np.concatenate([row.astype(np.int64) for row in rows])
+    joined = np.concatenate(rows, dtype=np.int64, casting="unsafe")
     limit = np.iinfo(np.int32).max + 1 if size is None else size
     outside = (joined < 0) | (joined >= limit)
     if outside.any():
@@ -396,22 +396,33 @@ def _join(values: Sequence[Ids], name: str, size: int | None, lengths: np.ndarra
     return joined.astype(np.int32)
 
 
-def _best_fit_decreasing(lengths: np.ndarray, limits: Limits) -> list[list[int]]:
-    """Lengths (n,) to the indices of the sequences of each batch; see ``pack``."""
-    groups: list[list[int]] = []
+def _best_fit_decreasing(lengths: np.ndarray, limits: Limits) -> list[np.ndarray]:
+    """Lengths (n,) to the indices of the sequences of each batch; see ``pack``.
+
+    Sequences of the same length are placed together: a batch that one of them fits best has even less room after it,
+    so it stays the best for the next one, as long as that fits.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    groups: list[list[np.ndarray]] = []
+    sizes: list[int] = []
     room: list[tuple[int, int]] = []  # (tokens left, group), sorted, for the groups that may still grow
-    for index in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[index])
-        best_fit = bisect_left(room, (length,))  # (length,) sorts before every (length, group)
-        if best_fit < len(room):
-            left, group = room.pop(best_fit)
-        else:
-            left, group = limits.max_tokens, len(groups)
-            groups.append([])
-        groups[group].append(index)
-        if len(groups[group]) < limits.max_sequences:
-            insort(room, (left - length, group))
-    return groups
+    for same in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1):
+        length, placed = int(lengths[same[0]]), 0
+        while placed < len(same):
+            best_fit = bisect_left(room, (length,))  # (length,) sorts before every (length, group)
+            if best_fit < len(room):
+                left, group = room.pop(best_fit)
+            else:
+                left, group = limits.max_tokens, len(groups)
+                groups.append([])
+                sizes.append(0)
+            count = min(len(same) - placed, left // length, limits.max_sequences - sizes[group])
+            groups[group].append(same[placed : placed + count])
+            sizes[group] += count
+            placed += count
+            if sizes[group] < limits.max_sequences:
+                insort(room, (left - count * length, group))
+    return [np.concatenate(group) for group in groups]
 
 
 def _bucket_of_each(tokens: _Tokens, buckets: int | Sequence[int]) -> np.ndarray:

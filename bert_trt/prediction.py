@@ -6,7 +6,8 @@ grow with it. records.py reads it, tasks.py makes answers of outputs, answer_fil
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from bert_trt.options import (
     SequenceRange,
 )
 from bert_trt.packing import Limits, NetworkBatch, pack, packed_batch, pad, padded_batch, single_batch
-from bert_trt.records import Record, check_input, read_chunks
+from bert_trt.records import Chunk, Record, check_input, read_chunks
 from bert_trt.sentences import load_tokenizer, pair_types
 from bert_trt.tasks import Answers, NotFiniteError, Window
 
@@ -138,6 +139,7 @@ class Tokenization:
         self.strategies = {True: cut, False: TruncationStrategy.DO_NOT_TRUNCATE}
         self.padding = PaddingStrategy.DO_NOT_PAD
         self.cuts = options.truncate or options.stride is not None
+        self.num_special = self.tokenizer.num_special_tokens_to_add()  # of one text
         self.room = self.limit - self.tokenizer.num_special_tokens_to_add(pair=is_pair)
         if options.stride is not None and options.stride >= self.room - 1:
             raise UserError(
@@ -161,6 +163,7 @@ class Tokenization:
                 results[index] = self._windows(records[index].texts, encoding)
             except UserError as error:
                 results[index] = str(error)
+        self._check_ids(results)
         return results
 
     def _encode(self, texts: Sequence[tuple[str, ...]]) -> list[Any]:
@@ -232,14 +235,33 @@ class Tokenization:
             if self.config.task == FILL_MASK:
                 types = pair_types(ids, self.tokenizer.sep_token_id, self.config.type_vocab_size)
                 self._check_mask(ids)
-            if ids.max() >= self.config.vocab_size or types.max() >= self.config.type_vocab_size:
-                values = (ids[None], types[None], np.arange(len(ids))[None])
-                check_inputs(dict(zip(INPUT_NAMES, values, strict=True)), self.config, "its tokens")
             windows.append(Window(ids, types, one))
         return windows
 
+    def _check_ids(self, results: list[list[Window] | str]) -> None:
+        """Puts what is wrong in place of windows with an id outside its table.
+
+        The largest ids of all windows are found at once, which is faster than looking at each.
+        """
+        readable = [
+            (index, windows) for index, windows in enumerate(results) if windows and isinstance(windows, list)
+        ]
+        every = [window for _, windows in readable for window in windows]
+        if not every or (
+            np.concatenate([one.ids for one in every]).max() < self.config.vocab_size
+            and np.concatenate([one.types for one in every]).max() < self.config.type_vocab_size
+        ):
+            return
+        for index, windows in readable:
+            try:
+                for one in windows:
+                    values = (one.ids[None], one.types[None], np.arange(len(one.ids))[None])
+                    check_inputs(dict(zip(INPUT_NAMES, values, strict=True)), self.config, "its tokens")
+            except UserError as error:
+                results[index] = str(error)
+
     def _check_words(self, texts: tuple[str, ...], encoding: Any) -> None:
-        if len(texts) == 1 and len(encoding.ids) > self.tokenizer.num_special_tokens_to_add():
+        if len(texts) == 1 and len(encoding.ids) > self.num_special:
             return
         present = set(encoding.sequence_ids)
         for index, text in enumerate(texts):
@@ -354,58 +376,108 @@ def check_options(folder: ModelFolder, options: AnswerOptions) -> None:
 
 # --- answers --------------------------------------------------------------------------------------------------
 
+RunAll = Callable[
+    [Iterable[Mapping[str, np.ndarray]]], Iterator[np.ndarray]
+]  # the inputs of batches to their outputs
+
+
+def one_by_one(run: Run) -> RunAll:
+    """Runs one batch after another by a function for a single one."""
+    return lambda batches: map(run, batches)
+
+
+class _Begun:
+    """Records that are in batches, and their answers as far as outputs have come.
+
+    Args:
+        source: the file that they are from.
+        answers: makes answers of outputs.
+        chunk: consecutive lines.
+
+    Attributes:
+        position: bytes of the file up to the end of the chunk.
+        batches: the batches.
+        results: an answer or a problem for each record, in their order.
+        missing: the number of batches whose output has not come.
+    """
+
+    def __init__(self, source: Source, answers: Answers, chunk: Chunk) -> None:
+        self._source = source
+        self._answers = answers
+        self.position = chunk.position
+        tokenised = source.tokenization.tokenise(chunk.records)
+        self.results = [
+            Answer(record, problem=source.problem(record, windows) if isinstance(windows, str) else None)
+            for record, windows in zip(chunk.records, tokenised, strict=True)
+        ]
+        self._parts = [windows if isinstance(windows, list) else [] for windows in tokenised]
+        self._owners = [index for index, windows in enumerate(self._parts) for _ in windows]
+        self._first = np.cumsum([0, *(len(windows) for windows in self._parts)])
+        self._outputs: dict[int, np.ndarray] = {}  # of records of which not all windows have been run
+        self.batches = make_batches([window for windows in self._parts for window in windows], source.ranges)
+        self.missing = len(self.batches)
+
+    def add(self, batch: NetworkBatch, output: np.ndarray) -> None:
+        """Makes the answers of the records that the batch completes."""
+        self.missing -= 1
+        for index, own in zip(batch.sequences, batch.split(output), strict=True):
+            self._outputs[index] = own
+            owner = self._owners[index]
+            members = range(self._first[owner], self._first[owner + 1])
+            if all(member in self._outputs for member in members):
+                outputs = [self._outputs.pop(member) for member in members]
+                self.results[owner] = self._decode(self.results[owner].record, self._parts[owner], outputs)
+
+    def _decode(self, record: Record, windows: Sequence[Window], outputs: Sequence[np.ndarray]) -> Answer:
+        try:
+            return Answer(record, self._answers.of(record.texts, windows, outputs))
+        except NotFiniteError:
+            reason = "the network's output is not finite; take --precision bf16 or fp32"
+            return Answer(record, problem=self._source.problem(record, reason))
+
 
 class Predictor:
     """Answers records.
 
     Args:
         source: the file that they are from.
-        run: runs the network.
+        run_all: runs the network; it may read the next inputs before it returns an output.
     """
 
-    def __init__(self, source: Source, run: Run) -> None:
+    def __init__(self, source: Source, run_all: RunAll) -> None:
         self.source = source
-        self.run = run
-        self.answers = Answers(source.folder, source.tokenization.tokenizer, source.options)
+        self.run_all = run_all
+        self._answers = Answers(source.folder, source.tokenization.tokenizer, source.options)
 
-    def answer(self, records: Sequence[Record]) -> list[Answer]:
-        """An answer or a problem for each record, in their order."""
-        tokenised = self.source.tokenization.tokenise(records)
-        results = [
-            Answer(record, problem=self.source.problem(record, windows) if isinstance(windows, str) else None)
-            for record, windows in zip(records, tokenised, strict=True)
-        ]
-        parts = [windows if isinstance(windows, list) else [] for windows in tokenised]
-        owners = [index for index, windows in enumerate(parts) for _ in windows]
-        flat = [window for windows in parts for window in windows]
-        outputs: dict[int, np.ndarray] = {}  # of records of which not all windows have been run
-        first = np.cumsum([0, *(len(windows) for windows in parts)])
-        for batch in make_batches(flat, self.source.ranges):
-            for index, output in zip(batch.sequences, batch.split(self.run(batch.inputs)), strict=True):
-                outputs[index] = output
-                owner = owners[index]
-                members = range(first[owner], first[owner + 1])
-                if all(member in outputs for member in members):
-                    own_outputs = [outputs.pop(member) for member in members]
-                    results[owner] = self._decode(records[owner], parts[owner], own_outputs)
-        return results
+    def answer(self, chunks: Iterable[Chunk]) -> Iterator[tuple[int, list[Answer]]]:
+        """For each chunk its position, and an answer or a problem for each record, in their order."""
+        begun: deque[_Begun] = deque()
+        expected: deque[tuple[_Begun, NetworkBatch]] = deque()  # whose outputs come next
 
-    def _decode(self, record: Record, windows: Sequence[Window], outputs: Sequence[np.ndarray]) -> Answer:
-        try:
-            return Answer(record, self.answers.of(record.texts, windows, outputs))
-        except NotFiniteError:
-            reason = "the network's output is not finite; take --precision bf16 or fp32"
-            return Answer(record, problem=self.source.problem(record, reason))
+        def inputs() -> Iterator[Mapping[str, np.ndarray]]:
+            for chunk in chunks:
+                begun.append(_Begun(self.source, self._answers, chunk))
+                for batch in begun[-1].batches:
+                    expected.append((begun[-1], batch))
+                    yield batch.inputs
+
+        for output in self.run_all(inputs()):
+            owner, batch = expected.popleft()
+            owner.add(batch, output)
+            while begun and not begun[0].missing:
+                done = begun.popleft()
+                yield done.position, done.results
+        yield from ((done.position, done.results) for done in begun)  # which are of lines without a text
 
 
 def predict_file(
-    source: Source, run: Run, target: Path, command: Mapping[str, Any] | None = None, restart: bool = True
+    source: Source, run_all: RunAll, target: Path, command: Mapping[str, Any] | None = None, restart: bool = True
 ) -> None:
     """Answers every line of a file.
 
     Args:
         source: the file.
-        run: runs the network.
+        run_all: runs the network, as in ``Predictor``.
         target: the output; its name says its form.
         command: what the answers depend on, by which an interrupted run is known again; None for a run that cannot be
             continued.
@@ -418,7 +490,7 @@ def predict_file(
     config = source.folder.config
     form = form_of(target, source.task, config.output_width)
     can_continue = command is not None and source.size > 0
-    predictor = Predictor(source, run)
+    predictor = Predictor(source, run_all)
     with open_answers(target, form, command or {}, restart or not can_continue) as answers, ExitStack() as shown:
         progress, start = answers.progress, answers.progress.lines
         if answers.was_continued:
@@ -427,11 +499,11 @@ def predict_file(
         advance = shown.enter_context(remaining_time("predicting", source.size)) if shows_bar else None
         position = 0
         try:
-            for chunk in read_chunks(source.path, source.task, start):
-                answers.add(predictor.answer(chunk.records), SHOWN_PROBLEMS)
+            for end, results in predictor.answer(read_chunks(source.path, source.task, start)):
+                answers.add(results, SHOWN_PROBLEMS)
                 if advance is not None:
-                    advance(chunk.position - position)
-                position = chunk.position
+                    advance(end - position)
+                position = end
         except BaseException:
             if not can_continue:
                 answers.discard()

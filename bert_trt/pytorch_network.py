@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,9 +17,11 @@ from bert_trt.tensorrt_log import TrtLog
 
 if TYPE_CHECKING:
     from bert_trt.network_runner import NetworkRunner
+    from bert_trt.packed_graphs import Launched, PackedGraphs
 
 MOST_SEQUENCES = 1024  # in a batch
 CPU_TOKENS = 4096  # in a batch
+AHEAD = 2  # batches that the GPU has to compute while the CPU makes another one
 
 
 class PyTorchNetwork:
@@ -70,6 +73,30 @@ class PyTorchNetwork:
         if self.device == "cpu" and self.precision == "fp32":
             runner.use_fast_kernels()
         return runner
+
+    @functools.cached_property
+    def graphs(self) -> PackedGraphs | None:
+        """The runner in CUDA graphs; None on a CPU, and for padded batches, which have too many shapes."""
+        if self.device == "cpu" or self.ranges.batching != "packed":
+            return None
+        from bert_trt.packed_graphs import PackedGraphs  # imports PyTorch
+
+        return PackedGraphs(self.runner, self.folder.config.is_per_sequence)
+
+    def run_all(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[np.ndarray]:
+        """The network's output for each batch, in their order.
+
+        With graphs, the GPU computes batches while the next ones are made.
+        """
+        if self.graphs is None:
+            yield from map(self.run, batches)
+            return
+        launched: deque[Launched] = deque()
+        for inputs in batches:
+            launched.append(self.graphs.launch(inputs))
+            if len(launched) > AHEAD:
+                yield launched.popleft().result()
+        yield from (one.result() for one in launched)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """The network's output for one batch."""

@@ -27,7 +27,7 @@ from bert_trt.answer_files import Answer, JsonLines, NumpyRows, form_of, open_an
 from bert_trt.console import UserError
 from bert_trt.model_files import MASK_NAME, ModelFolder
 from bert_trt.options import EMBEDDING, FILL_MASK, AnswerOptions, SequenceRange
-from bert_trt.prediction import BatchRanges, Source, predict_file
+from bert_trt.prediction import BatchRanges, Source, one_by_one, predict_file
 from bert_trt.records import Record
 
 WIDTH = 64
@@ -251,7 +251,7 @@ def start(folder, many):
     def run(network: Any, target: Path, command: dict[str, Any] | None = None, restart: bool = False) -> None:
         ranges = BatchRanges("padded", SequenceRange(1, 40, 40), SequenceRange(1, 99, 99), bucket=40)
         source = Source(ModelFolder(folder), many, ranges, AnswerOptions())
-        predict_file(source, network, target, {"text": "many"} if command is None else command, restart)
+        predict_file(source, one_by_one(network), target, {"text": "many"} if command is None else command, restart)
 
     return run
 
@@ -423,7 +423,7 @@ def test_memory_does_not_grow_with_the_file(folder, tmp_path):
         path.write_text("the tower of london , a b c\n" * lines)
         source = Source(ModelFolder(folder), path, ranges, AnswerOptions())
         tracemalloc.start()
-        predict_file(source, means, tmp_path / f"{lines}.npy")
+        predict_file(source, one_by_one(means), tmp_path / f"{lines}.npy")
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return most

@@ -87,6 +87,7 @@ ARGUMENTS = {  # those that a script does not go without
     "benchmarks/batching_accuracy.py": ["x", "y"],
     "benchmarks/calibration_speed.py": ["x"],
     "benchmarks/embedding.py": ["x", "y"],
+    "benchmarks/reranker.py": ["x"],
     "benchmarks/gpu_check_stand_in.py": ["--json", "x"],
     "benchmarks/network_accuracy.py": ["x"],
     "benchmarks/packed_batches.py": ["x"],

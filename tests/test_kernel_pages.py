@@ -24,7 +24,13 @@ def table_numbers(page: Path) -> list[list[str]]:
 
 
 def test_there_is_a_page_for_each_kernel_family():
-    assert [page.stem for page in PAGES] == ["attention", "embedding_and_skip_layer_norm", "layer_norm", "linear"]
+    assert [page.stem for page in PAGES] == [
+        "attention",
+        "embedding_and_skip_layer_norm",
+        "encoder",
+        "layer_norm",
+        "linear",
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -32,7 +32,7 @@ from bert_trt.network_runner import NetworkRunner
 from bert_trt.options import BATCHINGS, ONE_SEQUENCE, AnswerOptions, SequenceRange
 from bert_trt.packing import check_batch
 from bert_trt.plan import info_path, profile_shapes, read_info
-from bert_trt.prediction import BatchRanges, Source, make_batches, predict_file
+from bert_trt.prediction import BatchRanges, Source, make_batches, one_by_one, predict_file
 from bert_trt.sentences import Sentence
 from bert_trt.tensorrt_log import TrtLog
 
@@ -328,7 +328,7 @@ def fill_with(run, model_dir: Path, text: str, target: Path, seq_len=SEQ_LEN, ba
     source = target.with_suffix(".txt")
     source.write_text(text, encoding="utf-8")
     ranges = BatchRanges("packed", seq_len, batch)
-    predict_file(Source(ModelFolder(model_dir), source, ranges, AnswerOptions()), run, target)
+    predict_file(Source(ModelFolder(model_dir), source, ranges, AnswerOptions()), one_by_one(run), target)
     return read_lines(target)
 
 

@@ -470,16 +470,28 @@ def test_more_tiles_than_the_gpu_takes_at_a_time(host, dtype, fields, head_size,
 
 
 @needs_gpu
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_what_lies_behind_a_sentence_does_not_matter(host, dtype):
-    """Tokens of no sentence and of the next one may be anything, NaN too."""
-    cu_seqlens = torch.tensor([0, 70, 100], dtype=torch.int32, device="cuda")
-    qkv = random_qkv((150,), dtype)
-    clean = check(host, qkv, cu_seqlens, layout="packed")
-    qkv[70:] = float("nan")
-    found = create(host, layout="packed").run_torch([qkv, cu_seqlens])[0]
-    assert torch.equal(found[:70], clean[:70])
-    assert (found[100:] == 0).all()
+@all_types
+@all_head_sizes
+@pytest.mark.parametrize("behind", [float("nan"), 3000.0])
+def test_what_lies_behind_a_sentence_does_not_matter(host, dtype, fields, head_size, behind):
+    """Tokens of no sentence and of the next one may be anything: not a bit changes.
+
+    They are rows of the same tile. NaN spreads by multiplication with zero. Large scores make a warp rescale and take
+    another formula, and with a spread of 3 later chunks of keys have larger scores.
+    """
+    torch.manual_seed(0)
+    if dtype == torch.int8:
+        behind = 127
+    for length in (1, 5, 17, 70, 100, 130, 200, 300, 450):
+        cu_seqlens = torch.tensor([0, length, length + 30], dtype=torch.int32, device="cuda")
+        qkv = random_qkv((length + 80,), dtype, head_size=head_size, spread=3.0)
+        plugin = create(host, layout="packed", **fields)
+        (clean,) = plugin.run_torch([qkv, cu_seqlens])
+        qkv[length:] = behind
+        (found,) = plugin.run_torch([qkv, cu_seqlens])
+        as_numbers = torch.uint8 if found.element_size() == 1 else found.dtype
+        assert torch.equal(found[:length].view(as_numbers), clean[:length].view(as_numbers)), length
+        assert (found[length + 30 :].view(as_numbers) == 0).all(), length
 
 
 @needs_gpu

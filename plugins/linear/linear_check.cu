@@ -1,10 +1,11 @@
 // Runs the kernels over shapes and types that reach every branch of their launchers and compares with a reference
 // loop in double precision. common/kernel_check.cuh says how to run it under compute-sanitizer.
 //
-// With the argument "few" it runs few small cases, for racecheck and initcheck, which are slow.
+// With the argument "few" it runs few small cases, for racecheck and initcheck, which are slow; with "rungs" only the
+// kernels of linear_ladder.h, which run in 16 bits, and none of the plugin's others.
 #include "common/capability.h"
 #include "common/kernel_check.cuh"
-#include "linear/linear_kernels.h"
+#include "linear/linear_ladder.h"
 
 #include <algorithm>
 #include <cstring>
@@ -32,12 +33,16 @@ struct TypeOf<__nv_bfloat16>
     static constexpr double kTOLERANCE = 5e-3;
 };
 
-struct Kernel
+bool suitsAny(LinearArguments const& /*arguments*/, Capability /*gpu*/)
 {
-    char const* name;
-    cudaError_t (*launch)(LinearArguments const&, cudaStream_t);
-};
-constexpr Kernel kKERNELS[] = {{"linear", launchLinear}, {"tensor", launchLinearTensor}};
+    return true;
+}
+
+using Kernel = LinearRung;
+constexpr Kernel kKERNELS[] = {{"linear", launchLinear, suitsAny}, {"tensor", launchLinearTensor, suitsAny}};
+
+std::vector<Kernel> gKernels; // of the plugin, and of the ladder
+Capability gGpu;
 
 struct Variant
 {
@@ -131,7 +136,7 @@ private:
 // One launch. `offset` moves x and y by that many elements, so that they are not aligned to 16 bytes.
 template <typename T>
 std::vector<T> run(Problem<T> const& problem, Width width, int64_t rows, Kernel const& kernel,
-    Variant const& variant, size_t offset)
+    Variant const& variant, size_t offset) // nothing if the kernel does not take it
 {
     std::vector<T> x(offset);
     auto const values = problem.x(rows);
@@ -142,11 +147,14 @@ std::vector<T> run(Problem<T> const& problem, Width width, int64_t rows, Kernel 
     size_t const size = static_cast<size_t>(rows) * width.out;
     Tensor<T> const y{size + offset};
     poison(y.data(), size + offset);
-    check(kernel.launch({xDevice.data() + offset, weight.data(), variant.bias ? bias.data() : nullptr,
-                            y.data() + offset, rows, width.in, width.out, variant.gelu, TypeOf<T>::kVALUE,
-                            variant.constantWeight},
-              nullptr),
-        kernel.name);
+    LinearArguments const arguments{xDevice.data() + offset, weight.data(),
+        variant.bias ? bias.data() : nullptr, y.data() + offset, rows, width.in, width.out, variant.gelu,
+        TypeOf<T>::kVALUE, variant.constantWeight};
+    if (!kernel.suits(arguments, gGpu))
+    {
+        return {};
+    }
+    check(kernel.launch(arguments, nullptr), kernel.name);
     check(cudaDeviceSynchronize(), kernel.name);
     auto found = y.values();
     found.erase(found.begin(), found.begin() + static_cast<ptrdiff_t>(offset));
@@ -161,9 +169,13 @@ void runWidth(Outcome& outcome, Width width, std::vector<int64_t> const& manyRow
     {
         for (Variant const& variant : kVARIANTS)
         {
-            for (Kernel const& kernel : kKERNELS)
+            for (Kernel const& kernel : gKernels)
             {
                 auto const found = run(problem, width, rows, kernel, variant, offset);
+                if (found.empty())
+                {
+                    continue;
+                }
                 std::string const what = std::string{kernel.name} + ", " + variant.name + ", "
                                          + std::to_string(width.in) + " in"
                                          + (offset == 0 ? "" : ", not aligned");
@@ -205,8 +217,14 @@ void runSequence(Outcome& outcome, Width width, int64_t rows)
     Tensor<T> const secondWeight{second.weight()};
     Tensor<T> const firstBias{first.bias()};
     Tensor<T> const between{static_cast<size_t>(rows) * width.out};
-    for (Kernel const& kernel : kKERNELS)
+    for (Kernel const& kernel : gKernels)
     {
+        if (!kernel.suits({x.data(), firstWeight.data(), firstBias.data(), between.data(), rows, width.in,
+                              width.out, true, TypeOf<T>::kVALUE},
+                gGpu))
+        {
+            continue;
+        }
         auto const runAll = [&](bool pause)
         {
             Tensor<T> const y{kREPEATS * size};
@@ -260,14 +278,17 @@ void runGelu(Outcome& outcome)
     }
     Tensor<T> const xDevice{x};
     Tensor<T> const weight{unit};
-    for (Kernel const& kernel : kKERNELS)
+    for (Kernel const& kernel : gKernels)
     {
         Tensor<T> const y{x.size()};
         poison(y.data(), x.size());
-        check(kernel.launch({xDevice.data(), weight.data(), nullptr, y.data(), kROWS, kWIDTH, kWIDTH, true,
-                                TypeOf<T>::kVALUE},
-                  nullptr),
-            kernel.name);
+        LinearArguments const arguments{
+            xDevice.data(), weight.data(), nullptr, y.data(), kROWS, kWIDTH, kWIDTH, true, TypeOf<T>::kVALUE};
+        if (!kernel.suits(arguments, gGpu))
+        {
+            continue;
+        }
+        check(kernel.launch(arguments, nullptr), kernel.name);
         check(cudaDeviceSynchronize(), kernel.name);
         auto const found = y.values();
         for (size_t i = 0; i < x.size(); ++i)
@@ -588,12 +609,12 @@ template <typename T, typename Out>
 void runShapes(Outcome& outcome, Width width, int64_t rows, bool onHopper, size_t offset = 0)
 {
     ShapeRuns<T, Out> runs{outcome, width, rows, offset};
-    for (Kernel const& kernel : kKERNELS)
+    for (Kernel const& kernel : gKernels)
     {
         for (bool const constantWeight : {false, true})
         {
-            runs.run(kernel.name, constantWeight,
-                [&](LinearArguments const& a) { return kernel.launch(a, nullptr); });
+            runs.run(kernel.name, constantWeight, [&](LinearArguments const& a)
+                { return kernel.suits(a, gGpu) ? kernel.launch(a, nullptr) : cudaErrorInvalidValue; });
         }
     }
 #if defined(BERT_HOPPER)
@@ -802,17 +823,31 @@ void runType(Outcome& outcome, bool few)
 
 int main(int argumentCount, char** arguments)
 {
-    bool const few = argumentCount > 1 && std::string{arguments[1]} == "few";
+    auto const isGiven = [&](char const* word)
+    {
+        return std::find(arguments + 1, arguments + argumentCount, std::string{word})
+               != arguments + argumentCount;
+    };
+    bool const few = isGiven("few");
+    bool const onlyRungs = isGiven("rungs");
     Outcome outcome;
+    check(currentCapability(gGpu), "compute capability");
+    if (!onlyRungs)
+    {
+        gKernels.assign(std::begin(kKERNELS), std::end(kKERNELS));
+    }
+    gKernels.insert(gKernels.end(), std::begin(kLINEAR_RUNGS), std::end(kLINEAR_RUNGS));
     runType<__half>(outcome, few);
     runType<__nv_bfloat16>(outcome, few);
-    Capability capability;
-    check(currentCapability(capability), "compute capability");
-    bool const onHopper = capability.major == 9 && capability.minor == 0;
+    bool const onHopper = gGpu.major == 9 && gGpu.minor == 0;
     if (onHopper)
     {
-        runAllShapes<__half, __half>(outcome, few, onHopper);
-        runAllShapes<__nv_bfloat16, __nv_bfloat16>(outcome, few, onHopper);
+        runAllShapes<__half, __half>(outcome, few, !onlyRungs);
+        runAllShapes<__nv_bfloat16, __nv_bfloat16>(outcome, few, !onlyRungs);
+    }
+    if (onlyRungs)
+    {
+        return outcome.report();
     }
     runNarrowType<int8_t>(outcome, few, onHopper);
     int architecture = 0;

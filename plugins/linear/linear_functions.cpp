@@ -1,7 +1,9 @@
-// The linear layer's launchers as C functions, for benchmarks/linear_sweep.py and benchmarks/linear_mma_sync.py, which
-// load them from a shared library (target linear_functions) and compare with PyTorch in one process. Those of single
-// shapes exist where the kernels for Hopper do.
-#include "linear/linear_kernels.h"
+// The linear layer's launchers as C functions, for benchmarks/linear_sweep.py, benchmarks/linear_mma_sync.py and
+// benchmarks/ladders.py, which load them from a shared library (target linear_functions) and compare with PyTorch in one
+// process. Those of single shapes exist where the kernels for Hopper do.
+#include "linear/linear_ladder.h"
+
+#include <iterator>
 
 #define BERT_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -58,6 +60,28 @@ BERT_EXPORT int32_t linearLaunch(LinearCall const* call, void* stream)
 BERT_EXPORT int32_t linearLaunchTensor(LinearCall const* call, void* stream)
 {
     return launchLinearTensor(makeArguments(*call), static_cast<cudaStream_t>(stream));
+}
+// The kernels of linear_ladder.h. One that does not take the call answers cudaErrorInvalidValue.
+BERT_EXPORT int32_t linearRungs()
+{
+    return static_cast<int32_t>(std::size(kLINEAR_RUNGS));
+}
+BERT_EXPORT char const* linearRungName(int32_t rung)
+{
+    return kLINEAR_RUNGS[rung].name;
+}
+BERT_EXPORT int32_t linearLaunchRung(LinearCall const* call, int32_t rung, void* stream)
+{
+    LinearArguments const arguments = makeArguments(*call);
+    Capability gpu;
+    cudaError_t const status = currentCapability(gpu);
+    if (status != cudaSuccess)
+    {
+        return status;
+    }
+    return kLINEAR_RUNGS[rung].suits(arguments, gpu)
+               ? kLINEAR_RUNGS[rung].launch(arguments, static_cast<cudaStream_t>(stream))
+               : cudaErrorInvalidValue;
 }
 
 #if defined(BERT_HOPPER)

@@ -40,6 +40,11 @@ inline __device__ float gelu(float x)
     return fmaf(-a, exponential2(q), positivePart(x));
 }
 
+inline __device__ float activate(float value, bool withGelu)
+{
+    return withGelu ? gelu(value) : value;
+}
+
 // GELU(x) * factor for a result in 8 bits, where q of degree 3 will do: the relative error of Phi(-a) is at most 5e-3 up
 // to 4.5, where half a step of E4M3 is 3e-2; beyond, a Phi(-a) is off by at most 1e-7. The error of GELU(x) is at most
 // 8.4e-4. q falls for ever, so that no bound is needed, but x must be finite. With fewer instructions the largest products

@@ -49,6 +49,9 @@ cudaError_t launchLinear(LinearArguments const& arguments, cudaStream_t stream);
 cudaError_t launchLinearTensor(LinearArguments const& arguments, cudaStream_t stream);
 cudaError_t launchLinearHopper(LinearArguments const& arguments, cudaStream_t stream);
 
+// Without tensor cores, for fp16 and bf16: launchLinearTensor takes it for bf16 on Turing.
+cudaError_t launchLinearPlain(LinearArguments const& arguments, cudaStream_t stream);
+
 // The architecture that the tensor kernel's code was compiled for which the current device runs, as 10 times the compute
 // capability: that of the device or an earlier one, depending on what the library was built for. The launchers refuse
 // E4M3 below kE4M3_ARCHITECTURE with cudaErrorNotSupported. An error, and 0, if the device can run none of the code.

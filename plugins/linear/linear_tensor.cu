@@ -135,11 +135,6 @@ __device__ void multiplyChunk(Accumulator<T> (&sums)[Tile::kWARP_ROWS / 16][Tile
 template <typename T>
 constexpr bool kSCALED = sizeof(T) == 1;
 
-__device__ float activate(float value, bool withGelu)
-{
-    return withGelu ? gelu(value) : value;
-}
-
 // Two neighbours of y in its type, with activation, rounded once. y in 8 bits is multiplied with `factors`: those of the
 // columns, divided by the scale of y. That product and the shorter GELU are as in linear_hopper.cuh.
 template <typename Out>
@@ -299,44 +294,9 @@ __global__ void __launch_bounds__(Tile::kTHREADS) linearTensorKernel(LinearArgum
     }
 }
 
-constexpr int kPLAIN_BLOCK = 128;
-
-// bf16 on Turing, whose tensor cores do not support it: one thread computes one element of y.
-__global__ void linearPlainKernel(LinearArguments const a)
-{
-    uint32_t const columnBlocks = static_cast<uint32_t>(divideUp(a.out, kPLAIN_BLOCK));
-    int64_t const row = blockIdx.x / columnBlocks;
-    int64_t const column = int64_t{blockIdx.x % columnBlocks} * kPLAIN_BLOCK + threadIdx.x;
-    if (column >= a.out)
-    {
-        return;
-    }
-    auto const* const x = static_cast<__nv_bfloat16 const*>(a.x) + row * a.in;
-    auto const* const weight = static_cast<__nv_bfloat16 const*>(a.weight) + column * a.in;
-    auto const* const bias = static_cast<__nv_bfloat16 const*>(a.bias);
-    float sum = 0.0F;
-    for (int32_t k = 0; k < a.in; ++k)
-    {
-        sum = fmaf(toFloat(x[k]), toFloat(weight[k]), sum);
-    }
-    sum += bias != nullptr ? toFloat(bias[column]) : 0.0F;
-    static_cast<__nv_bfloat16*>(a.y)[row * a.out + column] = fromFloat<__nv_bfloat16>(activate(sum, a.gelu));
-}
-
 // ---------------------------------------------------------------------------------------------------------------
 // Launcher
 // ---------------------------------------------------------------------------------------------------------------
-
-cudaError_t launchPlain(LinearArguments const& a, cudaStream_t stream)
-{
-    int64_t const blocks = a.rows * divideUp(a.out, kPLAIN_BLOCK);
-    if (blocks > INT_MAX)
-    {
-        return cudaErrorInvalidConfiguration;
-    }
-    linearPlainKernel<<<static_cast<unsigned int>(blocks), kPLAIN_BLOCK, 0, stream>>>(a);
-    return cudaGetLastError();
-}
 
 template <typename Tile>
 int64_t countTiles(LinearArguments const& a)
@@ -437,7 +397,7 @@ cudaError_t launchLinearTensor(LinearArguments const& arguments, cudaStream_t st
         {
             return status;
         }
-        return capability.major < 8 ? launchPlain(arguments, stream)
+        return capability.major < 8 ? launchLinearPlain(arguments, stream)
                                     : launchTyped<__nv_bfloat16>(arguments, stream);
     }
     case ElementType::kINT8:

@@ -4,10 +4,11 @@
 //     cmake --build plugins/build --target qkv_to_context_check
 //     compute-sanitizer --tool memcheck plugins/build/qkv_to_context_check     also: racecheck, initcheck, synccheck
 //
-// With the argument "few" it runs few small cases, for racecheck and initcheck, which are slow.
+// With the argument "few" it runs few small cases, for racecheck and initcheck, which are slow; with "rungs" only the
+// kernels of qkv_to_context_ladder.h, and none of the plugin's.
 #include "common/device_tensor.cuh"
 #include "common/element.cuh"
-#include "qkv_to_context/qkv_to_context_kernels.h"
+#include "qkv_to_context/qkv_to_context_ladder.h"
 
 #include <algorithm>
 #include <cmath>
@@ -192,6 +193,19 @@ struct Kernel
     cudaError_t (*launch)(QkvToContextArguments const&, cudaStream_t);
     bool (*suits)(QkvToContextArguments const&){suitsAny};
 };
+
+// The plain kernels keep their scores in memory: as large as they need, so that memcheck sees accesses beyond its end.
+cudaError_t launchPlain(QkvToContextArguments const& arguments, cudaStream_t stream)
+{
+    Tensor<float> const scores{countPlainScores(arguments)};
+    return launchQkvToContextPlain(
+        arguments, scores.data(), stream); // freeing the memory waits for the kernels
+}
+bool suitsPlain(QkvToContextArguments const& arguments)
+{
+    constexpr size_t kMOST_SCORES = size_t{1} << 26; // 256 MB
+    return countPlainScores(arguments) <= kMOST_SCORES;
+}
 
 int gWrong = 0;
 int gRuns = 0;
@@ -562,20 +576,34 @@ void runAbsurdScales()
 
 int main(int argumentCount, char** arguments)
 {
-    gFew = argumentCount > 1 && std::string{arguments[1]} == "few";
-    std::vector<Kernel> const ordinary{{"basic", launchQkvToContextBasic}};
-    std::vector<Kernel> tensor{{"tensor", launchQkvToContextTensor}};
-    std::vector<Kernel> tensorInt8 = tensor;
+    auto const isGiven = [&](char const* word)
+    {
+        return std::find(arguments + 1, arguments + argumentCount, std::string{word})
+               != arguments + argumentCount;
+    };
+    gFew = isGiven("few");
+    bool const onlyRungs = isGiven("rungs");
+    std::vector<Kernel> ordinary;
+    std::vector<Kernel> tensor;
+    std::vector<Kernel> tensorInt8;
+    if (!onlyRungs)
+    {
+        ordinary = {{"basic", launchQkvToContextBasic}};
+        tensor = {{"tensor", launchQkvToContextTensor}};
+        tensorInt8 = tensor;
+    }
 #if defined(BERT_HOPPER)
     cudaDeviceProp properties{};
     check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
-    if (properties.major == 9 && properties.minor == 0)
+    if (properties.major == 9 && properties.minor == 0 && !onlyRungs)
     {
         tensor.push_back({"hopper", launchQkvToContextHopper});
         tensor.push_back({"short", launchQkvToContextShort, suitsShortKernel});
         tensorInt8.push_back({"hopper, int8", launchQkvToContextHopperInt8, suitsHopperInt8Kernel});
     }
 #endif
+    ordinary.push_back({"plain", launchPlain, suitsPlain});
+    tensor.push_back({"plain", launchPlain, suitsPlain});
     runTypes<float, float>(ordinary);
     runTypes<float, int8_t>(ordinary);
     runTypes<float, E4m3>(ordinary);
@@ -594,7 +622,10 @@ int main(int argumentCount, char** arguments)
     runManyTiles<__half, int8_t>(tensor);
     runManyTiles<int8_t, __half>(tensorInt8);
     runManyTiles<int8_t, int8_t>(tensorInt8);
-    runAbsurdScales();
+    if (!onlyRungs)
+    {
+        runAbsurdScales();
+    }
     runNanNeighbour<float>(ordinary);
     runNanNeighbour<__half>(tensor);
     runNanNeighbour<__nv_bfloat16>(tensor);

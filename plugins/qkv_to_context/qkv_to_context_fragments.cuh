@@ -242,6 +242,31 @@ __device__ void exponentiate(
 // Beyond this exponent, score * scale would be rounded to steps of more than 2^-7.
 constexpr float kLARGE_EXPONENT = 65536.0F;
 
+inline __device__ bool isLarge(float maximum, float scale)
+{
+    return fabsf(maximum) * scale > kLARGE_EXPONENT;
+}
+
+// `exponentiate` relative to each row's maximum. Large rows subtract before they multiply. Each row decides that for
+// itself: the warp's other rows may belong to another sequence, which must not change a single bit. `someLarge` is the
+// warp's vote, which only saves the decision.
+template <int kTILES>
+__device__ void exponentiateRows(
+    float (&sums)[2], float (&scores)[kTILES][4], float const (&maximum)[2], float scale, bool someLarge)
+{
+    float const shift[2] = {maximum[0] * scale, maximum[1] * scale};
+    if (someLarge)
+    {
+        bool const large[2] = {isLarge(maximum[0], scale), isLarge(maximum[1], scale)};
+        exponentiate(sums, scores, [&](float score, int row)
+            { return large[row] ? (score - maximum[row]) * scale : fmaf(score, scale, -shift[row]); });
+    }
+    else
+    {
+        exponentiate(sums, scores, [&](float score, int row) { return fmaf(score, scale, -shift[row]); });
+    }
+}
+
 // The final factor of the weighted sums of values; 0 for a query without keys.
 inline __device__ float invertSum(float ofLane)
 {
@@ -276,25 +301,15 @@ public:
         for (int row = 0; row < 2; ++row)
         {
             mMaximum[row] = fmaxf(largestOfRow(ofLane[row]), -FLT_MAX); // finite also without keys
-            large = large || fabsf(mMaximum[row]) * scale > kLARGE_EXPONENT;
+            large = large || isLarge(mMaximum[row], scale);
         }
-        mLarge = __any_sync(kALL_LANES, large);
+        mSomeLarge = __any_sync(kALL_LANES, large);
     }
     // Replaces scores by weights; the weights of a query have a common factor, which finish returns.
     template <int kTILES>
     __device__ void weigh(float (&scores)[kTILES][4])
     {
-        if (mLarge)
-        {
-            exponentiate(
-                mSum, scores, [&](float score, int row) { return (score - mMaximum[row]) * mScale; });
-        }
-        else
-        {
-            float const shift[2] = {mMaximum[0] * mScale, mMaximum[1] * mScale};
-            exponentiate(
-                mSum, scores, [&](float score, int row) { return fmaf(score, mScale, -shift[row]); });
-        }
+        exponentiateRows(mSum, scores, mMaximum, mScale, mSomeLarge);
     }
     __device__ void finish(float (&factors)[2])
     {
@@ -306,7 +321,7 @@ private:
     float mScale;
     float mMaximum[2];
     float mSum[2]{};
-    bool mLarge;
+    bool mSomeLarge;
 };
 
 // By how much, as an exponent, the running maximum may lag behind the true maximum.
@@ -352,17 +367,7 @@ public:
         {
             grow(largest);
         }
-        float const shift[2] = {mMaximum[0] * mScale, mMaximum[1] * mScale};
-        if (mLarge)
-        {
-            exponentiate(
-                mSum, scores, [&](float score, int row) { return (score - mMaximum[row]) * mScale; });
-        }
-        else
-        {
-            exponentiate(
-                mSum, scores, [&](float score, int row) { return fmaf(score, mScale, -shift[row]); });
-        }
+        exponentiateRows(mSum, scores, mMaximum, mScale, mSomeLarge);
         return rescale;
     }
     template <int kTILES>
@@ -377,20 +382,22 @@ public:
     }
 
 private:
+    // A row whose maximum has not grown by more than the slack keeps it, with a factor of 1: when other rows of the
+    // warp grow must not change its roundings.
     __device__ void grow(float const (&largest)[2])
     {
         bool large = false;
 #pragma unroll
         for (int row = 0; row < 2; ++row)
         {
-            float ofRow = fmaxf(largest[row], mMaximum[row]);
-            ofRow = largestOfRow(ofRow);
-            mFactor[row] = exponential2((mMaximum[row] - ofRow) * mScale);
-            mMaximum[row] = ofRow;
+            float const ofRow = largestOfRow(largest[row]);
+            float const maximum = ofRow > mMaximum[row] + mSlack ? ofRow : mMaximum[row];
+            mFactor[row] = exponential2((mMaximum[row] - maximum) * mScale);
+            mMaximum[row] = maximum;
             mSum[row] *= mFactor[row];
-            large = large || fabsf(ofRow) * mScale > kLARGE_EXPONENT;
+            large = large || isLarge(maximum, mScale);
         }
-        mLarge = __any_sync(kALL_LANES, large);
+        mSomeLarge = __any_sync(kALL_LANES, large);
     }
 
     float mScale;
@@ -398,7 +405,7 @@ private:
     float mMaximum[2]{-FLT_MAX, -FLT_MAX};
     float mSum[2]{};
     float mFactor[2]{};
-    bool mLarge{true}; // like the initial maximum
+    bool mSomeLarge{true}; // like the initial maximum
 };
 
 // Packs weights as the left operand of the second matmul, whose register layout they already have.

@@ -148,10 +148,12 @@ private:
 #pragma unroll
         for (int row = 0; row < 2; ++row)
         {
-            float const ofRow = largestOfRow(fmaxf(largest[row], mMaximum[row]));
+            float const ofRow = largestOfRow(largest[row]);
+            float const maximum
+                = ofRow > mMaximum[row] + mSlack ? ofRow : mMaximum[row]; // as in OnlineSoftmax
             // Rounded in the same way as the shifts, so that weights before and after are consistent.
-            mFactor[row] = exponential2(__fmul_rn(mMaximum[row], mScale) - __fmul_rn(ofRow, mScale));
-            mMaximum[row] = ofRow;
+            mFactor[row] = exponential2(__fmul_rn(mMaximum[row], mScale) - __fmul_rn(maximum, mScale));
+            mMaximum[row] = maximum;
             mSum[row] *= mFactor[row];
         }
     }
