@@ -159,6 +159,7 @@ class TrtNetworkHelper:
         Returns:
             (..., out).
         """
+        # exercise 1 begins
         if quantized is None:
             w = self.addConstant(weight, f"{name}.weight", shape=_as_rank(weight.shape, x))  # (1 ..., out, in)
         else:
@@ -167,6 +168,7 @@ class TrtNetworkHelper:
             return self.addMatMul(x, w, name, transpose_b=True)
         product = self.addMatMul(x, w, f"{name}.product", transpose_b=True)  # (..., out)
         return self.addBias(product, bias, name)
+        # exercise 1 ends
 
     def addTiedLinear(self, x: trt.ITensor, table: trt.ITensor, bias: np.ndarray, name: str) -> trt.ITensor:
         """x @ tableᵀ + bias, for a decoder that shares its weight with an embedding.
@@ -258,11 +260,15 @@ class TrtNetworkHelper:
 
     def addEmbedding(self, indices: trt.ITensor, table: trt.ITensor, name: str) -> trt.ITensor:
         """Rows of a table: indices (...) and table (rows, H) -> (..., H)."""
+        # exercise 4 begins
         return self.addGather(table, indices, 0, name)
+        # exercise 4 ends
 
     def addGather(self, x: trt.ITensor, indices: trt.ITensor, axis: int, name: str) -> trt.ITensor:
         """The elements of x at ``indices`` along an axis, in whose place the result has the axes of ``indices``."""
+        # exercise 4 begins
         return self._check_layer(self.network.add_gather(x, indices, axis), name, [x, indices])
+        # exercise 4 ends
 
     def addWithout(self, x: trt.ITensor, first: int, last: int, name: str) -> trt.ITensor:
         """A vector (n,) without its ``first`` elements and without its ``last`` ones."""
@@ -297,15 +303,18 @@ class TrtNetworkHelper:
             kind: ``erf``: Φ by the error function, as in BERT; ``tanh``: the paper's approximation, as in GPT-2;
                 ``decomposed``: the same as ``erf``, from elementary layers.
         """
+        # exercise 3 begins
         if kind == "decomposed":
             return self._addDecomposedGELU(x, name)
         kinds = {"erf": trt.ActivationType.GELU_ERF, "tanh": trt.ActivationType.GELU_TANH}
         if kind not in kinds:
             raise ValueError(f"GELU kind {kind!r}; expected one of {', '.join(GELU_KINDS)}")
         return self._check_layer(self.network.add_activation(x, kinds[kind]), name, [x])
+        # exercise 3 ends
 
     def _addDecomposedGELU(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """x/2 · (1 + erf(x / √2)), with a layer for each operation."""
+        # exercise 3 begins
         scaled = self.addScale(x, 1 / math.sqrt(2), f"{name}.gelu_scale")
         erf = self._unary(scaled, trt.UnaryOperation.ERF, f"{name}.gelu_erf")
         shifted = self.addShift(erf, 1.0, f"{name}.gelu_add")
@@ -313,6 +322,7 @@ class TrtNetworkHelper:
         product = self._elementwise(half, shifted, trt.ElementWiseOperation.PROD, name)
         self.gelu_parts += [scaled.name, erf.name, shifted.name, half.name, product.name]
         return product
+        # exercise 3 ends
 
     def addReLU(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """max(x, 0)."""
@@ -338,6 +348,7 @@ class TrtNetworkHelper:
             bias: fp32, added to x before the softmax; it broadcasts. An attention mask is 0, or a large negative
                 number for masked tokens.
         """
+        # exercise 2 begins
         scores = self.addCast(x, trt.DataType.FLOAT, f"{name}.input_fp32")
         if bias is not None:
             scores = self.addAdd(scores, bias, f"{name}.masked")
@@ -347,6 +358,7 @@ class TrtNetworkHelper:
         needs_cast = x.dtype != trt.DataType.FLOAT
         probabilities = self._check_layer(layer, f"{name}.fp32" if needs_cast else name, [scores])
         return self.addCast(probabilities, x.dtype, name)
+        # exercise 2 ends
 
     def addAttention(
         self,
@@ -441,6 +453,7 @@ class TrtNetworkHelper:
         """
         if kernel != "native":
             return self._addLayerNormPlugin(x, gamma, beta, epsilon, name, kernel)
+        # exercise 5 begins
         x_fp32 = self.addCast(x, trt.DataType.FLOAT, f"{name}.input_fp32")
         scale = self.addConstant(gamma, f"{name}.weight", trt.DataType.FLOAT, _as_rank(gamma.shape, x))
         shift = self.addConstant(beta, f"{name}.bias", trt.DataType.FLOAT, _as_rank(beta.shape, x))
@@ -455,11 +468,13 @@ class TrtNetworkHelper:
         needs_cast = self.dtype != trt.DataType.FLOAT
         y = self._check_layer(layer, f"{name}.fp32" if needs_cast else name, [x_fp32, scale, shift])
         return self.addCast(y, self.dtype, name)
+        # exercise 5 ends
 
     def _addLayerNormPlugin(
         self, x: trt.ITensor, gamma: np.ndarray, beta: np.ndarray, epsilon: float, name: str, kernel: str
     ) -> trt.ITensor:
         """The plugin reads and writes the helper's type; gamma and beta stay fp32."""
+        # exercise 7 begins
         x = self.addCast(x, self.dtype, f"{name}.input")
         scale = self.addConstant(gamma, f"{name}.weight", trt.DataType.FLOAT)
         shift = self.addConstant(beta, f"{name}.bias", trt.DataType.FLOAT)
@@ -468,6 +483,7 @@ class TrtNetworkHelper:
         )
         (y,) = self.addPlugin(layer, [x, scale, shift])
         return y
+        # exercise 7 ends
 
     # plugins
 

@@ -92,6 +92,7 @@ def batches(sentences: Sequence[Sentence], same_length: bool = False) -> list[li
         sentences: the sentences.
         same_length: a batch only has sentences of one length, so that it has no padding.
     """
+    # exercise 12 begins
     grouped: list[list[Sentence]] = []
     for sentence in sorted(sentences, key=lambda sentence: len(sentence.ids)):  # the batch's longest is the last
         length, last = len(sentence.ids), grouped[-1] if grouped else []
@@ -101,6 +102,7 @@ def batches(sentences: Sequence[Sentence], same_length: bool = False) -> list[li
         else:
             grouped.append([sentence])
     return grouped
+    # exercise 12 ends
 
 
 def batch_inputs(batch: Sequence[Sentence]) -> dict[str, np.ndarray]:
@@ -109,6 +111,7 @@ def batch_inputs(batch: Sequence[Sentence]) -> dict[str, np.ndarray]:
     Padding repeats a sentence's last token: then no value enters the network that the sentences themselves do not
     have, which matters in a damaged model, since 0 · NaN is NaN.
     """
+    # exercise 12 begins
     length = max(len(sentence.ids) for sentence in batch)
 
     def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -117,6 +120,7 @@ def batch_inputs(batch: Sequence[Sentence]) -> dict[str, np.ndarray]:
     ids, types = padded([sentence.ids for sentence in batch]), padded([sentence.types for sentence in batch])
     positions = np.tile(np.arange(length, dtype=np.int32), (len(batch), 1))
     return dict(zip(INPUT_NAMES, (ids, types, positions), strict=True)) | {MASK_NAME: real_tokens(batch)}
+    # exercise 12 ends
 
 
 def num_tokens(sentences: Sequence[Sentence]) -> int:
@@ -126,5 +130,7 @@ def num_tokens(sentences: Sequence[Sentence]) -> int:
 
 def real_tokens(batch: Sequence[Sentence]) -> np.ndarray:
     """The attention mask of a batch, int32 (B, S): 1 for the sentences' own tokens, 0 for padding."""
+    # exercise 12 begins
     lengths = np.array([len(sentence.ids) for sentence in batch])
     return (np.arange(lengths.max()) < lengths[:, None]).astype(np.int32)
+    # exercise 12 ends

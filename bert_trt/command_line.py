@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bert_trt.exercise.tasks import BY_NUMBER
 from bert_trt.options import (
     BATCHINGS,
     BUNDLED_MODEL,
@@ -36,6 +37,7 @@ from bert_trt.options import (
     CalibratorOptions,
     Columns,
     CorpusOptions,
+    ExerciseOptions,
     ExportOptions,
     GpuCheckOptions,
     ParserOptions,
@@ -747,6 +749,41 @@ def gpu_check_arguments() -> GpuCheckOptions:
     )
     parser.add_argument("--step", type=Path, help=argparse.SUPPRESS)  # the work of a process that the script started
     return _as(GpuCheckOptions, parser.parse_args())
+
+
+def exercise_arguments() -> ExerciseOptions:
+    """The command line of exercise.py."""
+    parser = argparse.ArgumentParser(
+        description="The exercise: a work folder with blanks to fill in, and its grading. See docs/tutorial/."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    make = commands.add_parser("make", help="make a work folder: make exercise DIR=FOLDER")
+    make.add_argument("folder", type=Path, metavar="FOLDER", help="the new folder; it must not have files yet")
+    grade = commands.add_parser("grade", help="grade the work folder that this script is in: make grade")
+    grade.add_argument("tasks", type=_task, nargs="*", metavar="TASK", help="numbers of tasks (default: all)")
+    grade.add_argument("--seed", type=_seed, help="shapes, weights and sentences (default: another one each time)")
+    grade.add_argument("--json", type=Path, metavar="FILE", help="write the grades as JSON")
+    grade.add_argument(
+        "--time-limit",
+        type=_count,
+        metavar="SECONDS",
+        help="for one task (default: 60 for networks and calibration, 600 for kernels and projects)",
+    )
+    grade.add_argument("--result", type=Path, help=argparse.SUPPRESS)  # of a process that the script started
+    args = parser.parse_args()
+    return _as(ExerciseOptions, args, tasks=tuple(getattr(args, "tasks", ())))
+
+
+def _task(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) not in BY_NUMBER:
+        raise argparse.ArgumentTypeError(f"{text!r} is no task; the tasks are 1 to {max(BY_NUMBER)}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed; expected a whole number of at least 0")
+    return int(text)
 
 
 def _row_names(text: str) -> list[str]:

@@ -87,12 +87,14 @@ def find_range(counts: np.ndarray, limit: float, amax: float, method: str, kind:
 
 def percentile_range(counts: np.ndarray, limit: float, percentile: float) -> float:
     """The value below which ``percentile`` percent of the values lie, interpolated linearly inside its bin."""
+    # exercise 11 begins
     cumulative = np.cumsum(counts)
     target = percentile / 100 * cumulative[-1]
     bin_index = int(np.searchsorted(cumulative, target))
     below = cumulative[bin_index - 1] if bin_index else 0
     inside = (target - below) / counts[bin_index]
     return (bin_index + inside) * limit / len(counts)
+    # exercise 11 ends
 
 
 def entropy_range(counts: np.ndarray, limit: float, amax: float) -> float:
@@ -128,6 +130,7 @@ def _divergence(fine: np.ndarray, end: int) -> float:
 
 def mse_range(counts: np.ndarray, limit: float, amax: float, kind: str) -> float:
     """The range from amax / 16 to amax with the least mean squared error of rounding and clipping."""
+    # exercise 11 begins
     filled = np.flatnonzero(counts)
     values = (filled + 0.5) * limit / len(counts)
     weights = counts[filled].astype(np.float64)
@@ -138,6 +141,7 @@ def mse_range(counts: np.ndarray, limit: float, amax: float, kind: str) -> float
 
     candidates = amax * np.geomspace(1, 1 / 16, 161)
     return float(min(candidates, key=error))
+    # exercise 11 ends
 
 
 def _round_trip(values: np.ndarray, amax: float, kind: str) -> np.ndarray:

@@ -407,3 +407,26 @@ class GpuCheckOptions:
 def predictions_path(named: Path | None, plan: Path) -> Path:
     """The file for the predictions: the one that --predictions names, else the default name beside the plan."""
     return named or plan.with_suffix(".predictions.jsonl")
+
+
+@dataclass(frozen=True)
+class ExerciseOptions:
+    """The options of exercise.py.
+
+    Attributes:
+        command: ``make`` or ``grade``.
+        folder: the work folder to make.
+        tasks: the tasks to grade; empty for all.
+        seed: decides shapes, weights and sentences; None for a random one.
+        json: the file for the grades.
+        time_limit: seconds for one task; None for the limit of its kind.
+        result: in a process that the script started itself: the file for the grade of the only task.
+    """
+
+    command: str
+    folder: Path | None = None
+    tasks: tuple[int, ...] = ()
+    seed: int | None = None
+    json: Path | None = None
+    time_limit: int | None = None
+    result: Path | None = None

@@ -99,7 +99,7 @@ ARGUMENTS = {  # those that a script does not go without
     "benchmarks/random_checkpoint.py": ["x"],
     "benchmarks/triton_server.py": ["x"],
 }
-LIGHT = ("plugins/build.py", "benchmarks/packaged_checkpoint.py")  # import nothing that takes long
+LIGHT = ("exercise.py", "plugins/build.py", "benchmarks/packaged_checkpoint.py")  # import nothing that takes long
 
 
 @pytest.mark.parametrize("script", [name for name in SCRIPTS if name not in LIGHT])

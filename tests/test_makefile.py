@@ -177,6 +177,39 @@ def test_the_plugins_are_built_for_the_architectures_that_are_named(project, var
     assert project.log.read_text().splitlines()[-1] == " ".join(["plugins/build.py", *options])
 
 
+def test_a_work_folder_is_made_where_it_is_named(project):
+    assert project.make("exercise", variables=["DIR=my bert"]).returncode == 0
+    assert project.log.read_text().splitlines()[-1] == "exercise.py make my bert"
+
+
+def test_a_work_folder_needs_a_name(project):
+    answer = project.make("exercise")
+    assert answer.returncode != 0
+    assert "error: name the new folder: make exercise DIR=my_bert" in answer.stderr
+    assert project.asked("exercise.py") == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments"),
+    [
+        ((), ""),
+        (("TASKS=1 6",), " 1 6"),
+        (("SEED=7", "JSON=my grades.json"), " --seed 7 --json my grades.json"),
+    ],
+)
+def test_the_grading_gets_tasks_seed_and_file(project, variables, arguments):
+    assert project.make("grade", variables=variables).returncode == 0
+    asked = project.log.read_text().splitlines()[-1]
+    assert " ".join(asked.split()) == f"exercise.py grade{arguments}"
+
+
+def test_the_grading_goes_on_without_a_cuda_compiler_that_cannot_be_installed(project):
+    answer = project.make("grade", project.interpreter(check_tools="exit 1", install_cuda="exit 1"))
+    assert answer.returncode == 0
+    assert "kernels are not graded" in answer.stderr
+    assert project.log.read_text().splitlines()[-1].startswith("exercise.py grade")
+
+
 def test_pip_shows_its_progress(project):
     project.make("demo")
     (asked,) = project.asked("-r requirements.txt")

@@ -167,8 +167,10 @@ class PaddedLayout(SingleLayout):
     def additive_mask(self) -> trt.ITensor | None:
         """fp32 (B, 1, 1, S)."""
         assert self.lengths is not None
+        # exercise 16 begins
         tokens = self.helper.addCast(self.lengths, trt.DataType.FLOAT, f"{MASK_NAME}.fp32")
         return self._additive(self.helper.addReshape(tokens, (0, 1, 1, -1), f"{MASK_NAME}.spread"))
+        # exercise 16 ends
 
     def boolean_mask(self) -> trt.ITensor | None:
         """bool (B, 1, S, S): true if query and key are both tokens, or both padding.
@@ -275,6 +277,7 @@ class PackedLayout(SingleLayout):
         """
         helper, fp32, cu_seqlens = self.helper, trt.DataType.FLOAT, self.lengths
         assert cu_seqlens is not None
+        # exercise 17 begins
         column = helper.addReshape(self._token_count(), (-1, 1), "token.column")  # (T, 1): 1 to T
         ends = helper.addCast(helper.addReshape(cu_seqlens, (1, -1), "ends.row"), fp32, "ends.fp32")  # (1, B + 1)
         passed = helper.addCast(helper.addLess(ends, column, "ends.passed"), fp32, "ends.passed.fp32")  # (T, B + 1)
@@ -282,6 +285,7 @@ class PackedLayout(SingleLayout):
         query = helper.addReshape(sequence, (1, -1, 1), "token.sequence.query")
         key = helper.addReshape(sequence, (1, 1, -1), "token.sequence.key")
         return helper.addEqual(query, key, "token.same")
+        # exercise 17 ends
 
 
 class RaggedLayout(PackedLayout):

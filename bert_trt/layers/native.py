@@ -85,6 +85,7 @@ class NativeLayers:
 
     def self_attention(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """softmax(Q Kᵀ / √D) V for each head: (S, H) -> (S, H) (Vaswani et al., arXiv:1706.03762)."""
+        # exercise 6 begins
         helper, heads, size = self.helper, self.config.num_heads, self.config.head_size
         query, key, value = (
             self.layout.split_heads(self.linear(x, f"{name}.{part}"), heads, size, f"{name}.{part}.heads")
@@ -96,6 +97,7 @@ class NativeLayers:
         probabilities = helper.addSoftmax(scores, f"{name}.probabilities", bias=self.score_bias)  # (N, S, S)
         context = self.products.matmul(probabilities, value, f"{name}.context")  # (N, S, D)
         return self.layout.merge_heads(context, self.config.hidden_size, name)
+        # exercise 6 ends
 
     def linear_activation(self, x: trt.ITensor, name: str, width: int) -> trt.ITensor:
         """activation(x @ weightᵀ + bias): (S, in) -> (S, width)."""

@@ -24,6 +24,7 @@ template <typename T, typename W, typename Shape>
 __global__ void __launch_bounds__(Shape::kBLOCK, 1) layerNormFastKernel(
     T const* x, W const* gamma, W const* beta, T* y, uint32_t rows, uint32_t hidden, float epsilon)
 {
+    // exercise 10 begins
     waitForPreviousKernel();
     auto const position = Shape::position(rows);
     if (position.idle)
@@ -56,6 +57,7 @@ __global__ void __launch_bounds__(Shape::kBLOCK, 1) layerNormFastKernel(
             return fromFloat<T>(normalize(
                 values[v][i], statistics, toFloat(gammas[v].values[i]), toFloat(betas[v].values[i])));
         });
+    // exercise 10 ends
 }
 
 // ---------------------------------------------------------------------------------------------------------------

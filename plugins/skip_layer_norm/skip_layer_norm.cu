@@ -194,9 +194,11 @@ __global__ void __launch_bounds__(Shape::kBLOCK, kMIN_BLOCKS<W, kLOAD, Shape>)
     }
 
     float values[kVECTORS][kPER];
+    // exercise 14 begins
     Shape::forEach([&](int v, int i) { values[v][i] = toFloat(biases[v], i); });
     x.addTo(values);
     skip.addTo(values);
+    // exercise 14 ends
     if (kBEFORE_WAIT && hasFactors) // arrive while the sums are added up, in the registers of x and skip
     {
         Shape::load(factors, a.outputFactors, hidden);
