@@ -470,17 +470,18 @@ network, {batching}, which takes tokens. Batches have at most {max_batch} sequen
 
 `bert/1/model.plan` was built by {built_by}. Triton loads it only where TensorRT is the same product of the
 same version, on the kind of GPU on which the plan was built. The release notes of Triton's containers name the
-version, and so does
+version. The container is `tritonserver`, tag `YY.MM-py3`, in NVIDIA's NGC catalogue, which shows the full name to
+pull; let `TRITON_IMAGE` be that name. Then this shows the version too:
 
 ```sh
-docker run --rm nvcr.io/nvidia/tritonserver:YY.MM-py3 bash -c "ls /usr/lib/*/libnvinfer.so.*"
+docker run --rm "$TRITON_IMAGE" bash -c "ls /usr/lib/*/libnvinfer.so.*"
 ```
 
 To write the repository again inside the container, into a new folder, with that version and in the folder of the
 project:
 
 ```sh
-docker run --rm --gpus all -v "$PWD":/project -w /project nvcr.io/nvidia/tritonserver:YY.MM-py3 \\
+docker run --rm --gpus all -v "$PWD":/project -w /project "$TRITON_IMAGE" \\
   bash -c "pip install -r {packages} tensorrt==VERSION && \\
     {command}"
 ```
@@ -491,7 +492,7 @@ In the folder that holds `{name}` (the models pass arrays to each other through 
 
 ```sh
 docker run --rm --gpus all --shm-size 1g -p 8000:8000 -p 8001:8001 \\
-  -v "$PWD/{name}":/models nvcr.io/nvidia/tritonserver:YY.MM-py3 \\
+  -v "$PWD/{name}":/models "$TRITON_IMAGE" \\
   bash -c "pip install -r /models/bert_text/requirements.txt && \\
     tritonserver --model-repository=/models{options}"
 ```

@@ -605,7 +605,7 @@ def check_attention(rng: np.random.Generator, padded: bool) -> None:
     log = TrtLog()
     builder, network = create_builder(log)
     helper = TrtNetworkHelper(network, log, FLOAT)
-    layout = PaddedLayout(helper) if padded else SingleLayout(helper)
+    layout = (PaddedLayout if padded else SingleLayout)(helper, config.max_positions)
     any_weights: Any = weights
     layers = NativeLayers(helper, config, any_weights, layout, Products(helper))
     x = helper.addInput("x", FLOAT, (-1, -1, config.hidden_size) if padded else (-1, config.hidden_size))
