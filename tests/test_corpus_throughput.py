@@ -27,8 +27,8 @@ def test_processes_of_processes_are_counted(benchmark_module):
         "print(child.pid, flush=True)\n"
         "input()\n"
     )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as process:
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         grandchild = int(process.stdout.readline())
         assert benchmark_module.tree(process.pid) == [process.pid, grandchild]
