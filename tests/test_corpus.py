@@ -202,6 +202,7 @@ def test_an_interrupted_run_goes_on(address, inputs, model_dir, expected, tmp_pa
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  a background job ignores it
     )
     while process.poll() is None and len(list(out.glob("part-*.parquet"))) < 3:
         time.sleep(0.001)
