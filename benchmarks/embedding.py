@@ -50,7 +50,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-from report import check_results, markdown_table, model_name, print_table, versions, write_results
+from report import check_results, model_name, publish, versions
 
 from bert_trt.console import UserError, log_console, run_script, warn
 from bert_trt.model_files import ModelFolder
@@ -238,13 +238,7 @@ def main() -> int:
     }
     rows = table_rows(results)
     title = f"{record['model']}, {args.texts} texts of {ours.num_tokens / args.texts:.1f} tokens, {device}"
-    print_table(title, HEADINGS, rows)
-    write_results(
-        args.json,
-        record,
-        args.markdown,
-        [f"# {title}", "", f"{record['versions']}", "", *markdown_table(HEADINGS, rows)],
-    )
+    publish(title, HEADINGS, rows, record, args.json, args.markdown)
     return 0
 
 

@@ -57,7 +57,7 @@ from torch.nn.functional import gelu, linear, scaled_dot_product_attention
 
 from bert_trt.console import UserError, console, log_console, run_script
 from bert_trt.files import atomic_write, check_outputs
-from plugins.measure import capture
+from plugins.measure import capture, replay_time
 
 LINEAR_SHAPES = ((4096, 768, 3072), (1024, 1024, 4096), (4096, 1024, 4096))  # M, K, N: BERT-base, BERT-large
 ATTENTION_SHAPES = ((8, 128), (32, 384), (8, 512))  # B, S
@@ -113,16 +113,6 @@ class Time:
     def spread(self) -> float:
         """How far the turns are apart, as a share of their median."""
         return (max(self.turns) - min(self.turns)) / self.microseconds
-
-
-def replay_time(graph: torch.cuda.CUDAGraph) -> float:
-    """The milliseconds of one replay."""
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
 
 
 def measure(contenders: dict[str, Callable[[], object]]) -> dict[str, list[float]]:

@@ -82,3 +82,17 @@ def write_results(
         if path is not None:
             with atomic_write(path) as file:
                 file.write(f"{text}\n".encode())
+
+
+def publish(
+    title: str,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    record: dict[str, Any],
+    json_path: Path | None,
+    markdown_path: Path | None,
+) -> None:
+    """Prints the one table of a benchmark, and writes the files of --json and --markdown; see ``write_results``."""
+    print_table(title, headings, rows)
+    lines = [f"# {title}", "", f"{record['versions']}", "", *markdown_table(headings, rows)]
+    write_results(json_path, record, markdown_path, lines)

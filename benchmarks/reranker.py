@@ -44,7 +44,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-from report import check_results, markdown_table, model_name, print_table, versions, write_results
+from report import check_results, model_name, publish, versions
 
 from bert_trt.console import UserError, log_console, run_script
 from bert_trt.model_files import INPUT_NAMES, ModelFolder
@@ -197,13 +197,7 @@ def main() -> int:
         for one in results
     ]
     title = f"{record['model']}, {len(windows)} pairs of {num_tokens / len(windows):.1f} tokens, {device}"
-    print_table(title, HEADINGS, rows)
-    write_results(
-        args.json,
-        record,
-        args.markdown,
-        [f"# {title}", "", f"{record['versions']}", "", *markdown_table(HEADINGS, rows)],
-    )
+    publish(title, HEADINGS, rows, record, args.json, args.markdown)
     return 0
 
 

@@ -24,7 +24,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,22 @@ COMPILED = re.compile(r"Building (?:CUDA|CXX) object \S+?\.dir/(\S+)\.o\b")
 
 class BuildError(UserError):
     """The plugins are not built or cannot be built; the message says what to do."""
+
+
+def run_c_compiler(command: Sequence[str], remedy: str) -> None:
+    """Runs a C compiler's command line, for the small libraries that CMake does not build.
+
+    Raises:
+        BuildError: it cannot be run, or it fails; ``remedy`` is the message's last line then.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(
+            f"cannot run the C compiler {command[0]}: {error.strerror}; set the variable CC to one that works"
+        ) from error
+    if done.returncode != 0:
+        raise BuildError(f"{done.stderr}\nfailed: {' '.join(command)}\n{remedy}")
 
 
 @dataclass(frozen=True)

@@ -40,14 +40,14 @@ def graph_times(
     times: dict[str, list[float]] = {name: [] for name in graphs}
     for _ in range(TURNS):
         for name, graph in graphs.items():
-            milliseconds = _replay_time(graph)
+            milliseconds = replay_time(graph)
             for _ in range(math.ceil(SETTLING * 1000.0 / milliseconds)):
                 graph.replay()
-            times[name] += [_replay_time(graph) * 1000.0 / launches for _ in range(-(-rounds // TURNS))]
+            times[name] += [replay_time(graph) * 1000.0 / launches for _ in range(-(-rounds // TURNS))]
     return {name: statistics.median(samples) for name, samples in times.items()}
 
 
-def _replay_time(graph: torch.cuda.CUDAGraph) -> float:
+def replay_time(graph: torch.cuda.CUDAGraph) -> float:
     """The milliseconds of one replay."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()

@@ -13,11 +13,10 @@ import ctypes
 import functools
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 from bert_trt.files import make_folder
-from plugins.build import BUILD_DIR_VARIABLE, BuildError, build_dir
+from plugins.build import BUILD_DIR_VARIABLE, BuildError, build_dir, run_c_compiler
 
 SHIM = "libtensorrt_rtx.so"
 MAPPINGS = Path("/proc/self/maps")  # a line for each mapping of each loaded library, with the path at its end
@@ -63,18 +62,11 @@ def build_shim(folder: Path) -> Path:
     partial = folder / f"{SHIM}.{os.getpid()}"  # renamed when complete, since another process may build it too
     options = ["-shared", "-x", "c", os.devnull, "-x", "none", f"-Wl,-soname,{SHIM}", "-Wl,--no-as-needed"]
     command = [compiler, *options, str(library), f"-Wl,-rpath,{library.parent}", "-o", str(partial)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise BuildError(
-            f"cannot run the C compiler {compiler}: {error.strerror}; set the variable CC to one that works"
-        ) from error
-    if done.returncode != 0:
-        raise BuildError(
-            f"{done.stderr}\nfailed: {' '.join(command)}\n"
-            "Plugins in tensorrt_rtx need a C compiler and a folder that can be written: set CC, or "
-            f"{BUILD_DIR_VARIABLE}"
-        )
+    run_c_compiler(
+        command,
+        "Plugins in tensorrt_rtx need a C compiler and a folder that can be written: set CC, or "
+        f"{BUILD_DIR_VARIABLE}",
+    )
     partial.replace(shim)
     return shim
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
-from plugins.build import BuildError
+from plugins.build import BuildError, run_c_compiler
 
 SOURCE = Path(__file__).with_suffix(".c")
 LOADER = "libbert_plugins_loader.so"
@@ -27,12 +26,5 @@ def build_loader(folder: Path) -> Path:
         )
     loader = folder / LOADER
     command = [compiler, "-shared", "-fPIC", "-O2", str(SOURCE), "-o", str(loader), "-ldl"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise BuildError(
-            f"cannot run the C compiler {compiler}: {error.strerror}; set the variable CC to one that works"
-        ) from error
-    if done.returncode != 0:
-        raise BuildError(f"{done.stderr}\nfailed: {' '.join(command)}\nset the variable CC to another C compiler")
+    run_c_compiler(command, "set the variable CC to another C compiler")
     return loader

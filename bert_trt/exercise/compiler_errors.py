@@ -1,11 +1,15 @@
-"""Finds the first error in what a CUDA or C++ compiler printed."""
+"""Compiles a kernel, and finds the first error in what a CUDA or C++ compiler printed."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
-from plugins.build import PLUGINS
+from bert_trt.exercise.tasks import WrongAnswer
+from plugins.build import PLUGINS, Compiler
 
 COMPILER_ERROR = re.compile(
     r"^(?P<file>[^\s(:]+)[(:](?P<line>\d+)(?:\)|:\d+:|:) ?:? ?(?:fatal |catastrophic )?error ?:? ?(?P<text>.*)$",
@@ -22,3 +26,21 @@ def first_compiler_error(text: str) -> str:
     path = Path(match["file"])
     name = path.relative_to(PLUGINS.parent).as_posix() if path.is_relative_to(PLUGINS.parent) else path.name
     return f"{name}, line {match['line']}: {match['text']}"
+
+
+def run_compiler(command: Sequence[str], compiler: Compiler) -> None:
+    """Runs a compiler's command line.
+
+    Raises:
+        WrongAnswer: it fails; the text is the first error.
+    """
+    done = subprocess.run(
+        command,
+        env=os.environ | compiler.environment,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode != 0:
+        raise WrongAnswer(first_compiler_error(done.stdout + done.stderr), "the kernel does not compile")

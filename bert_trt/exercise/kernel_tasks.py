@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from bert_trt.exercise.checks import Mistakes, compare, first_answer
-from bert_trt.exercise.compiler_errors import first_compiler_error
+from bert_trt.exercise.compiler_errors import run_compiler
 from bert_trt.exercise.layer_norms import CANCELLED, layer_norm, layer_norm_mistakes
 from bert_trt.exercise.tasks import COMPILED, NOT_GRADED, RIGHT, WRONG, Grade, Task, WrongAnswer
 from plugins import build
@@ -132,17 +132,11 @@ def compile_kernel(kernel: Kernel, compiler: Compiler) -> Path:
         return library
     BUILD.mkdir(parents=True, exist_ok=True)
     unfinished = library.with_suffix(f".{os.getpid()}")  # another task may compile the same file
-    done = subprocess.run(
-        [*command, "-o", str(unfinished)],
-        env=os.environ | compiler.environment,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if done.returncode != 0:
+    try:
+        run_compiler([*command, "-o", str(unfinished)], compiler)
+    except WrongAnswer:
         unfinished.unlink(missing_ok=True)
-        raise WrongAnswer(first_compiler_error(done.stdout + done.stderr), "the kernel does not compile")
+        raise
     unfinished.replace(library)
     return library
 

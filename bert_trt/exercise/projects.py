@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from bert_trt.exercise.compiler_errors import first_compiler_error
+from bert_trt.exercise.compiler_errors import run_compiler
 from bert_trt.exercise.tasks import COMPILED, NOT_GRADED, RIGHT, Grade, Task, WrongAnswer
 from plugins import build
 from plugins.build import PLUGINS
@@ -61,16 +61,7 @@ def compile_file(path: Path) -> Grade | None:
             "-gencode", f"arch=compute_{architecture},code=sm_{architecture}",
             str(path), "-o", str(Path(folder) / "kernel.o"),
         ]  # fmt: skip
-        done = subprocess.run(
-            command,
-            env=os.environ | compiler.environment,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-    if done.returncode != 0:
-        raise WrongAnswer(first_compiler_error(done.stdout + done.stderr), "the kernel does not compile")
+        run_compiler(command, compiler)
     return None
 
 
