@@ -7,6 +7,7 @@ grow with it. records.py reads it, tasks.py makes answers of outputs, answer_fil
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -171,10 +172,11 @@ class Tokenization:
         """For each record its windows, none for a blank line; or what is wrong with it."""
         results: list[list[Window] | str] = [record.problem or [] for record in records]
         readable = [index for index, record in enumerate(records) if record.texts]
-        texts = [records[index].texts for index in readable]
-        for index, encoding in zip(readable, self._encode(texts), strict=True):
+        encodings = self._encode([records[index].texts for index in readable])
+        for index, encoding, windows in zip(readable, encodings, self._windows(encodings), strict=True):
             try:
-                results[index] = self._windows(records[index].texts, encoding)
+                self._check(records[index].texts, encoding, windows)
+                results[index] = windows
             except UserError as error:
                 results[index] = str(error)
         self._check_ids(results)
@@ -231,7 +233,25 @@ class Tokenization:
                 f"the checkpoint's tokenizer cannot read it ({reason}); its vocabulary is incomplete or damaged"
             )
 
-    def _windows(self, texts: tuple[str, ...], encoding: Any) -> list[Window]:
+    def _windows(self, encodings: Sequence[Any]) -> list[list[Window]]:
+        """The windows of each encoding; none for an exception in place of one."""
+        parts = [[] if isinstance(encoding, UserError) else self._parts(encoding) for encoding in encodings]
+        every = list(itertools.chain.from_iterable(parts))
+        ids = _rows_of([one.ids for one in every])
+        if self.config.task == FILL_MASK:
+            types = [pair_types(row, self.tokenizer.sep_token_id, self.config.type_vocab_size) for row in ids]
+        elif self.has_types:
+            types = _rows_of([one.type_ids for one in every])
+        else:
+            types = [np.zeros_like(row) for row in ids]
+        windows = map(Window, ids, types, every)
+        return [list(itertools.islice(windows, len(part))) for part in parts]
+
+    def _parts(self, encoding: Any) -> list[Any]:
+        """An encoding, and with a stride those of the windows behind it."""
+        return [encoding] if self.options.stride is None else [encoding, *encoding.overflowing]
+
+    def _check(self, texts: tuple[str, ...], encoding: Any, windows: Sequence[Window]) -> None:
         """Checks an encoding.
 
         Raises:
@@ -239,18 +259,12 @@ class Tokenization:
         """
         if isinstance(encoding, UserError):
             raise encoding
-        self._check_words(texts, encoding)
-        encodings = [encoding, *(encoding.overflowing if self.options.stride is not None else [])]
-        windows = []
-        for one in encodings:
-            ids = np.array(one.ids, np.int32)
-            types = np.array(one.type_ids, np.int32) if self.has_types else np.zeros_like(ids)
-            self._check_length(len(ids))
+        if len(texts) > 1 or len(windows[0].ids) <= self.num_special:
+            self._check_words(texts, encoding)
+        for window in windows:
+            self._check_length(len(window.ids))
             if self.config.task == FILL_MASK:
-                types = pair_types(ids, self.tokenizer.sep_token_id, self.config.type_vocab_size)
-                self._check_mask(ids)
-            windows.append(Window(ids, types, one))
-        return windows
+                self._check_mask(window.ids)
 
     def _check_ids(self, results: list[list[Window] | str]) -> None:
         """Puts what is wrong in place of windows with an id outside its table.
@@ -275,8 +289,6 @@ class Tokenization:
                 results[index] = str(error)
 
     def _check_words(self, texts: tuple[str, ...], encoding: Any) -> None:
-        if len(texts) == 1 and len(encoding.ids) > self.num_special:
-            return
         present = set(encoding.sequence_ids)
         for index, text in enumerate(texts):
             if index not in present:
@@ -300,6 +312,13 @@ class Tokenization:
             is_cut = self.options.truncate and len(ids) == self.limit
             where = f" among its first {len(ids)} tokens" if is_cut else ""
             raise UserError(f"no {self.tokenizer.mask_token}{where}; write it where a word is to be filled in")
+
+
+def _rows_of(lists: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Each list as int32 (its length,). One array holds all: to make one of each list takes three times as long."""
+    joined = np.fromiter(itertools.chain.from_iterable(lists), np.int32)
+    ends = itertools.accumulate(map(len, lists))
+    return [joined[end - len(one) : end] for one, end in zip(lists, ends, strict=True)]
 
 
 # --- the source -----------------------------------------------------------------------------------------------
@@ -432,7 +451,7 @@ class _Begun:
         ]
         self._parts = [windows if isinstance(windows, list) else [] for windows in tokenised]
         self._owners = [index for index, windows in enumerate(self._parts) for _ in windows]
-        self._first = np.cumsum([0, *(len(windows) for windows in self._parts)])
+        self._first = [0, *itertools.accumulate(map(len, self._parts))]
         self._outputs: dict[int, np.ndarray] = {}  # of records of which not all windows have been run
         self.batches = make_batches([window for windows in self._parts for window in windows], source.ranges)
         self.missing = len(self.batches)
@@ -440,17 +459,25 @@ class _Begun:
     def add(self, batch: NetworkBatch, output: np.ndarray) -> None:
         """Makes the answers of the records that the batch completes."""
         self.missing -= 1
+        # Of words, only the mask tokens' scores count, and to look at all takes long.
+        is_finite = self._source.task != FILL_MASK and bool(np.isfinite(output).all())
         for index, own in zip(batch.sequences, batch.split(output), strict=True):
-            self._outputs[index] = own
             owner = self._owners[index]
-            members = range(self._first[owner], self._first[owner + 1])
-            if all(member in self._outputs for member in members):
+            windows, outputs = self._parts[owner], [own]
+            if len(windows) > 1:
+                self._outputs[index] = own
+                members = range(self._first[owner], self._first[owner] + len(windows))
+                if not all(member in self._outputs for member in members):
+                    continue
                 outputs = [self._outputs.pop(member) for member in members]
-                self.results[owner] = self._decode(self.results[owner].record, self._parts[owner], outputs)
+            self.results[owner] = self._decode(self.results[owner].record, windows, outputs, is_finite)
 
-    def _decode(self, record: Record, windows: Sequence[Window], outputs: Sequence[np.ndarray]) -> Answer:
+    def _decode(
+        self, record: Record, windows: Sequence[Window], outputs: Sequence[np.ndarray], is_finite: bool
+    ) -> Answer:
         try:
-            return Answer(record, self._answers.of(record.texts, windows, outputs))
+            # Of several windows, others may come from other batches.
+            return Answer(record, self._answers.of(record.texts, windows, outputs, is_finite and len(windows) == 1))
         except NotFiniteError:
             reason = "the network's output is not finite; take --precision bf16 or fp32"
             return Answer(record, problem=self._source.problem(record, reason))

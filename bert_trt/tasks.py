@@ -124,7 +124,9 @@ class Answers:
         self.options = options
         self.tokens: Sequence[str] = folder.tokens() if folder.config.has_head else ()
 
-    def of(self, texts: Sequence[str], windows: Sequence[Window], outputs: Sequence[np.ndarray]) -> Any:
+    def of(
+        self, texts: Sequence[str], windows: Sequence[Window], outputs: Sequence[np.ndarray], is_finite: bool = False
+    ) -> Any:
         """The answer for one line.
 
         Args:
@@ -132,6 +134,7 @@ class Answers:
             windows: the windows into which it was tokenised; one, but for question answering.
             outputs: the network's output for each, (R, width): R is S, or 1 where the task has one row for a
                 sequence.
+            is_finite: whether the outputs are known to be finite; otherwise they are looked at.
 
         Returns:
             An object of JSON types; for an embedding float32 (width,).
@@ -141,7 +144,7 @@ class Answers:
         """
         if self.config.task == FILL_MASK:
             return self._words(outputs[0][windows[0].ids == self.tokenizer.mask_token_id])
-        if not all(np.isfinite(output).all() for output in outputs):
+        if not is_finite and not all(np.isfinite(output).all() for output in outputs):
             raise NotFiniteError
         if self.config.task == EMBEDDING:
             return outputs[0][0].astype(np.float32)
