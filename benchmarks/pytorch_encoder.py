@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import embedding, gelu, layer_norm, linear, scaled_dot_product_attention
 
-from bert_trt.model_files import BertConfig, WeightFile
+from bert_trt.console import UserError
+from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME, BertConfig, WeightFile
 from plugins.measure import graph_times
 
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
@@ -102,13 +104,16 @@ class Peer(torch.nn.Module):
         """Runs one layer: (B, S, H) -> (B, S, H)."""
         heads, size = self.config.num_heads, self.config.head_size
         shape, epsilon = (self.config.hidden_size,), self.config.layer_norm_eps
-        qkv = self.product(x, w, "qkv").unflatten(-1, (3, heads, size))  # (B, S, 3, N, D)
-        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, N, S, D)
-        context = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        context = self.attend(self.product(x, w, "qkv").unflatten(-1, (3, heads, size)))
         attended = self.product(context, w, "attended")
         x = layer_norm(attended + x, shape, w["first_gamma"], w["first_beta"], epsilon)
         y = self.product(gelu(self.product(x, w, "inner")), w, "outer")
         return layer_norm(y + x, shape, w["second_gamma"], w["second_beta"], epsilon)
+
+    def attend(self, qkv: torch.Tensor) -> torch.Tensor:
+        """Q, K and V (B, S, 3, N, D) -> context (B, S, N · D)."""
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, N, S, D)
+        return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
     def product(self, x: torch.Tensor, w: dict[str, torch.Tensor], name: str) -> torch.Tensor:
         """One of ``PRODUCTS``, with its bias: (B, S, in) -> (B, S, out)."""
@@ -167,3 +172,44 @@ class Fp8Peer(Peer):
         rows = scaled.clamp(-FP8_LARGEST, FP8_LARGEST).to(FP8).flatten(0, -2)
         y = fp8_product(rows, w[name], w[f"{name}_x_scale"], w[f"{name}_scale"], w[f"{name}_bias"])
         return y.unflatten(0, x.shape[:-1])
+
+
+class PackedPeer(Peer):
+    """An embedding model for packed batches: ``Peer`` with PyTorch's attention for sequences of various lengths.
+
+    Args:
+        config: the model's sizes; its embedding is the mean of the tokens, without dense layers.
+        weights: the model's weights.
+        longest: the most tokens of a sequence.
+
+    Raises:
+        UserError: it is another model.
+    """
+
+    def __init__(self, config: BertConfig, weights: WeightFile, longest: int) -> None:
+        if config.pooling != "mean" or config.embedding_layers or config.has_relative_positions:
+            raise UserError("PyTorch's kernels are measured for a BERT whose embedding is the mean of its tokens")
+        super().__init__(config, weights)
+        self.longest = longest
+        self._compiled = torch.compile(self.embed_sequences, fullgraph=True, dynamic=False)
+
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The embeddings of a batch, fp32 (B, H), as ``NetworkRunner.run`` returns them."""
+        return {self.config.output_name: self._compiled(*(inputs[name] for name in (*INPUT_NAMES, LENGTHS_NAME)))}
+
+    def embed_sequences(
+        self, ids: torch.Tensor, types: torch.Tensor, positions: torch.Tensor, cu_seqlens: torch.Tensor
+    ) -> torch.Tensor:
+        """Three ids (T,) and cu_seqlens (B + 1,) -> (B, H)."""
+        self._cu_seqlens = cu_seqlens
+        x = self.forward(self.embed(ids, types, positions))
+        pooled = torch.segment_reduce(x.float(), "mean", offsets=cu_seqlens, unsafe=True)
+        return torch.nn.functional.normalize(pooled) if self.config.normalize else pooled
+
+    def attend(self, qkv: torch.Tensor) -> torch.Tensor:
+        """Q, K and V (T, 3, N, D) -> context (T, N · D)."""
+        q, k, v = qkv.unbind(1)
+        bounds = self._cu_seqlens
+        context = varlen_attn(q, k, v, bounds, bounds, self.longest, self.longest)
+        assert isinstance(context, torch.Tensor)  # without the sums of its softmax
+        return context.flatten(1)

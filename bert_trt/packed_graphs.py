@@ -8,19 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME
-from bert_trt.network_runner import NetworkRunner
 
 STEPS = 4  # sizes between two powers of 2, so that at most a fifth of a batch is padding
 SPARE_TOKENS = 64  # behind the last sequence: an empty sequence begins at the token after it, which must exist
 FEWEST_TOKENS, FEWEST_SEQUENCES = 256, 16
 
 Size = tuple[int, int]  # tokens and sequences
+
+
+class Runner(Protocol):
+    """What a graph captures, such as ``network_runner.NetworkRunner``."""
+
+    def run(self, inputs: Mapping[str, torch.Tensor], /) -> dict[str, torch.Tensor]:
+        """The outputs for a packed batch, on CUDA."""
+        ...
 
 
 def graph_size(inputs: Mapping[str, np.ndarray]) -> Size:
@@ -70,7 +77,7 @@ class _Graph:
         pool: the memory that all graphs share. Each output is copied before the next graph begins.
     """
 
-    def __init__(self, runner: NetworkRunner, size: Size, pool: Any) -> None:
+    def __init__(self, runner: Runner, size: Size, pool: Any) -> None:
         tokens, sequences = size
         lengths = dict.fromkeys(INPUT_NAMES, tokens) | {LENGTHS_NAME: sequences + 1}
         self._inputs = {
@@ -98,7 +105,7 @@ class PackedGraphs:
         is_per_sequence: whether the output has a row for a sequence, not for a token.
     """
 
-    def __init__(self, runner: NetworkRunner, is_per_sequence: bool) -> None:
+    def __init__(self, runner: Runner, is_per_sequence: bool) -> None:
         self._runner = runner
         self._is_per_sequence = is_per_sequence
         self._graphs: dict[Size, _Graph | None] = {}  # None for a size that came once
