@@ -54,7 +54,7 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 from pytorch_encoder import PackedPeer
-from report import check_results, model_name, publish, versions
+from report import PRECISION_AND_FUSION, check_results, model_name, publish, versions
 
 from bert_trt.console import UserError, log_console, run_script, warn
 from bert_trt.model_files import ModelFolder
@@ -68,7 +68,6 @@ from bert_trt.tasks import Window
 from builder import assemble
 
 OURS, COMPILED, PEER = "predict.py", "predict.py with PyTorch's kernels", "sentence-transformers"
-PRECISION_AND_FUSION = {"cpu": ("fp32", "none"), "cuda": ("fp16", "all")}  # of ours
 WARM_UPS = 3  # a CUDA graph is captured when its size comes for the second time
 BATCH_SIZES = {"cpu": (32,), "cuda": (32, 128, 512)}  # of sentence-transformers; its default is 32
 COSINE = {"cpu": 0.99999, "cuda": 0.999}  # the least that the vectors of both may have
@@ -100,7 +99,7 @@ class PyTorchKernels(PyTorchNetwork):
     """
 
     def __init__(self, folder: ModelFolder, longest: int) -> None:
-        super().__init__(folder, assemble, "fp16", "all")
+        super().__init__(folder, assemble, *PRECISION_AND_FUSION["cuda"])
         self._peer = PackedPeer(folder.config, folder.weights(), longest)
 
     @functools.cached_property

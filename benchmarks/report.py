@@ -20,6 +20,8 @@ from bert_trt.console import console
 from bert_trt.files import atomic_write, check_outputs
 from bert_trt.model_files import FILE_NAMES, ModelFolder
 
+PRECISION_AND_FUSION = {"cpu": ("fp32", "none"), "cuda": ("fp16", "all")}  # of a whole task's network, by device
+
 
 def versions(device: str) -> dict[str, str]:
     """Versions and hardware on which the figures depend."""

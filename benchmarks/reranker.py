@@ -44,7 +44,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-from report import check_results, model_name, publish, versions
+from report import PRECISION_AND_FUSION, check_results, model_name, publish, versions
 
 from bert_trt.console import UserError, log_console, run_script
 from bert_trt.model_files import INPUT_NAMES, ModelFolder
@@ -77,7 +77,7 @@ class Method:
     ) -> None:
         self.name = name
         self.chunks = chunks
-        self.network = PyTorchNetwork(folder, assemble, *network_kind(device))
+        self.network = PyTorchNetwork(folder, assemble, *PRECISION_AND_FUSION[device])
         self.network.ranges = replace(self.network.ranges, batching=batching)
         self.seconds: list[float] = []
         self.scores = np.array([])
@@ -103,11 +103,6 @@ class Method:
         self.scores = np.concatenate(scores)
 
 
-def network_kind(device: str) -> tuple[str, str]:
-    """Precision and fusion."""
-    return ("fp16", "all") if device == "cuda" else ("fp32", "none")
-
-
 def make_pairs(number: int) -> list[tuple[str, str]]:
     """Queries and passages from the calibration text."""
     lines = [line for line in DEFAULT_DATA.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -121,7 +116,7 @@ def make_pairs(number: int) -> list[tuple[str, str]]:
 
 def tokenise(folder: ModelFolder, pairs: Sequence[tuple[str, str]], device: str) -> list[Window]:
     """The tokens of each pair, in their order."""
-    ranges = PyTorchNetwork(folder, assemble, *network_kind(device)).ranges
+    ranges = PyTorchNetwork(folder, assemble, *PRECISION_AND_FUSION[device]).ranges
     tokenization = Source(folder, DEFAULT_DATA, ranges, AnswerOptions(truncate=True)).tokenization
     windows = []
     for found in tokenization.tokenise([Record(number, pair) for number, pair in enumerate(pairs, start=1)]):
@@ -179,7 +174,7 @@ def main() -> int:
     record = {
         "versions": versions(device),
         "model": model_name(folder),
-        "precision and fusion": network_kind(device),
+        "precision and fusion": PRECISION_AND_FUSION[device],
         "pairs": len(windows),
         "tokens": num_tokens,
         "threads": torch.get_num_threads(),
