@@ -1,7 +1,7 @@
 """Measures the SkipLayerNorm and EmbLayerNorm plugins, PyTorch, and a copy of as many bytes.
 
     python benchmarks/skip_and_embedding_norms.py                  needs a CUDA GPU and the built plugins
-    python benchmarks/skip_and_embedding_norms.py --rows 128 4096 --json FILE --markdown FILE
+    python benchmarks/skip_and_embedding_norms.py --rows 128 4096 --hidden 384 --json FILE --markdown FILE
 
 Each contender is captured in a CUDA graph; the figures are medians of the replays, contenders in turn. Inputs rotate
 over sets that together are larger than the L2 cache. PyTorch's allocator places the outputs of every contender. Bytes
@@ -47,6 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    parser.add_argument("--hidden", type=int, default=768, metavar="N", help="the rows' width (default: %(default)s)")
     parser.add_argument("--case", choices=CASE_NAMES, nargs="+", default=CASE_NAMES)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
@@ -66,7 +67,7 @@ from plugins import reference
 from plugins.measure import graph_times
 from plugins.plugin_host import PluginHost
 
-HIDDEN, EPSILON = 768, 1e-12
+EPSILON = 1e-12
 WORDS, POSITIONS, TYPES = 30522, 512, 2  # the tables of bert-base
 SCALE = 0.05  # the scale of int8 tensors
 PLUGIN, COPY, EAGER, COMPILED = "plugin", "copy", "eager", "torch.compile"
@@ -89,11 +90,11 @@ class Case:
     moved: int  # bytes that must move
 
 
-def random(rows: int, dtype: torch.dtype) -> torch.Tensor:
+def random(rows: int, hidden: int, dtype: torch.dtype) -> torch.Tensor:
     """A random tensor (rows, H)."""
     if dtype == torch.int8:
-        return torch.randint(-128, 128, (rows, HIDDEN), dtype=dtype, device="cuda")
-    return torch.randn(rows, HIDDEN, device="cuda").to(dtype)
+        return torch.randint(-128, 128, (rows, hidden), dtype=dtype, device="cuda")
+    return torch.randn(rows, hidden, device="cuda").to(dtype)
 
 
 def number_of_sets(bytes_of_set: int) -> int:
@@ -101,42 +102,43 @@ def number_of_sets(bytes_of_set: int) -> int:
     return 3 * torch.cuda.get_device_properties().L2_cache_size // bytes_of_set + 2
 
 
-def floating_skip(dtype: torch.dtype, weight: torch.dtype) -> Callable[[int], Case]:
+def floating_skip(dtype: torch.dtype, weight: torch.dtype) -> Callable[[int, int], Case]:
     """x, skip and y have ``dtype``; gamma, beta and bias have it too, or fp32 as in builder.py's networks."""
 
     def peer(x: torch.Tensor, skip: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         gamma, beta, bias = weights  # an fp32 bias makes the sum fp32
-        return functional.layer_norm(x + bias + skip, (HIDDEN,), gamma, beta, EPSILON).to(dtype)
+        return functional.layer_norm(x + bias + skip, gamma.shape, gamma, beta, EPSILON).to(dtype)
 
-    return lambda rows: skip_case(rows, dtype, dtype, weight, {}, peer, 3 * dtype.itemsize)
+    return lambda rows, hidden: skip_case(rows, hidden, dtype, dtype, weight, {}, peer, 3 * dtype.itemsize)
 
 
-def int8_to_both(rows: int) -> Case:
+def int8_to_both(rows: int, hidden: int) -> Case:
     """x is int8 and skip fp16; y is fp16 for the next residual sum, and int8 for the next product."""
 
     def peer(x: torch.Tensor, skip: torch.Tensor, *weights: torch.Tensor) -> Tensors:
         gamma, beta, bias = (weight.float() for weight in weights)
-        y = functional.layer_norm(x.float() * SCALE + bias + skip.float(), (HIDDEN,), gamma, beta, EPSILON)
+        y = functional.layer_norm(x.float() * SCALE + bias + skip.float(), gamma.shape, gamma, beta, EPSILON)
         return y.half(), torch.round(y / SCALE).clamp(-128, 127).to(torch.int8)
 
     fields = {"x_scale": SCALE, "output_scale": SCALE, "outputs": "both"}
-    return skip_case(rows, torch.int8, torch.float16, torch.float16, fields, peer, 1 + 2 + 2 + 1)
+    return skip_case(rows, hidden, torch.int8, torch.float16, torch.float16, fields, peer, 1 + 2 + 2 + 1)
 
 
-def int8_throughout(rows: int) -> Case:
+def int8_throughout(rows: int, hidden: int) -> Case:
     """x, skip and y are int8."""
 
     def peer(x: torch.Tensor, skip: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         gamma, beta, bias = weights
-        y = functional.layer_norm(x.float() * SCALE + bias + skip.float() * SCALE, (HIDDEN,), gamma, beta, EPSILON)
+        y = functional.layer_norm(x.float() * SCALE + bias + skip.float() * SCALE, gamma.shape, gamma, beta, EPSILON)
         return torch.round(y / SCALE).clamp(-128, 127).to(torch.int8)
 
     fields = {"x_scale": SCALE, "skip_scale": SCALE, "output_scale": SCALE}
-    return skip_case(rows, torch.int8, torch.int8, torch.float32, fields, peer, 3)
+    return skip_case(rows, hidden, torch.int8, torch.int8, torch.float32, fields, peer, 3)
 
 
 def skip_case(
     rows: int,
+    hidden: int,
     x: torch.dtype,
     skip: torch.dtype,
     weight: torch.dtype,
@@ -145,9 +147,9 @@ def skip_case(
     bytes_of_element: int,
 ) -> Case:
     """SkipLayerNorm with a bias."""
-    moved = rows * HIDDEN * bytes_of_element
-    weights = tuple(torch.randn(HIDDEN, device="cuda").to(weight) for _ in range(3))
-    sets = [(random(rows, x), random(rows, skip), *weights) for _ in range(number_of_sets(moved))]
+    moved = rows * hidden * bytes_of_element
+    weights = tuple(torch.randn(hidden, device="cuda").to(weight) for _ in range(3))
+    sets = [(random(rows, hidden, x), random(rows, hidden, skip), *weights) for _ in range(number_of_sets(moved))]
     scales = {name: fields.get(name, 0.0) for name in ("x_scale", "skip_scale")}
 
     def exact(*inputs: torch.Tensor) -> torch.Tensor:
@@ -157,7 +159,7 @@ def skip_case(
     return Case("SkipLayerNorm", fields, sets, peer, exact, moved)
 
 
-def embedding(zipf: bool) -> Callable[[int], Case]:
+def embedding(zipf: bool) -> Callable[[int, int], Case]:
     """EmbLayerNorm in fp16. Words are drawn evenly, or with ``zipf`` as in a text: word k with a weight of 1 / k."""
 
     def peer(*inputs: torch.Tensor) -> torch.Tensor:
@@ -167,21 +169,21 @@ def embedding(zipf: bool) -> Callable[[int], Case]:
             + functional.embedding(types, type_table)
             + functional.embedding(positions, position_table)
         )
-        return functional.layer_norm(total, (HIDDEN,), gamma, beta, EPSILON)
+        return functional.layer_norm(total, gamma.shape, gamma, beta, EPSILON)
 
-    def case(rows: int) -> Case:
-        tables = [random(size, torch.float16) for size in (WORDS, POSITIONS, TYPES)]
-        weights = [torch.randn(HIDDEN, device="cuda").half() for _ in range(2)]
+    def case(rows: int, hidden: int) -> Case:
+        tables = [random(size, hidden, torch.float16) for size in (WORDS, POSITIONS, TYPES)]
+        weights = [torch.randn(hidden, device="cuda").half() for _ in range(2)]
         weight_of_word = 1 / torch.arange(1, WORDS + 1, device="cuda") if zipf else torch.ones(WORDS, device="cuda")
         shuffled = torch.randperm(WORDS, device="cuda")  # spreads frequent words over the table
         sets, touched = [], 0
-        for _ in range(number_of_sets(rows * HIDDEN * 4)):
+        for _ in range(number_of_sets(rows * hidden * 4)):
             words = shuffled[torch.multinomial(weight_of_word, rows, replacement=True)].int()
             types = torch.randint(TYPES, (rows,), dtype=torch.int32, device="cuda")
             positions = (torch.arange(rows, device="cuda") % POSITIONS).int()
             sets.append((words, types, positions, *tables, *weights))
             touched = sum(len(ids.unique()) for ids in (words, types, positions))
-        moved = 3 * 4 * rows + 2 * HIDDEN * (rows + touched)
+        moved = 3 * 4 * rows + 2 * hidden * (rows + touched)
 
         def exact(*inputs: torch.Tensor) -> torch.Tensor:
             return reference.emb_layer_norm(*inputs, epsilon=EPSILON, dtype=torch.float64)
@@ -191,7 +193,7 @@ def embedding(zipf: bool) -> Callable[[int], Case]:
     return case
 
 
-CASES: dict[str, Callable[[int], Case]] = dict(
+CASES: dict[str, Callable[[int, int], Case]] = dict(
     zip(
         CASE_NAMES,
         (
@@ -221,10 +223,10 @@ def relative_error(output: Result | list[torch.Tensor], exact: torch.Tensor) -> 
     return None if y.dtype == torch.int8 else ((y.double() - exact).norm() / exact.norm()).item()
 
 
-def measure(host: PluginHost, name: str, rows: int) -> dict[str, Any]:
+def measure(host: PluginHost, name: str, rows: int, hidden: int) -> dict[str, Any]:
     """Measures all contenders in one case."""
     torch.manual_seed(rows)
-    case = CASES[name](rows)
+    case = CASES[name](rows, hidden)
     plugin = host.create(case.plugin, fields=case.fields)
     torch.compiler.reset()  # otherwise it stops specialising after eight shapes
     compiled = torch.compile(case.peer, dynamic=False)
@@ -289,7 +291,7 @@ def by_case(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def markdown(results: list[dict[str, Any]], about: dict[str, str]) -> str:
+def markdown(results: list[dict[str, Any]], hidden: int, about: dict[str, str]) -> str:
     """The Markdown file."""
     lines = [
         "# SkipLayerNorm and EmbLayerNorm",
@@ -297,7 +299,7 @@ def markdown(results: list[dict[str, Any]], about: dict[str, str]) -> str:
         ", ".join(f"{key} {value}" for key, value in about.items() if key != "command")
         + f". Command: `{about['command']}`",
         "",
-        f"Microseconds, hidden size {HIDDEN}. MB: what must move, counted as the script's first lines say. Error: "
+        f"Microseconds, hidden size {hidden}. MB: what must move, counted as the script's first lines say. Error: "
         "relative L2 against float64.",
     ]
     for name, case_results in by_case(results).items():
@@ -330,16 +332,16 @@ def main() -> int:
     host, results = PluginHost(), []
     for name, rows in itertools.product(args.case, args.rows):
         with log_console.status(f"{name}, {rows} rows"):
-            results.append(measure(host, name, rows))
-    about = environment("python benchmarks/skip_and_embedding_norms.py")
+            results.append(measure(host, name, rows, args.hidden))
+    about = environment(f"python benchmarks/skip_and_embedding_norms.py --hidden {args.hidden}")
     for name, case_results in by_case(results).items():
         table = Table(*HEADINGS, title=name)
         for result in case_results:
             table.add_row(*cells(result))
         console.print(table)
     texts = (
-        (args.json, json.dumps({**about, "results": results}, indent=1) + "\n"),
-        (args.markdown, markdown(results, about)),
+        (args.json, json.dumps({**about, "hidden": args.hidden, "results": results}, indent=1) + "\n"),
+        (args.markdown, markdown(results, args.hidden, about)),
     )
     for path, text in texts:
         if path is not None:
