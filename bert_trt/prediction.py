@@ -10,10 +10,11 @@ import copy
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -432,6 +433,7 @@ class _Begun:
         source: the file that they are from.
         answers: makes answers of outputs.
         chunk: consecutive lines.
+        tokenised: what ``Tokenization.tokenise`` makes of them.
 
     Attributes:
         position: bytes of the file up to the end of the chunk.
@@ -440,11 +442,12 @@ class _Begun:
         missing: the number of batches whose output has not come.
     """
 
-    def __init__(self, source: Source, answers: Answers, chunk: Chunk) -> None:
+    def __init__(
+        self, source: Source, answers: Answers, chunk: Chunk, tokenised: Sequence[list[Window] | str]
+    ) -> None:
         self._source = source
         self._answers = answers
         self.position = chunk.position
-        tokenised = source.tokenization.tokenise(chunk.records)
         self.results = [
             Answer(record, problem=source.problem(record, windows) if isinstance(windows, str) else None)
             for record, windows in zip(chunk.records, tokenised, strict=True)
@@ -507,8 +510,8 @@ class Predictor:
         expected: deque[tuple[_Begun, NetworkBatch]] = deque()  # whose outputs come next
 
         def inputs() -> Iterator[Mapping[str, np.ndarray]]:
-            for chunk in chunks:
-                begun.append(_Begun(self.source, self._answers, chunk))
+            for chunk, tokenised in one_ahead(self._tokenise, chunks):
+                begun.append(_Begun(self.source, self._answers, chunk, tokenised))
                 for batch in begun[-1].batches:
                     expected.append((begun[-1], batch))
                     yield batch.inputs
@@ -520,6 +523,26 @@ class Predictor:
                 done = begun.popleft()
                 yield done.position, done.results
         yield from ((done.position, done.results) for done in begun)  # which are of lines without a text
+
+    def _tokenise(self, chunk: Chunk) -> tuple[Chunk, list[list[Window] | str]]:
+        return chunk, self.source.tokenization.tokenise(chunk.records)
+
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+def one_ahead(function: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """``function`` of each item, computed in a thread while the caller works with the result before it."""
+    with ThreadPoolExecutor(1) as thread:
+        pending: Future[Made] | None = None
+        for item in items:
+            following = thread.submit(function, item)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()
 
 
 def predict_file(
