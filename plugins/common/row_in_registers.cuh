@@ -222,6 +222,7 @@ cudaError_t dispatchRowShape(int32_t hidden, Function&& function)
     integral_constant<int, 2> const two{};
     integral_constant<int, 3> const three{};
     integral_constant<int, 4> const four{};
+    integral_constant<int, 16> const halfWarp{};
     integral_constant<int, 32> const warp{};
     integral_constant<int, 64> const twoWarps{};
 
@@ -233,6 +234,10 @@ cudaError_t dispatchRowShape(int32_t hidden, Function&& function)
     if (count <= 32)
     {
         return withShape(warp, one);
+    }
+    if (count <= 48)
+    {
+        return withShape(halfWarp, three);
     }
     if (count <= 64)
     {

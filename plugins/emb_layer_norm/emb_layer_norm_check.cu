@@ -121,8 +121,10 @@ void runShape(Outcome& outcome, Variant const& variant, ElementType type, Elemen
         for (int32_t i = 0; variant.quantized && i < hidden; ++i)
         {
             double const factor = variant.factors ? factors[i] : 1.0;
-            double const value = expected[i] * factor / kOUT_SCALE;
-            outcome.expectAtMost(halfSteps(quantized[start + i], value, variant.quantizedType),
+            double const shift = toHost(beta[i]);
+            double const terms = std::abs(expected[i] - shift) + std::abs(shift);
+            outcome.expectAtMost(halfSteps(quantized[start + i], expected[i] * factor / kOUT_SCALE,
+                                     terms * factor / kOUT_SCALE, variant.quantizedType),
                 variant.factors ? 1.004 : 1.002, variant.name, rows, hidden, row);
         }
     }
