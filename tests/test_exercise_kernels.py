@@ -12,10 +12,11 @@ import pytest
 import torch
 from plugin_runs_for_tests import needs_gpu
 
-from bert_trt.exercise import kernel_tasks
+from bert_trt.exercise import kernel_library, kernel_tasks
 from bert_trt.exercise.checks import check_task
 from bert_trt.exercise.compiler_errors import first_compiler_error
-from bert_trt.exercise.kernel_tasks import KERNELS, Rows, draw_rows, judge, sanitizer_finding
+from bert_trt.exercise.kernel_library import sanitizer_finding
+from bert_trt.exercise.kernel_tasks import KERNELS, Rows, draw_rows, judge
 from bert_trt.exercise.tasks import BY_NUMBER, COMPILED, RIGHT, WRONG, WrongAnswer
 from plugins import build
 
@@ -140,13 +141,16 @@ RACECHECK = """========= COMPUTE-SANITIZER
 
 
 def test_the_sanitizers_findings_in_words():
-    words = sanitizer_finding(MEMCHECK)
+    words, cause = sanitizer_finding(MEMCHECK)
     assert words == (
-        "thread (199,0,0) of block (6,0,0) writes 4 bytes of memory out of bounds, 1 bytes after the nearest "
+        "thread (199,0,0) of block (6,0,0) writes 4 bytes out of bounds, in global memory, 1 bytes after the nearest "
         "allocation at 0x7f1f2e200000 of size 4480 bytes, in layerNormFusedKernel, layer_norm_fused.cu line 118"
     )
-    assert "without a barrier between" in sanitizer_finding(RACECHECK)
-    assert sanitizer_finding("========= ERROR SUMMARY: 0 errors\n") == ""
+    assert "check the loop's limit" in cause
+    words, cause = sanitizer_finding(RACECHECK)
+    assert "without a barrier between" in words
+    assert "__syncthreads() is missing" in cause
+    assert sanitizer_finding("========= ERROR SUMMARY: 0 errors\n") == ("", "")
 
 
 # --- times ----------------------------------------------------------------------------------------------------------
@@ -198,6 +202,7 @@ CHANGES = {  # of a solution: task, file, what is there, what it becomes, a part
     "slow": (10, FAST, "    waitForPreviousKernel();", "    waitForPreviousKernel();\n    __nanosleep(50000);",
              "not optimised"),
     "empty": (10, FAST, "    waitForPreviousKernel();", "    waitForPreviousKernel();\n    return;", "is empty"),
+    "no wait": (10, FAST, "    waitForPreviousKernel();", "", "waitForPreviousKernel() is missing"),
 }  # fmt: skip
 
 
@@ -209,8 +214,8 @@ def test_a_mistake_on_a_gpu(title, tmp_path, monkeypatch):
     text = (plugins / source).read_text()
     assert before in text
     (plugins / source).write_text(text.replace(before, after))
-    monkeypatch.setattr(kernel_tasks, "PLUGINS", plugins)
-    monkeypatch.setattr(kernel_tasks, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(kernel_library, "PLUGINS", plugins)
+    monkeypatch.setattr(kernel_library, "BUILD", tmp_path / "build")
     answer = check_task(BY_NUMBER[number], 0, ROOT)
     assert answer.status == WRONG
     assert cause in answer.found + answer.cause, answer

@@ -44,7 +44,13 @@ from plugins import build
 
 SCRIPT = "exercise.py"
 MAX_AT_ONCE = 4
-TIME_LIMITS = {"network_tasks": 60, "calibration_tasks": 60, "kernel_tasks": 600, "projects": 600}  # seconds
+TIME_LIMITS = {  # seconds
+    "network_tasks": 60,
+    "calibration_tasks": 60,
+    "kernel_tasks": 600,
+    "sum_tasks": 600,
+    "projects": 600,
+}
 STYLES = {NOT_STARTED: "dim", WRONG: "bold red", RIGHT: "bold green", COMPILED: "yellow", NOT_GRADED: "yellow"}
 
 Grades = dict[int, Grade]  # by the task's number
@@ -81,7 +87,7 @@ class Processes:
                 raise
 
     def _grade(self, task: Task) -> Grade:
-        with self._one_kernel if task.grader == "kernel_tasks" else nullcontext():
+        with self._one_kernel if task.is_kernel else nullcontext():
             grade = self._run(task)
         log_console.print(f"task {task.number}: {grade.status} ({grade.seconds:.0f} s)")
         return grade

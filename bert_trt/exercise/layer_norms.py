@@ -6,7 +6,12 @@ from collections.abc import Callable
 
 import torch
 
-CANCELLED = "E[x²] − mean² cancels where the mean is large: sum up (x − mean)²"
+from bert_trt.exercise.messages import say
+
+
+def cancelled() -> str:
+    """The cause of wrong rows with a large mean."""
+    return say("E[x²] − mean² cancels where the mean is large: sum up (x − mean)²")
 
 
 def layer_norm(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -32,7 +37,7 @@ def layer_norm_mistakes(
         """The normalised x, with one part of the formula changed."""
         return (x - x.mean(axis, keepdim=True)) / (deviation(x, axis, correction, inside) + outside)
 
-    def cancelled(x: torch.Tensor) -> torch.Tensor:
+    def by_squares(x: torch.Tensor) -> torch.Tensor:
         """E[x²] − mean² in fp32."""
         narrow = x.float()
         mean = narrow.mean(-1, keepdim=True)
@@ -53,7 +58,7 @@ def layer_norm_mistakes(
         "the statistics are over the axis before the last one": lambda x: by(x, -2),
         "the statistics are over all axes but the first": lambda x: by(x, tuple(range(1, x.dim()))),
         "the statistics are over all axes": lambda x: by(x, tuple(range(x.dim()))),
-        CANCELLED: cancelled,
+        cancelled(): by_squares,
     }
     weighted = {
         "gamma is missing": lambda x: by(x) + beta,
