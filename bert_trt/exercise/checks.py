@@ -125,7 +125,7 @@ def likely_cause(found: torch.Tensor, expected: torch.Tensor, allowed: float, mi
 
 
 def first_answer(checks: Iterable[Callable[[], None]]) -> None:
-    """Makes all checks and raises the first finding, with the first likely cause that any of them knows.
+    """Makes checks and raises the first finding, with the first likely cause that any of them knows.
 
     One check may show best that something is wrong, and another one why: a transposed weight that is not square is
     refused by TensorRT, and a square one gives the answer that tells the mistake.
@@ -133,15 +133,13 @@ def first_answer(checks: Iterable[Callable[[], None]]) -> None:
     Raises:
         WrongAnswer: a check found something.
     """
-    findings: list[Exception] = []
+    first = ""
     for check in checks:
         try:
             check()
         except (WrongAnswer, UserError) as error:
-            findings.append(error)
-    if not findings:
-        return
-    first = findings[0]
-    causes = [error.cause for error in findings if isinstance(error, WrongAnswer) and error.cause]
-    found = first.found if isinstance(first, WrongAnswer) else str(first)
-    raise WrongAnswer(found, causes[0] if causes else "")
+            first = first or str(error)
+            if isinstance(error, WrongAnswer) and error.cause:
+                raise WrongAnswer(first, error.cause) from error
+    if first:
+        raise WrongAnswer(first)
