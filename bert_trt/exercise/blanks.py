@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bert_trt.console import UserError
+from bert_trt.exercise.messages import say
 from bert_trt.exercise.tasks import BY_NUMBER, TASKS, Task
 from bert_trt.files import explain_write_error, read_json
 
@@ -143,10 +144,14 @@ class WorkFolder:
         """
         if not (path / RECORD).is_file():
             raise UserError(
-                f"{path} is no work folder of the exercise: {RECORD} is missing; make one with: make exercise "
-                "DIR=my_bert, and grade inside of it"
+                say(
+                    "{path} is no work folder of the exercise: {record} is missing; make one with: make exercise "
+                    "DIR=my_bert, and grade inside of it",
+                    path=path,
+                    record=RECORD,
+                )
             )
-        values = read_json(path / RECORD, "make the work folder again: make exercise DIR=...")
+        values = read_json(path / RECORD, say("make the work folder again: make exercise DIR=..."))
         return cls(path, Path(values["project"]), {int(number): of for number, of in values["blanks"].items()})
 
     def open_blanks(self, task: Task) -> list[str]:
@@ -175,7 +180,8 @@ class WorkFolder:
         try:
             return (self.path / name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(say("cannot read {name}: {reason}", name=name, reason=reason)) from error
 
 
 def project_files(project: Path) -> list[str]:
@@ -213,10 +219,20 @@ def make_work_folder(project: Path, folder: Path) -> WorkFolder:
         UserError: the folder has files, cannot be written to, or the project is a work folder itself.
     """
     if (project / RECORD).is_file():
-        raise UserError(f"{project} is a work folder itself; make another one from the project that it was made of")
+        raise UserError(
+            say(
+                "{project} is a work folder itself; make another one from the project that it was made of",
+                project=project,
+            )
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        remedy = "grade it with make grade inside of it, or name another folder: make exercise DIR=other"
-        raise UserError(f"{folder} exists already and is left as it is; {remedy}")
+        raise UserError(
+            say(
+                "{folder} exists already and is left as it is; grade it with make grade inside of it, or name "
+                "another folder: make exercise DIR=other",
+                folder=folder,
+            )
+        )
     blanks: dict[int, dict[str, list[str]]] = {task.number: {} for task in TASKS}
     marked = {name for task in TASKS for name in task.files}
     try:

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from bert_trt.exercise.messages import say
 from bert_trt.exercise.tasks import WrongAnswer
 from plugins.build import PLUGINS, Compiler
 
@@ -25,7 +26,7 @@ def first_compiler_error(text: str) -> str:
         return next((line for line in lines if "error" in line.lower() or "undefined" in line), "\n".join(lines[:3]))
     path = Path(match["file"])
     name = path.relative_to(PLUGINS.parent).as_posix() if path.is_relative_to(PLUGINS.parent) else path.name
-    return f"{name}, line {match['line']}: {match['text']}"
+    return say("{file}, line {line}: {error}", file=name, line=match["line"], error=match["text"])
 
 
 def run_compiler(command: Sequence[str], compiler: Compiler) -> None:
@@ -43,4 +44,4 @@ def run_compiler(command: Sequence[str], compiler: Compiler) -> None:
         check=False,
     )
     if done.returncode != 0:
-        raise WrongAnswer(first_compiler_error(done.stdout + done.stderr), "the kernel does not compile")
+        raise WrongAnswer(first_compiler_error(done.stdout + done.stderr), say("the kernel does not compile"))

@@ -36,6 +36,7 @@ from bert_trt.exercise.kernel_library import (
     type_name,
 )
 from bert_trt.exercise.layer_norms import cancelled, layer_norm, layer_norm_mistakes
+from bert_trt.exercise.messages import say
 from bert_trt.exercise.tasks import RIGHT, WRONG, Grade, Task
 from plugins import build
 
@@ -127,9 +128,6 @@ class Launcher(KernelLibrary):
 Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 
 
-NEAR_EPSILON = "variance near epsilon"
-
-
 @dataclass(frozen=True)
 class Rows:
     """Rows to normalise.
@@ -140,6 +138,7 @@ class Rows:
         epsilon: the epsilon to normalise them with.
         cause: the likely cause where ordinary rows are right and these are wrong; empty for ordinary rows.
         factor: how much more than the usual rounding errors is allowed.
+        shows_mistakes: whether the answer may be that of a typical mistake.
     """
 
     title: str
@@ -147,22 +146,24 @@ class Rows:
     epsilon: float
     cause: str = ""
     factor: float = 1.0
+    shows_mistakes: bool = False
 
 
 def draw_rows(rng: np.random.Generator, rows: int, width: int, dtype: torch.dtype) -> Iterator[Rows]:
     """Random rows, ordinary ones first, then hard ones."""
     x = torch.from_numpy(rng.standard_normal((rows, width)).astype(np.float32))
     epsilon = float(rng.choice([1e-12, 3e-6, 4e-4])) if dtype == FLOAT else 1e-5
-    yield Rows("ordinary rows", (x + 0.5).to(dtype), epsilon)
+    yield Rows(say("ordinary rows"), (x + 0.5).to(dtype), epsilon, shows_mistakes=True)
     near = max(epsilon, 1e-6)
-    yield Rows(NEAR_EPSILON, (x * math.sqrt(near)).to(dtype), near, "epsilon is not what was asked for")
+    asked = say("epsilon is not what was asked for")
+    yield Rows(say("variance near epsilon"), (x * math.sqrt(near)).to(dtype), near, asked, shows_mistakes=True)
     if dtype == FLOAT:
-        yield Rows("mean 100, deviation 1", x + 100, epsilon, cancelled(), 10)
+        yield Rows(say("mean 100, deviation 1"), x + 100, epsilon, cancelled(), 10)
     else:
-        overflow = "sums or squares overflow fp16: add up in float"
-        yield Rows("values of thousands", (2000 * x + 4000).clamp(-2e4, 2e4).to(dtype), epsilon, overflow)
-    negative = "the variance of a constant row is 0, and must not become negative by rounding"
-    yield Rows("constant rows", x[:, :1].expand(rows, width).to(dtype).contiguous(), 1e-2, negative, 5)
+        overflow = say("sums or squares overflow fp16: add up in float")
+        yield Rows(say("values of thousands"), (2000 * x + 4000).clamp(-2e4, 2e4).to(dtype), epsilon, overflow)
+    negative = say("the variance of a constant row is 0, and must not become negative by rounding")
+    yield Rows(say("constant rows"), x[:, :1].expand(rows, width).to(dtype).contiguous(), 1e-2, negative, 5)
 
 
 def judge(run: Run, kernel: Kernel, rng: np.random.Generator, device: str = "cuda") -> None:
@@ -187,23 +188,30 @@ def judge(run: Run, kernel: Kernel, rng: np.random.Generator, device: str = "cud
 def _compare(found: torch.Tensor, drawn: Rows, gamma: torch.Tensor, beta: torch.Tensor) -> None:
     x, g, b, epsilon = drawn.x.double(), gamma.double(), beta.double(), drawn.epsilon
     expected = layer_norm(x, g, b, epsilon)
-    given = f"{drawn.title}: x {list(x.shape)} {type_name(drawn.x.dtype)}, weights {type_name(gamma.dtype)}, epsilon {epsilon:g}"
+    given = say(
+        "{title}: x {shape} {type}, weights {weights}, epsilon {epsilon:g}",
+        title=drawn.title,
+        shape=list(x.shape),
+        type=type_name(drawn.x.dtype),
+        weights=type_name(gamma.dtype),
+        epsilon=epsilon,
+    )
     cause = drawn.cause
     mistakes: Mistakes = {}
-    if not cause or drawn.title == NEAR_EPSILON:
+    if drawn.shows_mistakes:
         mistakes = {
             why: (lambda mistaken=mistaken: mistaken(x))
             for why, mistaken in layer_norm_mistakes(g, b, epsilon).items()
         } | {
-            "only the first warp's part of each row is added up": lambda: _one_warp(x, g, b, epsilon, False),
-            "only the first warp's part of both sums is added up": lambda: _one_warp(x, g, b, epsilon, True),
+            say("only the first warp's part of each row is added up"): lambda: _one_warp(x, g, b, epsilon, False),
+            say("only the first warp's part of both sums is added up"): lambda: _one_warp(x, g, b, epsilon, True),
         }
     if not cause:
         unwritten = found.isnan().any(-1)
         if unwritten.all():
-            cause = "nothing is written: the kernel is empty, or returns before it stores"
+            cause = say("nothing is written: the kernel is empty, or returns before it stores")
         elif unwritten.any():
-            cause = "some rows are not written: compare the grid with the number of rows"
+            cause = say("some rows are not written: compare the grid with the number of rows")
     compare("y", found, expected, drawn.factor * ROUNDING[drawn.x.dtype], mistakes, given, cause)
 
 
@@ -257,14 +265,24 @@ def grade_times(times: dict[str, float], device: str) -> Grade:
     """
     ratios = {f"{name} ÷ yours": times[name] / times["yours"] for name in ("basic", "torch.compile")}
     measured = {"device": device, "type": "fp16", "rows": TIMED_ROWS, "hidden": TIMED_WIDTH, "microseconds": times}
-    found = (
-        f"{TIMED_ROWS} rows of {TIMED_WIDTH} in fp16 on {device}: {times['yours']:.2f} µs; "
-        f"basic {times['basic']:.2f} µs, {ratios['basic ÷ yours']:.2f} times as long; "
-        f"torch.compile {times['torch.compile']:.2f} µs, {ratios['torch.compile ÷ yours']:.2f} times as long"
+    found = say(
+        "{rows} rows of {width} in fp16 on {device}: {yours:.2f} µs; basic {basic:.2f} µs, "
+        "{of_basic:.2f} times as long; torch.compile {compiled:.2f} µs, {of_compiled:.2f} times "
+        "as long",
+        rows=TIMED_ROWS,
+        width=TIMED_WIDTH,
+        device=device,
+        yours=times["yours"],
+        basic=times["basic"],
+        of_basic=ratios["basic ÷ yours"],
+        compiled=times["torch.compile"],
+        of_compiled=ratios["torch.compile ÷ yours"],
     )
     is_fast = ratios["basic ÷ yours"] >= LEAST_OF_BASIC and ratios["torch.compile ÷ yours"] >= LEAST_OF_COMPILED
     if is_fast:
         return Grade(RIGHT, found, "", measured | ratios)
-    wanted = f"expected at least {LEAST_OF_BASIC:g} and {LEAST_OF_COMPILED:g} times"
-    cause = "right, but not optimised: read x once, in vectors of 16 bytes, and keep the row in registers"
+    wanted = say(
+        "expected at least {basic:g} and {compiled:g} times", basic=LEAST_OF_BASIC, compiled=LEAST_OF_COMPILED
+    )
+    cause = say("right, but not optimised: read x once, in vectors of 16 bytes, and keep the row in registers")
     return Grade(WRONG, f"{found}; {wanted}", cause, measured | ratios)

@@ -45,25 +45,25 @@ def layer_norm_mistakes(
         return ((narrow - mean) * (variance + epsilon).rsqrt()).double()
 
     normalised: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-        "the sample variance (divided by H − 1); layer norm has the population variance (divided by H)": (
+        say("the sample variance (divided by H − 1); layer norm has the population variance (divided by H)"): (
             lambda x: by(x, correction=1)
         ),
-        "epsilon is missing": lambda x: by(x, inside=0.0),
-        "epsilon is 1e-5, TensorRT's default; set the epsilon that was asked for": lambda x: by(x, inside=1e-5),
-        "epsilon is outside of the root: expected √(variance + epsilon)": lambda x: by(
+        say("epsilon is missing"): lambda x: by(x, inside=0.0),
+        say("epsilon is 1e-5, TensorRT's default; set the epsilon that was asked for"): lambda x: by(x, inside=1e-5),
+        say("epsilon is outside of the root: expected √(variance + epsilon)"): lambda x: by(
             x, inside=0.0, outside=epsilon
         ),
-        "divided by the variance, not by its root": lambda x: by(x) / deviation(x, -1, 0, epsilon),
-        "the mean is not subtracted": lambda x: x / deviation(x, -1, 0, epsilon),
-        "the statistics are over the axis before the last one": lambda x: by(x, -2),
-        "the statistics are over all axes but the first": lambda x: by(x, tuple(range(1, x.dim()))),
-        "the statistics are over all axes": lambda x: by(x, tuple(range(x.dim()))),
+        say("divided by the variance, not by its root"): lambda x: by(x) / deviation(x, -1, 0, epsilon),
+        say("the mean is not subtracted"): lambda x: x / deviation(x, -1, 0, epsilon),
+        say("the statistics are over the axis before the last one"): lambda x: by(x, -2),
+        say("the statistics are over all axes but the first"): lambda x: by(x, tuple(range(1, x.dim()))),
+        say("the statistics are over all axes"): lambda x: by(x, tuple(range(x.dim()))),
         cancelled(): by_squares,
     }
     weighted = {
-        "gamma is missing": lambda x: by(x) + beta,
-        "beta is missing": lambda x: by(x) * gamma,
-        "gamma and beta are exchanged": lambda x: by(x) * beta + gamma,
+        say("gamma is missing"): lambda x: by(x) + beta,
+        say("beta is missing"): lambda x: by(x) * gamma,
+        say("gamma and beta are exchanged"): lambda x: by(x) * beta + gamma,
     }
     return weighted | {
         cause: (lambda x, change=change: change(x) * gamma + beta) for cause, change in normalised.items()

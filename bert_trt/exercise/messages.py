@@ -19,16 +19,21 @@ VARIABLES = ("LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG")
 _language = ENGLISH
 
 
-def language_of(environment: Mapping[str, str] = os.environ) -> str:
+def language_of_locale(environment: Mapping[str, str] = os.environ) -> str:
     """The language of the locale: ``zh`` for a Chinese one, else ``en``."""
     locale = next((environment[name] for name in VARIABLES if environment.get(name)), "")
-    return next((language for language in LANGUAGES if locale.lower().startswith(language)), ENGLISH)
+    return next((known for known in LANGUAGES if locale.lower().startswith(known)), ENGLISH)
 
 
-def set_language(language: str) -> None:
+def set_language(chosen: str) -> None:
     """Chooses the language of ``say`` in this process."""
     global _language  # noqa: PLW0603
-    _language = language
+    _language = chosen
+
+
+def language() -> str:
+    """The chosen language."""
+    return _language
 
 
 def say(message: str, **values: Any) -> str:

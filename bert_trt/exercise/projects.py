@@ -6,8 +6,8 @@ import importlib.util
 import re
 import subprocess
 import sys
-from pathlib import Path
 
+from bert_trt.exercise.messages import say
 from bert_trt.exercise.tasks import NOT_GRADED, RIGHT, Grade, Task, WrongAnswer
 from plugins.build import PLUGINS
 
@@ -23,7 +23,7 @@ def check(task: Task, seed: int) -> Grade:
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        return Grade(NOT_GRADED, f"{missing[0]} is not installed: make .venv/.installed-dev")
+        return Grade(NOT_GRADED, say("{name} is not installed: make .venv/.installed-dev", name=missing[0]))
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *task.tests]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return grade_tests(done.stdout, done.stderr)
@@ -38,11 +38,11 @@ def grade_tests(output: str, errors: str) -> Grade:
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error|skipped)", output)}
     blank = re.search(r"NotImplementedError: (TODO .*)", output)
     if blank:
-        return Grade(NOT_GRADED, f"its tests call what is still blank: {blank[1]}")
+        return Grade(NOT_GRADED, say("its tests call what is still blank: {blank}", blank=blank[1]))
     if counts.get("passed") and not counts.get("failed") and not counts.get("error"):
-        return Grade(RIGHT, f"{counts['passed']} tests passed")
+        return Grade(RIGHT, say("{count} tests passed", count=counts["passed"]))
     failed = re.search(r"^(?:FAILED|ERROR) (.*)$", output, re.MULTILINE)
     reason = re.search(r"^E +(.*)$", output, re.MULTILINE)
-    last = next(iter(reversed((output + errors).strip().splitlines())), "pytest printed nothing")
+    last = next(iter(reversed((output + errors).strip().splitlines())), say("pytest printed nothing"))
     found = failed[1] if failed else last
     raise WrongAnswer(f"{found}: {reason[1]}" if reason and reason[1] not in found else found)
