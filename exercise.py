@@ -12,6 +12,7 @@ docs/tutorial/ has a page for each task. bert_trt/exercise/ holds the tasks and 
 from __future__ import annotations
 
 import random
+import shlex
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -47,7 +48,7 @@ def main() -> int:
         made = say(
             "{folder}: {count} tasks are blank; each is marked with TODO and its number\n"
             "next: cd {folder}, make grade, and docs/tutorial/README.md",
-            folder=options.folder,
+            folder=shlex.quote(str(options.folder)),
             count=len(BY_NUMBER),
         )
         console.print(Text(made), soft_wrap=True)

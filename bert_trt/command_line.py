@@ -761,7 +761,12 @@ def exercise_arguments() -> ExerciseOptions:
     language = argparse.ArgumentParser(add_help=False)
     language.add_argument("--language", choices=LANGUAGES, help="of what is printed (default: the locale's)")
     make = commands.add_parser("make", parents=[language], help="make a work folder: make exercise DIR=FOLDER")
-    make.add_argument("folder", type=Path, metavar="FOLDER", help="the new folder; it must not have files yet")
+    make.add_argument(
+        "folder",
+        type=Path,
+        metavar="FOLDER",
+        help="the new folder; it must not have files yet",
+    )
     grade = commands.add_parser(
         "grade", parents=[language], help="grade the work folder that this script is in: make grade"
     )
@@ -781,7 +786,8 @@ def exercise_arguments() -> ExerciseOptions:
 
 def _task(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) not in BY_NUMBER:
-        raise argparse.ArgumentTypeError(f"{text!r} is no task; the tasks are 1 to {max(BY_NUMBER)}")
+        tasks = f"the tasks are 1 to {max(BY_NUMBER)}; several have spaces between them: 1 6"
+        raise argparse.ArgumentTypeError(f"{text!r} is no task; {tasks}")
     return int(text)
 
 

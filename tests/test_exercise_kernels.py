@@ -17,7 +17,7 @@ from bert_trt.exercise.checks import check_task
 from bert_trt.exercise.compiler_errors import first_compiler_error
 from bert_trt.exercise.kernel_library import sanitizer_finding
 from bert_trt.exercise.kernel_tasks import KERNELS, Rows, draw_rows, judge
-from bert_trt.exercise.tasks import BY_NUMBER, COMPILED, RIGHT, WRONG, WrongAnswer
+from bert_trt.exercise.tasks import BY_NUMBER, COMPILED, NOT_GRADED, RIGHT, WRONG, WrongAnswer
 from plugins import build
 
 ROOT = Path(__file__).parent.parent
@@ -177,6 +177,27 @@ def test_a_kernel_without_a_compiler_or_a_gpu(monkeypatch):
     assert kernel_tasks.check(BY_NUMBER[8], 0).status == COMPILED
     monkeypatch.setattr(build, "find_compiler", lambda: None)
     assert "no CUDA compiler" in kernel_tasks.check(BY_NUMBER[8], 0).found
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("exit 1", "it ended with code 1"),
+        (
+            "echo gcc: not found; echo nvcc fatal: Failed to preprocess; exit 2",
+            "gcc: not found nvcc fatal: Failed to",
+        ),
+    ],
+)
+def test_a_compiler_that_does_not_work_is_no_mistake_of_the_kernel(program, reason, tmp_path, monkeypatch):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\n{program}\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setattr(kernel_library, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(build, "find_compiler", lambda: build.Compiler(nvcc, {}))
+    answer = check_task(BY_NUMBER[8], 0, ROOT)
+    assert answer.status == NOT_GRADED
+    assert answer.found.startswith(f"the CUDA compiler {nvcc} does not work: {reason}")
 
 
 @needs_gpu

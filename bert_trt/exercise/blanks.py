@@ -151,8 +151,16 @@ class WorkFolder:
                     record=RECORD,
                 )
             )
-        values = read_json(path / RECORD, say("make the work folder again: make exercise DIR=..."))
-        return cls(path, Path(values["project"]), {int(number): of for number, of in values["blanks"].items()})
+        remedy = say("make the work folder again: make exercise DIR=...")
+        values = read_json(path / RECORD, remedy)
+        try:
+            recorded = values["blanks"].items()
+            blanks = {int(number): {name: list(of) for name, of in files.items()} for number, files in recorded}
+            return cls(path, Path(values["project"]), blanks)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                say("{path} does not hold what it should; {remedy}", path=path / RECORD, remedy=remedy)
+            ) from error
 
     def open_blanks(self, task: Task) -> list[str]:
         """The files in which a place of the task is still blank, once for each place.
@@ -235,8 +243,10 @@ def make_work_folder(project: Path, folder: Path) -> WorkFolder:
         )
     blanks: dict[int, dict[str, list[str]]] = {task.number: {} for task in TASKS}
     marked = {name for task in TASKS for name in task.files}
+    names = project_files(project)
+    is_new = not folder.exists()
     try:
-        for name in project_files(project):
+        for name in names:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(project / name, target)  # with its time: packages are installed again for newer requirements
@@ -249,6 +259,11 @@ def make_work_folder(project: Path, folder: Path) -> WorkFolder:
             (folder / ENVIRONMENT).symlink_to((project / ENVIRONMENT).resolve(), target_is_directory=True)
         record = {"project": str(project.resolve()), "blanks": blanks}
         (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(explain_write_error(folder, error)) from error
+    except BaseException as error:  # Ctrl-C as well: half a folder would be taken for a whole one
+        shutil.rmtree(folder, ignore_errors=True)
+        if not is_new:
+            folder.mkdir(exist_ok=True)
+        if isinstance(error, OSError):
+            raise UserError(explain_write_error(folder, error)) from error
+        raise
     return WorkFolder(folder, project, blanks)

@@ -14,6 +14,7 @@ import torch
 from bert_trt.console import UserError
 from bert_trt.exercise.messages import say
 from bert_trt.exercise.tasks import NOT_GRADED, WRONG, Grade, Task, WrongAnswer
+from plugins.build import BuildError
 
 Mistakes = Mapping[str, Callable[[], torch.Tensor]]  # by the likely cause: the answer that this mistake gives
 LIKENESS = 10.0  # an answer is that of a mistake if it is so many tolerances from it at most
@@ -54,6 +55,8 @@ def _grade_of(error: Exception, task: Task, folder: Path) -> Grade:
             NOT_GRADED, say("its code calls what is still blank: {place}: {error}", place=places[-1], error=error)
         )
     where = f"{own[-1]}: " if own else ""
+    if isinstance(error, BuildError):
+        return Grade(NOT_GRADED, str(error))
     if isinstance(error, UserError):
         return Grade(WRONG, f"{where}{error}")
     return Grade(WRONG if own else NOT_GRADED, f"{where or places[-1] + ': '}{type(error).__name__}: {error}")

@@ -74,6 +74,8 @@ CHINESE: dict[str, str] = {
     "{folder} exists already and is left as it is; grade it with make grade inside of it, or name another folder: "
     "make exercise DIR=other":
         "{folder} 已经存在，没有改动它；请在其中运行 make grade 评分，或换一个文件夹：make exercise DIR=other",
+    "{path} does not hold what it should; {remedy}": "{path} 的内容不对；{remedy}",
+    "the file was moved or deleted, or is not UTF-8": "文件被移走或删除了，或者不是 UTF-8",
     "cannot read {name}: {reason}": "无法读取 {name}：{reason}",
     # --- any task -----------------------------------------------------------------------------------------------
     "{file}, line {line}: {error}": "{file} 第 {line} 行：{error}",
@@ -199,6 +201,8 @@ CHINESE: dict[str, str] = {
     "the cast of x is missing": "缺少 x 的 cast",
     # --- kernels ------------------------------------------------------------------------------------------------
     "the kernel does not compile": "kernel 编译不过",
+    "the CUDA compiler {path} does not work: {reason}": "CUDA 编译器 {path} 无法工作：{reason}",
+    "it ended with code {code}": "它以退出码 {code} 结束",
     "no CUDA compiler (nvcc) is installed: pip install -r {file}":
         "没有安装 CUDA 编译器 (nvcc)：pip install -r {file}",
     "compiled without an error; not run: needs an NVIDIA GPU and PyTorch for CUDA":

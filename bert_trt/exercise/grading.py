@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from bert_trt.console import console, log_console
+from bert_trt.console import UserError, console, log_console
 from bert_trt.exercise.blanks import WorkFolder
 from bert_trt.exercise.compiler_errors import first_compiler_error
 from bert_trt.exercise.messages import language, say
@@ -54,6 +55,8 @@ TIME_LIMITS = {  # seconds
 }
 STYLES = {NOT_STARTED: "dim", WRONG: "bold red", RIGHT: "bold green", COMPILED: "yellow", NOT_GRADED: "yellow"}
 
+PLACE = re.compile(r'^ *File "(.+)", line (\d+)', re.MULTILINE)  # of a traceback
+
 Grades = dict[int, Grade]  # by the task's number
 
 
@@ -74,6 +77,7 @@ class Processes:
         self._time_limit = time_limit
         self._one_kernel = threading.Lock()  # kernels are timed: one at a time
         self._running: set[subprocess.Popen[str]] = set()
+        self._interrupted = False
 
     def grade(self, tasks: Sequence[Task]) -> Grades:
         """Grades tasks, several at a time."""
@@ -82,6 +86,7 @@ class Processes:
             try:
                 return dict(zip([task.number for task in tasks], pool.map(self._grade, tasks), strict=True))
             except BaseException:
+                self._interrupted = True  # what these processes say from now on is no grade
                 pool.shutdown(wait=False, cancel_futures=True)
                 for process in list(self._running):
                     _end(process)
@@ -90,6 +95,8 @@ class Processes:
     def _grade(self, task: Task) -> Grade:
         with self._one_kernel if task.is_kernel else nullcontext():
             grade = self._run(task)
+        if self._interrupted:
+            return grade
         log_console.print(
             say(
                 "task {number}: {status} ({seconds:.0f} s)",
@@ -168,6 +175,10 @@ def _without_result(code: int, written: str, seconds: float) -> Grade:
     """The grade of a process that ended before it had one."""
     lines = [line for line in written.splitlines() if line.strip()]
     last = f": {lines[-1]}" if lines else ""
+    places = PLACE.findall(written)
+    if places and code > 0:
+        name, line = places[-1]
+        last = ": " + say("{file}, line {line}: {error}", file=Path(name).name, line=line, error=lines[-1])
     if code < 0:
         cause = say(
             "memory that is no longer there: TensorRT reads weights when it builds, and they must live until then"
@@ -183,15 +194,15 @@ def _without_result(code: int, written: str, seconds: float) -> Grade:
 
 
 def grade_folder(work: WorkFolder, options: ExerciseOptions, seed: int) -> Grades:
-    """Grades the chosen tasks of a work folder.
-
-    Raises:
-        UserError: a file of the folder is missing.
-    """
+    """Grades the chosen tasks of a work folder."""
     chosen = [task for task in TASKS if not options.tasks or task.number in options.tasks]
     grades: Grades = {}
     for task in chosen:
-        blank = work.open_blanks(task)
+        try:
+            blank = work.open_blanks(task)
+        except UserError as error:
+            grades[task.number] = Grade(WRONG, str(error), say("the file was moved or deleted, or is not UTF-8"))
+            continue
         if blank and len(blank) == work.count(task):
             grades[task.number] = Grade(NOT_STARTED)
         elif blank:
@@ -211,7 +222,8 @@ def grade_folder(work: WorkFolder, options: ExerciseOptions, seed: int) -> Grade
         try:
             library = plugin_library(work.project)
         except build.BuildError as error:
-            reason = say("the plugin library cannot be built: {error}", error=first_compiler_error(str(error)))
+            first = first_compiler_error(str(error)) or str(error).splitlines()[0]
+            reason = say("the plugin library cannot be built: {error}", error=first)
             grades |= {task.number: Grade(NOT_GRADED, reason) for task in started if task.needs_library}
             started = [task for task in started if not task.needs_library]
     processes = Processes(work, seed, options.time_limit, library)
@@ -227,7 +239,7 @@ def _unmet(task: Task, grades: Grades, work: WorkFolder) -> str:
     """The first of the tasks that this one needs and that is not right; empty if all are."""
     for number in task.needs:
         needed = BY_NUMBER[number]
-        status = grades[number].status if number in grades else NOT_STARTED if work.open_blanks(needed) else RIGHT
+        status = grades[number].status if number in grades else _status_by_blanks(needed, work)
         if status not in (RIGHT, COMPILED):
             return say(
                 "task {number}, {title}, which is {status}",
@@ -236,6 +248,14 @@ def _unmet(task: Task, grades: Grades, work: WorkFolder) -> str:
                 status=say(status),
             )
     return ""
+
+
+def _status_by_blanks(task: Task, work: WorkFolder) -> str:
+    """What is known of a task that is not graded this time."""
+    try:
+        return NOT_STARTED if work.open_blanks(task) else RIGHT
+    except UserError:
+        return WRONG
 
 
 # --- the report ---------------------------------------------------------------------------------------------------

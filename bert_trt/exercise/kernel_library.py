@@ -111,10 +111,9 @@ def compile_kernel(kernel: Kernel, compiler: Compiler) -> Path:
     unfinished = library.with_suffix(f".{os.getpid()}")  # another task may compile the same file
     try:
         run_compiler([*command, "-o", str(unfinished)], compiler)
-    except WrongAnswer:
+        unfinished.replace(library)
+    finally:
         unfinished.unlink(missing_ok=True)
-        raise
-    unfinished.replace(library)
     return library
 
 
