@@ -1,5 +1,5 @@
-// What the libraries for the grading of the exercise share (bert_trt/exercise/kernel_tasks.py): each is made of the
-// file of one kernel, and of a *_functions.cu, which exports launchKernel and runOnSmallTensors and includes this file.
+// What the libraries for the grading of the exercise share (bert_trt/exercise/kernel_library.py). Each is made of the
+// file of one kernel, and of the file beside it that includes this one and exports launchKernel and runOnSmallTensors.
 #pragma once
 
 #include "common/device_tensor.cuh"
