@@ -163,13 +163,10 @@ CHANGES = {  # of a solution: task, what is there, what it becomes, a part of th
                     "toFloat(fromFloat<T>(toFloat(parts[0][v].values[i]) + toFloat(parts[1][v].values[i])))",
                     "add up in float"),
     "no wait": (13, "    waitForPreviousKernel();", "", "waitForPreviousKernel() is missing"),
-    "empty": (13, "    waitForPreviousKernel();", "    return;", "the kernel is empty"),
     "beyond the table": (13, "+ rows.starts[table], hidden", "+ rows.starts[table] + hidden, hidden",
                          "out of bounds"),
-    "no factors": (13, "hasFactors ? value * factors[v].values[i] : value", "value", "the factors do not multiply"),
     "no bias": (14, "values[v][i] = toFloat(biases[v], i);", "values[v][i] = 0.0F;", "missing in the sum: bias"),
     "x twice": (14, "    skip.addTo(values);", "    x.addTo(values);", "x is added twice, and skip is missing"),
-    "no skip": (14, "    skip.addTo(values);", "", "missing in the sum: skip"),
     "sum in the type of x": (14, "    skip.addTo(values);",
                              "    skip.addTo(values);\n    Shape::forEach([&](int v, int i) "
                              "{ values[v][i] = toFloat(fromFloat<T>(values[v][i])); });", "add up in float"),

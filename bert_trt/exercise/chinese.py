@@ -40,6 +40,7 @@ CHINESE: dict[str, str] = {
     "found": "发现",
     "likely cause": "可能的原因",
     "page": "页面",
+    "{number} {title}: ": "{number} {title}：",
     "  {label}: {text}": "  {label}：{text}",
     "grading {numbers} ...": "正在评分：{numbers} ……",
     "task {number}: {status} ({seconds:.0f} s)": "任务 {number}：{status}（{seconds:.0f} 秒）",

@@ -297,7 +297,7 @@ def print_report(grades: Grades, seed: int, seconds: float) -> None:
         grade = grades.get(task.number, Grade(NOT_STARTED))
         if grade.found:
             console.print()
-            title = f"{task.number} {say(task.title)}: "
+            title = say("{number} {title}: ", number=task.number, title=say(task.title))
             console.print(Text.assemble(title, (say(grade.status), STYLES[grade.status])))
             _print_line(say("found"), grade.found)
             if grade.cause:
