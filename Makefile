@@ -3,7 +3,7 @@
 # make plugins the CUDA plugins alone, which the others build when they need them; ARCHITECTURES=all for releases
 # make gpu-check   every network on this machine's GPU, checked: one table, one file to send us (docs/gpu_check.md)
 # make exercise DIR=my_bert    a copy of the project to work in, with the exercise's tasks blank (docs/tutorial/)
-# make grade   in such a copy: what is right, what is wrong and why; TASKS="1 6", SEED=7, JSON=FILE
+# make grade   in such a copy: what is right, what is wrong and why; TASKS="1 6", SEED=7, JSON=FILE, LANGUAGE=zh
 # make lint    ruff, basedpyright (against the types of the full tensorrt), clang-format
 # make clean   removes what was built; `rm -r .venv` removes the environment
 #
@@ -16,6 +16,8 @@ PIP    := $(PY) bert_trt/progress.py "installing" $(PY) -m pip install --disable
 CPP_FILES = $(wildcard plugins/*.c plugins/*/*.cpp plugins/*/*.cu plugins/*/*.h plugins/*/*.cuh tests/*.cpp)
 # Answered by the driver: on a machine with a GPU, plans can be executed as well as built.
 GPU    ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 0)
+# gettext's variable of this name may be in the environment too; exercise.py looks for it there.
+LANGUAGE_OPTION = $(if $(filter command line,$(origin LANGUAGE)),--language "$(LANGUAGE)")
 
 .PHONY: demo test gpu-check exercise grade lint format plugins clean
 .DELETE_ON_ERROR:
@@ -37,12 +39,12 @@ gpu-check: $(VENV)/.installed-cuda
 # DIR has no default: the folder is a student's.
 exercise: $(VENV)/.installed
 	@test -n "$(DIR)" || { echo "error: name the new folder: make exercise DIR=my_bert" >&2; exit 2; }
-	@$(PY) exercise.py make "$(DIR)"
+	@$(PY) exercise.py make "$(DIR)" $(LANGUAGE_OPTION)
 
 grade: $(VENV)/.installed
 	@$(MAKE) --silent $(VENV)/.installed-cuda || \
 	  echo "warning: plugins/requirements-cuda.txt could not be installed (the reason stands above); kernels are not graded" >&2
-	@$(PY) exercise.py grade $(TASKS) $(if $(SEED),--seed $(SEED)) $(if $(JSON),--json "$(JSON)")
+	@$(PY) exercise.py grade $(TASKS) $(if $(SEED),--seed $(SEED)) $(if $(JSON),--json "$(JSON)") $(LANGUAGE_OPTION)
 
 # The plugin library and its host. CMake decides what is out of date; where no CUDA compiler or no CMake is
 # installed, the ones from NVIDIA's and Kitware's pip packages are.

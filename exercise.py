@@ -4,6 +4,7 @@
     cd my_bert && make grade      or: python exercise.py grade              what is right, and what to do next
     make grade TASKS="1 6"        only these tasks
     make grade SEED=7 JSON=FILE   the shapes and values of seed 7; the grades as JSON
+    make grade LANGUAGE=zh        in Chinese; without it, in the language of the locale
 
 docs/tutorial/ has a page for each task. bert_trt/exercise/ holds the tasks and the grading.
 """
@@ -11,6 +12,7 @@ docs/tutorial/ has a page for each task. bert_trt/exercise/ holds the tasks and 
 from __future__ import annotations
 
 import random
+import shlex
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -21,9 +23,12 @@ from bert_trt.interrupts import begin_script
 if __name__ == "__main__":
     begin_script(exercise_arguments)  # answers --help, wrong usage and Ctrl-C before anything else
 
+from rich.text import Text
+
 from bert_trt.console import console, run_script
 from bert_trt.exercise.blanks import WorkFolder, make_work_folder
 from bert_trt.exercise.grading import as_json, grade_folder, print_report
+from bert_trt.exercise.messages import language_of_locale, say, set_language
 from bert_trt.exercise.tasks import BY_NUMBER
 from bert_trt.files import check_outputs, make_folder, write_json
 from bert_trt.options import ExerciseOptions
@@ -35,12 +40,18 @@ SEEDS = 1_000_000
 def main() -> int:
     """Runs the script; returns its exit code: 0 also where tasks are wrong, since that was to be found out."""
     options = exercise_arguments()
+    set_language(options.language or language_of_locale())
     if options.result is not None:
         return check_one(options, options.result)
     if options.folder is not None:
         make_work_folder(ROOT, options.folder)
-        console.print(f"{options.folder}: {len(BY_NUMBER)} tasks are blank; each is marked with TODO and its number")
-        console.print(f"next: cd {options.folder}, make grade, and docs/tutorial/README.md", soft_wrap=True)
+        made = say(
+            "{folder}: {count} tasks are blank; each is marked with TODO and its number\n"
+            "next: cd {folder}, make grade, and docs/tutorial/README.md",
+            folder=shlex.quote(str(options.folder)),
+            count=len(BY_NUMBER),
+        )
+        console.print(Text(made), soft_wrap=True)
     else:
         grade(options)
     return 0

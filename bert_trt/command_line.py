@@ -23,6 +23,7 @@ from bert_trt.options import (
     GELU_KINDS,
     GROUPS,
     INPUT_ROLES,
+    LANGUAGES,
     LAYER_NORM_KERNELS,
     LINEAR_GROUPS,
     METHODS,
@@ -757,9 +758,18 @@ def exercise_arguments() -> ExerciseOptions:
         description="The exercise: a work folder with blanks to fill in, and its grading. See docs/tutorial/."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    make = commands.add_parser("make", help="make a work folder: make exercise DIR=FOLDER")
-    make.add_argument("folder", type=Path, metavar="FOLDER", help="the new folder; it must not have files yet")
-    grade = commands.add_parser("grade", help="grade the work folder that this script is in: make grade")
+    language = argparse.ArgumentParser(add_help=False)
+    language.add_argument("--language", choices=LANGUAGES, help="of what is printed (default: the locale's)")
+    make = commands.add_parser("make", parents=[language], help="make a work folder: make exercise DIR=FOLDER")
+    make.add_argument(
+        "folder",
+        type=Path,
+        metavar="FOLDER",
+        help="the new folder; it must not have files yet",
+    )
+    grade = commands.add_parser(
+        "grade", parents=[language], help="grade the work folder that this script is in: make grade"
+    )
     grade.add_argument("tasks", type=_task, nargs="*", metavar="TASK", help="numbers of tasks (default: all)")
     grade.add_argument("--seed", type=_seed, help="shapes, weights and sentences (default: another one each time)")
     grade.add_argument("--json", type=Path, metavar="FILE", help="write the grades as JSON")
@@ -776,7 +786,8 @@ def exercise_arguments() -> ExerciseOptions:
 
 def _task(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) not in BY_NUMBER:
-        raise argparse.ArgumentTypeError(f"{text!r} is no task; the tasks are 1 to {max(BY_NUMBER)}")
+        tasks = f"the tasks are 1 to {max(BY_NUMBER)}; several have spaces between them: 1 6"
+        raise argparse.ArgumentTypeError(f"{text!r} is no task; {tasks}")
     return int(text)
 
 

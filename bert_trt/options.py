@@ -46,6 +46,8 @@ GROUPS = (*LINEAR_GROUPS, "attention")
 METHODS = ("max", "percentile", "entropy", "mse")  # see histograms.py
 DEFAULT_DATA = HERE / "calibrator_data.txt"
 CACHE_NAME = "calibration.json"
+ENGLISH, CHINESE = "en", "zh"
+LANGUAGES = (ENGLISH, CHINESE)  # of what the exercise says
 INPUT_ROLES = ("ids", "mask", "types", "positions")  # the roles of an ONNX file's inputs
 
 
@@ -421,6 +423,7 @@ class ExerciseOptions:
         json: the file for the grades.
         time_limit: seconds for one task; None for the limit of its kind.
         result: in a process that the script started itself: the file for the grade of the only task.
+        language: of what is printed, one of ``LANGUAGES``; None for that of the locale.
     """
 
     command: str
@@ -430,3 +433,4 @@ class ExerciseOptions:
     json: Path | None = None
     time_limit: int | None = None
     result: Path | None = None
+    language: str | None = None

@@ -16,6 +16,7 @@ import pytest
 from plugin_build_for_tests import built_plugins
 
 from bert_trt.console import UserError
+from bert_trt.exercise import blanks
 from bert_trt.exercise.blanks import RECORD, WorkFolder, blank_text, find_places, make_work_folder, project_files
 from bert_trt.exercise.grading import as_json, grade_folder, next_task, plugin_library, reached_level
 from bert_trt.exercise.projects import grade_tests
@@ -176,9 +177,43 @@ def test_the_project_itself_cannot_be_graded(script):
 
 
 @pytest.mark.parametrize(
+    "record", ["{", "[]", "{}", '{"project": 1, "blanks": {}}', '{"project": "a", "blanks": {"x": {}}}']
+)
+def test_a_damaged_record_is_an_error(record, tmp_path):
+    (tmp_path / RECORD).write_text(record)
+    with pytest.raises(UserError, match=r"\.exercise\.json .*; make the work folder again: make exercise DIR="):
+        WorkFolder.open(tmp_path)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_what_is_interrupted_leaves_no_half_of_a_folder(exists, error, tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise error
+
+    target = tmp_path / "mine"
+    if exists:
+        target.mkdir()
+    monkeypatch.setattr(blanks, "blank_text", fail)
+    with pytest.raises((KeyboardInterrupt, UserError)):
+        make_work_folder(ROOT, target)
+    assert list(tmp_path.rglob("*")) == [target] * exists
+    monkeypatch.undo()
+    assert make_work_folder(ROOT, target).count(BY_NUMBER[1])
+
+
+def test_the_next_step_can_be_copied(script, tmp_path):
+    done = script("exercise.py", "make", tmp_path / "my bert", "--language", "zh")
+    assert f"cd '{tmp_path / 'my bert'}'" in done.stdout
+    assert "docs/tutorial/README.zh-CN.md" in done.stdout
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["grade", "99"], "'99' is no task; the tasks are 1 to 17"),
+        (["grade", "1,6"], "'1,6' is no task; the tasks are 1 to 17; several have spaces between them: 1 6"),
+        (["grade", "--language", "fr"], "invalid choice: 'fr'"),
         (["grade", "--seed", "x"], "'x' is no seed"),
         (["make"], "FOLDER"),
         ([], "COMMAND"),
@@ -291,6 +326,32 @@ def test_a_kernel_that_does_not_compile_is_named_and_another_one_compiles(folder
     assert "does not compile" in grades[10]["cause"]
 
 
+def test_a_file_that_is_gone_and_a_broken_one_are_named(folder):
+    solve(folder, 1, 11)
+    (folder / "bert_trt" / "histograms.py").unlink()
+    path = folder / "bert_trt" / "exercise" / "network_tasks.py"
+    path.write_text(path.read_text() + "def (\n")
+    grades, _, _ = grade(folder, 1, 11, 12)
+    assert grades[11]["status"] == WRONG
+    assert grades[11]["found"] == "cannot read bert_trt/histograms.py: No such file or directory"
+    assert grades[12]["status"] == NOT_STARTED
+    assert grades[1]["status"] == NOT_GRADED
+    assert grades[1]["found"].startswith("bert_trt/exercise/network_tasks.py, line ")
+    path = folder / "bert_trt" / "exercise" / "checks.py"
+    path.write_text(path.read_text() + "def (\n")
+    grades, _, _ = grade(folder, 1)
+    assert grades[1]["found"].startswith("the grading ended with code 1: checks.py, line ")
+
+
+def test_a_folder_is_graded_in_chinese(folder):
+    write(folder, 4, "        return self.addGather(table, indices, 0, name)\n")
+    grades, _, printed = grade(folder, 4, "--language", "zh")
+    assert grades[4]["status"] == WRONG
+    assert grades[4]["found"] == "2 处空白中还有 1 处没有写，在 trt_helper.py"
+    assert "可能的原因：请搜索 TODO 4" in printed
+    assert "docs/tutorial/embedding.zh-CN.md" in printed
+
+
 def test_the_plugin_is_graded_with_the_projects_library(folder, monkeypatch):
     """A work folder has none of its own."""
     solve(folder, 7)
@@ -318,7 +379,7 @@ def test_ctrl_c_ends_the_grading_with_all_its_processes(folder):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors.endswith("interrupted\n")
+    assert errors == "grading 1 ...\ninterrupted\n"
     with pytest.raises(ProcessLookupError):
         os.kill(int(started.read_text()), 0)
 

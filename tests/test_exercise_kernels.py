@@ -12,11 +12,12 @@ import pytest
 import torch
 from plugin_runs_for_tests import needs_gpu
 
-from bert_trt.exercise import kernel_tasks
+from bert_trt.exercise import kernel_library, kernel_tasks
 from bert_trt.exercise.checks import check_task
 from bert_trt.exercise.compiler_errors import first_compiler_error
-from bert_trt.exercise.kernel_tasks import KERNELS, Rows, draw_rows, judge, sanitizer_finding
-from bert_trt.exercise.tasks import BY_NUMBER, COMPILED, RIGHT, WRONG, WrongAnswer
+from bert_trt.exercise.kernel_library import sanitizer_finding
+from bert_trt.exercise.kernel_tasks import KERNELS, Rows, draw_rows, judge
+from bert_trt.exercise.tasks import BY_NUMBER, COMPILED, NOT_GRADED, RIGHT, WRONG, WrongAnswer
 from plugins import build
 
 ROOT = Path(__file__).parent.parent
@@ -140,13 +141,16 @@ RACECHECK = """========= COMPUTE-SANITIZER
 
 
 def test_the_sanitizers_findings_in_words():
-    words = sanitizer_finding(MEMCHECK)
+    words, cause = sanitizer_finding(MEMCHECK)
     assert words == (
-        "thread (199,0,0) of block (6,0,0) writes 4 bytes of memory out of bounds, 1 bytes after the nearest "
+        "thread (199,0,0) of block (6,0,0) writes 4 bytes out of bounds, in global memory, 1 bytes after the nearest "
         "allocation at 0x7f1f2e200000 of size 4480 bytes, in layerNormFusedKernel, layer_norm_fused.cu line 118"
     )
-    assert "without a barrier between" in sanitizer_finding(RACECHECK)
-    assert sanitizer_finding("========= ERROR SUMMARY: 0 errors\n") == ""
+    assert "check the loop's limit" in cause
+    words, cause = sanitizer_finding(RACECHECK)
+    assert "without a barrier between" in words
+    assert "__syncthreads() is missing" in cause
+    assert sanitizer_finding("========= ERROR SUMMARY: 0 errors\n") == ("", "")
 
 
 # --- times ----------------------------------------------------------------------------------------------------------
@@ -175,6 +179,27 @@ def test_a_kernel_without_a_compiler_or_a_gpu(monkeypatch):
     assert "no CUDA compiler" in kernel_tasks.check(BY_NUMBER[8], 0).found
 
 
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("exit 1", "it ended with code 1"),
+        (
+            "echo gcc: not found; echo nvcc fatal: Failed to preprocess; exit 2",
+            "gcc: not found nvcc fatal: Failed to",
+        ),
+    ],
+)
+def test_a_compiler_that_does_not_work_is_no_mistake_of_the_kernel(program, reason, tmp_path, monkeypatch):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\n{program}\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setattr(kernel_library, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(build, "find_compiler", lambda: build.Compiler(nvcc, {}))
+    answer = check_task(BY_NUMBER[8], 0, ROOT)
+    assert answer.status == NOT_GRADED
+    assert answer.found.startswith(f"the CUDA compiler {nvcc} does not work: {reason}")
+
+
 @needs_gpu
 @pytest.mark.parametrize("number", KERNELS)
 def test_the_solution_on_a_gpu(number):
@@ -198,6 +223,7 @@ CHANGES = {  # of a solution: task, file, what is there, what it becomes, a part
     "slow": (10, FAST, "    waitForPreviousKernel();", "    waitForPreviousKernel();\n    __nanosleep(50000);",
              "not optimised"),
     "empty": (10, FAST, "    waitForPreviousKernel();", "    waitForPreviousKernel();\n    return;", "is empty"),
+    "no wait": (10, FAST, "    waitForPreviousKernel();", "", "waitForPreviousKernel() is missing"),
 }  # fmt: skip
 
 
@@ -209,8 +235,8 @@ def test_a_mistake_on_a_gpu(title, tmp_path, monkeypatch):
     text = (plugins / source).read_text()
     assert before in text
     (plugins / source).write_text(text.replace(before, after))
-    monkeypatch.setattr(kernel_tasks, "PLUGINS", plugins)
-    monkeypatch.setattr(kernel_tasks, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(kernel_library, "PLUGINS", plugins)
+    monkeypatch.setattr(kernel_library, "BUILD", tmp_path / "build")
     answer = check_task(BY_NUMBER[number], 0, ROOT)
     assert answer.status == WRONG
     assert cause in answer.found + answer.cause, answer

@@ -179,7 +179,9 @@ def test_the_plugins_are_built_for_the_architectures_that_are_named(project, var
 
 def test_a_work_folder_is_made_where_it_is_named(project):
     assert project.make("exercise", variables=["DIR=my bert"]).returncode == 0
-    assert project.log.read_text().splitlines()[-1] == "exercise.py make my bert"
+    assert project.log.read_text().splitlines()[-1].strip() == "exercise.py make my bert"
+    assert project.make("exercise", variables=["DIR=b", "LANGUAGE=zh"]).returncode == 0
+    assert project.log.read_text().splitlines()[-1] == "exercise.py make b --language zh"
 
 
 def test_a_work_folder_needs_a_name(project):
@@ -195,9 +197,11 @@ def test_a_work_folder_needs_a_name(project):
         ((), ""),
         (("TASKS=1 6",), " 1 6"),
         (("SEED=7", "JSON=my grades.json"), " --seed 7 --json my grades.json"),
+        (("LANGUAGE=zh",), " --language zh"),
     ],
 )
-def test_the_grading_gets_tasks_seed_and_file(project, variables, arguments):
+def test_the_grading_gets_what_it_is_told(project, variables, arguments, monkeypatch):
+    monkeypatch.setenv("LANGUAGE", "zh_CN:zh")  # is read by the script itself
     assert project.make("grade", variables=variables).returncode == 0
     asked = project.log.read_text().splitlines()[-1]
     assert " ".join(asked.split()) == f"exercise.py grade{arguments}"

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bert_trt.console import UserError
+from bert_trt.exercise.messages import say
 from bert_trt.exercise.tasks import BY_NUMBER, TASKS, Task
 from bert_trt.files import explain_write_error, read_json
 
@@ -143,11 +144,23 @@ class WorkFolder:
         """
         if not (path / RECORD).is_file():
             raise UserError(
-                f"{path} is no work folder of the exercise: {RECORD} is missing; make one with: make exercise "
-                "DIR=my_bert, and grade inside of it"
+                say(
+                    "{path} is no work folder of the exercise: {record} is missing; make one with: make exercise "
+                    "DIR=my_bert, and grade inside of it",
+                    path=path,
+                    record=RECORD,
+                )
             )
-        values = read_json(path / RECORD, "make the work folder again: make exercise DIR=...")
-        return cls(path, Path(values["project"]), {int(number): of for number, of in values["blanks"].items()})
+        remedy = say("make the work folder again: make exercise DIR=...")
+        values = read_json(path / RECORD, remedy)
+        try:
+            recorded = values["blanks"].items()
+            blanks = {int(number): {name: list(of) for name, of in files.items()} for number, files in recorded}
+            return cls(path, Path(values["project"]), blanks)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                say("{path} does not hold what it should; {remedy}", path=path / RECORD, remedy=remedy)
+            ) from error
 
     def open_blanks(self, task: Task) -> list[str]:
         """The files in which a place of the task is still blank, once for each place.
@@ -175,7 +188,8 @@ class WorkFolder:
         try:
             return (self.path / name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(say("cannot read {name}: {reason}", name=name, reason=reason)) from error
 
 
 def project_files(project: Path) -> list[str]:
@@ -213,14 +227,26 @@ def make_work_folder(project: Path, folder: Path) -> WorkFolder:
         UserError: the folder has files, cannot be written to, or the project is a work folder itself.
     """
     if (project / RECORD).is_file():
-        raise UserError(f"{project} is a work folder itself; make another one from the project that it was made of")
+        raise UserError(
+            say(
+                "{project} is a work folder itself; make another one from the project that it was made of",
+                project=project,
+            )
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        remedy = "grade it with make grade inside of it, or name another folder: make exercise DIR=other"
-        raise UserError(f"{folder} exists already and is left as it is; {remedy}")
+        raise UserError(
+            say(
+                "{folder} exists already and is left as it is; grade it with make grade inside of it, or name "
+                "another folder: make exercise DIR=other",
+                folder=folder,
+            )
+        )
     blanks: dict[int, dict[str, list[str]]] = {task.number: {} for task in TASKS}
     marked = {name for task in TASKS for name in task.files}
+    names = project_files(project)
+    is_new = not folder.exists()
     try:
-        for name in project_files(project):
+        for name in names:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(project / name, target)  # with its time: packages are installed again for newer requirements
@@ -233,6 +259,11 @@ def make_work_folder(project: Path, folder: Path) -> WorkFolder:
             (folder / ENVIRONMENT).symlink_to((project / ENVIRONMENT).resolve(), target_is_directory=True)
         record = {"project": str(project.resolve()), "blanks": blanks}
         (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(explain_write_error(folder, error)) from error
+    except BaseException as error:  # Ctrl-C as well: half a folder would be taken for a whole one
+        shutil.rmtree(folder, ignore_errors=True)
+        if not is_new:
+            folder.mkdir(exist_ok=True)
+        if isinstance(error, OSError):
+            raise UserError(explain_write_error(folder, error)) from error
+        raise
     return WorkFolder(folder, project, blanks)

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from bert_trt.exercise.checks import first_answer
+from bert_trt.exercise.messages import say
 from bert_trt.exercise.tasks import RIGHT, Grade, Task, WrongAnswer
 from bert_trt.model_files import INPUT_NAMES, MASK_NAME
 from bert_trt.sentences import Sentence
@@ -47,16 +48,25 @@ def check_percentile(rng: np.random.Generator) -> None:
         found = histograms.percentile_range(counts, limit, percentile)
         if not isinstance(found, int | float | np.floating) or not abs(found - expected) <= 1e-6 * limit:
             bin_index = int(np.searchsorted(cumulative, target))
+            width = limit / bins
             mistakes = {
-                "the bin's upper end: interpolate inside of the bin": (bin_index + 1) * limit / bins,
-                "the bin's lower end: interpolate inside of the bin": bin_index * limit / bins,
-                "the bin's centre: interpolate inside of the bin": (bin_index + 0.5) * limit / bins,
-                "a share of the range, expected a share of the values": percentile / 100 * limit,
-                "the number of the bin, expected a value: multiply by the width of a bin": expected / limit * bins,
+                say("the bin's upper end: interpolate inside of the bin"): (bin_index + 1) * width,
+                say("the bin's lower end: interpolate inside of the bin"): bin_index * width,
+                say("the bin's centre: interpolate inside of the bin"): (bin_index + 0.5) * width,
+                say("a share of the range, expected a share of the values"): percentile / 100 * limit,
+                say("the number of the bin, expected a value: multiply by the width of a bin"): expected / width,
             }
             raise WrongAnswer(
-                f"percentile_range of {counts.sum()} values in {bins} bins up to {limit:g}, percentile "
-                f"{percentile:.4g}: {_shown(found)}, expected {expected:.7g}",
+                say(
+                    "percentile_range of {count} values in {bins} bins up to {limit:g}, percentile "
+                    "{percentile:.4g}: {found}, expected {expected:.7g}",
+                    count=counts.sum(),
+                    bins=bins,
+                    limit=limit,
+                    percentile=percentile,
+                    found=_shown(found),
+                    expected=expected,
+                ),
                 _nearest(found, mistakes, limit),
             )
 
@@ -67,10 +77,10 @@ def _shown(found: object) -> str:
 
 def _nearest(found: object, mistakes: dict[str, float], limit: float) -> str:
     if not isinstance(found, int | float | np.floating):
-        return "return is missing" if found is None else ""
+        return say("return is missing") if found is None else ""
     near = next((cause for cause, value in mistakes.items() if abs(found - value) <= 1e-5 * limit), "")
     beyond = not found < 0.999 * limit  # NaN is not less
-    return near or ("the percentile is in percent: divide it by 100" if beyond else "")
+    return near or (say("the percentile is in percent: divide it by 100") if beyond else "")
 
 
 def quantized(values: np.ndarray, amax: float, kind: str) -> np.ndarray:
@@ -101,9 +111,18 @@ def check_mse(rng: np.random.Generator, kind: str) -> None:
 
     found = histograms.mse_range(counts, limit, amax, kind)
     best = error(least(error))
-    given = f"mse_range of {counts.sum()} values in {len(counts)} bins, amax {amax:.5g}, {kind}"
+    given = say(
+        "mse_range of {count} values in {bins} bins, amax {amax:.5g}, {kind}",
+        count=counts.sum(),
+        bins=len(counts),
+        amax=amax,
+        kind=kind,
+    )
     if not isinstance(found, int | float | np.floating) or not np.isfinite(found):
-        raise WrongAnswer(f"{given}: {found!r}, expected a number", "return is missing" if found is None else "")
+        raise WrongAnswer(
+            say("{given}: {found!r}, expected a number", given=given, found=found),
+            say("return is missing") if found is None else "",
+        )
     if amax / 16.01 <= found <= amax * 1.0001 and error(float(found)) <= 1.02 * best:
         return
 
@@ -116,19 +135,26 @@ def check_mse(rng: np.random.Generator, kind: str) -> None:
 
     other = "fp8" if kind == "int8" else "int8"
     mistakes = {
-        "only clipping counts, not rounding": least(clipping),
-        "only rounding counts, not clipping": least(rounding),
-        "each bin counts the same: weight its error with the number of its values": least(
+        say("only clipping counts, not rounding"): least(clipping),
+        say("only rounding counts, not clipping"): least(rounding),
+        say("each bin counts the same: weight its error with the number of its values"): least(
             lambda candidate: error(candidate, (counts > 0).astype(np.float64))
         ),
-        f"the error is that of {other}": least(lambda candidate: error(candidate, kind=other)),
-        "the range with the largest error": least(lambda candidate: -error(candidate)),
+        say("the error is that of {other}", other=other): least(lambda candidate: error(candidate, kind=other)),
+        say("the range with the largest error"): least(lambda candidate: -error(candidate)),
     }
     near = [cause for cause, value in mistakes.items() if abs(found / value - 1) < 0.02]
     raise WrongAnswer(
-        f"{given}: the range {found:.6g} has the squared error {error(float(found)):.4g}; expected about "
-        f"{least(error):.6g} with {best:.4g}",
-        "; or ".join(near),
+        say(
+            "{given}: the range {found:.6g} has the squared error {error:.4g}; expected about "
+            "{wanted:.6g} with {least:.4g}",
+            given=given,
+            found=found,
+            error=error(float(found)),
+            wanted=least(error),
+            least=best,
+        ),
+        say("; or ").join(near),
     )
 
 
@@ -159,43 +185,71 @@ def check_batches(rng: np.random.Generator, same_length: bool) -> None:
 
     sentences, largest = draw_sentences(rng), calibration_data.BATCH_TOKENS
     found = calibration_data.batches(sentences, same_length)
-    given = f"batches of {len(sentences)} sentences" + (", same_length" if same_length else "")
+    given = say("batches of {count} sentences", count=len(sentences)) + (" (same_length)" if same_length else "")
     if found is None:
-        raise WrongAnswer(f"{given}: None", "return is missing")
+        raise WrongAnswer(say("{given}: None", given=given), say("return is missing"))
     lines = [sentence.line for batch in found for sentence in batch]
     missing = sorted({sentence.line for sentence in sentences} - set(lines))
     if missing:
         longest = max(len(sentence.ids) for sentence in sentences)
         lost = [len(sentence.ids) for sentence in sentences if sentence.line in missing]
-        cause = "the last batch is lost" if longest in lost or len(missing) > 1 else ""
+        cause = say("the last batch is lost") if longest in lost or len(missing) > 1 else ""
         raise WrongAnswer(
-            f"{given}: {len(missing)} sentences are in no batch, first that of line {missing[0]}", cause
+            say(
+                "{given}: {count} sentences are in no batch, first that of line {line}",
+                given=given,
+                count=len(missing),
+                line=missing[0],
+            ),
+            cause,
         )
     if len(lines) != len(set(lines)):
-        raise WrongAnswer(f"{given}: a sentence is in two batches")
+        raise WrongAnswer(say("{given}: a sentence is in two batches", given=given))
     if any(not batch for batch in found):
-        raise WrongAnswer(f"{given}: a batch is empty", "a batch is begun before there is a sentence for it")
+        raise WrongAnswer(
+            say("{given}: a batch is empty", given=given), say("a batch is begun before there is a sentence for it")
+        )
     for number, batch in enumerate(found):
         lengths = [len(sentence.ids) for sentence in batch]
         if same_length and len(set(lengths)) > 1:
             raise WrongAnswer(
-                f"{given}: batch {number} has the lengths {sorted(set(lengths))}", "same_length is ignored"
+                say(
+                    "{given}: batch {number} has the lengths {lengths}",
+                    given=given,
+                    number=number,
+                    lengths=sorted(set(lengths)),
+                ),
+                say("same_length is ignored"),
             )
         if len(batch) * max(lengths) > largest:
             cause = (
-                "the limit is for tokens without padding; padding counts as well" if sum(lengths) <= largest else ""
+                say("the limit is for tokens without padding; padding counts as well")
+                if sum(lengths) <= largest
+                else ""
             )
             raise WrongAnswer(
-                f"{given}: batch {number} has {len(batch)} rows of {max(lengths)} tokens, more than {largest}", cause
+                say(
+                    "{given}: batch {number} has {rows} rows of {longest} tokens, more than {largest}",
+                    given=given,
+                    number=number,
+                    rows=len(batch),
+                    longest=max(lengths),
+                    largest=largest,
+                ),
+                cause,
             )
     padded = sum(len(batch) * max(len(sentence.ids) for sentence in batch) for batch in found)
     real = sum(len(sentence.ids) for sentence in sentences)
     if padded > 1.5 * real:
         raise WrongAnswer(
-            f"{given}: {padded} tokens with padding for {real} without", "the sentences are not sorted by length"
+            say("{given}: {padded} tokens with padding for {real} without", given=given, padded=padded, real=real),
+            say("the sentences are not sorted by length"),
         )
     if not same_length and len(found) > 2 * padded / largest + 2:
-        raise WrongAnswer(f"{given}: {len(found)} batches of {padded} tokens in all", "the batches are not filled")
+        raise WrongAnswer(
+            say("{given}: {count} batches of {padded} tokens in all", given=given, count=len(found), padded=padded),
+            say("the batches are not filled"),
+        )
 
 
 def check_inputs(rng: np.random.Generator) -> None:
@@ -213,13 +267,27 @@ def check_inputs(rng: np.random.Generator) -> None:
     if found is None or set(found) != names:
         has = "None" if found is None else sorted(found)
         raise WrongAnswer(
-            f"batch_inputs: {has}; expected {sorted(names)}", "return is missing" if found is None else ""
+            say("batch_inputs: {has}; expected {wanted}", has=has, wanted=sorted(names)),
+            say("return is missing") if found is None else "",
         )
     shape = (len(batch), length)
     for name, array in found.items():
         if array.shape != shape or array.dtype != np.int32:
-            cause = "TensorRT's inputs are int32" if array.shape == shape else "S is the longest sentence's length"
-            raise WrongAnswer(f"batch_inputs: {name} is {array.dtype} {array.shape}; expected int32 {shape}", cause)
+            cause = (
+                say("TensorRT's inputs are int32")
+                if array.shape == shape
+                else say("S is the longest sentence's length")
+            )
+            raise WrongAnswer(
+                say(
+                    "batch_inputs: {name} is {dtype} {found}; expected int32 {wanted}",
+                    name=name,
+                    dtype=array.dtype,
+                    found=array.shape,
+                    wanted=shape,
+                ),
+                cause,
+            )
     ids, types, positions = (found[name] for name in INPUT_NAMES)
     for row, sentence in enumerate(batch):
         count = len(sentence.ids)
@@ -233,19 +301,26 @@ def check_inputs(rng: np.random.Generator) -> None:
             if not np.array_equal(has, wanted):
                 begins = [np.asarray(array).astype(int).tolist()[:12] for array in (has, wanted)]
                 raise WrongAnswer(
-                    f"batch_inputs: {name}, row {row}, a sentence of {count} tokens, begins with {begins[0]}; "
-                    f"expected {begins[1]}",
+                    say(
+                        "batch_inputs: {name}, row {row}, a sentence of {count} tokens, begins with {found}; "
+                        "expected {wanted}",
+                        name=name,
+                        row=row,
+                        count=count,
+                        found=begins[0],
+                        wanted=begins[1],
+                    ),
                     _input_cause(name, has, count, sentence),
                 )
 
 
 def _input_cause(name: str, has: np.ndarray, count: int, sentence: Sentence) -> str:
     if name == MASK_NAME:
-        return "the mask does not say where the padding is: 1 for a token, 0 for padding" if has.all() else ""
+        return say("the mask does not say where the padding is: 1 for a token, 0 for padding") if has.all() else ""
     if name == INPUT_NAMES[0] and np.array_equal(has[:count], sentence.ids) and not has[count:].any():
-        return "padding is 0; expected the sentence's last token, so that no other value enters the network"
+        return say("padding is 0; expected the sentence's last token, so that no other value enters the network")
     if name == INPUT_NAMES[0] and np.array_equal(has[len(has) - count :], sentence.ids):
-        return "the padding stands before the tokens"
+        return say("the padding stands before the tokens")
     return ""
 
 

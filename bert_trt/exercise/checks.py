@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 
 from bert_trt.console import UserError
+from bert_trt.exercise.messages import say
 from bert_trt.exercise.tasks import NOT_GRADED, WRONG, Grade, Task, WrongAnswer
+from plugins.build import BuildError
 
 Mistakes = Mapping[str, Callable[[], torch.Tensor]]  # by the likely cause: the answer that this mistake gives
 LIKENESS = 10.0  # an answer is that of a mistake if it is so many tolerances from it at most
@@ -38,20 +40,26 @@ def _grade_of(error: Exception, task: Task, folder: Path) -> Grade:
     if isinstance(error, WrongAnswer):
         return Grade(WRONG, error.found, error.cause)
     if isinstance(error, SyntaxError) and error.filename:
-        name, reason = _name(error.filename, folder), f"line {error.lineno}: {error.msg}"
+        name = _name(error.filename, folder)
         status = WRONG if name in task.files else NOT_GRADED
-        return Grade(status, f"{name}, {reason}", "a syntax error: Python cannot read the file")
+        found = say("{file}, line {line}: {error}", file=name, line=error.lineno, error=error.msg)
+        return Grade(status, found, say("a syntax error: Python cannot read the file"))
     frames = traceback.extract_tb(error.__traceback__)
-    places = [f"{_name(frame.filename, folder)}, line {frame.lineno}" for frame in frames]
-    own = [place for place in places if place.rpartition(",")[0] in task.files]
+    names = [_name(frame.filename, folder) for frame in frames]
+    places = [
+        say("{file}, line {line}", file=name, line=frame.lineno) for name, frame in zip(names, frames, strict=True)
+    ]
+    own = [place for name, place in zip(names, places, strict=True) if name in task.files]
     if isinstance(error, NotImplementedError):
-        return Grade(NOT_GRADED, f"its code calls what is still blank: {places[-1]}: {error}")
+        return Grade(
+            NOT_GRADED, say("its code calls what is still blank: {place}: {error}", place=places[-1], error=error)
+        )
     where = f"{own[-1]}: " if own else ""
+    if isinstance(error, BuildError):
+        return Grade(NOT_GRADED, str(error))
     if isinstance(error, UserError):
         return Grade(WRONG, f"{where}{error}")
-    is_theirs = bool(own) and "bert_trt/exercise" not in places[-1]
-    status = WRONG if own or is_theirs else NOT_GRADED
-    return Grade(status, f"{where or places[-1] + ': '}{type(error).__name__}: {error}")
+    return Grade(WRONG if own else NOT_GRADED, f"{where or places[-1] + ': '}{type(error).__name__}: {error}")
 
 
 def _name(path: str, folder: Path) -> str:
@@ -100,15 +108,36 @@ def compare(
         return
     cause = likely_cause(found, expected, allowed, mistakes) or otherwise
     if found.shape != expected.shape:
-        raise WrongAnswer(f"{name} is {list(found.shape)}, expected {list(expected.shape)}; {given}", cause)
+        raise WrongAnswer(
+            say(
+                "{name} is {shape}, expected {wanted_shape}; {given}",
+                name=name,
+                shape=list(found.shape),
+                wanted_shape=list(expected.shape),
+                given=given,
+            ),
+            cause,
+        )
     limit = allowed * float(expected.abs().max().clamp(min=1e-30))
     bad = ~((found - expected).abs() <= limit)  # NaN is not less
     first = tuple(int(number) for number in bad.nonzero()[0])
     raise WrongAnswer(
-        f"{name} {list(found.shape)} differs in {int(bad.sum())} of {bad.numel()} elements, first in "
-        f"{list(first)}: {float(found[first]):.7g}, expected {float(expected[first]):.7g} "
-        f"(error {relative_error(found, expected):.1e} of the largest value, allowed {allowed:.1e}); {given}",
-        cause or ("a value is not finite" if not found.isfinite().all() else ""),
+        say(
+            "{name} {shape} differs in {bad} of {count} elements, first in {first}: {found:.7g}, "
+            "expected {wanted:.7g} (error {error:.1e} of the largest value, allowed {allowed:.1e}); "
+            "{given}",
+            name=name,
+            shape=list(found.shape),
+            bad=int(bad.sum()),
+            count=bad.numel(),
+            first=list(first),
+            found=float(found[first]),
+            wanted=float(expected[first]),
+            error=relative_error(found, expected),
+            allowed=allowed,
+            given=given,
+        ),
+        cause or (say("a value is not finite") if not found.isfinite().all() else ""),
     )
 
 
@@ -125,7 +154,7 @@ def likely_cause(found: torch.Tensor, expected: torch.Tensor, allowed: float, mi
 
 
 def first_answer(checks: Iterable[Callable[[], None]]) -> None:
-    """Makes all checks and raises the first finding, with the first likely cause that any of them knows.
+    """Makes checks and raises the first finding, with the first likely cause that any of them knows.
 
     One check may show best that something is wrong, and another one why: a transposed weight that is not square is
     refused by TensorRT, and a square one gives the answer that tells the mistake.
@@ -133,15 +162,13 @@ def first_answer(checks: Iterable[Callable[[], None]]) -> None:
     Raises:
         WrongAnswer: a check found something.
     """
-    findings: list[Exception] = []
+    first = ""
     for check in checks:
         try:
             check()
         except (WrongAnswer, UserError) as error:
-            findings.append(error)
-    if not findings:
-        return
-    first = findings[0]
-    causes = [error.cause for error in findings if isinstance(error, WrongAnswer) and error.cause]
-    found = first.found if isinstance(first, WrongAnswer) else str(first)
-    raise WrongAnswer(found, causes[0] if causes else "")
+            first = first or str(error)
+            if isinstance(error, WrongAnswer) and error.cause:
+                raise WrongAnswer(first, error.cause) from error
+    if first:
+        raise WrongAnswer(first)

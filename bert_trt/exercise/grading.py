@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,9 +25,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from bert_trt.console import console, log_console
+from bert_trt.console import UserError, console, log_console
 from bert_trt.exercise.blanks import WorkFolder
 from bert_trt.exercise.compiler_errors import first_compiler_error
+from bert_trt.exercise.messages import language, say
 from bert_trt.exercise.tasks import (
     BY_NUMBER,
     COMPILED,
@@ -39,13 +41,21 @@ from bert_trt.exercise.tasks import (
     Grade,
     Task,
 )
-from bert_trt.options import ExerciseOptions
+from bert_trt.options import CHINESE, ExerciseOptions
 from plugins import build
 
 SCRIPT = "exercise.py"
 MAX_AT_ONCE = 4
-TIME_LIMITS = {"network_tasks": 60, "calibration_tasks": 60, "kernel_tasks": 600, "projects": 600}  # seconds
+TIME_LIMITS = {  # seconds
+    "network_tasks": 60,
+    "calibration_tasks": 60,
+    "kernel_tasks": 600,
+    "sum_tasks": 600,
+    "projects": 600,
+}
 STYLES = {NOT_STARTED: "dim", WRONG: "bold red", RIGHT: "bold green", COMPILED: "yellow", NOT_GRADED: "yellow"}
+
+PLACE = re.compile(r'^ *File "(.+)", line (\d+)', re.MULTILINE)  # of a traceback
 
 Grades = dict[int, Grade]  # by the task's number
 
@@ -67,6 +77,7 @@ class Processes:
         self._time_limit = time_limit
         self._one_kernel = threading.Lock()  # kernels are timed: one at a time
         self._running: set[subprocess.Popen[str]] = set()
+        self._interrupted = False
 
     def grade(self, tasks: Sequence[Task]) -> Grades:
         """Grades tasks, several at a time."""
@@ -75,15 +86,25 @@ class Processes:
             try:
                 return dict(zip([task.number for task in tasks], pool.map(self._grade, tasks), strict=True))
             except BaseException:
+                self._interrupted = True  # what these processes say from now on is no grade
                 pool.shutdown(wait=False, cancel_futures=True)
                 for process in list(self._running):
                     _end(process)
                 raise
 
     def _grade(self, task: Task) -> Grade:
-        with self._one_kernel if task.grader == "kernel_tasks" else nullcontext():
+        with self._one_kernel if task.is_kernel else nullcontext():
             grade = self._run(task)
-        log_console.print(f"task {task.number}: {grade.status} ({grade.seconds:.0f} s)")
+        if self._interrupted:
+            return grade
+        log_console.print(
+            say(
+                "task {number}: {status} ({seconds:.0f} s)",
+                number=task.number,
+                status=say(grade.status),
+                seconds=grade.seconds,
+            )
+        )
         return grade
 
     def _run(self, task: Task) -> Grade:
@@ -91,9 +112,12 @@ class Processes:
         start = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             result = Path(folder) / "grade.json"
-            command = [sys.executable, SCRIPT, "grade", str(task.number), "--seed", str(self._seed)]
+            command = [
+                sys.executable, SCRIPT, "grade", str(task.number), "--seed", str(self._seed),
+                "--language", language(), "--result", str(result),
+            ]  # fmt: skip
             process = subprocess.Popen(
-                [*command, "--result", str(result)],
+                command,
                 cwd=self._work.path,
                 env=os.environ | {"OMP_NUM_THREADS": "1"} | (self._library if task.needs_library else {}),
                 stdin=subprocess.DEVNULL,
@@ -108,8 +132,14 @@ class Processes:
                 written, _ = process.communicate(timeout=limit)
             except subprocess.TimeoutExpired:
                 _end(process)
-                cause = "a loop that never ends, or threads of a kernel that wait for each other"
-                return Grade(WRONG, f"stopped after {limit} s (--time-limit)", cause, {}, time.monotonic() - start)
+                cause = say("a loop that never ends, or threads of a kernel that wait for each other")
+                return Grade(
+                    WRONG,
+                    say("stopped after {limit} s (--time-limit)", limit=limit),
+                    cause,
+                    {},
+                    time.monotonic() - start,
+                )
             finally:
                 self._running.discard(process)
             if result.is_file():
@@ -145,37 +175,55 @@ def _without_result(code: int, written: str, seconds: float) -> Grade:
     """The grade of a process that ended before it had one."""
     lines = [line for line in written.splitlines() if line.strip()]
     last = f": {lines[-1]}" if lines else ""
+    places = PLACE.findall(written)
+    if places and code > 0:
+        name, line = places[-1]
+        last = ": " + say("{file}, line {line}: {error}", file=Path(name).name, line=line, error=lines[-1])
     if code < 0:
-        cause = "memory that is no longer there: TensorRT reads weights when it builds, and they must live until then"
-        return Grade(WRONG, f"the process ended by {signal.Signals(-code).name}{last}", cause, {}, seconds)
-    return Grade(NOT_GRADED, f"the grading ended with code {code}{last}", "", {}, seconds)
+        cause = say(
+            "memory that is no longer there: TensorRT reads weights when it builds, and they must live until then"
+        )
+        return Grade(
+            WRONG,
+            say("the process ended by {signal}{last}", signal=signal.Signals(-code).name, last=last),
+            cause,
+            {},
+            seconds,
+        )
+    return Grade(NOT_GRADED, say("the grading ended with code {code}{last}", code=code, last=last), "", {}, seconds)
 
 
 def grade_folder(work: WorkFolder, options: ExerciseOptions, seed: int) -> Grades:
-    """Grades the chosen tasks of a work folder.
-
-    Raises:
-        UserError: a file of the folder is missing.
-    """
+    """Grades the chosen tasks of a work folder."""
     chosen = [task for task in TASKS if not options.tasks or task.number in options.tasks]
     grades: Grades = {}
     for task in chosen:
-        blank = work.open_blanks(task)
+        try:
+            blank = work.open_blanks(task)
+        except UserError as error:
+            grades[task.number] = Grade(WRONG, str(error), say("the file was moved or deleted, or is not UTF-8"))
+            continue
         if blank and len(blank) == work.count(task):
             grades[task.number] = Grade(NOT_STARTED)
         elif blank:
-            found = f"{len(blank)} of {work.count(task)} places are still blank, in {', '.join(sorted(set(blank)))}"
-            grades[task.number] = Grade(WRONG, found, f"search for TODO {task.number}")
+            found = say(
+                "{blank} of {count} places are still blank, in {files}",
+                blank=len(blank),
+                count=work.count(task),
+                files=", ".join(sorted(set(blank))),
+            )
+            grades[task.number] = Grade(WRONG, found, say("search for TODO {number}", number=task.number))
     started = [task for task in chosen if task.number not in grades]
     if started:
         numbers = ", ".join(str(task.number) for task in started)
-        log_console.print(f"grading task{'s' if len(started) > 1 else ''} {numbers} ...")
+        log_console.print(say("grading {numbers} ...", numbers=numbers))
     library: dict[str, str] = {}
     if any(task.needs_library for task in started):
         try:
             library = plugin_library(work.project)
         except build.BuildError as error:
-            reason = f"the plugin library cannot be built: {first_compiler_error(str(error))}"
+            first = first_compiler_error(str(error)) or str(error).splitlines()[0]
+            reason = say("the plugin library cannot be built: {error}", error=first)
             grades |= {task.number: Grade(NOT_GRADED, reason) for task in started if task.needs_library}
             started = [task for task in started if not task.needs_library]
     processes = Processes(work, seed, options.time_limit, library)
@@ -183,7 +231,7 @@ def grade_folder(work: WorkFolder, options: ExerciseOptions, seed: int) -> Grade
     for task in (task for task in started if task.needs):
         unmet = _unmet(task, grades, work)
         if unmet:
-            grades[task.number] = Grade(NOT_GRADED, f"its code calls that of {unmet}")
+            grades[task.number] = Grade(NOT_GRADED, say("its code calls that of {unmet}", unmet=unmet))
     return grades | processes.grade([task for task in started if task.number not in grades])
 
 
@@ -191,10 +239,23 @@ def _unmet(task: Task, grades: Grades, work: WorkFolder) -> str:
     """The first of the tasks that this one needs and that is not right; empty if all are."""
     for number in task.needs:
         needed = BY_NUMBER[number]
-        status = grades[number].status if number in grades else NOT_STARTED if work.open_blanks(needed) else RIGHT
+        status = grades[number].status if number in grades else _status_by_blanks(needed, work)
         if status not in (RIGHT, COMPILED):
-            return f"task {number}, {needed.title}, which is {status}"
+            return say(
+                "task {number}, {title}, which is {status}",
+                number=number,
+                title=say(needed.title),
+                status=say(status),
+            )
     return ""
+
+
+def _status_by_blanks(task: Task, work: WorkFolder) -> str:
+    """What is known of a task that is not graded this time."""
+    try:
+        return NOT_STARTED if work.open_blanks(task) else RIGHT
+    except UserError:
+        return WRONG
 
 
 # --- the report ---------------------------------------------------------------------------------------------------
@@ -223,45 +284,61 @@ def next_task(grades: Grades) -> Task | None:
 
 def print_report(grades: Grades, seed: int, seconds: float) -> None:
     """Prints the table, the findings and what to do next."""
-    table = Table(title="The exercise", title_justify="left")
-    for heading in ("task", "", "level", "grade"):
-        table.add_column(heading, justify="right" if heading == "task" else "left")
+    table = Table(title=say("The exercise"), title_justify="left")
+    table.add_column(say("task"), justify="right")
+    for heading in ("", say("level"), say("grade")):
+        table.add_column(heading)
     for task in TASKS:
         if task.number in grades:
             status = grades[task.number].status
-            table.add_row(str(task.number), task.title, task.level, Text(status, STYLES[status]))
+            table.add_row(str(task.number), say(task.title), say(task.level), Text(say(status), STYLES[status]))
     console.print(table)
     for task in TASKS:
         grade = grades.get(task.number, Grade(NOT_STARTED))
         if grade.found:
             console.print()
-            console.print(Text.assemble(f"{task.number} {task.title}: ", (grade.status, STYLES[grade.status])))
-            _print_line("found", grade.found)
+            title = say("{number} {title}: ", number=task.number, title=say(task.title))
+            console.print(Text.assemble(title, (say(grade.status), STYLES[grade.status])))
+            _print_line(say("found"), grade.found)
             if grade.cause:
-                _print_line("likely cause", grade.cause)
+                _print_line(say("likely cause"), grade.cause)
             if grade.status == WRONG:
-                _print_line("page", page_of(task))
+                _print_line(say("page"), page_of(task))
     console.print()
     if len(grades) == len(TASKS):
         for level in LEVELS:
             right = sum(grades[task.number].status == RIGHT for task in _of(level))
-            console.print(f"{level}: {right} of {len(_of(level))} right")
-        console.print(f"level reached: {reached_level(grades) or 'none yet'}")
+            counts = {"right": right, "count": len(_of(level))}
+            console.print(say("{level}: {right} of {count} right", level=say(level), **counts))
+        console.print(say("level reached: {level}", level=say(reached_level(grades) or "none yet")))
     following = next_task(grades)
     if following is not None:
-        console.print(f"next: task {following.number}, {following.title}: {page_of(following)}")
+        console.print(
+            say(
+                "next: task {number}, {title}: {page}",
+                number=following.number,
+                title=say(following.title),
+                page=page_of(following),
+            )
+        )
     elif any(grade.status == COMPILED for grade in grades.values()):
-        console.print("next: grade the kernels on a machine with an NVIDIA GPU")
-    console.print(f"seed {seed}, {seconds:.0f} s; the same shapes and values again: make grade SEED={seed}")
+        console.print(say("next: grade the kernels on a machine with an NVIDIA GPU"))
+    console.print(
+        say(
+            "seed {seed}, {seconds:.0f} s; the same shapes and values again: make grade SEED={seed}",
+            seed=seed,
+            seconds=seconds,
+        )
+    )
 
 
 def _print_line(label: str, text: str) -> None:
-    console.print(Text(f"  {label}: {text}"), soft_wrap=True)
+    console.print(Text(say("  {label}: {text}", label=label, text=text)), soft_wrap=True)
 
 
 def page_of(task: Task) -> str:
-    """The path of a task's page."""
-    return f"docs/tutorial/{task.page}.md"
+    """The path of a task's page, in the chosen language."""
+    return f"docs/tutorial/{task.page}{'.zh-CN' if language() == CHINESE else ''}.md"
 
 
 def as_json(grades: Grades, seed: int, seconds: float) -> dict[str, Any]:

@@ -6,7 +6,12 @@ from collections.abc import Callable
 
 import torch
 
-CANCELLED = "E[x²] − mean² cancels where the mean is large: sum up (x − mean)²"
+from bert_trt.exercise.messages import say
+
+
+def cancelled() -> str:
+    """The cause of wrong rows with a large mean."""
+    return say("E[x²] − mean² cancels where the mean is large: sum up (x − mean)²")
 
 
 def layer_norm(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -32,7 +37,7 @@ def layer_norm_mistakes(
         """The normalised x, with one part of the formula changed."""
         return (x - x.mean(axis, keepdim=True)) / (deviation(x, axis, correction, inside) + outside)
 
-    def cancelled(x: torch.Tensor) -> torch.Tensor:
+    def by_squares(x: torch.Tensor) -> torch.Tensor:
         """E[x²] − mean² in fp32."""
         narrow = x.float()
         mean = narrow.mean(-1, keepdim=True)
@@ -40,25 +45,25 @@ def layer_norm_mistakes(
         return ((narrow - mean) * (variance + epsilon).rsqrt()).double()
 
     normalised: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-        "the sample variance (divided by H − 1); layer norm has the population variance (divided by H)": (
+        say("the sample variance (divided by H − 1); layer norm has the population variance (divided by H)"): (
             lambda x: by(x, correction=1)
         ),
-        "epsilon is missing": lambda x: by(x, inside=0.0),
-        "epsilon is 1e-5, TensorRT's default; set the epsilon that was asked for": lambda x: by(x, inside=1e-5),
-        "epsilon is outside of the root: expected √(variance + epsilon)": lambda x: by(
+        say("epsilon is missing"): lambda x: by(x, inside=0.0),
+        say("epsilon is 1e-5, TensorRT's default; set the epsilon that was asked for"): lambda x: by(x, inside=1e-5),
+        say("epsilon is outside of the root: expected √(variance + epsilon)"): lambda x: by(
             x, inside=0.0, outside=epsilon
         ),
-        "divided by the variance, not by its root": lambda x: by(x) / deviation(x, -1, 0, epsilon),
-        "the mean is not subtracted": lambda x: x / deviation(x, -1, 0, epsilon),
-        "the statistics are over the axis before the last one": lambda x: by(x, -2),
-        "the statistics are over all axes but the first": lambda x: by(x, tuple(range(1, x.dim()))),
-        "the statistics are over all axes": lambda x: by(x, tuple(range(x.dim()))),
-        CANCELLED: cancelled,
+        say("divided by the variance, not by its root"): lambda x: by(x) / deviation(x, -1, 0, epsilon),
+        say("the mean is not subtracted"): lambda x: x / deviation(x, -1, 0, epsilon),
+        say("the statistics are over the axis before the last one"): lambda x: by(x, -2),
+        say("the statistics are over all axes but the first"): lambda x: by(x, tuple(range(1, x.dim()))),
+        say("the statistics are over all axes"): lambda x: by(x, tuple(range(x.dim()))),
+        cancelled(): by_squares,
     }
     weighted = {
-        "gamma is missing": lambda x: by(x) + beta,
-        "beta is missing": lambda x: by(x) * gamma,
-        "gamma and beta are exchanged": lambda x: by(x) * beta + gamma,
+        say("gamma is missing"): lambda x: by(x) + beta,
+        say("beta is missing"): lambda x: by(x) * gamma,
+        say("gamma and beta are exchanged"): lambda x: by(x) * beta + gamma,
     }
     return weighted | {
         cause: (lambda x, change=change: change(x) * gamma + beta) for cause, change in normalised.items()

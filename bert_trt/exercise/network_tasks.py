@@ -18,7 +18,8 @@ import torch
 
 from bert_trt.element_types import ELEMENT_TYPES, convert_weight
 from bert_trt.exercise.checks import Mistakes, compare, first_answer, is_close
-from bert_trt.exercise.layer_norms import CANCELLED, layer_norm, layer_norm_mistakes
+from bert_trt.exercise.layer_norms import cancelled, layer_norm, layer_norm_mistakes
+from bert_trt.exercise.messages import say
 from bert_trt.exercise.tasks import RIGHT, Grade, Task, WrongAnswer
 from bert_trt.layers import NativeLayers, Products
 from bert_trt.layers.layouts import PaddedLayout, SingleLayout
@@ -120,7 +121,9 @@ class Case:
             self.inspect(layers)
         for names in self.kinds:
             if not any(kind in names for kind, _ in layers):
-                raise WrongAnswer(f"{self.title}: the network has no {' or '.join(names)} layer")
+                raise WrongAnswer(
+                    say("{title}: the network has no {kinds} layer", title=self.title, kinds=" or ".join(names))
+                )
         check_constants(layers, contents, self.constants, self.title)
         del builder  # lives as long as its network
 
@@ -143,7 +146,7 @@ class Case:
         shapes = ", ".join(f"x{index} {list(array.shape)}" for index, array in enumerate(values))
         given = f"{self.title}, {self.precision}: {shapes}"
         allowed = 0.0 if self.exact else self.factor * ROUNDING[self.precision]
-        unchanged: Mistakes = {"the function returns its input as it is": wide[0].double}
+        unchanged: Mistakes = {say("the function returns its input as it is"): wide[0].double}
         compare("result", found, self.answer(wide).double(), allowed, unchanged | mistakes, given, self.otherwise)
 
 
@@ -157,7 +160,14 @@ def run(runner: NetworkRunner, inputs: dict[str, np.ndarray], title: str) -> dic
         return runner.run(inputs)
     except (RuntimeError, IndexError) as error:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
-        raise WrongAnswer(f"{title}: the network does not run with {shapes}: {str(error).splitlines()[0]}") from error
+        raise WrongAnswer(
+            say(
+                "{title}: the network does not run with {shapes}: {error}",
+                title=title,
+                shapes=shapes,
+                error=str(error).splitlines()[0],
+            )
+        ) from error
 
 
 def as_stored(values: np.ndarray, precision: str) -> torch.Tensor:
@@ -172,19 +182,25 @@ def check_result(result: object, dtype: trt.DataType, name: str = NAME) -> trt.I
         WrongAnswer: it did not.
     """
     if result is None:
-        raise WrongAnswer("the method returns None", "return is missing")
+        raise WrongAnswer(say("the method returns None"), say("return is missing"))
     if not isinstance(result, trt.ITensor):
         kind = type(result).__name__
-        cause = "a layer is no tensor: return layer.get_output(0)" if "Layer" in kind else ""
-        raise WrongAnswer(f"the method returns a {kind}; expected an ITensor", cause)
+        cause = say("a layer is no tensor: return layer.get_output(0)") if "Layer" in kind else ""
+        raise WrongAnswer(say("the method returns a {kind}; expected an ITensor", kind=kind), cause)
     if result.name != name:
         raise WrongAnswer(
-            f"the tensor that is returned is called {result.name!r}; expected {name!r}",
-            "the last layer does not have the name that was given: self._check_layer(layer, name, inputs) sets it",
+            say("the tensor that is returned is called {found!r}; expected {name!r}", found=result.name, name=name),
+            say(
+                "the last layer does not have the name that was given: self._check_layer(layer, name, inputs) sets it"
+            ),
         )
     if result.dtype != dtype:
-        cause = "the cast back from fp32 is missing" if result.dtype == FLOAT else "a tensor has the wrong type"
-        raise WrongAnswer(f"the result is {result.dtype.name}; expected {dtype.name}", cause)
+        cause = (
+            say("the cast back from fp32 is missing") if result.dtype == FLOAT else say("a tensor has the wrong type")
+        )
+        raise WrongAnswer(
+            say("the result is {found}; expected {wanted}", found=result.dtype.name, wanted=dtype.name), cause
+        )
     return result
 
 
@@ -212,7 +228,14 @@ def check_constants(
             )
             for dtype, stored in constants
         ):
-            raise WrongAnswer(f"{title}: no constant of the network holds the {name} {list(values.shape)}")
+            raise WrongAnswer(
+                say(
+                    "{title}: no constant of the network holds the {name} {shape}",
+                    title=title,
+                    name=name,
+                    shape=list(values.shape),
+                )
+            )
 
 
 def normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> np.ndarray:
@@ -244,12 +267,12 @@ def linear_cases(rng: np.random.Generator) -> list[Case]:
         b = double(bias, precision) if bias is not None else torch.zeros((), dtype=torch.float64)
         mistakes: dict[str, Answer] = {}
         if has_bias:
-            mistakes["the bias is missing"] = lambda x: x[0] @ w.T
-            mistakes["the bias is subtracted"] = lambda x: x[0] @ w.T - b
+            mistakes[say("the bias is missing")] = lambda x: x[0] @ w.T
+            mistakes[say("the bias is subtracted")] = lambda x: x[0] @ w.T - b
         if shape[-1] == out:
-            cause = "the weight is not transposed: PyTorch stores (out, in), and the product is x @ weightᵀ"
+            cause = say("the weight is not transposed: PyTorch stores (out, in), and the product is x @ weightᵀ")
             mistakes[cause] = lambda x: x[0] @ w + b
-            mistakes[f"{cause}; and the bias is missing"] = lambda x: x[0] @ w
+            mistakes[say("{cause}; and the bias is missing", cause=cause)] = lambda x: x[0] @ w
         constants = {"weight": weight} | ({"bias": bias} if bias is not None else {})
         return Case(
             title,
@@ -263,11 +286,15 @@ def linear_cases(rng: np.random.Generator) -> list[Case]:
         )
 
     return [
-        case(f"weight ({width_out}, {width_in})", (batch, length, width_in), width_out),
-        case(f"weight ({width_in}, {width_in})", (batch, length, width_in), width_in),
-        case("without a bias", (batch, length, width_in), width_out, has_bias=False),
-        case("x of rank 2", (length, width_in), width_out),
-        case("in fp16", (batch, length, width_in), width_out, "fp16"),
+        case(
+            say("weight ({width_out}, {width_in})", width_out=width_out, width_in=width_in),
+            (batch, length, width_in),
+            width_out,
+        ),
+        case(say("weight ({width_in}, {width_in})", width_in=width_in), (batch, length, width_in), width_in),
+        case(say("without a bias"), (batch, length, width_in), width_out, has_bias=False),
+        case(say("x of rank 2"), (length, width_in), width_out),
+        case(say("in fp16"), (batch, length, width_in), width_out, "fp16"),
     ]
 
 
@@ -282,15 +309,15 @@ def softmax_cases(rng: np.random.Generator) -> list[Case]:
         for kind, layer in layers:
             if kind == "SOFTMAX" and layer.get_input(0).dtype != FLOAT:
                 raise WrongAnswer(
-                    f"the softmax layer reads {layer.get_input(0).dtype.name}; expected FLOAT",
-                    "softmax is computed in fp16: over a long sequence the sum would lose its digits",
+                    say("the softmax layer reads {found}; expected FLOAT", found=layer.get_input(0).dtype.name),
+                    say("softmax is computed in fp16: over a long sequence the sum would lose its digits"),
                 )
 
     def case(title: str, shape: tuple[int, ...], axis: int, precision: str = "fp32", masked: bool = False) -> Case:
         rank = len(shape)
         mistakes: dict[str, Answer] = {
-            f"the softmax is along axis {other}, expected axis {axis % rank}"
-            + (", TensorRT's default: set the layer's axes" if other == max(0, rank - 3) else ""): (
+            say("the softmax is along axis {other}, expected axis {axis}", other=other, axis=axis % rank)
+            + (say(", TensorRT's default: set the layer's axes") if other == max(0, rank - 3) else ""): (
                 lambda x, other=other: (x[0] + (x[1] if masked else 0)).softmax(other)
             )
             for other in range(rank)
@@ -301,8 +328,8 @@ def softmax_cases(rng: np.random.Generator) -> list[Case]:
             mask = np.where(rng.random((shape[0], 1, 1, shape[-1])) < 0.5, -1e30, 0.0).astype(np.float32)
             mask[..., 0] = 0
             inputs.append(Input(mask, (), FLOAT))
-            mistakes["the mask (bias) is not added"] = lambda x: x[0].softmax(axis)
-            mistakes["the mask (bias) is added after the softmax"] = lambda x: x[0].softmax(axis) + x[1].double()
+            mistakes[say("the mask (bias) is not added")] = lambda x: x[0].softmax(axis)
+            mistakes[say("the mask (bias) is added after the softmax")] = lambda x: x[0].softmax(axis) + x[1].double()
         return Case(
             title,
             inputs,
@@ -319,10 +346,10 @@ def softmax_cases(rng: np.random.Generator) -> list[Case]:
 
     return [
         case("scores", (batch, heads, length, length), -1),
-        case("along axis 1", (length, heads, batch), 1),
-        case("with a mask", (batch, heads, length, length), -1, masked=True),
-        case("in fp16", (batch, heads, length, length), -1, "fp16"),
-        case("in fp16 with a mask", (batch, heads, length, length), -1, "fp16", masked=True),
+        case(say("along axis 1"), (length, heads, batch), 1),
+        case(say("with a mask"), (batch, heads, length, length), -1, masked=True),
+        case(say("in fp16"), (batch, heads, length, length), -1, "fp16"),
+        case(say("in fp16 with a mask"), (batch, heads, length, length), -1, "fp16", masked=True),
     ]
 
 
@@ -340,27 +367,29 @@ def gelu_cases(rng: np.random.Generator) -> list[Case]:
         return x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
     mistakes: dict[str, Answer] = {
-        "GELU by the error function, where the approximation by tanh is asked for": lambda x: erf(x[0]),
-        "GELU by tanh, where the error function is asked for": lambda x: tanh(x[0]),
-        "ReLU in place of GELU": lambda x: x[0].relu(),
-        "x · sigmoid(1.702 x) in place of GELU": lambda x: x[0] * torch.sigmoid(1.702 * x[0]),
-        "the argument of erf is x: 1/√2 is missing": lambda x: x[0] / 2 * (1 + torch.erf(x[0])),
-        "the argument of erf is √2 x, expected x / √2": lambda x: x[0] / 2 * (1 + torch.erf(x[0] * math.sqrt(2))),
-        "the factor 1/2 is missing": lambda x: 2 * erf(x[0]),
-        "1 is not added to erf": lambda x: x[0] / 2 * torch.erf(x[0] / math.sqrt(2)),
-        "Φ(x) without the factor x": lambda x: erf(x[0]) / x[0],
+        say("GELU by the error function, where the approximation by tanh is asked for"): lambda x: erf(x[0]),
+        say("GELU by tanh, where the error function is asked for"): lambda x: tanh(x[0]),
+        say("ReLU in place of GELU"): lambda x: x[0].relu(),
+        say("x · sigmoid(1.702 x) in place of GELU"): lambda x: x[0] * torch.sigmoid(1.702 * x[0]),
+        say("the argument of erf is x: 1/√2 is missing"): lambda x: x[0] / 2 * (1 + torch.erf(x[0])),
+        say("the argument of erf is √2 x, expected x / √2"): lambda x: (
+            x[0] / 2 * (1 + torch.erf(x[0] * math.sqrt(2)))
+        ),
+        say("the factor 1/2 is missing"): lambda x: 2 * erf(x[0]),
+        say("1 is not added to erf"): lambda x: x[0] / 2 * torch.erf(x[0] / math.sqrt(2)),
+        say("Φ(x) without the factor x"): lambda x: erf(x[0]) / x[0],
     }
 
     def is_elementary(layers: list[tuple[str, Any]]) -> None:
         if any(kind == "ACTIVATION" for kind, _ in layers):
             raise WrongAnswer(
-                "decomposed: the network has an ACTIVATION layer; expected elementary layers",
-                "kind decomposed is made by TensorRT's own GELU",
+                say("decomposed: the network has an ACTIVATION layer; expected elementary layers"),
+                say("kind decomposed is made by TensorRT's own GELU"),
             )
 
     def case(kind: str, precision: str = "fp32") -> Case:
         return Case(
-            f"kind {kind}",
+            say("kind {kind}", kind=kind),
             [Input((rng.random((batch, length, width)) * 8 - 5).astype(np.float32), (1,))],
             lambda helper, x: helper.addGELU(x[0], NAME, kind),
             lambda x: tanh(x[0]) if kind == "tanh" else erf(x[0]),
@@ -403,10 +432,12 @@ def embedding_cases(rng: np.random.Generator) -> list[Case]:
             return helper.addEmbedding(x[0], helper.addConstant(table, "table"), NAME)
 
         mistakes: dict[str, Answer] = {
-            f"the elements are taken along axis {1 - axis}, expected axis {axis}": lambda x: take(1 - axis, x),
-            "the result has the right elements with its axes in another order": lambda x: take(axis, x).transpose(
-                0, -1
-            ),
+            say(
+                "the elements are taken along axis {other}, expected axis {axis}", other=1 - axis, axis=axis
+            ): lambda x: take(1 - axis, x),
+            say("the result has the right elements with its axes in another order"): lambda x: take(
+                axis, x
+            ).transpose(0, -1),
         }
         return Case(
             title,
@@ -420,9 +451,9 @@ def embedding_cases(rng: np.random.Generator) -> list[Case]:
         )
 
     return [
-        case(f"table ({rows}, {width}), ids of rank 2", (batch, length), width),
-        case(f"table ({rows}, {rows}), ids of rank 1", (length,), rows),
-        case("addGather along axis 1", (rows,), rows, axis=1),
+        case(say("table ({rows}, {width}), ids of rank 2", rows=rows, width=width), (batch, length), width),
+        case(say("table ({rows}, {rows}), ids of rank 1", rows=rows), (length,), rows),
+        case(say("addGather along axis 1"), (rows,), rows, axis=1),
     ]
 
 
@@ -438,13 +469,17 @@ def layer_norm_cases(rng: np.random.Generator) -> list[Case]:
         for kind, layer in layers:
             if kind == "NORMALIZATION" and layer.get_input(0).dtype != FLOAT:
                 raise WrongAnswer(
-                    f"the normalization layer reads {layer.get_input(0).dtype.name}; expected FLOAT",
-                    "the statistics are computed in fp16, where squares overflow from 256 on",
+                    say("the normalization layer reads {found}; expected FLOAT", found=layer.get_input(0).dtype.name),
+                    say("the statistics are computed in fp16, where squares overflow from 256 on"),
                 )
             if kind == "NORMALIZATION" and np.float32(layer.epsilon) != np.float32(epsilon):
                 raise WrongAnswer(
-                    f"the normalization layer has the epsilon {layer.epsilon:.7g}; expected {epsilon:.7g}",
-                    "the layer's epsilon is not set",
+                    say(
+                        "the normalization layer has the epsilon {found:.7g}; expected {epsilon:.7g}",
+                        found=layer.epsilon,
+                        epsilon=epsilon,
+                    ),
+                    say("the layer's epsilon is not set"),
                 )
 
     def case(title: str, x: np.ndarray, precision: str = "fp32", otherwise: str = "", factor: float = 1.0) -> Case:
@@ -471,13 +506,15 @@ def layer_norm_cases(rng: np.random.Generator) -> list[Case]:
     def rows(scale: float = 1.0) -> np.ndarray:
         return normal(rng, batch, length, width, scale=scale)
 
-    overflow = "the squares overflow fp16: compute in fp32"
+    overflow = say("the squares overflow fp16: compute in fp32")
     return [
-        case("ordinary rows", rows() + 2),
-        case("variance near epsilon", rows(math.sqrt(epsilon)), otherwise="epsilon is not what was asked for"),
-        case("mean 100, deviation 1", rows() + 100, otherwise=CANCELLED, factor=10),
-        case("in fp16", rows(), "fp16"),
-        case("in fp16, values of thousands", rows(4000.0), "fp16", overflow),
+        case(say("ordinary rows"), rows() + 2),
+        case(
+            say("variance near epsilon"), rows(math.sqrt(epsilon)), otherwise=say("epsilon is not what was asked for")
+        ),
+        case(say("mean 100, deviation 1"), rows() + 100, otherwise=cancelled(), factor=10),
+        case(say("in fp16"), rows(), "fp16"),
+        case(say("in fp16, values of thousands"), rows(4000.0), "fp16", overflow),
     ]
 
 
@@ -615,7 +652,9 @@ def check_attention(rng: np.random.Generator, padded: bool) -> None:
     known = {f"{NAME}.{part}.{kind}" for part in ("query", "key", "value") for kind in ("weight", "bias")}
     missing = sorted(known - weights.drawn.keys())
     if missing:
-        raise WrongAnswer(f"self_attention does not read {missing[0]}", "one of Q, K and V is not computed")
+        raise WrongAnswer(
+            say("self_attention does not read {name}", name=missing[0]), say("one of Q, K and V is not computed")
+        )
     values = normal(rng, batch, length, config.hidden_size)
     mask = (np.arange(length) < rng.integers(1, length, batch)[:, None]).astype(np.int32) if padded else None
     wide = {name.removeprefix(f"{NAME}."): double(drawn) for name, drawn in weights.drawn.items()}
@@ -625,14 +664,14 @@ def check_attention(rng: np.random.Generator, padded: bool) -> None:
         cause: attend(*arguments, seen, **change) for cause, change in attention_mistakes(heads, size).items()
     }
     if padded:
-        mistakes["the mask (self.score_bias) is not added to the scores"] = attend(*arguments)
+        mistakes[say("the mask (self.score_bias) is not added to the scores")] = attend(*arguments)
 
     read = [read_layer(network, index) for index in range(network.num_layers)]
     expected = attend(*arguments, seen)
     compared = [name for name in expected if name in {layer.get_output(0).name for _, layer in read}]
     inputs = {"x": values} | {MASK_NAME: mask} if mask is not None else {"x": values[0]}
     contents = NetworkContents(helper.weights)
-    kind = "a padded batch with a mask" if padded else "one sequence"
+    kind = say("a padded batch with a mask") if padded else say("one sequence")
     title = f"{kind}: x {list(inputs['x'].shape)}, {heads} heads of {size}"
     found = run(NetworkRunner(network, "cpu", compared, contents, inputs=list(inputs)), inputs, title)
     AttentionAnswer(title, found, expected, mistakes).check()
@@ -643,17 +682,19 @@ def check_attention(rng: np.random.Generator, padded: bool) -> None:
 def attention_mistakes(heads: int, size: int) -> dict[str, dict[str, Any]]:
     """By the likely cause, the argument of ``attend`` that a mistake changes."""
     return {
-        "the scale 1/√D is missing": {"factor": 1.0},
-        "the scores are divided by D, expected √D": {"factor": 1 / size},
-        "the scores are divided by √H, expected √D; D = H / N is the width of a head": {
+        say("the scale 1/√D is missing"): {"factor": 1.0},
+        say("the scores are divided by D, expected √D"): {"factor": 1 / size},
+        say("the scores are divided by √H, expected √D; D = H / N is the width of a head"): {
             "factor": 1 / math.sqrt(heads * size)
         },
-        "the softmax is along the queries, expected the last axis, the keys": {"axis": -2},
-        "Q and K are exchanged": {"order": "kqv"},
-        "K and V are exchanged": {"order": "qvk"},
-        "Q in the place of K": {"order": "qqv"},
-        "K in the place of V": {"order": "qkk"},
-        "the heads are split by a reshape alone, without the transpose (S, N, D) -> (N, S, D)": {"transposes": False},
+        say("the softmax is along the queries, expected the last axis, the keys"): {"axis": -2},
+        say("Q and K are exchanged"): {"order": "kqv"},
+        say("K and V are exchanged"): {"order": "qvk"},
+        say("Q in the place of K"): {"order": "qqv"},
+        say("K in the place of V"): {"order": "qkk"},
+        say("the heads are split by a reshape alone, without the transpose (S, N, D) -> (N, S, D)"): {
+            "transposes": False
+        },
     }
 
 
@@ -670,7 +711,9 @@ def check_plugin(rng: np.random.Generator, precision: str, kernel: str) -> None:
     length, width = sizes(rng, 2, 4)
     epsilon = float(rng.choice([2e-7, 3e-6, 4e-4]))
     gamma, beta = normal(rng, width) + 1, normal(rng, width)
-    title = f"kernel {kernel!r}, epsilon {epsilon:g}, {precision}"
+    title = say(
+        "kernel {kernel!r}, epsilon {epsilon:g}, {precision}", kernel=kernel, epsilon=epsilon, precision=precision
+    )
 
     def define(helper: TrtNetworkHelper) -> trt.ITensor:
         x = helper.addInput("x", FLOAT, (-1, width))  # fp32, as a residual sum is: the plugin reads the helper's type
@@ -682,22 +725,45 @@ def check_plugin(rng: np.random.Generator, precision: str, kernel: str) -> None:
     layers = [read_layer(helper.network, index) for index in range(helper.network.num_layers)]
     plugins = [layer for kind, layer in layers if kind == "PLUGIN_V3"]
     if len(plugins) != 1:
-        raise WrongAnswer(f"{title}: the network has {len(plugins)} plugin layers; expected one")
+        raise WrongAnswer(
+            say("{title}: the network has {count} plugin layers; expected one", title=title, count=len(plugins))
+        )
     described = helper.plugin_layers[plugins[0].name]
     if described.plugin != "LayerNorm":
-        raise WrongAnswer(f"{title}: the plugin is {described.plugin!r}; expected 'LayerNorm'")
+        raise WrongAnswer(
+            say("{title}: the plugin is {found!r}; expected 'LayerNorm'", title=title, found=described.plugin)
+        )
     for name, value in {"epsilon": epsilon, "kernel": kernel}.items():
         if described.fields.get(name) != value:
-            cause = f"the field {name} is not what addLayerNorm was asked for"
+            cause = say("the field {name} is not what addLayerNorm was asked for", name=name)
             raise WrongAnswer(
-                f"{title}: the field {name} is {described.fields.get(name)!r}; expected {value!r}", cause
+                say(
+                    "{title}: the field {name} is {found!r}; expected {value!r}",
+                    title=title,
+                    name=name,
+                    found=described.fields.get(name),
+                    value=value,
+                ),
+                cause,
             )
     if len(input_names(plugins[0])) != 3:
-        raise WrongAnswer(f"{title}: the plugin has {len(input_names(plugins[0]))} inputs; expected x, gamma, beta")
+        raise WrongAnswer(
+            say(
+                "{title}: the plugin has {count} inputs; expected x, gamma, beta",
+                title=title,
+                count=len(input_names(plugins[0])),
+            )
+        )
     types = [plugins[0].get_input(index).dtype for index in range(3)]
     if types[0] != helper.dtype:
         raise WrongAnswer(
-            f"{title}: the plugin reads {types[0].name}; expected {helper.dtype.name}", "the cast of x is missing"
+            say(
+                "{title}: the plugin reads {found}; expected {wanted}",
+                title=title,
+                found=types[0].name,
+                wanted=helper.dtype.name,
+            ),
+            say("the cast of x is missing"),
         )
     contents = NetworkContents(helper.weights, helper.plugin_layers)
     x = normal(rng, length, width, scale=math.sqrt(epsilon))

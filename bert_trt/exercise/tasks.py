@@ -46,9 +46,14 @@ class Task:
     needs: tuple[int, ...] = ()
 
     @property
+    def is_kernel(self) -> bool:
+        """Whether a CUDA kernel is to be written."""
+        return self.files[0].endswith(".cu")
+
+    @property
     def needs_library(self) -> bool:
         """Whether the grading puts plugin layers into networks, for which TensorRT loads the plugin library."""
-        return self.page == "layer_norm_plugin" or (bool(self.tests) and self.files[0].endswith(".py"))
+        return self.page == "layer_norm_plugin" or bool(self.tests)
 
 
 TASKS = (
@@ -183,8 +188,7 @@ TASKS = (
         ("plugins/emb_layer_norm/emb_layer_norm.cu",),
         "layer_norm_fast.cu with three lookups in front. lookUp finds the rows, nanUnless marks a bad id.",
         "projects",
-        "projects",
-        ("tests/test_emb_layer_norm_plugin.py",),
+        "sum_tasks",
     ),
     Task(
         14,
@@ -194,8 +198,7 @@ TASKS = (
         "values = bias, then + x, then + skip, in fp32: toFloat(biases[v], i) for each element by Shape::forEach, "
         "and addTo(values) of x and of skip.",
         "projects",
-        "projects",
-        ("tests/test_skip_layer_norm_plugin.py",),
+        "sum_tasks",
     ),
     Task(
         15,
