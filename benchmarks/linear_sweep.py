@@ -26,7 +26,7 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ TYPE_NUMBERS = {"fp16": 1, "bf16": 2, "int8": 3, "fp8": 4}  # of ElementType
 SPLIT_ROWS = 1024  # split-K is for few rows
 FEW_ROWS = 8192  # above, tiles of 64 rows are left out where they are slow
 ROUNDS = 5
+SLOWEST = 1.5  # of the fastest shape: slower ones are left out
 LAYERS = {"base": 12, "large": 24}
 LAYER_ROWS = (128, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
@@ -84,7 +85,8 @@ class Shape:
     rows: int
     columns: int
     depth: int  # elements of k in a stage
-    multicast: int
+    block_rows: int  # of a cluster
+    block_columns: int
 
 
 @dataclass
@@ -141,12 +143,13 @@ class Functions:
         found = []
         for index in range(self.library.linearShapes(type_number)):
             name = self.library.linearShapeName(type_number, index).decode()
-            sizes = (ctypes.c_int32 * 5)()
+            sizes = (ctypes.c_int32 * 6)()
             self.library.linearShapeSizes(type_number, index, sizes)
-            rows, columns, depth, multicast, most = sizes
+            rows, columns, depth, block_rows, block_columns, most = sizes
             for splits in [1] if most == 1 else range(2, most + 1):
                 suffix = f" {splits}" if splits > 1 else ""
-                found.append(Shape(name + suffix, index, splits, rows, columns, depth, multicast))
+                shape = Shape(name + suffix, index, splits, rows, columns, depth, block_rows, block_columns)
+                found.append(shape)
         return found
 
     def choice(self, call: Call) -> tuple[int, int]:
@@ -160,8 +163,13 @@ class Functions:
         return self.library.linearLaunchShape(ctypes.byref(call), shape.index, shape.splits, ctypes.c_void_p(stream))
 
 
-def measure(contenders: dict[str, Callable[[int], object]], launches: int) -> dict[str, float]:
-    """Microseconds of one launch of each; a contender gets the number of the launch."""
+def measure(
+    contenders: dict[str, Callable[[int], object]], launches: int, kept: Container[str] | None = None
+) -> dict[str, float]:
+    """Microseconds of one launch of each; a contender gets the number of the launch.
+
+    With ``kept`` the others are left out that are much slower than the fastest in a first replay.
+    """
     import torch
 
     graphs = {}
@@ -174,23 +182,29 @@ def measure(contenders: dict[str, Callable[[int], object]], launches: int) -> di
             with torch.cuda.graph(graphs[name], stream=stream):
                 for i in range(launches):
                     launch(i)
-    for graph in graphs.values():
-        graph.replay()
-    events = []
-    for turn in range(ROUNDS):
-        order = list(graphs)
-        random.Random(turn).shuffle(order)
-        for name in order:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            graphs[name].replay()
-            end.record()
-            events.append((name, start, end))
-    torch.cuda.synchronize()
-    times: dict[str, list[float]] = {name: [] for name in graphs}
-    for name, start, end in events:
-        times[name].append(start.elapsed_time(end) * 1000.0 / launches)
-    return {name: statistics.median(found) for name, found in times.items()}
+
+    def replay(rounds: int) -> dict[str, float]:
+        events = []
+        for turn in range(rounds):
+            order = list(graphs)
+            random.Random(turn).shuffle(order)
+            for name in order:
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                graphs[name].replay()
+                end.record()
+                events.append((name, start, end))
+        torch.cuda.synchronize()
+        times: dict[str, list[float]] = {name: [] for name in graphs}
+        for name, start, end in events:
+            times[name].append(start.elapsed_time(end) * 1000.0 / launches)
+        return {name: statistics.median(found) for name, found in times.items()}
+
+    first = replay(1)
+    if kept is not None:
+        limit = 1.2 * SLOWEST * min(first.values())
+        graphs = {name: graph for name, graph in graphs.items() if first[name] <= limit or name in kept}
+    return replay(ROUNDS)
 
 
 class Tensors:
@@ -299,11 +313,11 @@ def measure_size(functions: Functions, shapes: list[Shape], tensors: Tensors, mo
             contenders[shape.name] = launch
     cublas = tensors.cublas(count)
     operations = 2 * count * tensors.out * tensors.inner
-    launches = max(12, min(120, int(1.5e-3 / (operations / 5e14 + 3e-6))))
-    times = measure(contenders | ({"cublas": cublas} if cublas else {}), launches)
+    launches = max(12, min(100, int(1e-3 / (operations / 5e14 + 3e-6))))
+    times = measure(contenders | ({"cublas": cublas} if cublas else {}), launches, kept=(name, "cublas"))
     times = {contender: round(time, 3) for contender, time in times.items()}
     peer = times.pop("cublas", None)
-    slowest = 1.5 * min(times.values())
+    slowest = SLOWEST * min(times.values())
     times = {shape: time for shape, time in times.items() if time <= slowest or shape == name}
     return Row(tensors.type_name, model, count, tensors.out, tensors.inner, tensors.gelu, peer, name, times)
 
@@ -423,8 +437,9 @@ def divide_up(number: int, size: int) -> int:
 def features(row: Row, shape: Shape) -> tuple[float, float, float]:
     """Rounds of tiles, stages of k of each, how busy the multiprocessors are: as estimate() in linear_hopper.cu."""
     steps = divide_up(divide_up(row.inner, shape.depth), shape.splits)
-    row_tiles = divide_up(row.rows, shape.rows * shape.multicast) * shape.multicast
-    blocks = row_tiles * divide_up(row.out, shape.columns) * shape.splits
+    tile_rows = divide_up(row.rows, shape.rows * shape.block_rows) * shape.block_rows
+    tile_columns = divide_up(row.out, shape.columns * shape.block_columns) * shape.block_columns
+    blocks = tile_rows * tile_columns * shape.splits
     return divide_up(blocks, MULTIPROCESSORS), steps, min(1.0, blocks / MULTIPROCESSORS)
 
 
@@ -529,16 +544,16 @@ def main() -> int:
         return 0
     rows, shapes_of = measure_all(arguments)
     about = environment()
+    if arguments.json:
+        shapes = {type_name: [asdict(shape) for shape in found] for type_name, found in shapes_of.items()}
+        record = {"environment": about, "shapes": shapes, "rows": [asdict(row) for row in rows]}
+        arguments.json.write_text(json.dumps(record) + "\n")
     lines = ["# Linear on Hopper, beside cuBLAS", "", (__doc__ or "").split("\n\n", 2)[2].strip(), ""]
     lines += [f"- {key}: {value}" for key, value in about.items()]
     lines += ["", "## The choice of the shape", "", *regret_lines(rows)]
     lines += ["", "## All layers, one product after another in one graph", "", *measure_layers(arguments)]
     lines += ["", "## The four products of a layer, each measured by itself", "", *layer_table(rows)]
     print("\n".join(regret_lines(rows) + layer_table(rows)))
-    if arguments.json:
-        shapes = {type_name: [asdict(shape) for shape in found] for type_name, found in shapes_of.items()}
-        record = {"environment": about, "shapes": shapes, "rows": [asdict(row) for row in rows]}
-        arguments.json.write_text(json.dumps(record) + "\n")
     if arguments.markdown:
         arguments.markdown.write_text("\n".join(lines) + "\n")
     return 0

@@ -44,8 +44,9 @@ USUAL_NVCC = Path("/usr/local/cuda/bin/nvcc")
 # The variable names a folder of built libraries, used as they are. Without it, plugins/build is kept up to date.
 BUILD_DIR_VARIABLE = "BERT_PLUGINS_BUILD_DIR"
 NATIVE = "native"
-# For a machine without a GPU: the oldest architecture whose PTX has bf16 products. Only those in fp8 need 8.9.
+# For a machine without a GPU: the oldest architecture whose PTX has bf16 products.
 ARCHITECTURE_WITHOUT_GPU = "80"
+OLDEST_WITH_FP8 = 89
 SOURCE_SUFFIXES = (".cpp", ".cu", ".cuh", ".h", ".map", ".txt")
 DIGEST = "sources.sha256"  # file in the build folder with the digest of the sources that were built last
 CACHE = "CMakeCache.txt"
@@ -192,6 +193,22 @@ def native_architectures() -> str:
     return ",".join(map(str, sorted(architectures))) or ARCHITECTURE_WITHOUT_GPU
 
 
+def describe_architectures(architectures: str) -> str:
+    """One line that says which GPUs a library is built for, and what it lacks for newer ones.
+
+    Args:
+        architectures: as CMake gets them, such as "80;90", or "all".
+    """
+    numbers = [int(number) for number in architectures.split(";") if number.isdigit()]
+    if not numbers:
+        return f"building the plugins for the GPU architectures: {architectures}"
+    names = ", ".join(f"{number // 10}.{number % 10}" for number in numbers)
+    lacking = ""
+    if max(numbers) < OLDEST_WITH_FP8:
+        lacking = f"; fp8 on a GPU of 8.9 or newer needs {BUILD_COMMAND} --architectures with its own (89, 90)"
+    return f"building the plugins for the GPU architectures: {names}{lacking}"
+
+
 def _read_cache(directory: Path) -> dict[str, str]:
     """CMake's cache of the last configuration; empty before the first one."""
     path = directory / CACHE
@@ -276,6 +293,11 @@ def build(
             (directory / CACHE).unlink()
             shutil.rmtree(directory / "CMakeFiles", ignore_errors=True)
         digest = _digest_of_sources()
+        architectures = architectures or cache.get("BERT_ARCHITECTURES") or NATIVE
+        if architectures == NATIVE:
+            architectures = native_architectures()
+        architectures = architectures.replace(",", ";").replace(".", "")
+        print(describe_architectures(architectures), file=sys.stderr, flush=True)
         options = _options(architectures, tensorrt_include, cache, compiler)
         configure = [*cmake, "-S", str(PLUGINS), "-B", str(directory), *options]
         _run(configure, "configuring the plugins", compiler.environment, verbose)
@@ -287,19 +309,16 @@ def build(
 
 
 def _options(
-    architectures: str | None, tensorrt_include: str | None, cache: dict[str, str], compiler: Compiler
+    architectures: str, tensorrt_include: str | None, cache: dict[str, str], compiler: Compiler
 ) -> list[str]:
-    """CMake's -D options: the arguments, or where they are None, the options of the last build."""
-    architectures = architectures or cache.get("BERT_ARCHITECTURES") or NATIVE
-    if architectures == NATIVE:
-        architectures = native_architectures()
+    """CMake's -D options; the folder of headers is that of the last build where it is None."""
     include = tensorrt_include or cache.get("TENSORRT_INCLUDE_DIR", "")
     launcher = shutil.which("ccache") or ""
     options = {
         "CMAKE_CUDA_COMPILER": str(compiler.nvcc),
         "CMAKE_CUDA_COMPILER_LAUNCHER": launcher,
         "CMAKE_CXX_COMPILER_LAUNCHER": launcher,
-        "BERT_ARCHITECTURES": architectures.replace(",", ";").replace(".", ""),
+        "BERT_ARCHITECTURES": architectures,
     }
     if tensorrt_include or include == "OFF" or Path(include, "NvInferRuntime.h").is_file():
         options["TENSORRT_INCLUDE_DIR"] = include

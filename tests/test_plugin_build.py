@@ -242,6 +242,29 @@ def test_every_file_that_is_compiled_is_named(machine, capfd):
     assert "compiling linear/linear_tensor.cu" in captured.err
 
 
+@pytest.mark.parametrize(
+    ("gpus", "asked", "expected", "has_fp8"),
+    [
+        ("", None, "8.0", False),
+        ("8.6\\n", None, "8.6", False),
+        ("9.0\\n", None, "9.0", True),
+        ("", "8.0,8.9", "8.0, 8.9", True),
+        ("", "75,120", "7.5, 12.0", True),
+        ("", "all", "all", True),
+    ],
+)
+def test_a_build_says_for_which_gpus_it_is_and_that_fp8_needs_newer_ones(
+    machine, capfd, gpus, asked, expected, has_fp8
+):
+    machine.gpus(gpus)
+    build.build(asked)
+    line = capfd.readouterr().err.splitlines()[0]
+    named, _, rest = line.partition("; ")
+    assert named == f"building the plugins for the GPU architectures: {expected}"
+    assert ("fp8 on a GPU of 8.9 or newer" in rest and "--architectures" in rest) != has_fp8
+    assert has_fp8 == (not rest)
+
+
 def test_two_processes_build_one_after_the_other(machine, capfd):
     """The second waits, and says that it does."""
     with build._locked(build.BUILD_DIR):

@@ -219,11 +219,27 @@ inline __device__ void packPair(uint32_t& word, float low, float high, E4m3 /*ty
     word = __nv_cvt_float2_to_fp8x2(make_float2(low, high), __NV_SATFINITE, __NV_E4M3) | upper << 16;
 }
 
+// The transpose of an 8 x 8 matrix of 16-bit elements that a warp has in the layout of sums.
+inline __device__ uint32_t transposeMatrix(uint32_t matrix)
+{
+    uint32_t transpose;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transpose) : "r"(matrix));
+    return transpose;
+}
 // Stores four 8 x 8 matrices to shared memory.
 inline __device__ void storeMatrices(uint32_t address, uint32_t const (&matrices)[4])
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+        "r"(matrices[0]), "r"(matrices[1]), "r"(matrices[2]), "r"(matrices[3])
+        : "memory");
+#endif
+}
+// The same for their transposes.
+inline __device__ void storeTransposedMatrices(uint32_t address, uint32_t const (&matrices)[4])
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
         "r"(matrices[0]), "r"(matrices[1]), "r"(matrices[2]), "r"(matrices[3])
         : "memory");
 #endif

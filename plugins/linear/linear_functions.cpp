@@ -94,7 +94,7 @@ BERT_EXPORT char const* linearShapeName(int32_t type, int32_t shape)
 {
     return nameLinearHopperShape(static_cast<ElementType>(type), shape);
 }
-// Rows and columns of a tile, elements of k in a stage, blocks of a multicast, most blocks of a split.
+// Rows and columns of a tile, elements of k in a stage, rows and columns of blocks of a cluster, most blocks of a split.
 BERT_EXPORT void linearShapeSizes(int32_t type, int32_t shape, int32_t* sizes)
 {
     describeLinearHopperShape(static_cast<ElementType>(type), shape, sizes);

@@ -13,10 +13,9 @@ namespace bert
 namespace
 {
 
-// What a shape takes, in microseconds: fitted by benchmarks/linear_sweep.py to the products of BERT-base and -large with 37
-// numbers of rows from 1 to 65536, on an H200 and an H100 at their power limit. What is chosen by it takes 0.5 to 0.8 %
-// longer than the fastest shape on average, at those sizes and at 24 others; benchmarks/linear_h200.md and benchmarks/linear_h100.md
-// have every size.
+// What a shape takes, in microseconds: fitted by benchmarks/linear_sweep.py to the products of BERT-base and -large, on an
+// H100 at its power limit, at up to 37 numbers of rows from 1 to 65536. What is chosen by it takes 0.5 to 1.0 % longer than
+// the fastest shape on average, at those sizes and at 24 others, in a later run; benchmarks/linear_h100.md has every size.
 struct Costs
 {
     float start;    // to start and end
@@ -27,61 +26,79 @@ struct Costs
 };
 
 constexpr Costs kHALF_COSTS[] = {
-    {1.441F, 1.123F, 0.700F, 0.209F, 0.899F}, // 64x64 split
-    {1.640F, 0.000F, 0.459F, 0.167F, 0.850F}, // 64x64
-    {1.570F, 0.006F, 0.451F, 0.186F, 1.050F}, // 64x96
-    {1.277F, 0.161F, 0.638F, 0.175F, 0.400F}, // 64x128
-    {0.938F, 0.955F, 0.657F, 0.200F, 0.561F}, // 64x192
-    {0.787F, 1.263F, 0.256F, 0.187F, 0.659F}, // 128x96
-    {0.323F, 1.211F, 0.651F, 0.278F, 0.450F}, // 128x128
-    {0.000F, 1.945F, 0.194F, 0.291F, 0.550F}, // 128x144
-    {0.000F, 1.656F, 0.905F, 0.385F, 0.539F}, // 128x192
-    {0.000F, 1.826F, 1.158F, 0.503F, 0.577F}, // 128x256
-    {0.000F, 1.791F, 0.241F, 0.289F, 0.600F}, // 192x96
-    {0.000F, 1.625F, 0.866F, 0.396F, 0.522F}, // 192x128
-    {0.000F, 1.973F, 0.838F, 0.578F, 0.600F}, // 192x192
-    {1.241F, 0.361F, 0.547F, 0.312F, 0.310F}, // 128x128 in turn
-    {2.285F, 0.046F, 0.885F, 0.359F, 0.622F}, // 128x192 in turn
-    {1.022F, 0.407F, 0.592F, 0.332F, 0.250F}, // 64x256 in turn
-    {2.092F, 0.091F, 0.564F, 0.291F, 0.450F}, // 64x256 in turn, multicast
+    {1.488F, 1.089F, 0.762F, 0.206F, 0.856F}, // 64x64 split
+    {1.702F, 0.000F, 0.509F, 0.155F, 0.900F}, // 64x64
+    {1.517F, 0.000F, 0.561F, 0.188F, 1.097F}, // 64x96
+    {1.305F, 0.127F, 0.684F, 0.173F, 0.450F}, // 64x128
+    {1.070F, 1.009F, 0.277F, 0.171F, 0.866F}, // 128x96
+    {0.562F, 1.095F, 0.545F, 0.269F, 0.500F}, // 128x128
+    {1.111F, 1.043F, 0.660F, 0.260F, 0.500F}, // 128x128, multicast
+    {0.387F, 1.443F, 0.947F, 0.380F, 0.519F}, // 128x192
+    {0.298F, 1.833F, 0.982F, 0.492F, 0.583F}, // 128x256
+    {0.948F, 1.504F, 0.510F, 0.299F, 0.550F}, // 192x96, multicast
+    {0.281F, 1.442F, 0.791F, 0.402F, 0.477F}, // 192x128
+    {0.705F, 1.624F, 0.705F, 0.527F, 0.650F}, // 192x192
+    {1.374F, 0.676F, 0.594F, 0.170F, 0.850F}, // 96x128, W first
+    {1.514F, 0.944F, 0.697F, 0.197F, 0.550F}, // 96x128, W first, multicast
+    {0.652F, 1.353F, 0.729F, 0.316F, 0.550F}, // 160x128, W first
+    {0.370F, 1.770F, 0.823F, 0.422F, 0.477F}, // 208x128, W first
+    {0.081F, 2.081F, 0.933F, 0.424F, 0.511F}, // 144x192, W first
+    {0.274F, 2.073F, 1.169F, 0.449F, 0.469F}, // 112x256, W first
+    {1.787F, 2.049F, 1.175F, 0.479F, 1.050F}, // 160x256, W first
+    {1.496F, 0.261F, 0.395F, 0.294F, 0.395F}, // 128x128 in turn
+    {3.580F, 0.000F, 0.975F, 0.298F, 0.850F}, // 128x192 in turn
+    {0.868F, 0.531F, 0.543F, 0.337F, 0.255F}, // 64x256 in turn
+    {2.471F, 0.000F, 0.653F, 0.349F, 0.572F}, // 176x128 in turn, W first
 };
 constexpr Costs kE4M3_COSTS[] = {
-    {1.341F, 1.248F, 0.396F, 0.134F, 2.000F}, // 64x64 split
-    {1.468F, 0.172F, 0.240F, 0.152F, 1.000F}, // 64x64
-    {1.312F, 0.302F, 0.406F, 0.163F, 1.350F}, // 64x96
-    {1.461F, 0.377F, 0.304F, 0.117F, 1.050F}, // 64x128
-    {1.489F, 0.881F, 0.382F, 0.120F, 1.450F}, // 64x192
-    {1.286F, 1.033F, 0.479F, 0.133F, 1.250F}, // 128x96
-    {0.906F, 1.148F, 0.372F, 0.257F, 0.446F}, // 128x128
-    {0.988F, 1.765F, 0.507F, 0.195F, 1.200F}, // 128x144
-    {0.764F, 1.655F, 0.452F, 0.366F, 0.518F}, // 128x192
-    {0.269F, 2.020F, 0.596F, 0.643F, 0.350F}, // 128x256
-    {1.013F, 1.768F, 0.447F, 0.204F, 1.150F}, // 192x96
-    {0.703F, 1.567F, 0.281F, 0.432F, 0.336F}, // 192x128
-    {0.481F, 1.947F, 0.369F, 0.648F, 0.400F}, // 192x192
-    {1.270F, 0.703F, 0.372F, 0.380F, 0.000F}, // 128x128 in turn
-    {1.807F, 0.714F, 1.096F, 0.527F, 0.045F}, // 128x192 in turn
-    {1.180F, 0.751F, 0.428F, 0.389F, 0.000F}, // 64x256 in turn
-    {1.714F, 0.473F, 0.393F, 0.384F, 0.048F}, // 64x256 in turn, multicast
+    {2.132F, 0.446F, 0.380F, 0.130F, 2.000F}, // 64x64 split
+    {1.629F, 0.044F, 0.259F, 0.142F, 1.200F}, // 64x64
+    {1.625F, 0.205F, 0.424F, 0.157F, 1.550F}, // 64x96
+    {1.542F, 0.330F, 0.290F, 0.104F, 1.250F}, // 64x128
+    {1.454F, 0.785F, 0.485F, 0.102F, 2.000F}, // 128x96
+    {1.057F, 0.923F, 0.306F, 0.240F, 0.582F}, // 128x128
+    {1.551F, 1.079F, 0.277F, 0.220F, 0.600F}, // 128x128, multicast
+    {0.819F, 1.894F, 0.351F, 0.340F, 0.516F}, // 128x192
+    {0.441F, 2.315F, 0.415F, 0.575F, 0.371F}, // 128x256
+    {1.624F, 1.579F, 0.727F, 0.184F, 1.200F}, // 192x96, multicast
+    {0.578F, 1.628F, 0.163F, 0.427F, 0.334F}, // 192x128
+    {0.583F, 2.635F, 0.127F, 0.595F, 0.400F}, // 192x192
+    {1.476F, 0.731F, 0.494F, 0.136F, 1.200F}, // 96x128, W first
+    {1.601F, 0.956F, 0.510F, 0.178F, 0.600F}, // 96x128, W first, multicast
+    {1.321F, 1.427F, 0.599F, 0.261F, 0.700F}, // 160x128, W first
+    {1.073F, 1.895F, 0.861F, 0.384F, 0.500F}, // 208x128, W first
+    {1.226F, 1.967F, 0.615F, 0.431F, 0.350F}, // 144x192, W first
+    {1.295F, 1.924F, 0.914F, 0.418F, 0.500F}, // 112x256, W first
+    {1.215F, 2.614F, 0.723F, 0.608F, 0.500F}, // 160x256, W first
+    {1.283F, 0.678F, 0.366F, 0.384F, 0.000F}, // 128x128 in turn
+    {1.938F, 0.899F, 0.882F, 0.482F, 0.049F}, // 128x192 in turn
+    {1.182F, 0.567F, 0.327F, 0.406F, 0.000F}, // 64x256 in turn
+    {1.668F, 0.809F, 1.018F, 0.484F, 0.000F}, // 176x128 in turn, W first
 };
 constexpr Costs kINT8_COSTS[] = {
-    {1.328F, 1.269F, 0.400F, 0.136F, 1.950F}, // 64x64 split
-    {1.458F, 0.178F, 0.257F, 0.154F, 0.950F}, // 64x64
-    {1.444F, 0.306F, 0.367F, 0.166F, 1.300F}, // 64x96
-    {1.492F, 0.374F, 0.319F, 0.114F, 1.050F}, // 64x128
-    {1.570F, 0.921F, 0.354F, 0.115F, 1.377F}, // 64x192
-    {1.312F, 1.065F, 0.387F, 0.134F, 1.147F}, // 128x96
-    {1.159F, 1.099F, 0.330F, 0.224F, 0.500F}, // 128x128
-    {1.124F, 1.734F, 0.511F, 0.196F, 1.050F}, // 128x144
-    {1.161F, 1.778F, 0.496F, 0.321F, 0.514F}, // 128x192
-    {0.777F, 2.517F, 0.582F, 0.485F, 0.366F}, // 128x256
-    {1.173F, 1.657F, 0.499F, 0.205F, 1.000F}, // 192x96
-    {1.165F, 1.652F, 0.372F, 0.374F, 0.350F}, // 192x128
-    {1.042F, 2.201F, 0.418F, 0.564F, 0.400F}, // 192x192
-    {1.395F, 0.755F, 0.350F, 0.347F, 0.000F}, // 128x128 in turn
-    {2.108F, 0.961F, 1.043F, 0.482F, 0.000F}, // 128x192 in turn
-    {1.417F, 0.629F, 0.350F, 0.362F, 0.000F}, // 64x256 in turn
-    {2.035F, 0.514F, 0.369F, 0.355F, 0.041F}, // 64x256 in turn, multicast
+    {2.012F, 0.604F, 0.356F, 0.141F, 1.850F}, // 64x64 split
+    {1.614F, 0.056F, 0.266F, 0.144F, 1.150F}, // 64x64
+    {1.577F, 0.197F, 0.393F, 0.166F, 1.550F}, // 64x96
+    {1.589F, 0.298F, 0.303F, 0.106F, 1.300F}, // 64x128
+    {1.636F, 0.776F, 0.477F, 0.105F, 1.850F}, // 128x96
+    {1.183F, 1.105F, 0.272F, 0.226F, 0.561F}, // 128x128
+    {1.448F, 1.120F, 0.266F, 0.220F, 0.536F}, // 128x128, multicast
+    {1.112F, 1.892F, 0.385F, 0.308F, 0.550F}, // 128x192
+    {0.807F, 2.746F, 0.401F, 0.515F, 0.321F}, // 128x256
+    {1.642F, 1.634F, 0.659F, 0.189F, 1.000F}, // 192x96, multicast
+    {0.928F, 1.574F, 0.252F, 0.406F, 0.298F}, // 192x128
+    {1.004F, 2.457F, 0.191F, 0.565F, 0.350F}, // 192x192
+    {1.681F, 0.737F, 0.428F, 0.142F, 1.072F}, // 96x128, W first
+    {1.847F, 1.038F, 0.397F, 0.177F, 0.500F}, // 96x128, W first, multicast
+    {1.453F, 1.310F, 0.471F, 0.246F, 0.750F}, // 160x128, W first
+    {1.480F, 1.734F, 0.950F, 0.353F, 0.550F}, // 208x128, W first
+    {1.436F, 1.982F, 0.476F, 0.376F, 0.450F}, // 144x192, W first
+    {1.751F, 1.828F, 0.911F, 0.428F, 0.485F}, // 112x256, W first
+    {1.691F, 2.671F, 0.785F, 0.578F, 0.450F}, // 160x256, W first
+    {1.445F, 0.671F, 0.249F, 0.374F, 0.000F}, // 128x128 in turn
+    {1.993F, 0.926F, 1.102F, 0.484F, 0.000F}, // 128x192 in turn
+    {1.287F, 0.565F, 0.331F, 0.437F, 0.000F}, // 64x256 in turn
+    {1.985F, 0.760F, 0.827F, 0.464F, 0.000F}, // 176x128 in turn, W first
 };
 
 Costs const* costsOf(ElementType type)
@@ -132,8 +149,9 @@ float estimate(LinearArguments const& a, LinearHopperShape const& shape, Costs c
     int multiprocessors)
 {
     int64_t const steps = divideUp(divideUp(a.in, shape.depth), splits);
-    int64_t const rowTiles = divideUp(a.rows, shape.rows * shape.multicast) * shape.multicast;
-    int64_t const blocks = rowTiles * divideUp(a.out, shape.columns) * splits;
+    int64_t const tileRows = divideUp(a.rows, shape.rows * shape.blockRows) * shape.blockRows;
+    int64_t const tileColumns = divideUp(a.out, shape.columns * shape.blockColumns) * shape.blockColumns;
+    int64_t const blocks = tileRows * tileColumns * splits;
     // Clusters do not always find room on all multiprocessors, and those that wait cost more than was gained: 128 rows,
     // 4096 to 1024, four splits, which are 128 blocks: 9.5 us, three 6.4.
     if (!canTake(a, shape, splits) || (splits > 1 && blocks > multiprocessors * 3 / 4))
@@ -175,8 +193,9 @@ void describeLinearHopperShape(ElementType type, int32_t shape, int32_t* sizes)
     sizes[0] = found.rows;
     sizes[1] = found.columns;
     sizes[2] = found.depth;
-    sizes[3] = found.multicast;
-    sizes[4] = found.mostSplits;
+    sizes[3] = found.blockRows;
+    sizes[4] = found.blockColumns;
+    sizes[5] = found.mostSplits;
 }
 
 cudaError_t chooseLinearHopper(LinearArguments const& arguments, LinearChoice& choice)

@@ -11,7 +11,11 @@
 //   - Persistent, where there are many: blocks take tile after tile. Where a block has several, its two consumer
 //     warpgroups have tiles of their own, in turn (ping-pong): the epilogue of one (scales, bias, GELU, store) is hidden
 //     behind the products of the other.
-//   - Two blocks of a cluster can have the same columns of y, and each fetches half of W for both (multicast).
+//   - Either operand can be the first of wgmma, x or W: its tile has a multiple of 64 rows, while that of the second has
+//     any multiple of 16. With W first, the height of a tile of y is chosen so finely that the last round of tiles is full.
+//     The transpose of y is computed then, and turned around on its way to shared memory.
+//   - Blocks of a cluster can have neighbouring tiles: those with the same rows of y share x, those with the same columns
+//     share W, and each fetches a part for all that share it (multicast).
 //   - Constant weights and bias are fetched while the kernel before this one still runs; other weights are asked for
 //     then: into the L2 cache, where that harms nothing, whoever writes them.
 //   - What multiplies waits for the kernel before by waiting for x.
@@ -28,7 +32,7 @@
 #include "common/tensor_cores.cuh"
 #include "linear/linear_gelu.cuh"
 #include "linear/linear_kernels.h"
-#include "linear/linear_products.cuh"
+#include "linear/linear_wgmma_instructions.cuh"
 
 #include <algorithm>
 
@@ -52,6 +56,13 @@ enum class Sharing
     kROWS,    // each warpgroup has 64 rows of every tile of its block
     kTILES,   // two warpgroups have tiles of their own, in turn (ping-pong)
     kSPLIT_K, // as kROWS, and each block of a cluster has a part of k
+};
+
+// Which operand is the first of wgmma. The first has 64 rows an instruction, the second up to 256.
+enum class First
+{
+    kX,      // the sums are y
+    kWEIGHT, // the sums are the transpose of y
 };
 
 // How many groups of 8 columns a block of a cluster receives from the others, at most: of `pairs` of such groups each
@@ -79,10 +90,10 @@ constexpr int largestDivisor(int number, int limit)
 
 // A tile of kROWS rows and kCOLUMNS columns of y; kSTAGES pipeline stages with kPANELS panels of k each; kY_PANELS panels
 // of 64 columns of y that each warp can have on their way from shared memory to y, or 0 where threads write 4 columns at
-// a time themselves: where a tile has no whole panels, or that memory is better used for a stage; kMULTICAST blocks with
-// the same columns, each of which fetches a part of W for all; kSPLITS blocks that share k of a tile, at most.
-template <Sharing kSHARING_, int kROWS_, int kCOLUMNS_, int kPANELS_, int kSTAGES_, int kY_PANELS_ = 0,
-    int kMULTICAST_ = 1, int kSPLITS_ = 1>
+// a time themselves: where a tile has no whole panels, or that memory is better used for a stage; clusters of
+// kBLOCK_ROWS x kBLOCK_COLUMNS neighbouring tiles, a tile for each block; kSPLITS blocks that share k of a tile, at most.
+template <Sharing kSHARING_, First kFIRST_, int kROWS_, int kCOLUMNS_, int kPANELS_, int kSTAGES_,
+    int kY_PANELS_ = 0, int kBLOCK_ROWS_ = 1, int kBLOCK_COLUMNS_ = 1, int kSPLITS_ = 1>
 struct LinearShape
 {
     static constexpr Sharing kSHARING = kSHARING_;
@@ -91,15 +102,23 @@ struct LinearShape
     static constexpr int kPANELS = kPANELS_;
     static constexpr int kSTAGES = kSTAGES_;
     static constexpr int kSPLITS = kSPLITS_;
-    static constexpr int kMULTICAST = kMULTICAST_;
+    static constexpr int kBLOCK_ROWS = kBLOCK_ROWS_;
+    static constexpr int kBLOCK_COLUMNS = kBLOCK_COLUMNS_;
+    static constexpr int kCLUSTER = kBLOCK_ROWS * kBLOCK_COLUMNS;
+    static constexpr int kWRITERS = kBLOCK_ROWS + kBLOCK_COLUMNS - 1; // blocks that write to a stage
     static constexpr bool kPING_PONG = kSHARING == Sharing::kTILES;
     static constexpr bool kSPLITS_K = kSHARING == Sharing::kSPLIT_K;
-    static constexpr int kGROUPS = kPING_PONG ? 2 : kROWS / 64;
-    static constexpr int kPARTS = kPING_PONG ? kROWS / 64 : 1; // of 64 rows, that a warpgroup has of a tile
+    static constexpr bool kWEIGHT_FIRST = kFIRST_ == First::kWEIGHT;
+    static constexpr int kFIRST = kWEIGHT_FIRST ? kCOLUMNS : kROWS; // of the tile, in rows of the operand
+    static constexpr int kSECOND = kWEIGHT_FIRST ? kROWS : kCOLUMNS;
+    static_assert(kFIRST % 64 == 0 && kSECOND % 16 == 0);
+    // Of 64 rows of the first operand, that a warpgroup has of a tile.
+    static constexpr int kPARTS = kPING_PONG ? kFIRST / 64 : (kFIRST > 192 ? 2 : 1);
+    static constexpr int kGROUPS = kPING_PONG ? 2 : kFIRST / 64 / kPARTS;
     static constexpr int kREADERS = kPING_PONG ? 4 : kGROUPS * 4; // warps of a block that read a stage
     static constexpr int kCONSUMERS = kGROUPS * kWARPGROUP;       // threads
     // One warp would do as producer; where sums need many registers it is a warpgroup, which can hand its own over.
-    static constexpr bool kHANDS_OVER = kPARTS * kCOLUMNS >= 256 || kGROUPS > 2;
+    static constexpr bool kHANDS_OVER = kPARTS * kSECOND >= 256 || kGROUPS > 2;
     static constexpr int kCONSUMER_REGISTERS = kGROUPS == 2 ? 240 : 160;
     static constexpr int kPRODUCER_REGISTERS = kGROUPS == 2 ? 24 : 32;
     static_assert(!kHANDS_OVER || kGROUPS == 2 || kGROUPS == 3);
@@ -111,12 +130,14 @@ struct LinearShape
     static constexpr int kY_PANELS = kY_PANELS_;
     static constexpr bool kSTORES_PAIRS = kY_PANELS == 0;
     static_assert(kSTORES_PAIRS || (kCOLUMNS % kY_COLUMNS == 0 && !kSPLITS_K));
-    static_assert(kMULTICAST == 1 || (!kSPLITS_K && kCOLUMNS % (8 * kMULTICAST) == 0));
+    static_assert(!kWEIGHT_FIRST || !kSTORES_PAIRS);
+    static_assert(kCLUSTER == 1 || !kSPLITS_K);
+    static_assert(kROWS % (8 * kBLOCK_COLUMNS) == 0 && kCOLUMNS % (8 * kBLOCK_ROWS) == 0);
     static_assert(!kPING_PONG || !kSTORES_PAIRS);
     // Whether the next kernel is let in when the products are computed, and not at once: its small blocks would get their
     // places on the few multiprocessors that have none of these, and wait there on top of each other (H200, BERT-base, 8
     // sentences: 484 to 480 us). Where blocks are small, or stay for many tiles, at once is better.
-    static constexpr bool kTRIGGERS_LATE = kSHARING == Sharing::kROWS && kROWS == 128;
+    static constexpr bool kTRIGGERS_LATE = kSHARING == Sharing::kROWS && kGROUPS == 2;
     // For a warp's panels of y, which take turns, tile after tile: so a tile has as many, or a multiple.
     template <typename Out>
     static constexpr int kY_BUFFERS
@@ -202,23 +223,6 @@ private:
     Divisor mByRows;
     Divisor mByLastRows;
 };
-
-// Two numbers, already divided by the scale, to 8 bits: rounded half to even and saturated. NaN becomes 0 in int8.
-inline __device__ uint32_t packQuantized(float low, float high, int8_t /*type*/)
-{
-    uint32_t both;
-    asm("{\n.reg .s32 a, b;\ncvt.rni.s32.f32 a, %1;\ncvt.rni.s32.f32 b, %2;\n"
-        "cvt.pack.sat.s8.s32.b32 %0, b, a, 0;\n}"
-        : "=r"(both)
-        : "f"(low), "f"(high));
-    return both;
-}
-inline __device__ uint32_t packQuantized(float low, float high, E4m3 /*type*/)
-{
-    uint16_t both;
-    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(both) : "f"(high), "f"(low));
-    return both;
-}
 
 struct LinearProblem
 {
@@ -313,9 +317,10 @@ __device__ LinearTile findLinearTile(LinearProblem const& p, uint32_t number)
     uint32_t rowTile = 0;
     uint32_t columnTile = 0;
     p.raster.find(number, rowTile, columnTile);
-    if (Shape::kMULTICAST > 1)
+    if (Shape::kCLUSTER > 1)
     {
-        rowTile = rowTile * Shape::kMULTICAST + clusterRank();
+        rowTile = rowTile * Shape::kBLOCK_ROWS + clusterRank() % Shape::kBLOCK_ROWS;
+        columnTile = columnTile * Shape::kBLOCK_COLUMNS + clusterRank() / Shape::kBLOCK_ROWS;
     }
     int32_t const row = min(static_cast<int32_t>(rowTile) * Shape::kROWS, max(p.rows - Shape::kROWS, 0));
     int32_t const column
@@ -417,38 +422,59 @@ public:
 private:
     __device__ void fetchX(LinearTile const& tile, int32_t step, int stage)
     {
-        // One copy brings all panels.
-        fetchBox<1>(mMemory.x(stage), mX, step * Shape::kPANELS, tile.row, stage);
+        fetchOperand<Shape::kROWS, Shape::kBLOCK_COLUMNS, Shape::kBLOCK_ROWS>(
+            mMemory.x(stage), mX, step, tile.row, stage, clusterRank() / Shape::kBLOCK_ROWS);
     }
     // Announces x as well.
     __device__ void fetchWeights(LinearTile const& tile, int32_t step, int stage)
     {
         arriveAndExpectByWarp(mMemory.full(stage), Shape::kSTAGE_BYTES);
-        constexpr int kPART = Shape::kCOLUMNS / Shape::kMULTICAST; // of the columns, that this block fetches
-        int32_t const first = Shape::kMULTICAST == 1 ? 0 : static_cast<int32_t>(clusterRank()) * kPART;
-        constexpr int kCOPIES
-            = Shape::kMULTICAST == 1 ? 1 : Shape::kPANELS; // parts of panels are not next to each other
-#pragma unroll
-        for (int i = 0; i < kCOPIES; ++i)
+        fetchOperand<Shape::kCOLUMNS, Shape::kBLOCK_ROWS, 1>(
+            mMemory.weight(stage), mWeight, step, tile.column, stage, clusterRank() % Shape::kBLOCK_ROWS);
+    }
+    // The kHEIGHT rows of an operand, from `row` on. kBLOCKS blocks share them, whose ranks in the cluster are kSTRIDE
+    // apart: this one, which is number `part` of them, fetches its part for all.
+    template <int kHEIGHT, int kBLOCKS, int kSTRIDE>
+    __device__ void fetchOperand(
+        uint32_t target, CUtensorMap const& map, int32_t step, int32_t row, int stage, uint32_t part)
+    {
+        if constexpr (kBLOCKS == 1)
         {
-            fetchBox<Shape::kMULTICAST>(
-                mMemory.weight(stage) + i * Shape::kWEIGHT_PANEL_BYTES + first * kROW_BYTES, mWeight,
-                step * Shape::kPANELS + i, tile.column + first, stage);
+            fetchBox(target, map, step * Shape::kPANELS, row, stage, 0); // one copy brings all panels
+        }
+        else
+        {
+            uint32_t blocks = 0;
+#pragma unroll
+            for (int i = 0; i < kBLOCKS; ++i)
+            {
+                blocks |= 1U << i * kSTRIDE;
+            }
+            uint32_t const first = clusterRank() - part * kSTRIDE;
+            auto const fromRow = static_cast<int32_t>(part) * (kHEIGHT / kBLOCKS);
+#pragma unroll
+            for (int i = 0; i < Shape::kPANELS; ++i) // parts of panels are not next to each other
+            {
+                fetchBox(target + (i * kHEIGHT + fromRow) * kROW_BYTES, map, step * Shape::kPANELS + i,
+                    row + fromRow, stage, blocks << first);
+            }
         }
     }
-    template <int kBLOCKS>
-    __device__ void fetchBox(uint32_t target, CUtensorMap const& map, int32_t panel, int32_t row, int stage)
+    // To this block alone, or to those of the cluster whose bits `blocks` has.
+    __device__ void fetchBox(
+        uint32_t target, CUtensorMap const& map, int32_t panel, int32_t row, int stage, uint32_t blocks)
     {
         // describeOperand says how panels are found.
         int32_t const k = Shape::kPANELS == 1 ? panel * kPANEL<T> : 0;
         int32_t const outer = Shape::kPANELS == 1 ? 0 : panel;
-        if constexpr (kBLOCKS == 1)
+        if (blocks == 0)
         {
             copyBoxByWarp(target, map, k, row, outer, mMemory.full(stage));
         }
         else
         {
-            copyBoxToBlocksByWarp(target, map, k, row, outer, mMemory.full(stage), (1U << kBLOCKS) - 1U);
+            copyBoxToBlocksByWarp(
+                target, map, k, row, outer, mMemory.full(stage), static_cast<uint16_t>(blocks));
         }
     }
 
@@ -483,42 +509,51 @@ template <typename Shape>
 __device__ void releaseStage(LinearMemory<Shape> const& memory, int stage)
 {
     uint32_t const lane = threadIdx.x % kWARP;
-    if constexpr (Shape::kMULTICAST == 1)
+    if constexpr (Shape::kCLUSTER == 1)
     {
         if (lane == 0)
         {
             arrive(memory.empty(stage));
         }
     }
-    else if (lane < Shape::kMULTICAST)
+    else if (lane < Shape::kWRITERS)
     {
-        arriveInBlock(addressInPeerBlock(memory.empty(stage), lane));
+        // The blocks with the same columns, then the others with the same rows.
+        uint32_t const rank = clusterRank();
+        uint32_t const ofRow = rank % Shape::kBLOCK_ROWS;
+        uint32_t const column
+            = (rank / Shape::kBLOCK_ROWS + 1 + lane - Shape::kBLOCK_ROWS) % Shape::kBLOCK_COLUMNS;
+        uint32_t const peer
+            = lane < Shape::kBLOCK_ROWS ? rank - ofRow + lane : ofRow + column * Shape::kBLOCK_ROWS;
+        arriveInBlock(addressInPeerBlock(memory.empty(stage), peer));
     }
 }
 
-// sums (kPARTS * 64, kCOLUMNS) = x (as many rows, k of this block) W^T, by a warpgroup.
+// sums (kPARTS * 64, kSECOND) = the first operand (as many rows, k of this block) times the second transposed, by a
+// warpgroup.
 template <typename T, typename Shape>
-__device__ void multiplyTile(Accumulator<T> (&sums)[Shape::kPARTS][Shape::kCOLUMNS / 8][4],
+__device__ void multiplyTile(Accumulator<T> (&sums)[Shape::kPARTS][Shape::kSECOND / 8][4],
     LinearTile const& tile, LinearMemory<Shape> const& memory, PipelineState<Shape::kSTAGES>& turn,
     int32_t group)
 {
-    int32_t const rows = Shape::kPING_PONG ? 0 : group * 64 * kROW_BYTES;
+    int32_t const rows = Shape::kPING_PONG ? 0 : group * Shape::kPARTS * 64 * kROW_BYTES;
     int previous = -1;
     for (int32_t step = tile.firstStep; step < tile.endStep; ++step)
     {
         waitForBarrier(memory.full(turn.stage), turn.parity);
         wgmmaFence();
+        uint32_t const first = Shape::kWEIGHT_FIRST ? memory.weight(turn.stage) : memory.x(turn.stage);
+        uint32_t const second = Shape::kWEIGHT_FIRST ? memory.x(turn.stage) : memory.weight(turn.stage);
 #pragma unroll
         for (int k = 0; k < Shape::kPANELS * kROW_BYTES / 32; ++k)
         {
 #pragma unroll
             for (int part = 0; part < Shape::kPARTS; ++part)
             {
-                uint64_t const a
-                    = matrixDescriptor<kROW_BYTES, 16>(memory.x(turn.stage) + k / 4 * Shape::kX_PANEL_BYTES
-                                                       + rows + part * 64 * kROW_BYTES + k % 4 * 32);
+                uint64_t const a = matrixDescriptor<kROW_BYTES, 16>(
+                    first + k / 4 * Shape::kFIRST * kROW_BYTES + rows + part * 64 * kROW_BYTES + k % 4 * 32);
                 uint64_t const b = matrixDescriptor<kROW_BYTES, 16>(
-                    memory.weight(turn.stage) + k / 4 * Shape::kWEIGHT_PANEL_BYTES + k % 4 * 32);
+                    second + k / 4 * Shape::kSECOND * kROW_BYTES + k % 4 * 32);
                 multiplyShared(sums[part], a, b, step > tile.firstStep || k > 0 ? 1 : 0, T{});
             }
         }
@@ -704,8 +739,8 @@ __device__ uint32_t finishPair(float2 factors, float low, float high)
     uint32_t word;
     if constexpr (sizeof(Out) == 1)
     {
-        word = kGELU ? packQuantized(quantizedGelu(low, factors.x), quantizedGelu(high, factors.y), Out{})
-                     : packQuantized(low * factors.x, high * factors.y, Out{});
+        packPair(word, kGELU ? quantizedGelu(low, factors.x) : low * factors.x,
+            kGELU ? quantizedGelu(high, factors.y) : high * factors.y, Out{});
     }
     else
     {
@@ -777,6 +812,125 @@ __device__ void storeRows(LinearProblem const& p, CUtensorMap const& y, int32_t 
         if (lane == 0)
         {
             storeBox(y, firstColumn + panel * kY_COLUMNS, row + ofBlock % 4 * kWARP_ROWS, rows);
+        }
+    }
+}
+
+// For a column of y, which is a row of its transpose: what its sums are multiplied with, what is added, and the factor of
+// y in 8 bits.
+template <typename T, Activation kACTIVATION>
+struct ColumnOfSums
+{
+    float scale;
+    float bias;
+    float output;
+
+    template <typename Shape>
+    __device__ void load(LinearProblem const& p, LinearMemory<Shape> const& memory, int column)
+    {
+        uint32_t const pair = memory.template factors<T>(column / 2 * 2);
+        uint32_t const ofPair = column % 2 * 4;
+        scale = kSCALED<T> ? loadFloat(pair + ofPair) : 1.0F;
+        bias = loadFloat(pair + (kSCALED<T> ? 8 : 0) + ofPair);
+        output = kACTIVATION == Activation::kGELU_AND_FACTORS
+                     ? loadFloat(memory.outputFactors(column / 2 * 2) + ofPair)
+                     : p.inverseOutputScale;
+    }
+    // Of the column, two neighbours.
+    template <typename Out>
+    __device__ uint32_t finish(Accumulator<T> first, Accumulator<T> second) const
+    {
+        return finishPair<Out, kACTIVATION>({output, output}, fmaf(static_cast<float>(first), scale, bias),
+            fmaf(static_cast<float>(second), scale, bias));
+    }
+
+private:
+    static __device__ float loadFloat(uint32_t address)
+    {
+        float value;
+        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+        return value;
+    }
+};
+
+// A warpgroup's sums of the transpose of y to y, in panels of 16 rows and 64 columns of y, four after the other: to
+// shared memory, where each warp has 16 of the columns, and from there by a copy for each panel.
+template <typename T, typename Out, Activation kACTIVATION, typename Shape>
+__device__ void storeTransposed(LinearProblem const& p, CUtensorMap const& y, int32_t row,
+    int32_t firstColumn, int firstPart, LinearMemory<Shape> const& memory,
+    Accumulator<T> const (&sums)[Shape::kPARTS][Shape::kSECOND / 8][4])
+{
+    constexpr int kOF_PART = Shape::kROWS / kWARP_ROWS; // panels
+    constexpr int kTURN = 4;                            // panels, one for each warp to copy
+    constexpr int kBUFFERS = Shape::kY_PANELS;          // of that many
+    using Panel = SharedTile<kWARP_ROWS, kY_COLUMNS* static_cast<int>(sizeof(Out)) / 2>;
+    uint32_t const lane = threadIdx.x % kWARP;
+    auto const warp = static_cast<int>(threadIdx.x % kWARPGROUP / kWARP);
+    auto const group = static_cast<int>(threadIdx.x / kWARPGROUP);
+    ColumnOfSums<T, kACTIVATION> columns[Shape::kPARTS][2];
+#pragma unroll
+    for (int i = 0; i < Shape::kPARTS * 2; ++i)
+    {
+        columns[i / 2][i % 2].load(
+            p, memory, (firstPart + i / 2) * 64 + warp * 16 + i % 2 * 8 + static_cast<int>(lane / 4));
+    }
+#pragma unroll
+    for (int turn = 0; turn < (Shape::kPARTS * kOF_PART + kTURN - 1) / kTURN; ++turn)
+    {
+        uint32_t const buffer = memory.y(group * 4) + turn % kBUFFERS * kTURN * kY_PANEL_BYTES;
+        if (lane == 0)
+        {
+            // Those that read what is written next have done so; of the last tile, all have.
+            turn == 0 ? waitForStores<0>() : waitForStores<kBUFFERS - 1>();
+        }
+        waitAtNamed<kWARPGROUP>(kGROUP_BARRIER + group);
+#pragma unroll
+        for (int i = 0; i < kTURN; ++i)
+        {
+            int const panel = turn * kTURN + i;
+            if (panel < Shape::kPARTS * kOF_PART)
+            {
+                int const part = panel / kOF_PART;
+                uint32_t words[4]; // 8 x 8 elements: for both groups of 8 rows of y, both of 8 columns
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+                {
+                    auto const& four = sums[part][panel % kOF_PART * 2 + j / 2];
+                    words[j]
+                        = columns[part][j % 2].template finish<Out>(four[j % 2 * 2], four[j % 2 * 2 + 1]);
+                }
+                uint32_t const target = buffer + i * kY_PANEL_BYTES;
+                if constexpr (sizeof(Out) == 2)
+                {
+                    storeTransposedMatrices(target
+                                                + Panel::offset(lane / 16 * 8 + lane % 8,
+                                                    static_cast<uint32_t>(warp) * 2 + lane / 8 % 2),
+                        words);
+                }
+                else
+                {
+#pragma unroll
+                    for (int j = 0; j < 4; ++j)
+                    {
+                        // As 16-bit elements, which is what can be transposed.
+                        uint32_t const two = transposeMatrix(__byte_perm(words[j], 0, 0x4140));
+                        uint32_t const place
+                            = target + Panel::offset(j / 2 * 8 + lane / 4, static_cast<uint32_t>(warp))
+                              + j % 2 * 8 + lane % 4 * 2;
+                        asm volatile("st.shared.b16 [%0], %1;" ::"r"(place),
+                            "h"(static_cast<uint16_t>(__byte_perm(two, 0, 0x4420)))
+                            : "memory");
+                    }
+                }
+            }
+        }
+        fenceAsyncProxy();
+        waitAtNamed<kWARPGROUP>(kGROUP_BARRIER + group);
+        int const panel = turn * kTURN + warp;
+        if (lane == 0 && panel < Shape::kPARTS * kOF_PART)
+        {
+            storeBox(y, firstColumn + (firstPart + panel / kOF_PART) * 64,
+                row + panel % kOF_PART * kWARP_ROWS, buffer + warp * kY_PANEL_BYTES);
         }
     }
 }
@@ -914,9 +1068,15 @@ __device__ void combineSums(LinearProblem const& p, LinearTile const& tile, Line
 
 template <typename T, typename Out, Activation kACTIVATION, typename Shape>
 __device__ void storeTile(LinearProblem const& p, CUtensorMap const& y, LinearTile const& tile,
-    LinearMemory<Shape> const& memory, Accumulator<T> const (&sums)[Shape::kPARTS][Shape::kCOLUMNS / 8][4])
+    LinearMemory<Shape> const& memory, Accumulator<T> const (&sums)[Shape::kPARTS][Shape::kSECOND / 8][4])
 {
-    if constexpr (!Shape::kSTORES_PAIRS)
+    if constexpr (Shape::kWEIGHT_FIRST)
+    {
+        int const group = Shape::kPING_PONG ? 0 : static_cast<int>(threadIdx.x / kWARPGROUP);
+        storeTransposed<T, Out, kACTIVATION>(
+            p, y, tile.row, tile.column, group * Shape::kPARTS, memory, sums);
+    }
+    else if constexpr (!Shape::kSTORES_PAIRS)
     {
         auto const group = static_cast<int32_t>(threadIdx.x / kWARPGROUP);
 #pragma unroll
@@ -976,7 +1136,7 @@ __device__ void consumeTiles(LinearProblem const& p, CUtensorMap const& y, Linea
                     return;
                 }
             }
-            Accumulator<T> sums[Shape::kPARTS][Shape::kCOLUMNS / 8][4];
+            Accumulator<T> sums[Shape::kPARTS][Shape::kSECOND / 8][4];
             if (!p.constantWeight)
             {
                 waitForPreviousKernel();
@@ -1031,7 +1191,7 @@ __global__ void __launch_bounds__(Shape::kTHREADS, 1)
         for (int stage = 0; stage < Shape::kSTAGES; ++stage)
         {
             initBarrier(memory.full(stage), 1);
-            initBarrier(memory.empty(stage), Shape::kREADERS * Shape::kMULTICAST);
+            initBarrier(memory.empty(stage), Shape::kREADERS * Shape::kWRITERS);
         }
         if constexpr (Shape::kSPLITS_K)
         {
@@ -1050,11 +1210,11 @@ __global__ void __launch_bounds__(Shape::kTHREADS, 1)
         prefetchWeights<T, Shape>(p);
     }
     __syncthreads();
-    if (Shape::kSPLITS_K || Shape::kMULTICAST > 1)
+    if (Shape::kSPLITS_K || Shape::kCLUSTER > 1)
     {
         clusterArrive(); // this block has its barriers
     }
-    if (Shape::kMULTICAST > 1)
+    if (Shape::kCLUSTER > 1)
     {
         clusterWait(); // and the other has
     }
@@ -1087,7 +1247,7 @@ __global__ void __launch_bounds__(Shape::kTHREADS, 1)
             forLinearTiles<T, Shape>(p, [&](LinearTile const& tile) { producer.fetch(tile); });
         }
     }
-    if (Shape::kMULTICAST > 1)
+    if (Shape::kCLUSTER > 1)
     {
         // A block must not end while another writes to its shared memory.
         __syncwarp();
@@ -1130,12 +1290,13 @@ cudaError_t launchShape(LinearArguments const& a, int32_t splits, int multiproce
     CUtensorMap x{};
     CUtensorMap weight{};
     CUtensorMap y{};
-    cudaError_t status
-        = describeOperand<T, Shape::kPANELS>(x, a.x, a.rows, a.in, Shape::kROWS, Shape::kPANELS);
+    // What several blocks fetch is fetched a panel at a time.
+    cudaError_t status = describeOperand<T, Shape::kPANELS>(x, a.x, a.rows, a.in,
+        Shape::kROWS / Shape::kBLOCK_COLUMNS, Shape::kBLOCK_COLUMNS == 1 ? Shape::kPANELS : 1);
     if (status == cudaSuccess)
     {
         status = describeOperand<T, Shape::kPANELS>(weight, a.weight, a.out, a.in,
-            Shape::kCOLUMNS / Shape::kMULTICAST, Shape::kMULTICAST == 1 ? Shape::kPANELS : 1);
+            Shape::kCOLUMNS / Shape::kBLOCK_ROWS, Shape::kBLOCK_ROWS == 1 ? Shape::kPANELS : 1);
     }
     if (status == cudaSuccess)
     {
@@ -1147,13 +1308,13 @@ cudaError_t launchShape(LinearArguments const& a, int32_t splits, int multiproce
         return status;
     }
     auto const steps = static_cast<int32_t>(divideUp(divideUp(a.in, kDEPTH), splits));
-    Raster const raster{static_cast<uint32_t>(divideUp(a.rows, Shape::kROWS * Shape::kMULTICAST)),
-        static_cast<uint32_t>(divideUp(a.out, Shape::kCOLUMNS))};
-    uint32_t const cluster = Shape::kSPLITS_K ? static_cast<uint32_t>(splits) : Shape::kMULTICAST;
+    Raster const raster{static_cast<uint32_t>(divideUp(a.rows, Shape::kROWS * Shape::kBLOCK_ROWS)),
+        static_cast<uint32_t>(divideUp(a.out, Shape::kCOLUMNS * Shape::kBLOCK_COLUMNS))};
+    uint32_t const cluster = Shape::kSPLITS_K ? static_cast<uint32_t>(splits) : Shape::kCLUSTER;
     // Two blocks of a cluster find room wherever two multiprocessors are free: they come in pairs.
     uint32_t const clusters = Shape::kSPLITS_K
                                   ? raster.tiles()
-                                  : std::min<uint32_t>(raster.tiles(), multiprocessors / Shape::kMULTICAST);
+                                  : std::min<uint32_t>(raster.tiles(), multiprocessors / Shape::kCLUSTER);
     LaunchSize const size{clusters * cluster, Shape::kTHREADS, Shape::kBYTES, cluster};
     LinearProblem const problem{a.weight, a.bias, a.weightScales, a.y, a.xScale, 1.0F / a.outputScale,
         a.outputFactors, raster, static_cast<int32_t>(a.rows), a.in, a.out, steps, a.gelu, a.constantWeight};

@@ -15,7 +15,8 @@ struct LinearHopperShape
     int32_t depth;      // elements of k in a pipeline stage
     int32_t multiple;   // k must be one of it
     int32_t mostSplits; // 1: never split-K, else 2 to that many blocks
-    int32_t multicast;  // blocks of a cluster, each with a tile of its own
+    int32_t blockRows;  // of a cluster, where each block has a tile of its own
+    int32_t blockColumns;
 };
 
 struct LinearHopperShapes

@@ -70,11 +70,11 @@ struct LinearChoice
 };
 
 // For programs that measure: how many shapes there are, what they are called, how large they are (rows and columns of a
-// tile, elements of k in a stage, blocks of a multicast, most blocks of a split), which one is chosen, and a launch of
+// tile, elements of k in a stage, rows and columns of blocks of a cluster, most blocks of a split), which one is chosen, and a launch of
 // one. Not every number of splits can be for every k: then the launch says cudaErrorInvalidValue.
 int32_t countLinearHopperShapes(ElementType type);
 char const* nameLinearHopperShape(ElementType type, int32_t shape);
-void describeLinearHopperShape(ElementType type, int32_t shape, int32_t* sizes); // 5 of them
+void describeLinearHopperShape(ElementType type, int32_t shape, int32_t* sizes); // 6 of them
 cudaError_t chooseLinearHopper(LinearArguments const& arguments, LinearChoice& choice);
 cudaError_t launchLinearHopper(
     LinearArguments const& arguments, LinearChoice const& choice, cudaStream_t stream);

@@ -16,7 +16,7 @@
 #include "common/tensor_cores.cuh"
 #include "linear/linear_gelu.cuh"
 #include "linear/linear_ladder.h"
-#include "linear/linear_products.cuh"
+#include "linear/linear_wgmma_instructions.cuh"
 
 #include <algorithm>
 
