@@ -168,15 +168,20 @@ class Tokenization:
         self.encode = backend.encode_batch if needs_characters else backend.encode_batch_fast
         has_types = config.type_vocab_size > 1 and "token_type_ids" in self.tokenizer.model_input_names
         self.has_types = has_types and config.task != FILL_MASK
+        # With most tokenizers the types of a text that is not of a pair are all 0, and need not be read.
+        self.one_has_types = self.has_types and any(self.encode(["a"])[0].type_ids)
 
     def tokenise(self, records: Sequence[Record]) -> list[list[Window] | str]:
         """For each record its windows, none for a blank line; or what is wrong with it."""
         results: list[list[Window] | str] = [record.problem or [] for record in records]
         readable = [index for index, record in enumerate(records) if record.texts]
-        encodings = self._encode([records[index].texts for index in readable])
-        for index, encoding, windows in zip(readable, encodings, self._windows(encodings), strict=True):
+        texts = [records[index].texts for index in readable]
+        encodings = self._encode(texts)
+        has_types = self.has_types if any(len(one) > 1 for one in texts) else self.one_has_types
+        every = self._windows(encodings, has_types)
+        for index, own, encoding, windows in zip(readable, texts, encodings, every, strict=True):
             try:
-                self._check(records[index].texts, encoding, windows)
+                self._check(own, encoding, windows)
                 results[index] = windows
             except UserError as error:
                 results[index] = str(error)
@@ -234,17 +239,18 @@ class Tokenization:
                 f"the checkpoint's tokenizer cannot read it ({reason}); its vocabulary is incomplete or damaged"
             )
 
-    def _windows(self, encodings: Sequence[Any]) -> list[list[Window]]:
-        """The windows of each encoding; none for an exception in place of one."""
+    def _windows(self, encodings: Sequence[Any], has_types: bool) -> list[list[Window]]:
+        """The windows of each encoding, with its token types or with 0; none for an exception in place of one."""
         parts = [[] if isinstance(encoding, UserError) else self._parts(encoding) for encoding in encodings]
         every = list(itertools.chain.from_iterable(parts))
         ids = _rows_of([one.ids for one in every])
         if self.config.task == FILL_MASK:
             types = [pair_types(row, self.tokenizer.sep_token_id, self.config.type_vocab_size) for row in ids]
-        elif self.has_types:
+        elif has_types:
             types = _rows_of([one.type_ids for one in every])
         else:
-            types = [np.zeros_like(row) for row in ids]
+            zeros = np.zeros(max(map(len, ids), default=0), np.int32)
+            types = [zeros[: len(row)] for row in ids]
         windows = map(Window, ids, types, every)
         return [list(itertools.islice(windows, len(part))) for part in parts]
 
