@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -394,6 +395,22 @@ def test_ids_and_types_are_those_of_the_checkpoints_tokenizer(made, family):
         assert window.ids.tolist() == expected["input_ids"]
         assert window.types.tolist() == expected.get("token_type_ids", [0] * len(window.ids))
     assert any(window.types.any() for (window,) in found) == (family == "bert")
+
+
+@pytest.mark.parametrize("type_of_text", [0, 1])
+def test_types_of_texts_without_a_second_one(made, tmp_path, type_of_text):
+    _, path = made("bert", SEQUENCE_CLASSIFICATION, num_labels=3)
+    shutil.copytree(path, tmp_path / "model")
+    file = tmp_path / "model/tokenizer.json"
+    saved = json.loads(file.read_text())
+    for piece in saved["post_processor"]["single"]:
+        piece.get("Sequence", {}).update(type_id=type_of_text)
+    file.write_text(json.dumps(saved))
+    tokenization = Tokenization(ModelFolder(tmp_path / "model"), SequenceRange(1, 40, 40), AnswerOptions())
+    found: Any = tokenization.tokenise([Record(number, (text,)) for number, text in enumerate(TEXTS)])
+    for (window,) in found:
+        assert window.types[1:-1].tolist() == [type_of_text] * (len(window.ids) - 2)
+        assert window.types[[0, -1]].tolist() == [0, 0]  # of [CLS] and [SEP]
 
 
 # --- what goes wrong ------------------------------------------------------------------------------------------
