@@ -207,7 +207,7 @@ class PackedLayout(SingleLayout):
     def mean_token(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """The mean of each sequence's tokens, in fp32: (T, H) -> (B, H).
 
-        A product with a matrix (B, T) that has 1 / length where the token belongs to the sequence.
+        A product with a matrix (B, T) that has 1 where the token belongs to the sequence, divided by the lengths.
         """
         helper, fp32 = self.helper, trt.DataType.FLOAT
         assert self.lengths is not None
@@ -222,8 +222,8 @@ class PackedLayout(SingleLayout):
             for part, bound in (("after_start", start), ("after_end", end))
         )
         members = helper.addDifference(after_start, after_end, f"{name}.members")  # (B, T)
-        weights = helper.addQuotient(members, helper.addDifference(end, start, f"{name}.lengths"), f"{name}.weights")
-        return helper.addMatMul(weights, helper.addCast(x, fp32, f"{name}.fp32"), name)
+        total = helper.addMatMul(members, helper.addCast(x, fp32, f"{name}.fp32"), f"{name}.sum")  # (B, H)
+        return helper.addQuotient(total, helper.addDifference(end, start, f"{name}.lengths"), name)
 
     def largest_token(self, x: trt.ITensor, name: str) -> trt.ITensor:
         """The largest value of each channel over a sequence's tokens: (T, H) -> (B, H).
