@@ -148,7 +148,7 @@ def capital_questions(folder: ModelFolder) -> list[Sentence]:
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt") as file:
         file.write("\n".join(chosen) + "\n")
         file.flush()
-        sentences, problems = read_sentences(Path(file.name), tokenizer, folder.config, need_mask=True)
+        sentences, problems = read_sentences(Path(file.name), tokenizer, folder.config)
     assert not problems
     return sentences
 

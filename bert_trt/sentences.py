@@ -108,7 +108,7 @@ def pair_types(ids: np.ndarray, sep_token_id: int | None, type_vocab_size: int) 
 
 
 def read_sentences(
-    path: Path, tokenizer: Any, config: BertConfig, *, need_mask: bool = False, truncate: bool = False
+    path: Path, tokenizer: Any, config: BertConfig, *, truncate: bool = False
 ) -> tuple[list[Sentence], list[Problem]]:
     """Reads and tokenises ``path``: UTF-8, one sentence a line. Blank lines are skipped.
 
@@ -116,20 +116,15 @@ def read_sentences(
         path: the file. It may have a byte order mark and any of the usual line ends.
         tokenizer: the checkpoint's, from transformers.
         config: the model's sizes.
-        need_mask: report lines without the tokenizer's [MASK] as problems.
         truncate: cut lines longer than the position table, keeping [SEP], instead of reporting them.
 
     Returns:
         The sentences, at least one, and the lines that cannot be used, each in the file's order. A line cannot be
-        used if it is not UTF-8, has no word, is too long, lacks a [MASK] that is needed, or has an id outside the
-        vocabulary.
+        used if it is not UTF-8, has no word, is too long, or has an id outside the vocabulary.
 
     Raises:
-        UserError: the file cannot be read or is blank, no line of it can be used, or the tokenizer lacks a mask
-            token that is needed.
+        UserError: the file cannot be read or is blank, or no line of it can be used.
     """
-    if need_mask and tokenizer.mask_token is None:
-        raise UserError("the checkpoint's tokenizer has no mask token; expected one, such as [MASK]")
     sentences, problems = [], []
     for number, line in enumerate(_read_lines(path), start=1):
         source = f"{path}, line {number}"
@@ -137,8 +132,6 @@ def read_sentences(
             text = decode_line(line, source).strip()
             if text:
                 ids = _tokenize(text, tokenizer, config, source, truncate)
-                if need_mask:
-                    _check_mask(ids, tokenizer, config, source)
                 types = pair_types(ids, tokenizer.sep_token_id, config.type_vocab_size)
                 sentences.append(Sentence(number, text, ids, types))
         except UserError as error:
@@ -197,9 +190,3 @@ def _tokenize(text: str, tokenizer: Any, config: BertConfig, source: str, trunca
     }
     check_inputs(inputs, config, source)
     return ids
-
-
-def _check_mask(ids: np.ndarray, tokenizer: Any, config: BertConfig, source: str) -> None:
-    if tokenizer.mask_token_id not in ids:
-        where = f" among its first {len(ids)} tokens" if len(ids) == config.max_positions else ""
-        raise UserError(f"{source}: no {tokenizer.mask_token}{where}; write it where a word is to be filled in")

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, pipeline
 
 import model2onnx
 import predict
+from bert_trt.console import UserError
 from bert_trt.corpus_actor import Job, ShardPredictor
 from bert_trt.model_files import ModelFolder
 from bert_trt.options import (
@@ -414,6 +415,21 @@ def test_types_of_texts_without_a_second_one(made, tmp_path, type_of_text):
 
 
 # --- what goes wrong ------------------------------------------------------------------------------------------
+
+
+def test_a_mask_that_is_cut_off_is_a_problem(made):
+    _, path = made("bert", FILL_MASK)
+    tokenization = Tokenization(ModelFolder(path), SequenceRange(1, 40, 40), AnswerOptions(truncate=True))
+    kept, cut = tokenization.tokenise([Record(1, ("[MASK] .",)), Record(2, ("a " * 60 + "[MASK]",))])
+    assert isinstance(kept, list)
+    assert cut == "no [MASK] among its first 40 tokens; write it where a word is to be filled in"
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused(made, monkeypatch):
+    _, path = made("bert", FILL_MASK)
+    monkeypatch.setattr(transformers.PreTrainedTokenizerFast, "mask_token", None, raising=False)
+    with pytest.raises(UserError, match=r"tokenizer has no mask token; expected one, such as \[MASK\]"):
+        Tokenization(ModelFolder(path), SequenceRange(1, 40, 40), AnswerOptions())
 
 
 def test_options_without_effect(made, tmp_path, in_process):

@@ -184,20 +184,6 @@ def test_utf16_is_not_taken_for_text(read):
         read("paris\nlyon\n".encode("utf-16"))
 
 
-def test_a_line_without_mask_is_a_problem_where_one_is_needed(read):
-    content = "paris\nthe [MASK] .\n[MASK] [MASK]\n"
-    assert set(read(content)[0]) == {1, 2, 3}
-    texts, problems = read(content, need_mask=True)
-    assert set(texts) == {2, 3}
-    assert problems[1].endswith("line 1: no [MASK]; write it where a word is to be filled in")
-
-
-def test_a_mask_that_is_cut_off_is_a_problem(read):
-    texts, problems = read("[MASK] .\n" + "a " * 62 + "[MASK]\n", need_mask=True, truncate=True)
-    assert set(texts) == {1}
-    assert "no [MASK] among its first 64 tokens" in problems[2]
-
-
 def test_a_word_outside_the_vocabulary_is_a_problem(loaded, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("capital\nparis\n")
@@ -243,9 +229,3 @@ def test_a_pipe_is_read(loaded):
     sentences, _ = read_sentences(Path(f"/dev/fd/{reading}"), *loaded)
     os.close(reading)
     assert [sentence.text for sentence in sentences] == ["paris", "lyon"]
-
-
-def test_a_tokenizer_without_a_mask_word_is_refused(loaded, monkeypatch, tmp_path):
-    monkeypatch.setattr(type(loaded[0]), "mask_token", None, raising=False)
-    with pytest.raises(UserError, match=r"tokenizer has no mask token; expected one, such as \[MASK\]"):
-        read_sentences(tmp_path / "absent.txt", *loaded, need_mask=True)
