@@ -25,7 +25,7 @@ static __global__ void copyLateKernel(char const* source, char* target, size_t s
     }
 }
 
-inline int32_t finished(cudaError_t status)
+inline cudaError_t finished(cudaError_t status)
 {
     return status == cudaSuccess ? cudaDeviceSynchronize() : status;
 }

@@ -16,7 +16,7 @@ namespace
 
 // Once with y alone, once with both outputs. The last row has an id beyond its table.
 template <typename T>
-int32_t runSmall(ElementType type, int64_t rows, int32_t hidden)
+cudaError_t runSmall(ElementType type, int64_t rows, int32_t hidden)
 {
     Tensor<T> const table{std::vector<T>(2 * hidden, static_cast<T>(1.0F))};
     std::vector<int32_t> numbers(rows, 1);
@@ -29,7 +29,7 @@ int32_t runSmall(ElementType type, int64_t rows, int32_t hidden)
     EmbeddingLookup const lookup{ids.data(), table.data(), 2};
     EmbLayerNormArguments arguments{
         {lookup, lookup, lookup}, gamma.data(), gamma.data(), y.data(), rows, hidden, 1e-12F, type, type};
-    int32_t const status = finished(launchEmbLayerNorm(arguments, nullptr));
+    cudaError_t const status = finished(launchEmbLayerNorm(arguments, nullptr));
     if (status != cudaSuccess)
     {
         return status;
@@ -44,7 +44,7 @@ int32_t runSmall(ElementType type, int64_t rows, int32_t hidden)
 // Runs the kernel on tensors that are allocations of their own, for compute-sanitizer. Returns a cudaError_t.
 BERT_EXPORT int32_t runOnSmallTensors(int32_t type, int64_t rows, int32_t hidden)
 {
-    return static_cast<ElementType>(type) == ElementType::kFLOAT
-               ? runSmall<float>(ElementType::kFLOAT, rows, hidden)
-               : runSmall<__half>(ElementType::kHALF, rows, hidden);
+    auto const number = static_cast<ElementType>(type);
+    return dispatchElement(
+        number, [&](auto element) { return runSmall<decltype(element)>(number, rows, hidden); });
 }

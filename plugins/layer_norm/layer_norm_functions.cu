@@ -25,7 +25,7 @@ namespace
 {
 
 template <typename T>
-int32_t runSmall(ElementType type, int64_t rows, int32_t hidden)
+cudaError_t runSmall(ElementType type, int64_t rows, int32_t hidden)
 {
     Tensor<T> const x{std::vector<T>(rows * hidden, static_cast<T>(1.0F))};
     Tensor<T> const gamma{std::vector<T>(hidden, static_cast<T>(1.0F))};
@@ -41,7 +41,7 @@ int32_t runSmall(ElementType type, int64_t rows, int32_t hidden)
 // Runs the kernel once on tensors that are allocations of their own, for compute-sanitizer. Returns a cudaError_t.
 BERT_EXPORT int32_t runOnSmallTensors(int32_t type, int64_t rows, int32_t hidden)
 {
-    return static_cast<ElementType>(type) == ElementType::kFLOAT
-               ? runSmall<float>(ElementType::kFLOAT, rows, hidden)
-               : runSmall<__half>(ElementType::kHALF, rows, hidden);
+    auto const number = static_cast<ElementType>(type);
+    return dispatchElement(
+        number, [&](auto element) { return runSmall<decltype(element)>(number, rows, hidden); });
 }

@@ -15,7 +15,7 @@ namespace
 {
 
 template <typename T>
-int32_t runSmall(ElementType type, int64_t rows, int32_t hidden)
+cudaError_t runSmall(ElementType type, int64_t rows, int32_t hidden)
 {
     size_t const size = static_cast<size_t>(rows * hidden);
     Tensor<T> const x{std::vector<T>(size, static_cast<T>(1.0F))};
@@ -32,7 +32,7 @@ int32_t runSmall(ElementType type, int64_t rows, int32_t hidden)
 // Runs the kernel once on tensors that are allocations of their own, for compute-sanitizer. Returns a cudaError_t.
 BERT_EXPORT int32_t runOnSmallTensors(int32_t type, int64_t rows, int32_t hidden)
 {
-    return static_cast<ElementType>(type) == ElementType::kFLOAT
-               ? runSmall<float>(ElementType::kFLOAT, rows, hidden)
-               : runSmall<__half>(ElementType::kHALF, rows, hidden);
+    auto const number = static_cast<ElementType>(type);
+    return dispatchElement(
+        number, [&](auto element) { return runSmall<decltype(element)>(number, rows, hidden); });
 }
