@@ -6,6 +6,9 @@
 //   - In the tensor map each sequence is a matrix of its own: TMA reads rows beyond the end of a sequence as zeros
 //     and does not write them.
 //   - The tensor cores read queries from shared memory, too.
+//   - Packed sequences that the host expects to be short: a block belongs to a sequence, so it searches no tile. It
+//     reads where its sequence lies before the wait for the previous kernel already, and starts the copies from there
+//     right after it; then it reads again, and repeats the copies if that was another place.
 //
 // Compiled for sm_90a only (CMakeLists.txt).
 #include "common/hopper_tma.cuh"
@@ -43,9 +46,10 @@ struct ShortShape
 
 // Computes the warpgroup's tiles one after the other and calls store(sums, factors, i) for each. While the softmax of
 // one tile is computed, the tensor cores compute the scores of the next tile and the context of the previous one.
-template <typename T, int kKEYS, int kSIZE, int kTILES, typename Store>
-__device__ void attendTiles(uint32_t queries, uint32_t keys, uint32_t values, uint32_t valuesFull,
-    KeyMask<kKEYS> const& bits, float scale, Store&& store)
+// waitForValues() returns when the values have arrived.
+template <typename T, int kKEYS, int kSIZE, int kTILES, typename Wait, typename Store>
+__device__ void attendTiles(uint32_t queries, uint32_t keys, uint32_t values, KeyMask<kKEYS> const& bits,
+    float scale, Wait&& waitForValues, Store&& store)
 {
     float scores[kTILES][kKEYS / 8][4];
     uint32_t weights[kTILES][kKEYS / 16][4];
@@ -87,7 +91,7 @@ __device__ void attendTiles(uint32_t queries, uint32_t keys, uint32_t values, ui
         packWeights<T>(weights[i], scores[i]);
         if (i == 0)
         {
-            waitForBarrier(valuesFull, 0);
+            waitForValues();
         }
         fenceRegisters(weights[i]);
         fenceRegisters(sums[i]);
@@ -170,11 +174,357 @@ __global__ void __launch_bounds__(kWARPGROUP, kBLOCKS) qkvToContextShortKernel(A
     };
     waitForBarrier(keysFull, 0);
     triggerDependentLaunch();
-    attendTiles<T, kKEYS, kSIZE, kTILES>(queries, keys, values, valuesFull, bits, p.scale, storeTile);
+    attendTiles<T, kKEYS, kSIZE, kTILES>(
+        queries, keys, values, bits, p.scale, [&] { waitForBarrier(valuesFull, 0); }, storeTile);
     if constexpr (!kEIGHT_BITS)
     {
         waitForStores();
     }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Kernel for packed sequences
+// ---------------------------------------------------------------------------------------------------------------
+
+constexpr int kHALF = 64;       // rows of a copy: sequences of up to 64 tokens need half of the keys
+constexpr int kMORE_BYTES = 16; // of shared memory
+
+// The tokens of a sequence.
+struct Bounds
+{
+    int32_t begin;
+    int32_t end;
+
+    __device__ int32_t length() const
+    {
+        return end - begin;
+    }
+};
+
+// Where a sequence lies according to cuSeqlens before the wait for the previous kernel. The copies may start there, but
+// whoever uses what they bring must read again after the wait. Volatile: this read must not serve as the second one.
+// Of a single sequence the place is clear.
+__device__ Bounds guessBounds(AttentionProblem const& p, uint32_t sequence)
+{
+    if (p.sequences == 1)
+    {
+        return {0, p.length};
+    }
+    auto const* const bounds = static_cast<int32_t const volatile*>(p.cuSeqlens) + sequence;
+    return {min(max(bounds[0], 0), p.length), bounds[1]};
+}
+
+// This thread's part of the check of cuSeqlens: whether it finds a sequence that is invalid.
+__device__ bool findsInvalid(AttentionProblem const& p)
+{
+    bool invalid = false;
+#pragma unroll(1)
+    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < p.sequences; i += kWARPGROUP)
+    {
+        int32_t const start = p.cuSeqlens[i];
+        int32_t const end = p.cuSeqlens[i + 1];
+        invalid |= start < 0 || end < start || end > p.length || (i == 0 && start != 0);
+    }
+    return invalid;
+}
+
+// A block of the kernel for packed sequences. kKEYS: the tokens of the longest sequence that it computes at once; a
+// longer one is computed in chunks, one after the other.
+template <typename T, int kSIZE, int kKEYS, int kTILES, bool kEIGHT_BITS>
+class PackedBlock
+{
+public:
+    using Shape = ShortShape<kSIZE, kKEYS, kTILES>;
+    static constexpr int kPARTS = kKEYS / Shape::kROWS; // blocks of a sequence and head
+
+    // `bytes` of shared memory: those of the shape, then kMORE_BYTES.
+    __device__ PackedBlock(AttentionProblem const& p, CUtensorMap const& qkvMap,
+        CUtensorMap const& contextMap, unsigned char* bytes)
+        : mProblem(p)
+        , mQkvMap(qkvMap)
+        , mContextMap(contextMap)
+        , mSharedParity(reinterpret_cast<uint32_t*>(bytes + Shape::kBYTES))
+        , mQueries(sharedAddress(bytes))
+        , mHead(blockIdx.x % p.heads)
+        , mNumber(blockIdx.x / p.heads)
+    {
+    }
+    __device__ void run()
+    {
+        find();
+        waitForBarrier(keysFull(), mParity); // also if nothing is left to do: no copy may outlive the block
+        triggerDependentLaunch();
+        int32_t const length = mInvalid ? 0 : mBounds.length();
+        if (length > firstRow() && length <= kKEYS)
+        {
+            if (kKEYS > kHALF && length <= kHALF)
+            {
+                attendAtOnce<kHALF, 1>();
+            }
+            else
+            {
+                attendAtOnce<kKEYS, kTILES>();
+            }
+        }
+        else
+        {
+            waitForBarrier(valuesFull(), mParity);
+            if (__builtin_expect(length > kKEYS ? 1 : 0, 0) != 0)
+            {
+                mParity ^= 1U;
+                attendInChunks();
+            }
+        }
+        fillRest();
+        if constexpr (!kEIGHT_BITS)
+        {
+            waitForStores();
+        }
+    }
+
+private:
+    using Half = SharedTile<kHALF, kSIZE>;
+    static constexpr int kWARPS = kWARPGROUP / kWARP;
+
+    __device__ uint32_t keys() const
+    {
+        return mQueries + Shape::kKEYS_BEGIN;
+    }
+    __device__ uint32_t values() const
+    {
+        return mQueries + Shape::kVALUES_BEGIN;
+    }
+    __device__ uint32_t keysFull() const // and queries
+    {
+        return mQueries + Shape::kBARRIERS;
+    }
+    __device__ uint32_t valuesFull() const
+    {
+        return keysFull() + 8;
+    }
+    __device__ int32_t firstRow() const // of the sequence's
+    {
+        return static_cast<int32_t>(mNumber) % kPARTS * Shape::kROWS;
+    }
+    __device__ bool isFirst() const
+    {
+        return threadIdx.x == 0;
+    }
+    static __device__ bool needsHalf(Bounds const& bounds)
+    {
+        return bounds.length() <= kHALF;
+    }
+
+    // Finds the sequence and starts its copies.
+    __device__ void find()
+    {
+        AttentionProblem const& p = mProblem;
+        uint32_t const sequence = mNumber / kPARTS;
+        Bounds place{};
+        if (isFirst())
+        {
+            place = guessBounds(p, sequence);
+            prefetchMap(mQkvMap);
+            if constexpr (!kEIGHT_BITS)
+            {
+                prefetchMap(mContextMap);
+            }
+            initBarrier(keysFull(), 1);
+            initBarrier(valuesFull(), 1);
+            fenceBarrierInit();
+        }
+        waitForPreviousKernel();
+        mBounds = {p.cuSeqlens[sequence], p.cuSeqlens[sequence + 1]};
+        mEnd = p.cuSeqlens[p.sequences];
+        if (isFirst())
+        {
+            copy(place);
+        }
+        __syncwarp();
+        bool const invalid = findsInvalid(p);
+        if (isFirst())
+        {
+            bool const again = place.begin != mBounds.begin || needsHalf(place) != needsHalf(mBounds);
+            if (again)
+            {
+                waitForBarrier(keysFull(), 0);
+                waitForBarrier(valuesFull(), 0);
+                copy(mBounds);
+            }
+            *mSharedParity = again ? 1 : 0;
+        }
+        // All threads see initialised barriers; the copies are in flight.
+        mInvalid = __syncthreads_or(invalid ? 1 : 0) != 0;
+        mParity = *mSharedParity;
+    }
+    // Starts the copies of this block's queries and all keys and values, all of one sequence. One thread calls it.
+    __device__ void copy(Bounds const& bounds) const
+    {
+        int const queries = needsHalf(bounds) ? kHALF : Shape::kROWS;
+        int const rows = needsHalf(bounds) ? kHALF : kKEYS;
+        arriveAndExpect(keysFull(), (queries + rows) * Half::kROW_BYTES);
+        copyRows(mQueries, 0, bounds.begin + firstRow(), queries, keysFull());
+        copyRows(keys(), 1, bounds.begin, rows, keysFull());
+        arriveAndExpect(valuesFull(), rows * Half::kROW_BYTES);
+        copyRows(values(), 2, bounds.begin, rows, valuesFull());
+    }
+    // Copies rows of the head's queries (which = 0), keys or values.
+    __device__ void copyRows(uint32_t target, int which, int32_t row, int rows, uint32_t barrier) const
+    {
+        int32_t const column = static_cast<int32_t>(which * mProblem.heads + mHead) * kSIZE;
+        for (int first = 0; first < rows; first += kHALF)
+        {
+            copyBox(target + first * Half::kROW_BYTES, mQkvMap, column, row + first, barrier);
+        }
+    }
+    // Fills this block's share of the context of the tokens after the last sequence with zeros; or of all tokens with
+    // NaN, or -128, if cuSeqlens is invalid.
+    __device__ void fillRest() const
+    {
+        using Bits = std::conditional_t<kEIGHT_BITS, uint8_t, uint16_t>;
+        AttentionProblem const& p = mProblem;
+        constexpr unsigned int kNAN_OF_16_BITS = 0x7FFF;
+        constexpr unsigned int kNAN_OF_E4M3 = 0x7F;
+        unsigned int const ofEightBits = p.outputType == ElementType::kINT8 ? 0x80 : kNAN_OF_E4M3;
+        auto const bits = static_cast<Bits>(mInvalid ? (kEIGHT_BITS ? ofEightBits : kNAN_OF_16_BITS) : 0);
+        int32_t const first = mInvalid ? 0 : mEnd;
+        if (first >= p.length)
+        {
+            return;
+        }
+        int32_t const row
+            = static_cast<int32_t>(mNumber) * kWARPS + static_cast<int32_t>(threadIdx.x / kWARP);
+        auto const step = static_cast<int32_t>(gridDim.x / p.heads) * kWARPS;
+#pragma unroll(1)
+        for (int64_t token = int64_t{first} + row; token < p.length; token += step)
+        {
+            for (int i = static_cast<int>(threadIdx.x % kWARP); i < kSIZE; i += kWARP)
+            {
+                contextRow<Bits, kSIZE>(p, token, mHead)[i] = bits;
+            }
+        }
+    }
+    // TMA has loaded other tokens to the rows beyond the end of the sequence (clearRows).
+    template <int kLOADED>
+    __device__ void clearValues(int32_t left) const
+    {
+        if (left < kLOADED)
+        {
+            clearRows<kLOADED, kSIZE, kWARPGROUP>(values(), left);
+            __syncthreads();
+        }
+    }
+    // Stores the warp's 16 rows of a tile that begins with row `first` of the sequence; through shared memory if the
+    // context has 16 bits.
+    __device__ void store(
+        int32_t first, uint32_t memory, float const (&sums)[kSIZE / 8][4], float const (&factors)[2]) const
+    {
+        int32_t const row = first + static_cast<int32_t>(threadIdx.x / kWARP) * 16;
+        int64_t const token = mBounds.begin + row;
+        int32_t const rows = mBounds.length() - row;
+        if constexpr (kEIGHT_BITS)
+        {
+            storeContextInEightBits<kSIZE>(mProblem, token, rows, mHead, sums, factors);
+        }
+        else
+        {
+            storeRows<T, kSIZE>(mProblem, mContextMap, memory, token, rows, mHead, sums, factors);
+        }
+    }
+    __device__ uint32_t contextRows(int tile) const // of this warp
+    {
+        uint32_t const row = tile * kQUERIES + threadIdx.x / kWARP * 16;
+        return mQueries + Shape::kCONTEXTS_BEGIN + row * Shape::Rows::kROW_BYTES;
+    }
+    // A sequence of at most kCHUNK tokens.
+    template <int kCHUNK, int kOF_TILES>
+    __device__ void attendAtOnce() const
+    {
+        int32_t const length = mBounds.length();
+        KeyMask<kCHUNK> bits{mProblem, QueryTile{0, 0, 0, length, 0, false}};
+        bits.gather(0);
+        auto const waitForValues = [&]
+        {
+            waitForBarrier(valuesFull(), mParity);
+            clearValues<kCHUNK>(length);
+        };
+        attendTiles<T, kCHUNK, kSIZE, kOF_TILES>(mQueries, keys(), values(), bits, mProblem.scale,
+            waitForValues, [&](float const(&sums)[kSIZE / 8][4], float const(&factors)[2], int i)
+            { store(firstRow() + i * kQUERIES, contextRows(i), sums, factors); });
+    }
+    // A longer sequence: tiles of 64 queries and chunks of 64 keys, which are loaded when those before have been read.
+    __device__ void attendInChunks()
+    {
+        int32_t const length = mBounds.length();
+        KeyMask<kHALF> bits{mProblem, QueryTile{0, 0, 0, length, 0, false}};
+        for (int32_t row = static_cast<int32_t>(mNumber % kPARTS) * kQUERIES; row < length;
+            row += kPARTS * kQUERIES)
+        {
+            float scores[kHALF / 8][4];
+            uint32_t weights[kHALF / 16][4];
+            float sums[kSIZE / 8][4]{};
+            OnlineSoftmax softmax{mProblem.scale};
+            for (int32_t key = 0; key < length; key += kHALF)
+            {
+                if (isFirst())
+                {
+                    arriveAndExpect(keysFull(), 3 * Half::kBYTES);
+                    copyRows(mQueries, 0, mBounds.begin + row, kHALF, keysFull());
+                    copyRows(keys(), 1, mBounds.begin + key, kHALF, keysFull());
+                    copyRows(values(), 2, mBounds.begin + key, kHALF, keysFull());
+                }
+                __syncwarp();
+                waitForBarrier(keysFull(), mParity);
+                mParity ^= 1U;
+                clearValues<kHALF>(length - key);
+                fenceRegisters(scores);
+                multiplyKeys<T, kHALF, kSIZE>(scores, mQueries, keys());
+                wgmmaWait<0>();
+                fenceRegisters(scores);
+                bits.gather(key / kHALF);
+                maskScores(scores, bits);
+                if (softmax.weigh(scores))
+                {
+                    softmax.rescale(sums);
+                }
+                packWeights<T>(weights, scores);
+                fenceRegisters(weights);
+                fenceRegisters(sums);
+                multiplyValues<T, kHALF, kSIZE>(sums, weights, values());
+                wgmmaWait<0>();
+                fenceRegisters(sums);
+                __syncthreads(); // all warps have read what the next copies overwrite
+            }
+            float factors[2];
+            softmax.finish(factors);
+            if (threadIdx.x % kWARP == 0)
+            {
+                waitForStores(); // of the previous tile
+            }
+            __syncwarp();
+            store(row, contextRows(0), sums, factors);
+        }
+    }
+
+    AttentionProblem const& mProblem;
+    CUtensorMap const& mQkvMap;
+    CUtensorMap const& mContextMap;
+    uint32_t* mSharedParity;
+    uint32_t mQueries;
+    uint32_t mHead;
+    uint32_t mNumber; // of the block among those of its head
+    Bounds mBounds{};
+    int32_t mEnd{}; // of the last sequence
+    bool mInvalid{};
+    uint32_t mParity{}; // of the barriers' phase in which the copies arrive
+};
+
+template <typename T, int kSIZE, int kKEYS, int kTILES, int kBLOCKS, bool kEIGHT_BITS>
+__global__ void __launch_bounds__(kWARPGROUP, kBLOCKS) qkvToContextShortPackedKernel(AttentionProblem const p,
+    __grid_constant__ CUtensorMap const qkvMap, __grid_constant__ CUtensorMap const contextMap)
+{
+    extern __shared__ __align__(1024) unsigned char bytes[]; // the swizzle repeats every 1024 bytes
+    PackedBlock<T, kSIZE, kKEYS, kTILES, kEIGHT_BITS>{p, qkvMap, contextMap, bytes}.run();
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -192,8 +542,18 @@ size_t sharedMemoryToSpread(int64_t blocks, int multiprocessors, size_t least)
     return std::max(least, kOF_MULTIPROCESSOR / (atATime + 1));
 }
 
+// Launches one of the two kernels. qkvMap and contextMap are the maps of qkv and, unless it has 8 bits, of the context.
+template <typename Shape, typename Kernel>
+cudaError_t launchOn(QkvToContextArguments const& a, int multiprocessors, cudaStream_t stream, Kernel* kernel,
+    int64_t blocks, size_t bytes, CUtensorMap const& qkvMap, CUtensorMap const& contextMap)
+{
+    LaunchSize const size{
+        static_cast<unsigned int>(blocks), kWARPGROUP, sharedMemoryToSpread(blocks, multiprocessors, bytes)};
+    return launchDependent(kernel, size, stream, makeProblem<Shape::kROWS>(a), qkvMap, contextMap);
+}
+
 template <typename T, int kSIZE, int kKEYS, int kTILES, int kBLOCKS>
-cudaError_t launchShape(QkvToContextArguments const& a, int multiprocessors, cudaStream_t stream)
+cudaError_t launchEqual(QkvToContextArguments const& a, int multiprocessors, cudaStream_t stream)
 {
     using Shape = ShortShape<kSIZE, kKEYS, kTILES>;
     auto const width = static_cast<cuuint64_t>(a.heads) * kSIZE;
@@ -213,19 +573,50 @@ cudaError_t launchShape(QkvToContextArguments const& a, int multiprocessors, cud
     {
         return status;
     }
-    int64_t const blocks = countBlocks<Shape::kROWS>(a);
-    LaunchSize const size{static_cast<unsigned int>(blocks), kWARPGROUP,
-        sharedMemoryToSpread(blocks, multiprocessors, Shape::kBYTES)};
     auto* const kernel = eightBits ? qkvToContextShortKernel<T, kSIZE, kKEYS, kTILES, kBLOCKS, true>
                                    : qkvToContextShortKernel<T, kSIZE, kKEYS, kTILES, kBLOCKS, false>;
-    return launchDependent(kernel, size, stream, makeProblem<Shape::kROWS>(a), qkvMap, contextMap);
+    return launchOn<Shape>(
+        a, multiprocessors, stream, kernel, countBlocks<Shape::kROWS>(a), Shape::kBYTES, qkvMap, contextMap);
+}
+
+template <typename T, int kSIZE, int kKEYS, int kTILES, int kBLOCKS>
+cudaError_t launchPacked(QkvToContextArguments const& a, int multiprocessors, cudaStream_t stream)
+{
+    using Block = PackedBlock<T, kSIZE, kKEYS, kTILES, false>;
+    auto const width = static_cast<cuuint64_t>(a.heads) * kSIZE;
+    auto const tokens = static_cast<cuuint64_t>(a.length);
+    CUtensorMap qkvMap{};
+    CUtensorMap contextMap{};
+    cudaError_t status = describeTensor<T>(qkvMap, a.qkv, {3 * width, tokens}, {kSIZE, kHALF}); // (T, 3H)
+    bool const eightBits = a.outputType != a.type;
+    if (status == cudaSuccess && !eightBits)
+    {
+        status = describeTensor<T>(contextMap, a.context, {width, tokens}, {kSIZE, 16}); // (T, H)
+    }
+    if (status != cudaSuccess)
+    {
+        return status;
+    }
+    auto* const kernel = eightBits ? qkvToContextShortPackedKernel<T, kSIZE, kKEYS, kTILES, kBLOCKS, true>
+                                   : qkvToContextShortPackedKernel<T, kSIZE, kKEYS, kTILES, kBLOCKS, false>;
+    return launchOn<typename Block::Shape>(a, multiprocessors, stream, kernel,
+        int64_t{a.sequences} * a.heads * Block::kPARTS, Block::Shape::kBYTES + kMORE_BYTES, qkvMap,
+        contextMap);
+}
+
+template <typename T, int kSIZE, int kKEYS, int kTILES, int kBLOCKS>
+cudaError_t launchShape(QkvToContextArguments const& a, int multiprocessors, cudaStream_t stream)
+{
+    return a.cuSeqlens == nullptr
+               ? launchEqual<T, kSIZE, kKEYS, kTILES, kBLOCKS>(a, multiprocessors, stream)
+               : launchPacked<T, kSIZE, kKEYS, kTILES, std::min(kBLOCKS, 5)>(a, multiprocessors, stream);
 }
 
 // Chooses the number of queries and keys of a block (docs/kernels/attention.md has the measurements).
 template <typename T, int kSIZE>
 cudaError_t launchSuitable(QkvToContextArguments const& a, int multiprocessors, cudaStream_t stream)
 {
-    if (a.length <= 64)
+    if (longestSequence(a) <= 64)
     {
         return launchShape<T, kSIZE, 64, 1, 6>(a, multiprocessors, stream);
     }
