@@ -622,8 +622,8 @@ class TrtNetworkHelper:
             name: the module's name.
             layout: single, padded or packed.
             lengths: padded: the attention mask, int32 (B, S); packed: cu_seqlens, int32 (B + 1,).
-            max_sequence_length: packed: the tokens of the longest sequence to expect, which chooses the kernel; longer
-                ones are computed as well, but slowly. 0: not known.
+            max_sequence_length: packed: the tokens of the longest sequence to expect, which chooses the kernel; 0 if
+                not known. Longer ones are computed as well, but slowly.
             qkv_scale: the scale of an int8 ``qkv``; 0 for a floating-point one.
             output_scale: the scale of an output in 8 bits; 0 for a floating-point one.
             output: the output's type: with ``output_scale`` INT8 (the default), or FP8 where qkv is floating-point;

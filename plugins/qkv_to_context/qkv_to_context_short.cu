@@ -8,7 +8,7 @@
 //   - The tensor cores read queries from shared memory, too.
 //   - Packed sequences that the host expects to be short: a block belongs to a sequence, so it searches no tile. It
 //     reads where its sequence lies before the wait for the previous kernel already, and starts the copies from there
-//     right after it; then it reads again, and repeats the copies if that was another place.
+//     right after it. Before it stores it reads again, and repeats everything if that was another place.
 //
 // Compiled for sm_90a only (CMakeLists.txt).
 #include "common/hopper_tma.cuh"
@@ -186,8 +186,7 @@ __global__ void __launch_bounds__(kWARPGROUP, kBLOCKS) qkvToContextShortKernel(A
 // Kernel for packed sequences
 // ---------------------------------------------------------------------------------------------------------------
 
-constexpr int kHALF = 64;       // rows of a copy: sequences of up to 64 tokens need half of the keys
-constexpr int kMORE_BYTES = 16; // of shared memory
+constexpr int kHALF = 64; // rows of a copy: sequences of up to 64 tokens need half of the keys
 
 // The tokens of a sequence.
 struct Bounds
@@ -199,51 +198,68 @@ struct Bounds
     {
         return end - begin;
     }
+    __device__ bool operator!=(Bounds const& other) const
+    {
+        return begin != other.begin || end != other.end;
+    }
 };
 
-// Where a sequence lies according to cuSeqlens before the wait for the previous kernel. The copies may start there, but
-// whoever uses what they bring must read again after the wait. Volatile: this read must not serve as the second one.
-// Of a single sequence the place is clear.
-__device__ Bounds guessBounds(AttentionProblem const& p, uint32_t sequence)
+// What a block reads of cuSeqlens, in shared memory.
+struct Lengths
+{
+    Bounds guess;                 // of the block's sequence, before the wait for the previous kernel
+    Bounds actual;                // the same after it
+    int32_t end;                  // of the last sequence
+    Bounds ofThreads[kWARPGROUP]; // of the first sequences, one for each thread to check
+};
+
+// Where a sequence lies according to cuSeqlens before the wait for the previous kernel, which may still write it: the
+// copies may start there, and nothing may be stored before cuSeqlens has been read again. Of a single sequence the
+// place is clear.
+__device__ Bounds guessBounds(AttentionProblem const& p, int32_t sequence)
 {
     if (p.sequences == 1)
     {
         return {0, p.length};
     }
     auto const* const bounds = static_cast<int32_t const volatile*>(p.cuSeqlens) + sequence;
-    return {min(max(bounds[0], 0), p.length), bounds[1]};
+    return {min(max(bounds[0], 0), p.length), min(max(bounds[1], 0), p.length)};
 }
 
-// This thread's part of the check of cuSeqlens: whether it finds a sequence that is invalid.
-__device__ bool findsInvalid(AttentionProblem const& p)
+// Copies a word to shared memory without waiting for it.
+__device__ void copyWordAsync(int32_t& target, int32_t const* source)
 {
-    bool invalid = false;
-#pragma unroll(1)
-    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < p.sequences; i += kWARPGROUP)
-    {
-        int32_t const start = p.cuSeqlens[i];
-        int32_t const end = p.cuSeqlens[i + 1];
-        invalid |= start < 0 || end < start || end > p.length || (i == 0 && start != 0);
-    }
-    return invalid;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(sharedAddress(&target)), "l"(source)
+        : "memory");
+}
+// Waits for the words that this thread has copied.
+__device__ void waitForWords()
+{
+    asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+__device__ bool isInvalidSequence(AttentionProblem const& p, int32_t sequence, Bounds const& bounds)
+{
+    return bounds.begin < 0 || bounds.end < bounds.begin || bounds.end > p.length
+           || (sequence == 0 && bounds.begin != 0);
 }
 
 // A block of the kernel for packed sequences. kKEYS: the tokens of the longest sequence that it computes at once; a
 // longer one is computed in chunks, one after the other.
-template <typename T, int kSIZE, int kKEYS, int kTILES, bool kEIGHT_BITS>
+template <typename T, int kSIZE, int kKEYS, bool kEIGHT_BITS>
 class PackedBlock
 {
 public:
-    using Shape = ShortShape<kSIZE, kKEYS, kTILES>;
+    using Shape = ShortShape<kSIZE, kKEYS, 1>;
     static constexpr int kPARTS = kKEYS / Shape::kROWS; // blocks of a sequence and head
 
-    // `bytes` of shared memory: those of the shape, then kMORE_BYTES.
+    // `bytes` of shared memory: those of the shape, then Lengths.
     __device__ PackedBlock(AttentionProblem const& p, CUtensorMap const& qkvMap,
         CUtensorMap const& contextMap, unsigned char* bytes)
         : mProblem(p)
         , mQkvMap(qkvMap)
         , mContextMap(contextMap)
-        , mSharedParity(reinterpret_cast<uint32_t*>(bytes + Shape::kBYTES))
+        , mLengths(*reinterpret_cast<Lengths*>(bytes + Shape::kBYTES))
         , mQueries(sharedAddress(bytes))
         , mHead(blockIdx.x % p.heads)
         , mNumber(blockIdx.x / p.heads)
@@ -251,29 +267,21 @@ public:
     }
     __device__ void run()
     {
-        find();
-        waitForBarrier(keysFull(), mParity); // also if nothing is left to do: no copy may outlive the block
-        triggerDependentLaunch();
-        int32_t const length = mInvalid ? 0 : mBounds.length();
-        if (length > firstRow() && length <= kKEYS)
+        start();
+        attend();
+#pragma unroll(1)
+        while (mState == State::kWRONG_PLACE)
         {
-            if (kKEYS > kHALF && length <= kHALF)
+            mState = State::kNOT_CHECKED;
+            mPlace = mLengths.actual;
+            mParity ^= 1U;
+            __syncthreads(); // all warps have read what the copies overwrite
+            if (isFirst())
             {
-                attendAtOnce<kHALF, 1>();
+                copy();
             }
-            else
-            {
-                attendAtOnce<kKEYS, kTILES>();
-            }
-        }
-        else
-        {
-            waitForBarrier(valuesFull(), mParity);
-            if (__builtin_expect(length > kKEYS ? 1 : 0, 0) != 0)
-            {
-                mParity ^= 1U;
-                attendInChunks();
-            }
+            __syncwarp();
+            attend();
         }
         fillRest();
         if constexpr (!kEIGHT_BITS)
@@ -285,6 +293,13 @@ public:
 private:
     using Half = SharedTile<kHALF, kSIZE>;
     static constexpr int kWARPS = kWARPGROUP / kWARP;
+    enum class State
+    {
+        kNOT_CHECKED,
+        kRIGHT,
+        kWRONG_PLACE,
+        kINVALID // cuSeqlens
+    };
 
     __device__ uint32_t keys() const
     {
@@ -306,24 +321,28 @@ private:
     {
         return static_cast<int32_t>(mNumber) % kPARTS * Shape::kROWS;
     }
-    __device__ bool isFirst() const
+    static __device__ bool isFirst()
     {
         return threadIdx.x == 0;
     }
-    static __device__ bool needsHalf(Bounds const& bounds)
+    static __device__ bool isLast()
     {
-        return bounds.length() <= kHALF;
+        return threadIdx.x == kWARPGROUP - 1;
+    }
+    __device__ bool needsHalf() const
+    {
+        return kKEYS == kHALF || mPlace.length() <= kHALF;
     }
 
-    // Finds the sequence and starts its copies.
-    __device__ void find()
+    // Starts the copies, from where the sequence is expected, and those of the lengths.
+    __device__ void start()
     {
         AttentionProblem const& p = mProblem;
-        uint32_t const sequence = mNumber / kPARTS;
-        Bounds place{};
+        auto const sequence = static_cast<int32_t>(mNumber) / kPARTS;
         if (isFirst())
         {
-            place = guessBounds(p, sequence);
+            mPlace = guessBounds(p, sequence);
+            mLengths.guess = mPlace;
             prefetchMap(mQkvMap);
             if constexpr (!kEIGHT_BITS)
             {
@@ -334,39 +353,95 @@ private:
             fenceBarrierInit();
         }
         waitForPreviousKernel();
-        mBounds = {p.cuSeqlens[sequence], p.cuSeqlens[sequence + 1]};
-        mEnd = p.cuSeqlens[p.sequences];
         if (isFirst())
         {
-            copy(place);
+            copy();
         }
         __syncwarp();
-        bool const invalid = findsInvalid(p);
-        if (isFirst())
+        auto const thread = static_cast<int32_t>(threadIdx.x);
+        if (thread < p.sequences)
         {
-            bool const again = place.begin != mBounds.begin || needsHalf(place) != needsHalf(mBounds);
-            if (again)
-            {
-                waitForBarrier(keysFull(), 0);
-                waitForBarrier(valuesFull(), 0);
-                copy(mBounds);
-            }
-            *mSharedParity = again ? 1 : 0;
+            copyWordAsync(mLengths.ofThreads[thread].begin, p.cuSeqlens + thread);
+            copyWordAsync(mLengths.ofThreads[thread].end, p.cuSeqlens + thread + 1);
         }
-        // All threads see initialised barriers; the copies are in flight.
-        mInvalid = __syncthreads_or(invalid ? 1 : 0) != 0;
-        mParity = *mSharedParity;
+        if (isLast())
+        {
+            copyWordAsync(mLengths.actual.begin, p.cuSeqlens + sequence);
+            copyWordAsync(mLengths.actual.end, p.cuSeqlens + sequence + 1);
+            copyWordAsync(mLengths.end, p.cuSeqlens + p.sequences);
+        }
+        __syncthreads(); // all threads see initialised barriers; the copies are in flight
+        mPlace = mLengths.guess;
     }
     // Starts the copies of this block's queries and all keys and values, all of one sequence. One thread calls it.
-    __device__ void copy(Bounds const& bounds) const
+    __device__ void copy() const
     {
-        int const queries = needsHalf(bounds) ? kHALF : Shape::kROWS;
-        int const rows = needsHalf(bounds) ? kHALF : kKEYS;
-        arriveAndExpect(keysFull(), (queries + rows) * Half::kROW_BYTES);
-        copyRows(mQueries, 0, bounds.begin + firstRow(), queries, keysFull());
-        copyRows(keys(), 1, bounds.begin, rows, keysFull());
-        arriveAndExpect(valuesFull(), rows * Half::kROW_BYTES);
-        copyRows(values(), 2, bounds.begin, rows, valuesFull());
+        bool const half = needsHalf();
+        int32_t const column = static_cast<int32_t>(mHead) * kSIZE;
+        int32_t const hidden = mProblem.heads * kSIZE;
+        constexpr int kBOX = Half::kBYTES;
+        arriveAndExpect(keysFull(), half ? 2 * kBOX : Shape::kVALUES_BEGIN);
+        copyBox(mQueries, mQkvMap, column, mPlace.begin + firstRow(), keysFull());
+        copyKeys(keys(), column + hidden, keysFull(), half);
+        arriveAndExpect(valuesFull(), half ? kBOX : 2 * kBOX);
+        copyKeys(values(), column + 2 * hidden, valuesFull(), half);
+    }
+    __device__ void copyKeys(uint32_t target, int32_t column, uint32_t barrier, bool half) const // or values
+    {
+        copyBox(target, mQkvMap, column, mPlace.begin, barrier);
+        if (!half)
+        {
+            copyBox(target + Half::kBYTES, mQkvMap, column, mPlace.begin + kHALF, barrier);
+        }
+    }
+    // Whether the copies came from the right place. The lengths are looked at only now, when they have long arrived.
+    // All threads call it.
+    __device__ bool isRight()
+    {
+        if (mState == State::kNOT_CHECKED)
+        {
+            AttentionProblem const& p = mProblem;
+            auto const thread = static_cast<int32_t>(threadIdx.x);
+            waitForWords();
+            bool invalid = thread < p.sequences && isInvalidSequence(p, thread, mLengths.ofThreads[thread]);
+#pragma unroll(1)
+            for (int32_t i = thread + kWARPGROUP; i < p.sequences; i += kWARPGROUP)
+            {
+                invalid |= isInvalidSequence(p, i, {p.cuSeqlens[i], p.cuSeqlens[i + 1]});
+            }
+            bool const elsewhere = isLast() && mPlace != mLengths.actual;
+            mState = State::kRIGHT;
+            if (__syncthreads_or(invalid || elsewhere ? 1 : 0) != 0)
+            {
+                mState = __syncthreads_or(invalid ? 1 : 0) != 0 ? State::kINVALID : State::kWRONG_PLACE;
+            }
+        }
+        return mState == State::kRIGHT;
+    }
+    // Computes the context, and stores it if the copies came from the right place.
+    __device__ void attend()
+    {
+        int32_t const length = mPlace.length();
+        waitForBarrier(keysFull(), mParity); // also if nothing is left to do: no copy may outlive the block
+        triggerDependentLaunch();
+        if (length > firstRow() && length <= kKEYS)
+        {
+            if (kKEYS > kHALF && length <= kHALF)
+            {
+                attendAtOnce<kHALF>();
+            }
+            else
+            {
+                attendAtOnce<kKEYS>();
+            }
+            return;
+        }
+        waitForBarrier(valuesFull(), mParity);
+        if (isRight() && length > kKEYS)
+        {
+            mParity ^= 1U;
+            attendInChunks();
+        }
     }
     // Copies rows of the head's queries (which = 0), keys or values.
     __device__ void copyRows(uint32_t target, int which, int32_t row, int rows, uint32_t barrier) const
@@ -383,11 +458,12 @@ private:
     {
         using Bits = std::conditional_t<kEIGHT_BITS, uint8_t, uint16_t>;
         AttentionProblem const& p = mProblem;
+        bool const invalid = mState == State::kINVALID;
         constexpr unsigned int kNAN_OF_16_BITS = 0x7FFF;
         constexpr unsigned int kNAN_OF_E4M3 = 0x7F;
         unsigned int const ofEightBits = p.outputType == ElementType::kINT8 ? 0x80 : kNAN_OF_E4M3;
-        auto const bits = static_cast<Bits>(mInvalid ? (kEIGHT_BITS ? ofEightBits : kNAN_OF_16_BITS) : 0);
-        int32_t const first = mInvalid ? 0 : mEnd;
+        auto const bits = static_cast<Bits>(invalid ? (kEIGHT_BITS ? ofEightBits : kNAN_OF_16_BITS) : 0);
+        int32_t const first = invalid ? 0 : mLengths.end;
         if (first >= p.length)
         {
             return;
@@ -420,8 +496,8 @@ private:
         int32_t first, uint32_t memory, float const (&sums)[kSIZE / 8][4], float const (&factors)[2]) const
     {
         int32_t const row = first + static_cast<int32_t>(threadIdx.x / kWARP) * 16;
-        int64_t const token = mBounds.begin + row;
-        int32_t const rows = mBounds.length() - row;
+        int64_t const token = mPlace.begin + row;
+        int32_t const rows = mPlace.length() - row;
         if constexpr (kEIGHT_BITS)
         {
             storeContextInEightBits<kSIZE>(mProblem, token, rows, mHead, sums, factors);
@@ -431,16 +507,16 @@ private:
             storeRows<T, kSIZE>(mProblem, mContextMap, memory, token, rows, mHead, sums, factors);
         }
     }
-    __device__ uint32_t contextRows(int tile) const // of this warp
+    __device__ uint32_t contextRows() const // of this warp
     {
-        uint32_t const row = tile * kQUERIES + threadIdx.x / kWARP * 16;
+        uint32_t const row = threadIdx.x / kWARP * 16;
         return mQueries + Shape::kCONTEXTS_BEGIN + row * Shape::Rows::kROW_BYTES;
     }
     // A sequence of at most kCHUNK tokens.
-    template <int kCHUNK, int kOF_TILES>
-    __device__ void attendAtOnce() const
+    template <int kCHUNK>
+    __device__ void attendAtOnce()
     {
-        int32_t const length = mBounds.length();
+        int32_t const length = mPlace.length();
         KeyMask<kCHUNK> bits{mProblem, QueryTile{0, 0, 0, length, 0, false}};
         bits.gather(0);
         auto const waitForValues = [&]
@@ -448,14 +524,19 @@ private:
             waitForBarrier(valuesFull(), mParity);
             clearValues<kCHUNK>(length);
         };
-        attendTiles<T, kCHUNK, kSIZE, kOF_TILES>(mQueries, keys(), values(), bits, mProblem.scale,
-            waitForValues, [&](float const(&sums)[kSIZE / 8][4], float const(&factors)[2], int i)
-            { store(firstRow() + i * kQUERIES, contextRows(i), sums, factors); });
+        attendTiles<T, kCHUNK, kSIZE, 1>(mQueries, keys(), values(), bits, mProblem.scale, waitForValues,
+            [&](float const(&sums)[kSIZE / 8][4], float const(&factors)[2], int /*tile*/)
+            {
+                if (isRight())
+                {
+                    store(firstRow(), contextRows(), sums, factors);
+                }
+            });
     }
     // A longer sequence: tiles of 64 queries and chunks of 64 keys, which are loaded when those before have been read.
     __device__ void attendInChunks()
     {
-        int32_t const length = mBounds.length();
+        int32_t const length = mPlace.length();
         KeyMask<kHALF> bits{mProblem, QueryTile{0, 0, 0, length, 0, false}};
         for (int32_t row = static_cast<int32_t>(mNumber % kPARTS) * kQUERIES; row < length;
             row += kPARTS * kQUERIES)
@@ -469,9 +550,9 @@ private:
                 if (isFirst())
                 {
                     arriveAndExpect(keysFull(), 3 * Half::kBYTES);
-                    copyRows(mQueries, 0, mBounds.begin + row, kHALF, keysFull());
-                    copyRows(keys(), 1, mBounds.begin + key, kHALF, keysFull());
-                    copyRows(values(), 2, mBounds.begin + key, kHALF, keysFull());
+                    copyRows(mQueries, 0, mPlace.begin + row, kHALF, keysFull());
+                    copyRows(keys(), 1, mPlace.begin + key, kHALF, keysFull());
+                    copyRows(values(), 2, mPlace.begin + key, kHALF, keysFull());
                 }
                 __syncwarp();
                 waitForBarrier(keysFull(), mParity);
@@ -502,29 +583,28 @@ private:
                 waitForStores(); // of the previous tile
             }
             __syncwarp();
-            store(row, contextRows(0), sums, factors);
+            store(row, contextRows(), sums, factors);
         }
     }
 
     AttentionProblem const& mProblem;
     CUtensorMap const& mQkvMap;
     CUtensorMap const& mContextMap;
-    uint32_t* mSharedParity;
+    Lengths& mLengths;
     uint32_t mQueries;
     uint32_t mHead;
     uint32_t mNumber; // of the block among those of its head
-    Bounds mBounds{};
-    int32_t mEnd{}; // of the last sequence
-    bool mInvalid{};
+    Bounds mPlace{};  // where the copies come from
+    State mState{State::kNOT_CHECKED};
     uint32_t mParity{}; // of the barriers' phase in which the copies arrive
 };
 
-template <typename T, int kSIZE, int kKEYS, int kTILES, int kBLOCKS, bool kEIGHT_BITS>
+template <typename T, int kSIZE, int kKEYS, int kBLOCKS, bool kEIGHT_BITS>
 __global__ void __launch_bounds__(kWARPGROUP, kBLOCKS) qkvToContextShortPackedKernel(AttentionProblem const p,
     __grid_constant__ CUtensorMap const qkvMap, __grid_constant__ CUtensorMap const contextMap)
 {
     extern __shared__ __align__(1024) unsigned char bytes[]; // the swizzle repeats every 1024 bytes
-    PackedBlock<T, kSIZE, kKEYS, kTILES, kEIGHT_BITS>{p, qkvMap, contextMap, bytes}.run();
+    PackedBlock<T, kSIZE, kKEYS, kEIGHT_BITS>{p, qkvMap, contextMap, bytes}.run();
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -579,10 +659,10 @@ cudaError_t launchEqual(QkvToContextArguments const& a, int multiprocessors, cud
         a, multiprocessors, stream, kernel, countBlocks<Shape::kROWS>(a), Shape::kBYTES, qkvMap, contextMap);
 }
 
-template <typename T, int kSIZE, int kKEYS, int kTILES, int kBLOCKS>
+template <typename T, int kSIZE, int kKEYS, int kBLOCKS>
 cudaError_t launchPacked(QkvToContextArguments const& a, int multiprocessors, cudaStream_t stream)
 {
-    using Block = PackedBlock<T, kSIZE, kKEYS, kTILES, false>;
+    using Block = PackedBlock<T, kSIZE, kKEYS, false>;
     auto const width = static_cast<cuuint64_t>(a.heads) * kSIZE;
     auto const tokens = static_cast<cuuint64_t>(a.length);
     CUtensorMap qkvMap{};
@@ -597,34 +677,31 @@ cudaError_t launchPacked(QkvToContextArguments const& a, int multiprocessors, cu
     {
         return status;
     }
-    auto* const kernel = eightBits ? qkvToContextShortPackedKernel<T, kSIZE, kKEYS, kTILES, kBLOCKS, true>
-                                   : qkvToContextShortPackedKernel<T, kSIZE, kKEYS, kTILES, kBLOCKS, false>;
+    auto* const kernel = eightBits ? qkvToContextShortPackedKernel<T, kSIZE, kKEYS, kBLOCKS, true>
+                                   : qkvToContextShortPackedKernel<T, kSIZE, kKEYS, kBLOCKS, false>;
     return launchOn<typename Block::Shape>(a, multiprocessors, stream, kernel,
-        int64_t{a.sequences} * a.heads * Block::kPARTS, Block::Shape::kBYTES + kMORE_BYTES, qkvMap,
+        int64_t{a.sequences} * a.heads * Block::kPARTS, Block::Shape::kBYTES + sizeof(Lengths), qkvMap,
         contextMap);
-}
-
-template <typename T, int kSIZE, int kKEYS, int kTILES, int kBLOCKS>
-cudaError_t launchShape(QkvToContextArguments const& a, int multiprocessors, cudaStream_t stream)
-{
-    return a.cuSeqlens == nullptr
-               ? launchEqual<T, kSIZE, kKEYS, kTILES, kBLOCKS>(a, multiprocessors, stream)
-               : launchPacked<T, kSIZE, kKEYS, kTILES, std::min(kBLOCKS, 5)>(a, multiprocessors, stream);
 }
 
 // Chooses the number of queries and keys of a block (docs/kernels/attention.md has the measurements).
 template <typename T, int kSIZE>
 cudaError_t launchSuitable(QkvToContextArguments const& a, int multiprocessors, cudaStream_t stream)
 {
-    if (longestSequence(a) <= 64)
+    if (a.cuSeqlens != nullptr)
     {
-        return launchShape<T, kSIZE, 64, 1, 6>(a, multiprocessors, stream);
+        return longestSequence(a) <= 64 ? launchPacked<T, kSIZE, 64, 5>(a, multiprocessors, stream)
+                                        : launchPacked<T, kSIZE, 128, 4>(a, multiprocessors, stream);
+    }
+    if (a.length <= 64)
+    {
+        return launchEqual<T, kSIZE, 64, 1, 6>(a, multiprocessors, stream);
     }
     if (int64_t{a.sequences} * a.heads <= 2 * multiprocessors) // all blocks are resident at the same time
     {
-        return launchShape<T, kSIZE, 128, 1, 4>(a, multiprocessors, stream);
+        return launchEqual<T, kSIZE, 128, 1, 4>(a, multiprocessors, stream);
     }
-    return launchShape<T, kSIZE, 128, 2, 3>(a, multiprocessors, stream);
+    return launchEqual<T, kSIZE, 128, 2, 3>(a, multiprocessors, stream);
 }
 
 } // namespace
