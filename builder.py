@@ -150,6 +150,7 @@ def assemble(
     fusion: str = "none",
     constant_weights: bool = True,
     layer_set: type[NativeLayers] | None = None,
+    max_length: int | None = None,
 ) -> DefinedNetwork:
     """Defines the network of the model in ``folder``.
 
@@ -165,6 +166,8 @@ def assemble(
         fusion: none, tensorrt, plugins or all; since the Linear plugin has no fp32, all is plugins in fp32.
         constant_weights: whether plugins may read weights before the previous layer has finished.
         layer_set: replaces the layer set of ``fusion``, which then only decides whether Linear layers are plugins.
+        max_length: the longest sequence to expect, which chooses the attention kernel of a packed batch; None for as
+            many tokens as the position table has rows.
 
     Raises:
         UserError: a weight is missing, has another shape, or does not fit the precision; the plugins are not built.
@@ -177,7 +180,7 @@ def assemble(
         refuse_attention_products(quantization)
 
     def define(helper: TrtNetworkHelper) -> Bert:
-        layout = LAYOUTS[batching](helper, config.max_positions)
+        layout = LAYOUTS[batching](helper, config.max_positions, max_length)
         if quantization is not None and has_8_bit_plugins:
             products = EightBitProducts(helper, quantization, constant_weights)
         else:
@@ -229,6 +232,7 @@ def run(options: PlanOptions) -> Result:
             *(folder, log, options.precision, options.gelu, options.layer_norm, options.batching),
             quantization=quantization,
             fusion=options.fusion,
+            max_length=task.build.seq_len.maximum,
         )
         seconds = time.perf_counter() - start
         result = build_and_check(task, log, bert, seconds, quantized)

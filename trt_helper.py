@@ -609,6 +609,7 @@ class TrtNetworkHelper:
         name: str,
         layout: str = "single",
         lengths: trt.ITensor | None = None,
+        max_sequence_length: int = 0,
         qkv_scale: float = 0.0,
         output_scale: float = 0.0,
         output: trt.DataType | None = None,
@@ -621,6 +622,8 @@ class TrtNetworkHelper:
             name: the module's name.
             layout: single, padded or packed.
             lengths: padded: the attention mask, int32 (B, S); packed: cu_seqlens, int32 (B + 1,).
+            max_sequence_length: packed: the tokens of the longest sequence to expect, which chooses the kernel; 0 if
+                not known. Longer ones are computed as well, but slowly.
             qkv_scale: the scale of an int8 ``qkv``; 0 for a floating-point one.
             output_scale: the scale of an output in 8 bits; 0 for a floating-point one.
             output: the output's type: with ``output_scale`` INT8 (the default), or FP8 where qkv is floating-point;
@@ -630,6 +633,7 @@ class TrtNetworkHelper:
             The context: the shape of ``qkv`` with H in place of 3 H.
         """
         fields: dict[str, float | int | str] = {"num_heads": num_heads, "layout": layout}
+        fields |= {"max_sequence_length": max_sequence_length} if max_sequence_length else {}
         fields |= {"qkv_scale": qkv_scale} if qkv_scale else {}
         fields |= {"output_type": element_type(output).name} if output is not None else {}
         fields |= {"output_scale": output_scale} if output_scale else {}

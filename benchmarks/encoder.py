@@ -105,10 +105,15 @@ def hugging_face(config: BertConfig) -> torch.nn.Module:
 # --- ours -------------------------------------------------------------------------------------------------
 
 
-def our_module(folder: ModelFolder, name: str, batching: str) -> torch.nn.Module:
-    """The encoder of builder.py's network: (B, S, H) or (T, H), and mask or cu_seqlens, to the same shape."""
+def our_module(folder: ModelFolder, name: str, batching: str, length: int) -> torch.nn.Module:
+    """The encoder of builder.py's network: (B, S, H) or (T, H), and mask or cu_seqlens, to the same shape.
+
+    ``length`` is the longest sequence that the network is for, as builder.py takes it from --seq-len.
+    """
     fusion, layer_set, fused = FUSED[name]
-    network = assemble(folder, TrtLog(), "fp16", batching=batching, fusion=fusion, layer_set=layer_set)
+    network = assemble(
+        *(folder, TrtLog(), "fp16"), batching=batching, fusion=fusion, layer_set=layer_set, max_length=length
+    )
     first, *_, last = network.hidden_states
     batch_input = {"padded": MASK_NAME, "packed": LENGTHS_NAME}[batching]
     if "QkvToContext" not in fused:
@@ -175,8 +180,8 @@ def measure(folder: ModelFolder, batch: int, length: int) -> dict[str, Any]:
             add("PyTorch eager", peer, x)
             add("PyTorch compiled", peer.compiled(), x)
             for name in FUSED:
-                add(f"ours {name}", our_module(folder, name, "padded"), *our_inputs(x, name, "padded"))
-            add("ours all, packed", our_module(folder, "all", "packed"), *our_inputs(x, "all", "packed"))
+                add(f"ours {name}", our_module(folder, name, "padded", length), *our_inputs(x, name, "padded"))
+            add("ours all, packed", our_module(folder, "all", "packed", length), *our_inputs(x, "all", "packed"))
             times_by_name = graph_times(functions, launches=4, rounds=25)
         encoder = hugging_face(config)
         times_by_name["Hugging Face eager"] = graph_times({"it": lambda: encoder(x)}, launches=4, rounds=25)["it"]
@@ -233,12 +238,12 @@ def rows(results: list[dict[str, Any]]) -> list[list[str]]:
 def sweep(folder: ModelFolder, sizes: Sequence[tuple[int, int]]) -> Iterator[dict[str, Any]]:
     """Measures all sizes; yields one after another."""
     peer = Peer(folder.config, folder.weights(), DEVICE)
-    ours = {batching: our_module(folder, "all", batching) for batching in CONTENDERS}
+    our_module_for = functools.cache(functools.partial(our_module, folder, "all"))
     for batch, length in sizes:
         x = torch.randn(batch, length, peer.config.hidden_size, device=DEVICE, dtype=torch.float16)
         functions: dict[str, Function] = {"compiled": functools.partial(peer.compiled(), x)}
-        for batching, module in ours.items():
-            functions[batching] = functools.partial(module, *our_inputs(x, "all", batching))
+        for batching in CONTENDERS:
+            functions[batching] = functools.partial(our_module_for(batching, length), *our_inputs(x, "all", batching))
         launches = min(8, max(1, 4096 // (batch * length)))
         with torch.inference_mode(), log_console.status(f"B{batch} S{length}"):
             backend = fastest_attention(peer.config, batch, length)

@@ -287,6 +287,7 @@ def qkv_to_context(
     *,
     num_heads: int,
     layout: str = "single",
+    max_sequence_length: int = 0,
     qkv_scale: float = 0.0,
     output_scale: float = 0.0,
     output_type: str = "",
@@ -299,6 +300,7 @@ def qkv_to_context(
         lengths: the attention mask (B, S) of layout padded, 0 for padding; the cu_seqlens (B + 1,) of layout packed.
         num_heads: N.
         layout: single, padded or packed.
+        max_sequence_length: chooses the plugin's kernel; it does not change the result.
         qkv_scale: the scale of an int8 ``qkv``; 0 for other types.
         output_scale: the scale of an output in 8 bits; 0 for other types.
         output_type: fp32, fp16 or bf16, by default the type of ``qkv``; with ``output_scale`` int8 (default) or fp8.

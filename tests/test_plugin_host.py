@@ -45,6 +45,7 @@ EVERY_FIELD = {
     "QkvToContext": {
         "num_heads": 12,
         "layout": "packed",
+        "max_sequence_length": 128,
         "qkv_scale": THIRD,
         "output_scale": np.float32(0.1),
         "output_type": "int8",

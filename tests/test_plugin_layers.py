@@ -244,6 +244,24 @@ def test_a_recording_is_the_network(model_dir, monkeypatch):
     assert set(recorder.weights) == {name for name, values in helper.weights.items() if values.ndim < 2}
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"batching": "packed", "max_length": 7}, 7),
+        ({"batching": "packed"}, None),  # as many as the position table has rows
+        ({"batching": "padded", "max_length": 7}, 0),
+        ({"max_length": 7}, 0),
+    ],
+)
+@pytest.mark.parametrize("fusion", ["plugins", "all"])
+def test_packed_attention_is_told_the_longest_sequence(model_dir, fusion, options, expected):
+    folder = ModelFolder(model_dir)
+    made = builder.assemble(folder, TrtLog(), "fp16", fusion=fusion, **options)
+    expected = folder.config.max_positions if expected is None else expected
+    fields = [layer.fields for layer in made.contents.plugins.values() if layer.plugin == "QkvToContext"]
+    assert [of_layer.get("max_sequence_length", 0) for of_layer in fields] == [expected] * folder.config.num_layers
+
+
 # --- SkipLayerNorm and EmbLayerNorm -----------------------------------------------------------------------
 
 H, EPSILON, SCALE = 16, 1e-12, 0.05

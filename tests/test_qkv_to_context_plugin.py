@@ -48,6 +48,14 @@ def specs(layout="single", dtype="float16", width=384, second="int32"):
         ({"num_heads": 12.0}, "field num_heads has plugin field type 1, expected int32"),
         ({"num_heads": 12, "heads": 12}, "unknown field heads"),
         ({"num_heads": 12, "layout": "ragged"}, 'field layout is "ragged"; expected single, padded or packed'),
+        (
+            {"num_heads": 12, "layout": "packed", "max_sequence_length": -1},
+            "field max_sequence_length is -1; expected 0 (not known) or more",
+        ),
+        (
+            {"num_heads": 12, "layout": "padded", "max_sequence_length": 128},
+            "field max_sequence_length is 128 for layout padded; it is for layout packed",
+        ),
         ({"num_heads": 12, "qkv_scale": -0.1}, "field qkv_scale is -0.1; expected 1e-30 to 1e+30, or 0 for no scale"),
         ({"num_heads": 12, "output_scale": float("nan")}, "field output_scale is nan; expected 1e-30 to 1e+30"),
         ({"num_heads": 12, "output_scale": float("inf")}, "field output_scale is inf; expected 1e-30 to 1e+30"),
@@ -83,11 +91,13 @@ def test_wrong_fields_are_refused_by_name(host, fields, message):
     [
         {"num_heads": 12, "layout": "single", "qkv_scale": 0.0, "output_scale": 0.0},
         {"num_heads": 12, "layout": "packed", "qkv_scale": 0.5, "output_scale": 0.0, "output_type": "bf16"},
+        {"num_heads": 12, "layout": "packed", "max_sequence_length": 128, "qkv_scale": 0.0, "output_scale": 0.0},
         {"num_heads": 1, "layout": "padded", "qkv_scale": 0.5, "output_scale": 0.25},
         {"num_heads": 1, "layout": "padded", "qkv_scale": 0.0, "output_scale": 0.25, "output_type": "fp8"},
     ],
 )
 def test_serialized_fields_make_the_same_plugin(host, fields):
+    fields = {"max_sequence_length": 0} | fields
     plugin = host.create("QkvToContext", fields=fields)
     assert plugin.serialized_fields() == fields
     assert host.create("QkvToContext", fields=plugin.serialized_fields()).serialized_fields() == fields
@@ -449,6 +459,8 @@ def test_packed_sentences_on_the_gpu(host, dtype, fields, head_size, lengths):
     for behind in (0, 70):  # tokens of no sentence
         qkv = random_qkv((sum(lengths) + behind,), dtype, 2, head_size)
         check(host, qkv, cu_seqlens, layout="packed", **fields)
+        for expected in (64, 128):  # also where a sentence is longer
+            check(host, qkv, cu_seqlens, layout="packed", max_sequence_length=expected, **fields)
 
 
 @needs_gpu
@@ -466,14 +478,34 @@ def test_more_tiles_than_the_gpu_takes_at_a_time(host, dtype, fields, head_size,
     for _ in range(5):  # what is wrong now and then shows
         check(host, qkv, num_heads=12, **fields)
     check(host, qkv, mask, num_heads=12, layout="padded", **fields)
-    check(host, qkv.flatten(0, 1), cu_seqlens, num_heads=12, layout="packed", **fields)
+    for expected in (0, 64, 128):
+        packed = {"layout": "packed", "max_sequence_length": expected}
+        check(host, qkv.flatten(0, 1), cu_seqlens, num_heads=12, **packed, **fields)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("head_size", [32, 64])
+@pytest.mark.parametrize(("batch", "heads"), [(1, 12), (3, 2), (15, 12), (70, 5), (400, 1)])
+@pytest.mark.parametrize("longest", [60, 64, 65, 128])
+def test_packed_short_sentences_on_the_gpu(host, dtype, head_size, batch, heads, longest):
+    """Blocks that belong to a sentence: lengths of all sizes, every position in the rows that a copy brings."""
+    generator = torch.Generator().manual_seed(batch + longest)
+    for _ in range(5):
+        lengths = torch.randint(0, longest + 1, (batch,), generator=generator)
+        cu_seqlens = torch.cat([torch.zeros(1), lengths.cumsum(0)]).int().cuda()
+        qkv = random_qkv((int(lengths.sum()) + 5,), dtype, heads, head_size)
+        fields = {"num_heads": heads, "layout": "packed", "max_sequence_length": longest}
+        check(host, qkv, cu_seqlens, **fields)
+        check(host, qkv, cu_seqlens, output_scale=0.02, **fields)
 
 
 @needs_gpu
 @all_types
 @all_head_sizes
 @pytest.mark.parametrize("behind", [float("nan"), 3000.0])
-def test_what_lies_behind_a_sentence_does_not_matter(host, dtype, fields, head_size, behind):
+@pytest.mark.parametrize("expected", [0, 64, 128])
+def test_what_lies_behind_a_sentence_does_not_matter(host, dtype, fields, head_size, behind, expected):
     """Tokens of no sentence and of the next one may be anything: not a bit changes.
 
     They are rows of the same tile. NaN spreads by multiplication with zero. Large scores make a warp rescale and take
@@ -485,7 +517,7 @@ def test_what_lies_behind_a_sentence_does_not_matter(host, dtype, fields, head_s
     for length in (1, 5, 17, 70, 100, 130, 200, 300, 450):
         cu_seqlens = torch.tensor([0, length, length + 30], dtype=torch.int32, device="cuda")
         qkv = random_qkv((length + 80,), dtype, head_size=head_size, spread=3.0)
-        plugin = create(host, layout="packed", **fields)
+        plugin = create(host, layout="packed", max_sequence_length=expected, **fields)
         (clean,) = plugin.run_torch([qkv, cu_seqlens])
         qkv[length:] = behind
         (found,) = plugin.run_torch([qkv, cu_seqlens])
@@ -496,9 +528,11 @@ def test_what_lies_behind_a_sentence_does_not_matter(host, dtype, fields, head_s
 
 @needs_gpu
 @all_types
-@pytest.mark.parametrize("starts", [[1, 5, 9], [0, 9, 5], [0, 5, 10], [0, 5, 99999], [0, -3, 5], [-5, 2, 5]])
-def test_broken_cu_seqlens_poison_the_output(host, dtype, fields, starts):
-    qkv = random_qkv((9,), dtype)
+@pytest.mark.parametrize("starts", [[1, 5, 9], [0, 9, 5], [0, 5, None], [0, 5, 99999], [0, -3, 5], [-5, 2, 5]])
+@pytest.mark.parametrize("tokens", [9, 300])  # few enough for the kernel for short sentences, and more
+def test_broken_cu_seqlens_poison_the_output(host, dtype, fields, starts, tokens):
+    qkv = random_qkv((tokens,), dtype)
+    starts = [tokens + 1 if start is None else start for start in starts]
     cu_seqlens = torch.tensor(starts, dtype=torch.int32, device="cuda")
     (context,) = create(host, layout="packed", **fields).run_torch([qkv, cu_seqlens])
     assert (context == -128).all() if context.dtype == torch.int8 else context.isnan().all()
@@ -574,11 +608,12 @@ def test_random_shapes_on_the_gpu(host, batch, length, heads, head_size, case, l
 
 
 @needs_gpu
-def test_cuda_graph_with_other_lengths(host):
+@pytest.mark.parametrize("expected", [0, 64, 128])
+def test_cuda_graph_with_other_lengths(host, expected):
     """Lengths are read on the device: a captured graph follows them."""
     qkv = random_qkv((200,), torch.float16)
     cu_seqlens = torch.tensor([0, 50, 200], dtype=torch.int32, device="cuda")
-    plugin = create(host, layout="packed")
+    plugin = create(host, layout="packed", max_sequence_length=expected)
     plugin.run_torch([qkv, cu_seqlens])
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -252,8 +252,10 @@ PACKED = {
 def lengths(change: Callable[[Any, Any], Any]) -> Mutate:
     """What keeps sequences apart is changed before the QkvToContext plugin gets it."""
 
-    def add(original: Any, self: Any, qkv: Any, num_heads: int, name: str, layout: str, given: Any) -> Any:
-        return original(self, qkv, num_heads, name, layout, change(self, given))
+    def add(
+        original: Any, self: Any, qkv: Any, num_heads: int, name: str, layout: str, given: Any, longest: int
+    ) -> Any:
+        return original(self, qkv, num_heads, name, layout, change(self, given), longest)
 
     return patch_method(TrtNetworkHelper, "addQkvToContext", add)
 

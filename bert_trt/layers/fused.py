@@ -87,7 +87,9 @@ class FusedLayers(NativeLayers):
     def context(self, qkv: trt.ITensor, name: str) -> trt.ITensor:
         """(S, 3 H) -> (S, H) by the QkvToContext plugin."""
         layout = self.layout
-        return self.helper.addQkvToContext(qkv, self.config.num_heads, name, layout.name, layout.lengths)
+        return self.helper.addQkvToContext(
+            *(qkv, self.config.num_heads, name, layout.name, layout.lengths, layout.max_sequence_length)
+        )
 
     def linear_add_norm(self, x: trt.ITensor, residual: trt.ITensor, name: str) -> trt.ITensor:
         """LN(x @ weightᵀ + bias + residual): (S, in) and (S, H) -> (S, H). The plugin also adds the bias."""

@@ -142,7 +142,7 @@ class FusedQuantizedLayers(FusedLayers):
         """(S, 3 H) -> (S, H) by the QkvToContext plugin, in 8 bits if the next product is quantized."""
         layout, scale = self.layout, self.output_scale(name, name)
         return self.helper.addQkvToContext(
-            *(qkv, self.config.num_heads, name, layout.name, layout.lengths),
+            *(qkv, self.config.num_heads, name, layout.name, layout.lengths, layout.max_sequence_length),
             output_scale=scale,
             output=self.products.quantization.dtype if scale else None,
         )

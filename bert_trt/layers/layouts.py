@@ -25,6 +25,7 @@ class SingleLayout:
     Args:
         helper: adds the layers.
         max_positions: P, the rows of the position table.
+        max_length: the longest sequence that the network is for; None for ``max_positions``.
 
     Attributes:
         name: the layout's name for the QkvToContext plugin's field ``layout``.
@@ -44,15 +45,21 @@ class SingleLayout:
     query_axes: ClassVar[tuple[int, ...]] = (-1, 1)
     heads_first: ClassVar[tuple[int, ...]] = (2, 0, 1)
 
-    def __init__(self, helper: TrtNetworkHelper, max_positions: int) -> None:
+    def __init__(self, helper: TrtNetworkHelper, max_positions: int, max_length: int | None = None) -> None:
         self.helper = helper
         self.max_positions = max_positions
+        self.max_length = max_positions if max_length is None else max_length
         self.ids, self.lengths = self.add_inputs()
 
     def add_inputs(self) -> tuple[list[trt.ITensor], trt.ITensor | None]:
         """Adds three inputs int32 (1, S); returns them as (S,)."""
         ids = [self.helper.addInput(name, trt.DataType.INT32, (1, -1)) for name in INPUT_NAMES]
         return [self.helper.addReshape(tensor, (-1,), f"{tensor.name}.flat") for tensor in ids], None
+
+    @property
+    def max_sequence_length(self) -> int:
+        """The QkvToContext plugin's field of that name; 0 where the shape of its input has the length."""
+        return 0
 
     def add_output(self, output: trt.ITensor, name: str, width: int, is_per_sequence: bool) -> None:
         """Marks (S, width) as the output ``name``, fp32 (1, S, width); or (1, width) as it is."""
@@ -194,6 +201,11 @@ class PackedLayout(SingleLayout):
         """Adds three inputs int32 (T,) and cu_seqlens int32 (B + 1,)."""
         ids = [self.helper.addInput(name, trt.DataType.INT32, (-1,)) for name in INPUT_NAMES]
         return ids, self.helper.addInput(LENGTHS_NAME, trt.DataType.INT32, (-1,))
+
+    @property
+    def max_sequence_length(self) -> int:
+        """The QkvToContext plugin's field of that name."""
+        return self.max_length
 
     def add_output(self, output: trt.ITensor, name: str, width: int, is_per_sequence: bool) -> None:
         """Marks the output ``name``, fp32 (T, width) or (B, width)."""

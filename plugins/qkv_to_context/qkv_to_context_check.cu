@@ -8,6 +8,7 @@
 // kernels of qkv_to_context_ladder.h, and none of the plugin's.
 #include "common/device_tensor.cuh"
 #include "common/element.cuh"
+#include "common/programmatic_dependent_launch.cuh"
 #include "qkv_to_context/qkv_to_context_ladder.h"
 
 #include <algorithm>
@@ -206,6 +207,26 @@ bool suitsPlain(QkvToContextArguments const& arguments)
     constexpr size_t kMOST_SCORES = size_t{1} << 26; // 256 MB
     return countPlainScores(arguments) <= kMOST_SCORES;
 }
+
+// The short kernel for packed sequences, told that no sequence has more than kLONGEST tokens, which may be wrong.
+template <int32_t kLONGEST>
+QkvToContextArguments expectShort(QkvToContextArguments arguments)
+{
+    arguments.maxSequenceLength = kLONGEST;
+    return arguments;
+}
+template <int32_t kLONGEST>
+bool suitsExpectedShort(QkvToContextArguments const& arguments)
+{
+    return arguments.cuSeqlens != nullptr && suitsShortKernel(expectShort<kLONGEST>(arguments));
+}
+#if defined(BERT_HOPPER)
+template <int32_t kLONGEST>
+cudaError_t launchExpectedShort(QkvToContextArguments const& arguments, cudaStream_t stream)
+{
+    return launchQkvToContextShort(expectShort<kLONGEST>(arguments), stream);
+}
+#endif
 
 int gWrong = 0;
 int gRuns = 0;
@@ -527,6 +548,75 @@ void runManyTiles(std::vector<Kernel> const& kernels)
 }
 
 // ---------------------------------------------------------------------------------------------------------------
+// cuSeqlens of the previous kernel
+// ---------------------------------------------------------------------------------------------------------------
+
+// Allows the launch of the next kernel, and writes much later than that kernel begins.
+__global__ void writeLate(int32_t* target, int32_t const* source, int32_t count)
+{
+    waitForPreviousKernel();
+    triggerDependentLaunch();
+    constexpr unsigned int kNANOSECONDS = 20000;
+    __nanosleep(kNANOSECONDS);
+    for (int32_t i = 0; i < count; ++i)
+    {
+        target[i] = source[i];
+    }
+}
+
+// A kernel may look at cuSeqlens before the previous kernel has written it, but what it has seen there, valid or not,
+// must not change its results. Most launches see all of the old values: where one of them does, and a result is wrong,
+// so is the kernel.
+template <typename T>
+void runLateLengths(std::vector<Kernel> const& kernels)
+{
+    constexpr int32_t kSIZE = 64;
+    constexpr int32_t kTOKENS = 300;
+    constexpr size_t kCOUNT = static_cast<size_t>(kTOKENS) * kHEADS * kSIZE;
+    std::vector<int32_t> const starts{0, 1, 1, 66, 194, 260};
+    Tensor<T> const qkv{randomValues<T>(3 * kCOUNT)};
+    Tensor<int32_t> const right{starts};
+    Tensor<T> const expected{kCOUNT};
+    QkvToContextArguments arguments{qkv.data(), nullptr, right.data(), expected.data(),
+        static_cast<int32_t>(starts.size()) - 1, kTOKENS, kHEADS, kSIZE, 1.0F, 1.0F, TypeOf<T>::kVALUE,
+        TypeOf<T>::kVALUE};
+    check(launchQkvToContextTensor(arguments, nullptr), "tensor");
+    for (std::vector<int32_t> const& old : {std::vector<int32_t>{0, 60, 128, 130, 131, 131},
+             {0, 1, 1, 40, 41, 300}, {INT32_MAX, INT32_MIN, -7, INT32_MAX, 1 << 30, -1}})
+    {
+        for (Kernel const& kernel : kernels)
+        {
+            if (!kernel.suits(arguments))
+            {
+                continue;
+            }
+            Tensor<int32_t> const cuSeqlens{old};
+            Tensor<T> const found{kCOUNT};
+            poison(found.data(), kCOUNT);
+            Tensor<uint32_t> const different{std::vector<uint32_t>(1)};
+            check(cudaDeviceSynchronize(), kernel.name);
+            check(launchDependent(writeLate, 1, 1, nullptr, cuSeqlens.data(), right.data(),
+                      static_cast<int32_t>(starts.size())),
+                "writeLate");
+            QkvToContextArguments late = arguments;
+            late.cuSeqlens = cuSeqlens.data();
+            late.context = found.data();
+            check(kernel.launch(late, nullptr), kernel.name);
+            countDifferences<<<512, 256>>>(found.data(), expected.data(), kCOUNT,
+                static_cast<float>(TypeOf<T>::kTOLERANCE) * 4, different.data());
+            check(cudaDeviceSynchronize(), kernel.name);
+            if (different.values()[0] != 0)
+            {
+                std::printf(
+                    "wrong: %s, lengths that come late: %u elements\n", kernel.name, different.values()[0]);
+                ++gWrong;
+            }
+            ++gRuns;
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
 // Absurd scales
 // ---------------------------------------------------------------------------------------------------------------
 
@@ -599,6 +689,8 @@ int main(int argumentCount, char** arguments)
     {
         tensor.push_back({"hopper", launchQkvToContextHopper});
         tensor.push_back({"short", launchQkvToContextShort, suitsShortKernel});
+        tensor.push_back({"short, 128 tokens expected", launchExpectedShort<128>, suitsExpectedShort<128>});
+        tensor.push_back({"short, 64 tokens expected", launchExpectedShort<64>, suitsExpectedShort<64>});
         tensorInt8.push_back({"hopper, int8", launchQkvToContextHopperInt8, suitsHopperInt8Kernel});
     }
 #endif
@@ -625,6 +717,11 @@ int main(int argumentCount, char** arguments)
     if (!onlyRungs)
     {
         runAbsurdScales();
+    }
+    if (!onlyRungs)
+    {
+        runLateLengths<__half>(tensor);
+        runLateLengths<__nv_bfloat16>(tensor);
     }
     runNanNeighbour<float>(ordinary);
     runNanNeighbour<__half>(tensor);

@@ -62,22 +62,11 @@ struct QueryTile
     bool invalid; // cuSeqlens is invalid
 };
 
-// Every warp checks all of cuSeqlens, so that all blocks get the same result.
-inline __device__ bool isInvalid(int32_t const* cuSeqlens, int32_t sequences, int32_t tokens)
-{
-    bool invalid = false;
-    for (int32_t i = static_cast<int32_t>(threadIdx.x % kWARP); i < sequences; i += kWARP)
-    {
-        int32_t const start = cuSeqlens[i];
-        int32_t const end = cuSeqlens[i + 1];
-        invalid = invalid || start < 0 || end < start || end > tokens || (i == 0 && start != 0);
-    }
-    return __any_sync(kALL_LANES, invalid);
-}
-
 // Finds tiles of packed sequences by their numbers, which are counted over all sequences. The tokens after the last
-// sequence are treated as a sequence without keys. Each lane looks at one sequence, and a prefix sum over the lanes
-// finds the owner of a tile.
+// sequence are treated as a sequence without keys. Each lane holds one sequence of a group of 32, and how many tiles
+// end with it: a prefix sum over the lanes, which is computed once for a group.
+//
+// Every warp checks all of cuSeqlens, so that all blocks get the same result.
 //
 // Conditions that decide for a whole warp are votes: of these the compiler knows that all lanes get the same, but not
 // of shuffles. Where it does not know that lanes stay together it adds instructions that gather them, also in the loop
@@ -88,8 +77,21 @@ class PackedTiles
 public:
     explicit __device__ PackedTiles(AttentionProblem const& p)
         : mProblem(p)
-        , mInvalid(p.cuSeqlens != nullptr && isInvalid(p.cuSeqlens, p.sequences, p.length))
     {
+        if (p.cuSeqlens == nullptr)
+        {
+            return;
+        }
+        bool invalid = false;
+#pragma unroll(2)
+        for (mBase = p.sequences / kWARP * kWARP; mBase >= 0; mBase -= kWARP) // ends with the first group
+        {
+            load();
+            invalid |= mStart < 0 || mEnd < mStart || mEnd > p.length || (mBase + lane() == 0 && mStart != 0);
+        }
+        mBase = 0;
+        mInvalid = __any_sync(kALL_LANES, invalid);
+        count(0);
     }
     // Sequences must be packed, and numbers must not decrease from call to call: the search continues where it was. A
     // tile without queries is beyond the last one.
@@ -102,43 +104,66 @@ public:
             return {first, 0, static_cast<int32_t>(max(int64_t{0}, min(int64_t{kROWS}, p.length - first))), 0,
                 0, true};
         }
-        int const lane = static_cast<int>(threadIdx.x % kWARP);
-        for (; mBase <= p.sequences; mBase += kWARP)
+        while (true)
         {
-            int32_t const sequence = mBase + lane;
-            // With no sequence cuSeqlens[0] has not been validated.
-            int32_t const start = sequence > p.sequences || p.sequences == 0 ? 0 : p.cuSeqlens[sequence];
-            int32_t const end = sequence < p.sequences ? p.cuSeqlens[sequence + 1] : p.length;
-            int32_t const count = sequence > p.sequences ? 0 : (end - start + kROWS - 1) / kROWS;
-            int32_t upTo = count;
-#pragma unroll
-            for (int distance = 1; distance < kWARP; distance *= 2)
-            {
-                int32_t const previous = __shfl_up_sync(kALL_LANES, upTo, distance);
-                upTo += lane >= distance ? previous : 0;
-            }
-            unsigned int const found = __ballot_sync(kALL_LANES, tile < mBefore + upTo);
+            unsigned int const found = __ballot_sync(kALL_LANES, tile < mTiles);
             if (found != 0)
             {
                 int const owner = __ffs(static_cast<int>(found)) - 1;
-                int32_t const ownerStart = __shfl_sync(kALL_LANES, start, owner);
-                int32_t const ownerEnd = __shfl_sync(kALL_LANES, end, owner);
-                int32_t const ownerTile = tile - mBefore - __shfl_sync(kALL_LANES, upTo - count, owner);
-                int64_t const first = int64_t{ownerStart} + int64_t{ownerTile} * kROWS;
-                int32_t const queries = static_cast<int32_t>(min(int64_t{kROWS}, ownerEnd - first));
-                int32_t const keys = mBase + owner == p.sequences ? 0 : ownerEnd - ownerStart;
-                return {first, ownerStart, queries, keys, mBase + owner, false};
+                int32_t const start = __shfl_sync(kALL_LANES, mStart, owner);
+                int32_t const end = __shfl_sync(kALL_LANES, mEnd, owner);
+                int32_t const left = __shfl_sync(kALL_LANES, mTiles, owner) - tile; // of the owner's tiles
+                int32_t const firstRow = (tilesOf(end - start) - left) * kROWS;
+                int32_t const keys = mBase + owner == p.sequences ? 0 : end - start;
+                return {int64_t{start} + firstRow, start, min(kROWS, end - start - firstRow), keys,
+                    mBase + owner, false};
             }
-            mBefore += __shfl_sync(kALL_LANES, upTo, kWARP - 1);
+            if (mBase + kWARP > p.sequences)
+            {
+                return {}; // the grid has more tiles than there is work for
+            }
+            int32_t const before = __shfl_sync(kALL_LANES, mTiles, kWARP - 1);
+            mBase += kWARP;
+            load();
+            count(before);
         }
-        return {}; // the grid has more tiles than there is work for
     }
 
 private:
+    static __device__ int32_t lane()
+    {
+        return static_cast<int32_t>(threadIdx.x % kWARP);
+    }
+    static __device__ int32_t tilesOf(int32_t tokens)
+    {
+        return (tokens + kROWS - 1) / kROWS;
+    }
+    // Loads this lane's sequence of the group; an empty one after those that exist.
+    __device__ void load()
+    {
+        AttentionProblem const& p = mProblem;
+        int32_t const sequence = mBase + lane();
+        mStart = sequence <= p.sequences ? p.cuSeqlens[sequence] : 0;
+        mEnd = sequence < p.sequences ? p.cuSeqlens[sequence + 1] : (sequence == p.sequences ? p.length : 0);
+    }
+    __device__ void count(int32_t before)
+    {
+        mTiles = tilesOf(mEnd - mStart);
+#pragma unroll
+        for (int distance = 1; distance < kWARP; distance *= 2)
+        {
+            int32_t const previous = __shfl_up_sync(kALL_LANES, mTiles, distance);
+            mTiles += lane() >= distance ? previous : 0;
+        }
+        mTiles += before;
+    }
+
     AttentionProblem const& mProblem;
-    bool mInvalid;
-    int32_t mBase{0};   // the first sequence that the lanes look at
-    int32_t mBefore{0}; // tiles of the sequences before it
+    bool mInvalid{false};
+    int32_t mBase{0}; // the first sequence of the group
+    int32_t mStart{0};
+    int32_t mEnd{0};
+    int32_t mTiles{0}; // up to the end of this lane's sequence
 };
 
 // The same for sequences of equal length.

@@ -14,6 +14,17 @@ bool isAligned16(void const* pointer)
     return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }
 
+#if defined(BERT_HOPPER)
+// Packed sequences of more than 64 tokens are faster in the hopper kernel if the short one has more blocks than are
+// resident at the same time.
+bool prefersShortKernel(QkvToContextArguments const& arguments, int multiprocessors)
+{
+    return suitsShortKernel(arguments)
+           && (arguments.cuSeqlens == nullptr || longestSequence(arguments) <= 64
+               || int64_t{arguments.sequences} * arguments.heads <= 2 * multiprocessors);
+}
+#endif
+
 } // namespace
 
 cudaError_t launchQkvToContext(QkvToContextArguments const& arguments, cudaStream_t stream)
@@ -48,8 +59,14 @@ cudaError_t launchQkvToContext(QkvToContextArguments const& arguments, cudaStrea
             return suitsHopperInt8Kernel(arguments) ? launchQkvToContextHopperInt8(arguments, stream)
                                                     : launchQkvToContextTensor(arguments, stream);
         }
-        return suitsShortKernel(arguments) ? launchQkvToContextShort(arguments, stream)
-                                           : launchQkvToContextHopper(arguments, stream);
+        int multiprocessors = 0;
+        cudaError_t const counted = countMultiprocessors(multiprocessors);
+        if (counted != cudaSuccess)
+        {
+            return counted;
+        }
+        return prefersShortKernel(arguments, multiprocessors) ? launchQkvToContextShort(arguments, stream)
+                                                              : launchQkvToContextHopper(arguments, stream);
     }
 #endif
     return launchQkvToContextTensor(arguments, stream);

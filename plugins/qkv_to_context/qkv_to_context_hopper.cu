@@ -119,30 +119,6 @@ __device__ void copyTile(uint32_t tile, CUtensorMap const& map, int32_t column, 
     }
 }
 
-// Fills rows `first` to kROWS - 1 of a tile of values with zeros, by kTHREADS threads; then they need a barrier. TMA has
-// loaded other tokens there, which are multiplied with weights of 0, and 0 times NaN is NaN.
-template <int kROWS, int kSIZE, int kTHREADS>
-__device__ void clearRows(uint32_t tile, int32_t first)
-{
-    using Tile = SharedTile<kROWS, kSIZE>;
-    constexpr int kPIECES = kROWS * Tile::kPIECES; // of a panel
-    static_assert(kPIECES % kTHREADS == 0, "all threads take part in every step");
-#pragma unroll
-    for (int panel = 0; panel < kSIZE / Tile::kPANEL_COLUMNS; ++panel)
-    {
-#pragma unroll(4)
-        for (int step = 0; step < kPIECES; step += kTHREADS)
-        {
-            int const piece = step + static_cast<int>(threadIdx.x) % kTHREADS;
-            if (piece >= first * Tile::kPIECES)
-            {
-                storePiece(tile + panel * Tile::kPANEL_BYTES + piece * 16, uint4{});
-            }
-        }
-    }
-    fenceAsyncProxy();
-}
-
 // Loads one tile of queries and all keys and values of its sequence. The threads of the warp stay together from chunk
 // to chunk: a thread that came two phases late would wait for a parity that has already passed.
 template <typename In, int kSIZE, int kGROUPS, int kKEYS, int kSTAGES>
@@ -238,40 +214,6 @@ private:
     int32_t mHidden;
     int32_t mColumn;
 };
-
-// Stores the warp's 16 rows of the context, of which `rows` exist, through the warp's own shared memory, which lane 0
-// knows to be free (waitForStores). A TMA copy writes them while the warp continues. If fewer than 16 rows exist, the
-// lanes write them in pieces of 16 bytes.
-template <typename T, int kSIZE>
-__device__ void storeRows(AttentionProblem const& p, CUtensorMap const& map, uint32_t memory,
-    int64_t firstToken, int32_t rows, uint32_t head, float const (&sums)[kSIZE / 8][4],
-    float const (&factors)[2])
-{
-    using Rows = SharedTile<16, kSIZE>;
-    constexpr int kPIECES = kSIZE / 8; // of a row
-    int const lane = static_cast<int>(threadIdx.x % kWARP);
-    stageContext<T, kSIZE>(memory, sums, factors);
-    fenceAsyncProxy();
-    __syncwarp();
-    if (rows < 16)
-    {
-        for (int i = lane; i < rows * kPIECES; i += kWARP)
-        {
-            T* const row = contextRow<T, kSIZE>(p, firstToken + i / kPIECES, head);
-            reinterpret_cast<uint4*>(row)[i % kPIECES]
-                = loadPiece(memory + Rows::offset(i / kPIECES, i % kPIECES));
-        }
-    }
-    else if (lane == 0)
-    {
-#pragma unroll
-        for (int panel = 0; panel < kSIZE / Rows::kPANEL_COLUMNS; ++panel)
-        {
-            storeBox(map, static_cast<int32_t>(head) * kSIZE + panel * Rows::kPANEL_COLUMNS,
-                static_cast<int32_t>(firstToken), memory + panel * Rows::kPANEL_BYTES);
-        }
-    }
-}
 
 // A consumer warpgroup without queries of the tile: it reads nothing.
 template <typename Memory, int kSTAGES>
@@ -524,9 +466,15 @@ cudaError_t launchShape(QkvToContextArguments const& a, int multiprocessors, cud
     {
         return status;
     }
-    // A persistent kernel: the next tile's keys are loaded while the context of the current tile is computed.
+    // A persistent kernel: the next tile's keys are loaded while the context of the current tile is computed. Packed
+    // sequences have at least one tile fewer than the bound unless tokens follow the last one. Such tiles have little
+    // to do, so they get no block of their own, which without them would end at once: the next kernel's early blocks
+    // would crowd in its place.
     auto const tiles = static_cast<uint32_t>(countBlocks<Shape::kROWS>(a));
-    uint32_t const blocks = std::min(tiles, static_cast<uint32_t>(multiprocessors * kBLOCKS));
+    auto const likely
+        = static_cast<uint32_t>((divideUp(a.length, Shape::kROWS) + std::max(a.sequences, 1) - 1) * a.heads);
+    uint32_t const blocks
+        = std::min(a.cuSeqlens == nullptr ? tiles : likely, static_cast<uint32_t>(multiprocessors * kBLOCKS));
     return launchDependent(qkvToContextHopperKernel<In, kSIZE, kGROUPS, kKEYS, kSTAGES, kBLOCKS, kOVERLAP>,
         LaunchSize{blocks, Shape::kTHREADS, Shape::kBYTES}, stream, makeProblem<Shape::kROWS>(a), tiles,
         qkvMap, contextMap);

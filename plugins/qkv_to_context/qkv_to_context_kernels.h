@@ -6,6 +6,7 @@
 
 #include "common/element_type.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cuda_runtime_api.h>
@@ -28,6 +29,9 @@ struct QkvToContextArguments
     float outputScale;        // the same for context
     ElementType type;         // fp32, fp16, bf16, int8
     ElementType outputType;   // `type`, int8 or E4M3; for qkv of int8 any but E4M3
+    // Packed: the tokens of the longest sequence, as far as the host knows; 0 if it does not. It chooses the kernel
+    // only: longer sequences are computed as well, but slowly.
+    int32_t maxSequenceLength{0};
 };
 
 // Launches the kernel for these types, shape and GPU; it runs later, in the stream. Pointers to tensors must be
@@ -44,11 +48,19 @@ cudaError_t launchQkvToContextHopper(QkvToContextArguments const& arguments, cud
 cudaError_t launchQkvToContextShort(QkvToContextArguments const& arguments, cudaStream_t stream);
 cudaError_t launchQkvToContextHopperInt8(QkvToContextArguments const& arguments, cudaStream_t stream);
 
-// The limits of the specialised kernels. The host does not know the lengths of packed sequences.
+// The longest sequence that the host expects: of packed sequences one that has all tokens, unless it knows more.
+inline int32_t longestSequence(QkvToContextArguments const& arguments)
+{
+    bool const isKnown = arguments.cuSeqlens != nullptr && arguments.maxSequenceLength > 0;
+    return isKnown ? std::min(arguments.length, arguments.maxSequenceLength) : arguments.length;
+}
+
+// The limits of the specialised kernels.
 inline bool suitsShortKernel(QkvToContextArguments const& arguments)
 {
     bool const twoBytes = arguments.type == ElementType::kHALF || arguments.type == ElementType::kBF16;
-    return twoBytes && arguments.cuSeqlens == nullptr && arguments.length <= 128 && arguments.headSize <= 64;
+    return twoBytes && arguments.sequences > 0 && longestSequence(arguments) <= 128
+           && arguments.headSize <= 64;
 }
 
 // The factor from a product of query and key to the exponent of 2 in the softmax.

@@ -42,6 +42,15 @@ QkvToContextPlugin::QkvToContextPlugin(QkvToContextFields fields)
     {
         fail("field layout is \"", mFields.layout, "\"; expected single, padded or packed");
     }
+    if (mFields.maxSequenceLength < 0)
+    {
+        fail("field max_sequence_length is ", mFields.maxSequenceLength, "; expected 0 (not known) or more");
+    }
+    if (mFields.maxSequenceLength > 0 && mFields.layout != "packed")
+    {
+        fail("field max_sequence_length is ", mFields.maxSequenceLength, " for layout ", mFields.layout,
+            "; it is for layout packed: the other layouts have the length in their shapes");
+    }
     checkScale("qkv_scale", mFields.qkvScale);
     checkScale("output_scale", mFields.outputScale);
     std::string const& type = mFields.outputType;
@@ -219,13 +228,15 @@ cudaError_t QkvToContextPlugin::launch(EnqueueCall const& call) const
     arguments.outputType = elementType(call.outputDesc[0].type);
     arguments.qkvScale = arguments.type == ElementType::kINT8 ? mFields.qkvScale : 1.0F;
     arguments.outputScale = mFields.outputScale > 0.0F ? mFields.outputScale : 1.0F;
+    arguments.maxSequenceLength = mFields.maxSequenceLength;
     return launchQkvToContext(arguments, call.stream);
 }
 
 std::vector<PluginField> QkvToContextPlugin::fieldsToSerialize() const
 {
     std::vector<PluginField> fields{fieldOf("num_heads", mFields.numHeads), fieldOf("layout", mFields.layout),
-        fieldOf("qkv_scale", mFields.qkvScale), fieldOf("output_scale", mFields.outputScale)};
+        fieldOf("max_sequence_length", mFields.maxSequenceLength), fieldOf("qkv_scale", mFields.qkvScale),
+        fieldOf("output_scale", mFields.outputScale)};
     if (!mFields.outputType.empty())
     {
         fields.push_back(fieldOf("output_type", mFields.outputType));
@@ -241,6 +252,7 @@ PluginCreator qkvToContextCreator()
 {
     return {kNAME, kVERSION,
         {{"num_heads", nullptr, PluginFieldType::kINT32, 1}, {"layout", nullptr, PluginFieldType::kCHAR, 1},
+            {"max_sequence_length", nullptr, PluginFieldType::kINT32, 1},
             {"qkv_scale", nullptr, PluginFieldType::kFLOAT32, 1},
             {"output_scale", nullptr, PluginFieldType::kFLOAT32, 1},
             {"output_type", nullptr, PluginFieldType::kCHAR, 1}},
@@ -249,6 +261,8 @@ PluginCreator qkvToContextCreator()
             QkvToContextFields read{};
             read.numHeads = fields.getInt("num_heads");
             read.layout = fields.has("layout") ? fields.getString("layout") : read.layout;
+            read.maxSequenceLength
+                = fields.has("max_sequence_length") ? fields.getInt("max_sequence_length") : 0;
             read.qkvScale = fields.has("qkv_scale") ? fields.getFloat("qkv_scale") : read.qkvScale;
             read.outputScale
                 = fields.has("output_scale") ? fields.getFloat("output_scale") : read.outputScale;

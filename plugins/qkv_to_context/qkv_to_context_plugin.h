@@ -6,7 +6,9 @@
 //            layout packed: cu_seqlens [B + 1] int32, starts of all sequences, then T; qkv [T, 3H]
 //   output   context [..., H], of qkv's type unless a field says otherwise
 //   fields   num_heads (int32, required; D = H / N is 32, 64 or 128) · layout (string: single, padded or packed;
-//            default single) · qkv_scale, output_scale (float32; greater than 0 if and only if that tensor has 8 bits;
+//            default single) · max_sequence_length (int32; layout packed: the tokens of the longest sequence to expect,
+//            which chooses the kernel: longer ones are computed as well, but slowly; 0, the default: not known) ·
+//            qkv_scale, output_scale (float32; greater than 0 if and only if that tensor has 8 bits;
 //            default 0) · output_type (string): of an output with a scale int8 (the default), or fp8 (E4M3) unless qkv
 //            is int8; without a scale fp16, bf16 or fp32, required if and only if qkv is int8
 #pragma once
@@ -24,6 +26,7 @@ struct QkvToContextFields
 {
     int32_t numHeads;
     std::string layout{"single"};
+    int32_t maxSequenceLength{0};
     float qkvScale{0.0F};
     float outputScale{0.0F};
     std::string outputType{}; // empty: that of qkv, or int8 if there is an output scale

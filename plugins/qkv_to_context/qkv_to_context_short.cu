@@ -6,6 +6,9 @@
 //   - In the tensor map each sequence is a matrix of its own: TMA reads rows beyond the end of a sequence as zeros
 //     and does not write them.
 //   - The tensor cores read queries from shared memory, too.
+//   - Packed sequences that the host expects to be short: a block belongs to a sequence, so it searches no tile. It
+//     reads where its sequence lies before the wait for the previous kernel already, and starts the copies from there
+//     right after it. Before it stores it reads again, and repeats everything if that was another place.
 //
 // Compiled for sm_90a only (CMakeLists.txt).
 #include "common/hopper_tma.cuh"
@@ -43,9 +46,10 @@ struct ShortShape
 
 // Computes the warpgroup's tiles one after the other and calls store(sums, factors, i) for each. While the softmax of
 // one tile is computed, the tensor cores compute the scores of the next tile and the context of the previous one.
-template <typename T, int kKEYS, int kSIZE, int kTILES, typename Store>
-__device__ void attendTiles(uint32_t queries, uint32_t keys, uint32_t values, uint32_t valuesFull,
-    KeyMask<kKEYS> const& bits, float scale, Store&& store)
+// waitForValues() returns when the values have arrived.
+template <typename T, int kKEYS, int kSIZE, int kTILES, typename Wait, typename Store>
+__device__ void attendTiles(uint32_t queries, uint32_t keys, uint32_t values, KeyMask<kKEYS> const& bits,
+    float scale, Wait&& waitForValues, Store&& store)
 {
     float scores[kTILES][kKEYS / 8][4];
     uint32_t weights[kTILES][kKEYS / 16][4];
@@ -87,7 +91,7 @@ __device__ void attendTiles(uint32_t queries, uint32_t keys, uint32_t values, ui
         packWeights<T>(weights[i], scores[i]);
         if (i == 0)
         {
-            waitForBarrier(valuesFull, 0);
+            waitForValues();
         }
         fenceRegisters(weights[i]);
         fenceRegisters(sums[i]);
@@ -170,11 +174,437 @@ __global__ void __launch_bounds__(kWARPGROUP, kBLOCKS) qkvToContextShortKernel(A
     };
     waitForBarrier(keysFull, 0);
     triggerDependentLaunch();
-    attendTiles<T, kKEYS, kSIZE, kTILES>(queries, keys, values, valuesFull, bits, p.scale, storeTile);
+    attendTiles<T, kKEYS, kSIZE, kTILES>(
+        queries, keys, values, bits, p.scale, [&] { waitForBarrier(valuesFull, 0); }, storeTile);
     if constexpr (!kEIGHT_BITS)
     {
         waitForStores();
     }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Kernel for packed sequences
+// ---------------------------------------------------------------------------------------------------------------
+
+constexpr int kHALF = 64; // rows of a copy: sequences of up to 64 tokens need half of the keys
+
+// The tokens of a sequence.
+struct Bounds
+{
+    int32_t begin;
+    int32_t end;
+
+    __device__ int32_t length() const
+    {
+        return end - begin;
+    }
+    __device__ bool operator!=(Bounds const& other) const
+    {
+        return begin != other.begin || end != other.end;
+    }
+};
+
+// What a block reads of cuSeqlens, in shared memory.
+struct Lengths
+{
+    Bounds guess;                 // of the block's sequence, before the wait for the previous kernel
+    Bounds actual;                // the same after it
+    int32_t end;                  // of the last sequence
+    Bounds ofThreads[kWARPGROUP]; // of the first sequences, one for each thread to check
+};
+
+// Where a sequence lies according to cuSeqlens before the wait for the previous kernel, which may still write it: the
+// copies may start there, and nothing may be stored before cuSeqlens has been read again. Of a single sequence the
+// place is clear.
+__device__ Bounds guessBounds(AttentionProblem const& p, int32_t sequence)
+{
+    if (p.sequences == 1)
+    {
+        return {0, p.length};
+    }
+    auto const* const bounds = static_cast<int32_t const volatile*>(p.cuSeqlens) + sequence;
+    return {min(max(bounds[0], 0), p.length), min(max(bounds[1], 0), p.length)};
+}
+
+// Copies a word to shared memory without waiting for it.
+__device__ void copyWordAsync(int32_t& target, int32_t const* source)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(sharedAddress(&target)), "l"(source)
+        : "memory");
+}
+// Waits for the words that this thread has copied.
+__device__ void waitForWords()
+{
+    asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+__device__ bool isInvalidSequence(AttentionProblem const& p, int32_t sequence, Bounds const& bounds)
+{
+    return bounds.begin < 0 || bounds.end < bounds.begin || bounds.end > p.length
+           || (sequence == 0 && bounds.begin != 0);
+}
+
+// A block of the kernel for packed sequences. kKEYS: the tokens of the longest sequence that it computes at once; a
+// longer one is computed in chunks, one after the other.
+template <typename T, int kSIZE, int kKEYS, bool kEIGHT_BITS>
+class PackedBlock
+{
+public:
+    using Shape = ShortShape<kSIZE, kKEYS, 1>;
+    static constexpr int kPARTS = kKEYS / Shape::kROWS; // blocks of a sequence and head
+
+    // `bytes` of shared memory: those of the shape, then Lengths.
+    __device__ PackedBlock(AttentionProblem const& p, CUtensorMap const& qkvMap,
+        CUtensorMap const& contextMap, unsigned char* bytes)
+        : mProblem(p)
+        , mQkvMap(qkvMap)
+        , mContextMap(contextMap)
+        , mLengths(*reinterpret_cast<Lengths*>(bytes + Shape::kBYTES))
+        , mQueries(sharedAddress(bytes))
+        , mHead(blockIdx.x % p.heads)
+        , mNumber(blockIdx.x / p.heads)
+    {
+    }
+    __device__ void run()
+    {
+        start();
+        attend();
+#pragma unroll(1)
+        while (mState == State::kWRONG_PLACE)
+        {
+            mState = State::kNOT_CHECKED;
+            mPlace = mLengths.actual;
+            mParity ^= 1U;
+            __syncthreads(); // all warps have read what the copies overwrite
+            if (isFirst())
+            {
+                copy();
+            }
+            __syncwarp();
+            attend();
+        }
+        fillRest();
+        if constexpr (!kEIGHT_BITS)
+        {
+            waitForStores();
+        }
+    }
+
+private:
+    using Half = SharedTile<kHALF, kSIZE>;
+    static constexpr int kWARPS = kWARPGROUP / kWARP;
+    enum class State
+    {
+        kNOT_CHECKED,
+        kRIGHT,
+        kWRONG_PLACE,
+        kINVALID // cuSeqlens
+    };
+
+    __device__ uint32_t keys() const
+    {
+        return mQueries + Shape::kKEYS_BEGIN;
+    }
+    __device__ uint32_t values() const
+    {
+        return mQueries + Shape::kVALUES_BEGIN;
+    }
+    __device__ uint32_t keysFull() const // and queries
+    {
+        return mQueries + Shape::kBARRIERS;
+    }
+    __device__ uint32_t valuesFull() const
+    {
+        return keysFull() + 8;
+    }
+    __device__ int32_t firstRow() const // of the sequence's
+    {
+        return static_cast<int32_t>(mNumber) % kPARTS * Shape::kROWS;
+    }
+    static __device__ bool isFirst()
+    {
+        return threadIdx.x == 0;
+    }
+    static __device__ bool isLast()
+    {
+        return threadIdx.x == kWARPGROUP - 1;
+    }
+    __device__ bool needsHalf() const
+    {
+        return kKEYS == kHALF || mPlace.length() <= kHALF;
+    }
+
+    // Starts the copies, from where the sequence is expected, and those of the lengths.
+    __device__ void start()
+    {
+        AttentionProblem const& p = mProblem;
+        auto const sequence = static_cast<int32_t>(mNumber) / kPARTS;
+        if (isFirst())
+        {
+            mPlace = guessBounds(p, sequence);
+            mLengths.guess = mPlace;
+            prefetchMap(mQkvMap);
+            if constexpr (!kEIGHT_BITS)
+            {
+                prefetchMap(mContextMap);
+            }
+            initBarrier(keysFull(), 1);
+            initBarrier(valuesFull(), 1);
+            fenceBarrierInit();
+        }
+        waitForPreviousKernel();
+        if (isFirst())
+        {
+            copy();
+        }
+        __syncwarp();
+        auto const thread = static_cast<int32_t>(threadIdx.x);
+        if (thread < p.sequences)
+        {
+            copyWordAsync(mLengths.ofThreads[thread].begin, p.cuSeqlens + thread);
+            copyWordAsync(mLengths.ofThreads[thread].end, p.cuSeqlens + thread + 1);
+        }
+        if (isLast())
+        {
+            copyWordAsync(mLengths.actual.begin, p.cuSeqlens + sequence);
+            copyWordAsync(mLengths.actual.end, p.cuSeqlens + sequence + 1);
+            copyWordAsync(mLengths.end, p.cuSeqlens + p.sequences);
+        }
+        __syncthreads(); // all threads see initialised barriers; the copies are in flight
+        mPlace = mLengths.guess;
+    }
+    // Starts the copies of this block's queries and all keys and values, all of one sequence. One thread calls it.
+    __device__ void copy() const
+    {
+        bool const half = needsHalf();
+        int32_t const column = static_cast<int32_t>(mHead) * kSIZE;
+        int32_t const hidden = mProblem.heads * kSIZE;
+        constexpr int kBOX = Half::kBYTES;
+        arriveAndExpect(keysFull(), half ? 2 * kBOX : Shape::kVALUES_BEGIN);
+        copyBox(mQueries, mQkvMap, column, mPlace.begin + firstRow(), keysFull());
+        copyKeys(keys(), column + hidden, keysFull(), half);
+        arriveAndExpect(valuesFull(), half ? kBOX : 2 * kBOX);
+        copyKeys(values(), column + 2 * hidden, valuesFull(), half);
+    }
+    __device__ void copyKeys(uint32_t target, int32_t column, uint32_t barrier, bool half) const // or values
+    {
+        copyBox(target, mQkvMap, column, mPlace.begin, barrier);
+        if (!half)
+        {
+            copyBox(target + Half::kBYTES, mQkvMap, column, mPlace.begin + kHALF, barrier);
+        }
+    }
+    // Whether the copies came from the right place. The lengths are looked at only now, when they have long arrived.
+    // All threads call it.
+    __device__ bool isRight()
+    {
+        if (mState == State::kNOT_CHECKED)
+        {
+            AttentionProblem const& p = mProblem;
+            auto const thread = static_cast<int32_t>(threadIdx.x);
+            waitForWords();
+            bool invalid = thread < p.sequences && isInvalidSequence(p, thread, mLengths.ofThreads[thread]);
+#pragma unroll(1)
+            for (int32_t i = thread + kWARPGROUP; i < p.sequences; i += kWARPGROUP)
+            {
+                invalid |= isInvalidSequence(p, i, {p.cuSeqlens[i], p.cuSeqlens[i + 1]});
+            }
+            bool const elsewhere = isLast() && mPlace != mLengths.actual;
+            mState = State::kRIGHT;
+            if (__syncthreads_or(invalid || elsewhere ? 1 : 0) != 0)
+            {
+                mState = __syncthreads_or(invalid ? 1 : 0) != 0 ? State::kINVALID : State::kWRONG_PLACE;
+            }
+        }
+        return mState == State::kRIGHT;
+    }
+    // Computes the context, and stores it if the copies came from the right place.
+    __device__ void attend()
+    {
+        int32_t const length = mPlace.length();
+        waitForBarrier(keysFull(), mParity); // also if nothing is left to do: no copy may outlive the block
+        triggerDependentLaunch();
+        if (length > firstRow() && length <= kKEYS)
+        {
+            if (kKEYS > kHALF && length <= kHALF)
+            {
+                attendAtOnce<kHALF>();
+            }
+            else
+            {
+                attendAtOnce<kKEYS>();
+            }
+            return;
+        }
+        waitForBarrier(valuesFull(), mParity);
+        if (isRight() && length > kKEYS)
+        {
+            mParity ^= 1U;
+            attendInChunks();
+        }
+    }
+    // Copies rows of the head's queries (which = 0), keys or values.
+    __device__ void copyRows(uint32_t target, int which, int32_t row, int rows, uint32_t barrier) const
+    {
+        int32_t const column = static_cast<int32_t>(which * mProblem.heads + mHead) * kSIZE;
+        for (int first = 0; first < rows; first += kHALF)
+        {
+            copyBox(target + first * Half::kROW_BYTES, mQkvMap, column, row + first, barrier);
+        }
+    }
+    // Fills this block's share of the context of the tokens after the last sequence with zeros; or of all tokens with
+    // NaN, or -128, if cuSeqlens is invalid.
+    __device__ void fillRest() const
+    {
+        using Bits = std::conditional_t<kEIGHT_BITS, uint8_t, uint16_t>;
+        AttentionProblem const& p = mProblem;
+        bool const invalid = mState == State::kINVALID;
+        constexpr unsigned int kNAN_OF_16_BITS = 0x7FFF;
+        constexpr unsigned int kNAN_OF_E4M3 = 0x7F;
+        unsigned int const ofEightBits = p.outputType == ElementType::kINT8 ? 0x80 : kNAN_OF_E4M3;
+        auto const bits = static_cast<Bits>(invalid ? (kEIGHT_BITS ? ofEightBits : kNAN_OF_16_BITS) : 0);
+        int32_t const first = invalid ? 0 : mLengths.end;
+        if (first >= p.length)
+        {
+            return;
+        }
+        int32_t const row
+            = static_cast<int32_t>(mNumber) * kWARPS + static_cast<int32_t>(threadIdx.x / kWARP);
+        auto const step = static_cast<int32_t>(gridDim.x / p.heads) * kWARPS;
+#pragma unroll(1)
+        for (int64_t token = int64_t{first} + row; token < p.length; token += step)
+        {
+            for (int i = static_cast<int>(threadIdx.x % kWARP); i < kSIZE; i += kWARP)
+            {
+                contextRow<Bits, kSIZE>(p, token, mHead)[i] = bits;
+            }
+        }
+    }
+    // TMA has loaded other tokens to the rows beyond the end of the sequence (clearRows).
+    template <int kLOADED>
+    __device__ void clearValues(int32_t left) const
+    {
+        if (left < kLOADED)
+        {
+            clearRows<kLOADED, kSIZE, kWARPGROUP>(values(), left);
+            __syncthreads();
+        }
+    }
+    // Stores the warp's 16 rows of a tile that begins with row `first` of the sequence; through shared memory if the
+    // context has 16 bits.
+    __device__ void store(
+        int32_t first, uint32_t memory, float const (&sums)[kSIZE / 8][4], float const (&factors)[2]) const
+    {
+        int32_t const row = first + static_cast<int32_t>(threadIdx.x / kWARP) * 16;
+        int64_t const token = mPlace.begin + row;
+        int32_t const rows = mPlace.length() - row;
+        if constexpr (kEIGHT_BITS)
+        {
+            storeContextInEightBits<kSIZE>(mProblem, token, rows, mHead, sums, factors);
+        }
+        else
+        {
+            storeRows<T, kSIZE>(mProblem, mContextMap, memory, token, rows, mHead, sums, factors);
+        }
+    }
+    __device__ uint32_t contextRows() const // of this warp
+    {
+        uint32_t const row = threadIdx.x / kWARP * 16;
+        return mQueries + Shape::kCONTEXTS_BEGIN + row * Shape::Rows::kROW_BYTES;
+    }
+    // A sequence of at most kCHUNK tokens.
+    template <int kCHUNK>
+    __device__ void attendAtOnce()
+    {
+        int32_t const length = mPlace.length();
+        KeyMask<kCHUNK> bits{mProblem, QueryTile{0, 0, 0, length, 0, false}};
+        bits.gather(0);
+        auto const waitForValues = [&]
+        {
+            waitForBarrier(valuesFull(), mParity);
+            clearValues<kCHUNK>(length);
+        };
+        attendTiles<T, kCHUNK, kSIZE, 1>(mQueries, keys(), values(), bits, mProblem.scale, waitForValues,
+            [&](float const(&sums)[kSIZE / 8][4], float const(&factors)[2], int /*tile*/)
+            {
+                if (isRight())
+                {
+                    store(firstRow(), contextRows(), sums, factors);
+                }
+            });
+    }
+    // A longer sequence: tiles of 64 queries and chunks of 64 keys, which are loaded when those before have been read.
+    __device__ void attendInChunks()
+    {
+        int32_t const length = mPlace.length();
+        KeyMask<kHALF> bits{mProblem, QueryTile{0, 0, 0, length, 0, false}};
+        for (int32_t row = static_cast<int32_t>(mNumber % kPARTS) * kQUERIES; row < length;
+            row += kPARTS * kQUERIES)
+        {
+            float scores[kHALF / 8][4];
+            uint32_t weights[kHALF / 16][4];
+            float sums[kSIZE / 8][4]{};
+            OnlineSoftmax softmax{mProblem.scale};
+            for (int32_t key = 0; key < length; key += kHALF)
+            {
+                if (isFirst())
+                {
+                    arriveAndExpect(keysFull(), 3 * Half::kBYTES);
+                    copyRows(mQueries, 0, mPlace.begin + row, kHALF, keysFull());
+                    copyRows(keys(), 1, mPlace.begin + key, kHALF, keysFull());
+                    copyRows(values(), 2, mPlace.begin + key, kHALF, keysFull());
+                }
+                __syncwarp();
+                waitForBarrier(keysFull(), mParity);
+                mParity ^= 1U;
+                clearValues<kHALF>(length - key);
+                fenceRegisters(scores);
+                multiplyKeys<T, kHALF, kSIZE>(scores, mQueries, keys());
+                wgmmaWait<0>();
+                fenceRegisters(scores);
+                bits.gather(key / kHALF);
+                maskScores(scores, bits);
+                if (softmax.weigh(scores))
+                {
+                    softmax.rescale(sums);
+                }
+                packWeights<T>(weights, scores);
+                fenceRegisters(weights);
+                fenceRegisters(sums);
+                multiplyValues<T, kHALF, kSIZE>(sums, weights, values());
+                wgmmaWait<0>();
+                fenceRegisters(sums);
+                __syncthreads(); // all warps have read what the next copies overwrite
+            }
+            float factors[2];
+            softmax.finish(factors);
+            if (threadIdx.x % kWARP == 0)
+            {
+                waitForStores(); // of the previous tile
+            }
+            __syncwarp();
+            store(row, contextRows(), sums, factors);
+        }
+    }
+
+    AttentionProblem const& mProblem;
+    CUtensorMap const& mQkvMap;
+    CUtensorMap const& mContextMap;
+    Lengths& mLengths;
+    uint32_t mQueries;
+    uint32_t mHead;
+    uint32_t mNumber; // of the block among those of its head
+    Bounds mPlace{};  // where the copies come from
+    State mState{State::kNOT_CHECKED};
+    uint32_t mParity{}; // of the barriers' phase in which the copies arrive
+};
+
+template <typename T, int kSIZE, int kKEYS, int kBLOCKS, bool kEIGHT_BITS>
+__global__ void __launch_bounds__(kWARPGROUP, kBLOCKS) qkvToContextShortPackedKernel(AttentionProblem const p,
+    __grid_constant__ CUtensorMap const qkvMap, __grid_constant__ CUtensorMap const contextMap)
+{
+    extern __shared__ __align__(1024) unsigned char bytes[]; // the swizzle repeats every 1024 bytes
+    PackedBlock<T, kSIZE, kKEYS, kEIGHT_BITS>{p, qkvMap, contextMap, bytes}.run();
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -192,8 +622,18 @@ size_t sharedMemoryToSpread(int64_t blocks, int multiprocessors, size_t least)
     return std::max(least, kOF_MULTIPROCESSOR / (atATime + 1));
 }
 
+// Launches one of the two kernels. qkvMap and contextMap are the maps of qkv and, unless it has 8 bits, of the context.
+template <typename Shape, typename Kernel>
+cudaError_t launchOn(QkvToContextArguments const& a, int multiprocessors, cudaStream_t stream, Kernel* kernel,
+    int64_t blocks, size_t bytes, CUtensorMap const& qkvMap, CUtensorMap const& contextMap)
+{
+    LaunchSize const size{
+        static_cast<unsigned int>(blocks), kWARPGROUP, sharedMemoryToSpread(blocks, multiprocessors, bytes)};
+    return launchDependent(kernel, size, stream, makeProblem<Shape::kROWS>(a), qkvMap, contextMap);
+}
+
 template <typename T, int kSIZE, int kKEYS, int kTILES, int kBLOCKS>
-cudaError_t launchShape(QkvToContextArguments const& a, int multiprocessors, cudaStream_t stream)
+cudaError_t launchEqual(QkvToContextArguments const& a, int multiprocessors, cudaStream_t stream)
 {
     using Shape = ShortShape<kSIZE, kKEYS, kTILES>;
     auto const width = static_cast<cuuint64_t>(a.heads) * kSIZE;
@@ -213,27 +653,55 @@ cudaError_t launchShape(QkvToContextArguments const& a, int multiprocessors, cud
     {
         return status;
     }
-    int64_t const blocks = countBlocks<Shape::kROWS>(a);
-    LaunchSize const size{static_cast<unsigned int>(blocks), kWARPGROUP,
-        sharedMemoryToSpread(blocks, multiprocessors, Shape::kBYTES)};
     auto* const kernel = eightBits ? qkvToContextShortKernel<T, kSIZE, kKEYS, kTILES, kBLOCKS, true>
                                    : qkvToContextShortKernel<T, kSIZE, kKEYS, kTILES, kBLOCKS, false>;
-    return launchDependent(kernel, size, stream, makeProblem<Shape::kROWS>(a), qkvMap, contextMap);
+    return launchOn<Shape>(
+        a, multiprocessors, stream, kernel, countBlocks<Shape::kROWS>(a), Shape::kBYTES, qkvMap, contextMap);
+}
+
+template <typename T, int kSIZE, int kKEYS, int kBLOCKS>
+cudaError_t launchPacked(QkvToContextArguments const& a, int multiprocessors, cudaStream_t stream)
+{
+    using Block = PackedBlock<T, kSIZE, kKEYS, false>;
+    auto const width = static_cast<cuuint64_t>(a.heads) * kSIZE;
+    auto const tokens = static_cast<cuuint64_t>(a.length);
+    CUtensorMap qkvMap{};
+    CUtensorMap contextMap{};
+    cudaError_t status = describeTensor<T>(qkvMap, a.qkv, {3 * width, tokens}, {kSIZE, kHALF}); // (T, 3H)
+    bool const eightBits = a.outputType != a.type;
+    if (status == cudaSuccess && !eightBits)
+    {
+        status = describeTensor<T>(contextMap, a.context, {width, tokens}, {kSIZE, 16}); // (T, H)
+    }
+    if (status != cudaSuccess)
+    {
+        return status;
+    }
+    auto* const kernel = eightBits ? qkvToContextShortPackedKernel<T, kSIZE, kKEYS, kBLOCKS, true>
+                                   : qkvToContextShortPackedKernel<T, kSIZE, kKEYS, kBLOCKS, false>;
+    return launchOn<typename Block::Shape>(a, multiprocessors, stream, kernel,
+        int64_t{a.sequences} * a.heads * Block::kPARTS, Block::Shape::kBYTES + sizeof(Lengths), qkvMap,
+        contextMap);
 }
 
 // Chooses the number of queries and keys of a block (docs/kernels/attention.md has the measurements).
 template <typename T, int kSIZE>
 cudaError_t launchSuitable(QkvToContextArguments const& a, int multiprocessors, cudaStream_t stream)
 {
+    if (a.cuSeqlens != nullptr)
+    {
+        return longestSequence(a) <= 64 ? launchPacked<T, kSIZE, 64, 5>(a, multiprocessors, stream)
+                                        : launchPacked<T, kSIZE, 128, 4>(a, multiprocessors, stream);
+    }
     if (a.length <= 64)
     {
-        return launchShape<T, kSIZE, 64, 1, 6>(a, multiprocessors, stream);
+        return launchEqual<T, kSIZE, 64, 1, 6>(a, multiprocessors, stream);
     }
     if (int64_t{a.sequences} * a.heads <= 2 * multiprocessors) // all blocks are resident at the same time
     {
-        return launchShape<T, kSIZE, 128, 1, 4>(a, multiprocessors, stream);
+        return launchEqual<T, kSIZE, 128, 1, 4>(a, multiprocessors, stream);
     }
-    return launchShape<T, kSIZE, 128, 2, 3>(a, multiprocessors, stream);
+    return launchEqual<T, kSIZE, 128, 2, 3>(a, multiprocessors, stream);
 }
 
 } // namespace
