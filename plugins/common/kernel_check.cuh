@@ -104,6 +104,9 @@ double rowError(T const* found, std::vector<double> const& expected, double scal
 // margin for the difference of fp32 and double precision. `terms` is the sum of the absolute values of the terms whose
 // sum is the value: where they cancel, E4M3 has small steps, but fp32 still has rounded the terms. Eight roundings are
 // not counted. Not for NaN.
+//
+// gamma is a term too: the mean, in units of the deviation, is as precise as the deviations' sum. In a wide row all
+// additions of a thread can round the same way, because the mean's last bits are in each deviation.
 inline double halfSteps(int8_t found, double value, double terms, ElementType type)
 {
     double const rounding = terms * 0x1p-21;

@@ -138,7 +138,7 @@ void runVariant(Outcome& outcome, Variant const& variant, ElementType type, Elem
         {
             double const factor = variant.factors ? factors[i] : 1.0;
             double const shift = toHost(beta[i]);
-            double const terms = std::abs(expected[i] - shift) + std::abs(shift);
+            double const terms = std::abs(expected[i] - shift) + std::abs(toHost(gamma[i])) + std::abs(shift);
             outcome.expectAtMost(halfSteps(quantized[start + i], expected[i] * factor / kOUT_SCALE,
                                      terms * factor / kOUT_SCALE, variant.quantizedType),
                 variant.factors ? 1.004 : 1.002, variant.name, rows, hidden, row);
