@@ -185,8 +185,8 @@ def test_attention_is_native_for_other_head_sizes_and_the_other_plugins_stay(tmp
     check(folder, network, "padded", "fp16")
     assert {layer.plugin for layer in network.contents.plugins.values()} == {
         "EmbLayerNorm",
-        "SkipLayerNorm",
         "Linear",
+        "LinearSkipLayerNorm",
     }
 
 

@@ -104,18 +104,39 @@ class EightBitProducts(LinearPluginProducts):
             )
         return self.eight_bits[x.name]
 
+    def linear_add_norm(
+        self,
+        x: trt.ITensor,
+        residual: trt.ITensor,
+        linear_weights: tuple[np.ndarray, np.ndarray],
+        norm_weights: tuple[np.ndarray, np.ndarray],
+        epsilon: float,
+        name: str,
+        **outputs: Any,
+    ) -> tuple[trt.ITensor, ...]:
+        """As ``LinearPluginProducts.linear_add_norm``. A quantized product reads the 8-bit form of x."""
+        if self.is_quantized(f"{name}.dense"):
+            weight, bias = linear_weights
+            outputs["x_scale"] = self.scale(x.name)
+            x, weight = self._quantized_operands(x, weight)
+            linear_weights = weight, bias
+        return super().linear_add_norm(x, residual, linear_weights, norm_weights, epsilon, name, **outputs)
+
     def _quantized_linear(
         self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray | None, name: str, **fused: Any
     ) -> trt.ITensor:
         """A product in 8 bits; ``fused`` are arguments of ``addFusedLinear``."""
+        scale = self.scale(x.name)
+        x, weight = self._quantized_operands(x, weight)
+        return self.helper.addFusedLinear(
+            *(x, weight, bias, name), constant_weight=self._constant_weights, x_scale=scale, **fused
+        )
+
+    def _quantized_operands(self, x: trt.ITensor, weight: np.ndarray) -> tuple[trt.ITensor, np.ndarray]:
+        """The 8-bit form of x, and the weight for it; counts the product."""
         self.num_quantized += 1
         factors = self.quantization.smoothing.get(x.name)  # x has been divided by them
-        return self.helper.addFusedLinear(
-            *(self.eight_bit_form(x), weight if factors is None else weight * factors, bias, name),
-            constant_weight=self._constant_weights,
-            x_scale=self.scale(x.name),
-            **fused,
-        )
+        return self.eight_bit_form(x), weight if factors is None else weight * factors
 
 
 class FusedQuantizedLayers(FusedLayers):
