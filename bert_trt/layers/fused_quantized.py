@@ -2,10 +2,11 @@
 
 An activation that a quantized product reads is stored in 8 bits, by the kernel that computes it:
 
-    embeddings, layer norm   fp16 for the residual sum, and 8 bits for the product
-    attention                reads fp16 Q, K and V, writes its context in 8 bits
-    intermediate             8 bits in, GELU, 8 bits out
-    the other products       8 bits in, fp16 out
+    embeddings                   fp16 for the residual sum, and 8 bits for the product
+    product, sum, layer norm     8 bits in, and fp16 for the residual sum; out as embeddings
+    attention                    reads fp16 Q, K and V, writes its context in 8 bits
+    intermediate                 8 bits in, GELU, 8 bits out
+    Q, K and V                   8 bits in, fp16 out
 
 So no quantize layer stands alone, and residual sums stay in fp16. A product that is not quantized (``--max-error``)
 takes its fp16 kernel, and the activation in front of it is fp16 only.
