@@ -300,9 +300,10 @@ def linear_skip_layer_norm(
     epsilon: float,
     x_scale: float = 0.0,
     weight_scales: torch.Tensor | None = None,
+    product_type: torch.dtype | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """LN(x @ weightᵀ + bias + skip), computed and returned in ``dtype``; nothing in between is rounded.
+    """LN(x @ weightᵀ + bias + skip), computed and returned in ``dtype``.
 
     Args:
         x: (..., K); int8 or float8_e4m3fn where there are ``weight_scales``.
@@ -314,12 +315,14 @@ def linear_skip_layer_norm(
         epsilon: added to the variance; 1e-12 in BERT.
         x_scale: the scale of x in 8 bits.
         weight_scales: (N,), the scales of a weight in 8 bits: x @ weightᵀ is multiplied with x_scale · weight_scales.
+        product_type: what x @ weightᵀ is rounded to, as between two kernels; None does not round.
         dtype: the type to compute in.
     """
     if weight_scales is None:
         product = linear(x, weight, dtype=dtype)
     else:
         product = quantized_linear(x, weight, weight_scales, x_scale=x_scale, dtype=dtype)
+    product = product if product_type is None else product.to(product_type)
     return skip_layer_norm(product, skip, gamma, beta, bias, epsilon=epsilon, dtype=dtype)
 
 
@@ -335,7 +338,8 @@ def _linear_skip_layer_norm_plugin(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     others, scales, factors = split_inputs("LinearSkipLayerNorm", inputs, x_scale, output_factors)
     skip = others[2]
-    y = linear_skip_layer_norm(*others, epsilon=epsilon, x_scale=x_scale, weight_scales=scales)
+    rounded = {"product_type": skip.dtype}  # as the two kernels of most GPUs: an overflow there shall not stay unseen
+    y = linear_skip_layer_norm(*others, epsilon=epsilon, x_scale=x_scale, weight_scales=scales, **rounded)
     return _with_quantized(y, factors, skip.dtype, output_scale, outputs, quantized_type)
 
 
