@@ -710,8 +710,8 @@ class _Lowering:
     def describe(self, layer: Any) -> str:
         """The layer's name and the constants that it reads, without those whose names begin with the layer's.
 
-        In a parsed network only constants have meaningful names; a plugin layer has the name of the last of the modules
-        that it computes.
+        In a parsed network only constants have meaningful names; and a plugin layer has the name of the last of the
+        modules that it computes.
         """
         inputs = [self.origins.get(name) for name in input_names(layer)]
         constants = [name for origin in inputs for name in origin or ()]
