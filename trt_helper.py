@@ -697,6 +697,68 @@ class TrtNetworkHelper:
         (y,) = self.addPlugin(PluginLayer(layer_name or name, "Linear", fields, output_types), inputs)
         return y
 
+    def addLinearSkipLayerNorm(
+        self,
+        x: trt.ITensor,
+        weight: np.ndarray,
+        bias: np.ndarray | None,
+        skip: trt.ITensor,
+        gamma: np.ndarray,
+        beta: np.ndarray,
+        epsilon: float,
+        name: str,
+        linear_name: str,
+        x_scale: float = 0.0,
+        output_scale: float = 0.0,
+        outputs: str = "y",
+        constant_weights: bool = True,
+        quantized_type: trt.DataType = trt.DataType.INT8,
+        output_factors: np.ndarray | None = None,
+    ) -> tuple[trt.ITensor, ...]:
+        """LN(x @ weightᵀ + bias + skip) by the LinearSkipLayerNorm plugin, in fp16 and bf16.
+
+        Args:
+            x: (..., in) in the helper's type; int8 or fp8 with ``x_scale``.
+            weight: (out, in); with ``x_scale`` it is stored in the type of x, with a scale for each output channel.
+            bias: (out,), or None.
+            skip: (..., out) in the helper's type.
+            gamma: (out,).
+            beta: (out,).
+            epsilon: added to the variance; 1e-12 in BERT.
+            name: the layer norm's name, which is that of the layer.
+            linear_name: the linear layer's name, which begins the names of weight and bias.
+            x_scale: the scale of an int8 or fp8 x, value = x · scale; 0 for a floating-point x.
+            output_scale: the scale of the output in 8 bits; 0 for none.
+            outputs: ``y``, or ``both`` for y in the helper's type, then y in 8 bits.
+            constant_weights: the kernel may read weights before the previous layer has finished.
+            quantized_type: the type of the output in 8 bits, INT8 or FP8.
+            output_factors: (out,), as for ``addSkipLayerNorm``.
+
+        Returns:
+            The outputs, each (..., out).
+
+        Raises:
+            LayerError: a scale or a factor is invalid, or TensorRT refuses the layer.
+        """
+        fields: dict[str, float | int | str] = {"epsilon": epsilon, "constant_weights": int(constant_weights)}
+        fields |= _output_fields(output_scale, outputs, quantized_type, name)
+        if x_scale:
+            fields["x_scale"] = x_scale
+            stored, *scales = self._addScaledWeight(weight, f"{linear_name}.weight", x.dtype)
+        else:
+            stored, *scales = (self.addConstant(weight, f"{linear_name}.weight"),)
+        parameters = (("weight", gamma), ("bias", beta))
+        inputs = [x, stored, skip]
+        inputs += [self.addConstant(values, f"{name}.{part}", trt.DataType.FLOAT) for part, values in parameters]
+        inputs += scales
+        if output_factors is not None:
+            inputs.append(self._addFactors(output_factors, len(gamma), output_scale, name))
+            fields["output_factors"] = 1
+        if bias is not None:
+            inputs.append(self.addConstant(bias, f"{linear_name}.bias", trt.DataType.FLOAT))
+        output_types = self._outputTypes(as_tuple(skip.shape), output_scale, outputs, quantized_type)
+        return self.addPlugin(PluginLayer(name, "LinearSkipLayerNorm", fields, output_types), inputs)
+
     def _addFactors(self, factors: np.ndarray, width: int, output_scale: float, name: str) -> trt.ITensor:
         """What the channels of a plugin's output in 8 bits are multiplied with, fp32 (H,).
 

@@ -103,9 +103,9 @@ FIRST_ID = 5  # ids below are those of special tokens
 PEAK_SIZE = 8192  # the product whose speed stands for a type's peak is this large on every side
 KINDS = {  # the kind of a kernel: what its name has in it; the first that fits
     "embedding": r"embLayerNorm\w*Kernel",
-    "norms": r"ayerNorm\w*Kernel",
+    "norms": r"\b(l|skipL)ayerNorm\w*Kernel",
     "attention": r"qkvToContext\w*Kernel",
-    "Linear": r"linear\w*Kernel",
+    "Linear": r"linear\w*Kernel",  # also that with a layer norm behind it
     "copies": r"^Mem(cpy|set)",
     "head": r"gemm|gemv|nvjet|cutlass|cublas|splitK",  # PyTorch's product, the only one
     "other": "",

@@ -126,8 +126,9 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         choices=list(FUSIONS),
         default="none",
         help="none: elementary layers; tensorrt: TensorRT's own attention layer, without any plugin; "
-        "plugins: EmbLayerNorm, SkipLayerNorm and QkvToContext; all: also Linear, for the encoder's matrix products, "
-        "which in fp32 are TensorRT's own layers; in int8 and fp8 the plugins write activations in 8 bits "
+        "plugins: EmbLayerNorm, SkipLayerNorm and QkvToContext; all: also the encoder's matrix products, by Linear "
+        "and LinearSkipLayerNorm, which in fp32 are TensorRT's own layers; in int8 and fp8 the plugins write "
+        "activations in 8 bits "
         "(default: %(default)s)",
     )
     group.add_argument(

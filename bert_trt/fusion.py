@@ -29,14 +29,15 @@ ATTENTION_NOT_QUANTIZED = (
 
 
 def fused_layers(fusion: str, precision: str) -> tuple[str, ...]:
-    """The fused layers of a network with this ``--fusion`` and ``--precision``: Linear has no fp32.
+    """The fused layers of a network with this ``--fusion`` and ``--precision``: in fp32, which Linear does not have,
+    all is plugins.
 
     Raises:
         UserError: the fusion needs TensorRT's own attention, which the installed TensorRT does not have.
     """
     if TENSORRT_ATTENTION in FUSIONS[fusion]:
         check_attention()
-    return tuple(name for name in FUSIONS[fusion] if name != "Linear" or precision != "fp32")
+    return FUSIONS["plugins" if fusion == "all" and precision == "fp32" else fusion]
 
 
 def plugins_of(fused: Sequence[str]) -> list[str]:

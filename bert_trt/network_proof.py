@@ -22,6 +22,7 @@ from bert_trt.network import NetworkContents
 from bert_trt.network_runner import constant_values, input_names, output_names, read_layer
 from bert_trt.plugin_layers import PluginLayer
 from bert_trt.tensorrt_product import trt
+from plugins.reference import OPTIONAL_INPUTS, WITH_WEIGHT
 
 Producers = Mapping[str, tuple[str, Any]]  # by a tensor's name: kind and layer that computes it
 
@@ -123,7 +124,8 @@ SCALED_INPUTS = {"x_scale": 0, "skip_scale": 1, "qkv_scale": 0}  # a plugin's in
 
 
 def _check_plugin_scales(layer: Any, producers: Producers, contents: NetworkContents) -> None:
-    """Checks that a plugin reads its inputs with the scales that they were quantized with, and a Linear's weight."""
+    """Checks that a plugin reads its inputs with the scales that they were quantized with, and the weight of a linear
+    layer in 8 bits."""
     plugin, names = contents.plugins[layer.name], input_names(layer)
     for field, index in SCALED_INPUTS.items():
         scale = plugin.fields.get(field, 0.0)
@@ -134,8 +136,8 @@ def _check_plugin_scales(layer: Any, producers: Producers, contents: NetworkCont
                     f"layer {layer.name!r} has {field} {scale:.6g}, but {names[index]!r} was quantized with "
                     f"{'no scale' if expected is None else f'{float(expected[0]):.6g}'}"
                 )
-    if plugin.plugin == "Linear" and plugin.fields.get("x_scale"):
-        weight, scales = (producers[name][1] for name in names[1:3])
+    if plugin.plugin in WITH_WEIGHT and plugin.fields.get("x_scale"):
+        weight, scales = (producers[names[index]][1] for index in (1, OPTIONAL_INPUTS[plugin.plugin]))
         values, expected = quantize_weight(contents.sources[weight.name], weight.get_output(0).dtype, weight.name)
         if values.tobytes() != constant_values(weight, contents).tobytes():
             raise WrongNetworkError(f"constant {weight.name!r} does not hold the quantized values of its source")

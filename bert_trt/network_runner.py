@@ -708,7 +708,11 @@ class _Lowering:
         self.values[name] = _Value(node, on_host)
 
     def describe(self, layer: Any) -> str:
-        """The layer's name and the constants that it reads: in a parsed network only these have meaningful names."""
+        """The layer's name and the constants that it reads, without those whose names begin with the layer's.
+
+        In a parsed network only constants have meaningful names; and a plugin layer has the name of the last of the
+        modules that it computes.
+        """
         inputs = [self.origins.get(name) for name in input_names(layer)]
         constants = [name for origin in inputs for name in origin or ()]
         if inputs and None not in inputs:  # all inputs are constants, perhaps cast or reshaped
@@ -763,7 +767,7 @@ class _Lowering:
         self.attributes[attribute] = PluginModule(self.contents.plugins[layer.name], self.device, self.in_fp32)
         inputs = tuple(self.node(name, on_host=False) for name in input_names(layer))
         module = self.graph.call_module(attribute, inputs)
-        module.meta["layer"] = repr(layer.name)
+        module.meta["layer"] = self.describe(layer)
         if layer.num_outputs == 1:
             return [module]
         return [self.graph.call_function(operator.getitem, (module, output)) for output in range(layer.num_outputs)]

@@ -37,7 +37,7 @@ FUSIONS = {  # --fusion -> the fused layers, each of which replaces several elem
     "none": (),
     "tensorrt": (TENSORRT_ATTENTION,),
     "plugins": FUSED_LAYERS,
-    "all": (*FUSED_LAYERS, "Linear"),
+    "all": ("EmbLayerNorm", "QkvToContext", "Linear", "LinearSkipLayerNorm"),
 }
 LAYER_NORM_KERNELS = ("basic", "fused", "fast")
 GELU_KINDS = ("erf", "tanh", "decomposed")

@@ -11,7 +11,7 @@ import numpy as np
 
 from bert_trt.model_files import ModelFolder
 from bert_trt.network import Assemble
-from bert_trt.options import FILL_MASK, FUSED_LAYERS, FUSIONS, SequenceRange
+from bert_trt.options import FILL_MASK, FUSIONS, SequenceRange
 from bert_trt.prediction import TOKENS_PER_BATCH, TOKENS_PER_SMALL_BATCH, BatchRanges
 from bert_trt.tensorrt_log import TrtLog
 
@@ -50,11 +50,11 @@ class PyTorchNetwork:
         self.device = best_device()
         self.precision = precision or "fp32"
         self.fusion = fusion or "none"
-        has_plugins = set(FUSED_LAYERS) <= set(FUSIONS[self.fusion])
+        has_packed_kernel = "QkvToContext" in FUSIONS[self.fusion]
         positions = folder.config.max_positions
         on_gpu = TOKENS_PER_BATCH if folder.config.task == FILL_MASK else TOKENS_PER_SMALL_BATCH
         self.ranges = BatchRanges(
-            "packed" if has_plugins and self.device != "cpu" else "padded",
+            "packed" if has_packed_kernel and self.device != "cpu" else "padded",
             SequenceRange(1, positions, positions),
             SequenceRange(1, MOST_SEQUENCES, MOST_SEQUENCES),
             tokens=CPU_TOKENS if self.device == "cpu" else on_gpu,

@@ -215,18 +215,26 @@ def _skip_layer_norm_plugin(
     output_factors: int = 0,
     constant_weights: int = 0,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    (x, skip, *others), factors = split_factors("SkipLayerNorm", (x, skip, *weights), output_factors)
+    (x, skip, *others), _, factors = split_inputs("SkipLayerNorm", (x, skip, *weights), 0.0, output_factors)
     y = skip_layer_norm(x, skip, *others, epsilon=epsilon, x_scale=x_scale, skip_scale=skip_scale)
     floating = next((t.dtype for t in (x, skip) if t.dtype != torch.int8), None) or TYPES[output_type or "fp32"]
     return _with_quantized(y, factors, floating, output_scale, outputs, quantized_type)
 
 
-def split_factors(
-    plugin: str, inputs: Sequence[torch.Tensor], output_factors: int
-) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-    """A plugin's inputs without ``output_factors``, and that input (H,); None where the field of its name is 0."""
+def split_inputs(
+    plugin: str, inputs: Sequence[torch.Tensor], x_scale: float, output_factors: int
+) -> tuple[list[torch.Tensor], torch.Tensor | None, torch.Tensor | None]:
+    """A plugin's inputs without ``weight_scales`` and ``output_factors``, then these two, or None.
+
+    Args:
+        plugin: the plugin's name.
+        inputs: its inputs.
+        x_scale: its field; ``weight_scales`` (N,) are an input of a linear layer that has it.
+        output_factors: its field; 1 where there is an input of that name, (N,).
+    """
     others = list(inputs)
-    return others, others.pop(FACTORS_INPUT[plugin]) if output_factors else None
+    weight_scales = others.pop(OPTIONAL_INPUTS[plugin]) if x_scale and plugin in WITH_WEIGHT else None
+    return others, weight_scales, others.pop(OPTIONAL_INPUTS[plugin]) if output_factors else None
 
 
 def _scaled(y: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
@@ -256,7 +264,7 @@ def _emb_layer_norm_plugin(
     quantized_type: str = "int8",
     output_factors: int = 0,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    others, factors = split_factors("EmbLayerNorm", inputs, output_factors)
+    others, _, factors = split_inputs("EmbLayerNorm", inputs, 0.0, output_factors)
     words = others[3]
     y = emb_layer_norm(*others, epsilon=epsilon)
     return _with_quantized(y, factors, words.dtype, output_scale, outputs, quantized_type)
@@ -272,13 +280,67 @@ def _linear_plugin(
     output_type: str = "",
     output_factors: int = 0,
 ) -> torch.Tensor:
-    if not x_scale:
-        return linear(x, *weights, activation=activation).to(x.dtype)
-    (x, *others), factors = split_factors("Linear", (x, *weights), output_factors)
-    y = quantized_linear(x, *others, x_scale=x_scale, activation=activation)
+    (x, weight, *bias), scales, factors = split_inputs("Linear", (x, *weights), x_scale, output_factors)
+    if scales is None:
+        return linear(x, weight, *bias, activation=activation).to(x.dtype)
+    y = quantized_linear(x, weight, scales, *bias, x_scale=x_scale, activation=activation)
     return (
         quantize(_scaled(y, factors), output_scale, TYPES[output_type]) if output_scale else y.to(TYPES[output_type])
     )
+
+
+def linear_skip_layer_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    skip: torch.Tensor,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    epsilon: float,
+    x_scale: float = 0.0,
+    weight_scales: torch.Tensor | None = None,
+    product_type: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """LN(x @ weightᵀ + bias + skip), computed and returned in ``dtype``.
+
+    Args:
+        x: (..., K); int8 or float8_e4m3fn where there are ``weight_scales``.
+        weight: (N, K), of the type of x.
+        skip: (..., N).
+        gamma: (N,).
+        beta: (N,).
+        bias: (N,), or None.
+        epsilon: added to the variance; 1e-12 in BERT.
+        x_scale: the scale of x in 8 bits.
+        weight_scales: (N,), the scales of a weight in 8 bits: x @ weightᵀ is multiplied with x_scale · weight_scales.
+        product_type: what x @ weightᵀ is rounded to, as between two kernels; None does not round.
+        dtype: the type to compute in.
+    """
+    if weight_scales is None:
+        product = linear(x, weight, dtype=dtype)
+    else:
+        product = quantized_linear(x, weight, weight_scales, x_scale=x_scale, dtype=dtype)
+    product = product if product_type is None else product.to(product_type)
+    return skip_layer_norm(product, skip, gamma, beta, bias, epsilon=epsilon, dtype=dtype)
+
+
+def _linear_skip_layer_norm_plugin(
+    *inputs: torch.Tensor,
+    epsilon: float,
+    x_scale: float = 0.0,
+    output_scale: float = 0.0,
+    outputs: str = "y",
+    quantized_type: str = "int8",
+    output_factors: int = 0,
+    constant_weights: int = 0,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    others, scales, factors = split_inputs("LinearSkipLayerNorm", inputs, x_scale, output_factors)
+    skip = others[2]
+    rounded = {"product_type": skip.dtype}  # as the two kernels of most GPUs: an overflow there shall not stay unseen
+    y = linear_skip_layer_norm(*others, epsilon=epsilon, x_scale=x_scale, weight_scales=scales, **rounded)
+    return _with_quantized(y, factors, skip.dtype, output_scale, outputs, quantized_type)
 
 
 def qkv_to_context(
@@ -347,8 +409,9 @@ QUANTIZATION_FIELDS = (
     "quantized_type",
     "output_factors",
 )
-WEIGHT_SCALES_INPUT = 2  # of Linear in 8 bits
-FACTORS_INPUT = {"SkipLayerNorm": 4, "EmbLayerNorm": 8, "Linear": 3}  # where output_factors is among the inputs
+WITH_WEIGHT = ("Linear", "LinearSkipLayerNorm")
+# Where weight_scales and output_factors are among the inputs, those that there are, in this order.
+OPTIONAL_INPUTS = {"SkipLayerNorm": 4, "EmbLayerNorm": 8, "Linear": 2, "LinearSkipLayerNorm": 5}
 
 # By the plugin's name: a function from its inputs, and its fields by name, to its output or outputs.
 REFERENCES: dict[str, Callable[..., Any]] = {
@@ -357,6 +420,7 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "EmbLayerNorm": _emb_layer_norm_plugin,
     "QkvToContext": qkv_to_context,
     "Linear": _linear_plugin,
+    "LinearSkipLayerNorm": _linear_skip_layer_norm_plugin,
 }
 
 
@@ -374,8 +438,7 @@ def compute_in_fp32(
         Its output or outputs in fp32.
     """
     kept = {name: value for name, value in fields.items() if name not in QUANTIZATION_FIELDS}
-    inputs, factors = split_factors(plugin, inputs, fields.get("output_factors", 0))
-    if plugin == "Linear" and fields.get("x_scale"):
-        del inputs[WEIGHT_SCALES_INPUT]
+    x_scale, output_factors = fields.get("x_scale", 0.0), fields.get("output_factors", 0)
+    inputs, _, factors = split_inputs(plugin, inputs, x_scale, output_factors)
     y = REFERENCES[plugin](*inputs, **kept)
     return (y, _scaled(y, factors)) if fields.get("outputs") == "both" else _scaled(y, factors)

@@ -132,6 +132,8 @@ int main(int /*count*/, char** arguments)
         {"QkvToContext", {{"num_heads", &heads, PluginFieldType::kINT32, 1}}, {half({kROWS, 3 * kHIDDEN})},
             rows},
         {"Linear", {}, {rows, half({kHIDDEN, kHIDDEN}), weight}, rows},
+        {"LinearSkipLayerNorm", {epsilonField},
+            {rows, half({kHIDDEN, kHIDDEN}), rows, weight, weight, weight}, rows},
     };
 
     void* const library = dlopen(arguments[1], RTLD_NOW);

@@ -20,17 +20,17 @@ def run_guarded(plugin: Plugin, tensors: list[torch.Tensor], shift: int = 0) -> 
     device = TorchDevice()
     specs = [TensorSpec.of_torch(tensor) for tensor in tensors]
     outputs, workspace_size = plugin.prepare(specs)
-    assert workspace_size == 0
     types = [getattr(torch, spec.dtype) for spec in outputs]
     inputs = [Buffer.of(device, tensor, shift) for tensor in tensors]
     found = [
         Buffer(device, math.prod(spec.shape) * dtype.itemsize, shift=shift)
         for spec, dtype in zip(outputs, types, strict=True)
     ]
+    workspace = Buffer(device, workspace_size)
     pointers = [[buffer.address for buffer in buffers] for buffers in (inputs, found)]
-    plugin.enqueue(specs, pointers[0], pointers[1], stream=device.stream)
+    plugin.enqueue(specs, pointers[0], pointers[1], workspace.address, device.stream)
     device.synchronize()
-    assert all(buffer.guards_intact() for buffer in [*inputs, *found])
+    assert all(buffer.guards_intact() for buffer in [*inputs, *found, workspace])
     return [buffer.tensor(spec.shape, dtype) for buffer, spec, dtype in zip(found, outputs, types, strict=True)]
 
 

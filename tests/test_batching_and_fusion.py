@@ -165,8 +165,12 @@ def layer_kinds(network: trt.INetworkDefinition) -> list[str]:
 
 
 def linear_layers(bert: DefinedNetwork) -> dict[str, Any]:
-    """The layers of the Linear plugin: activation by name."""
-    return {name: one.fields["activation"] for name, one in bert.contents.plugins.items() if one.plugin == "Linear"}
+    """The layers of the plugins with a product: activation by name."""
+    return {
+        name: str(one.fields.get("activation", "none"))
+        for name, one in bert.contents.plugins.items()
+        if one.plugin in ("Linear", "LinearSkipLayerNorm")
+    }
 
 
 def num_inputs(bert: DefinedNetwork, name: str) -> int:
@@ -251,18 +255,21 @@ def test_the_linear_plugin_alone(model_dir, hugging_face, batching, precision):
 
 
 @EVERY_BATCHING
-def test_all_products_of_the_encoder_are_the_linear_plugins(model_dir, batching):
+def test_all_products_of_the_encoder_are_the_plugins(model_dir, batching):
+    """Those before a residual sum are one layer with it and its layer norm."""
     _, bert = make_runner(model_dir, "fp16", batching, "all")
     layers = [f"bert.encoder.layer.{index}" for index in range(2)]
-    products = ("attention.self.qkv", "attention.output.dense", "output.dense")
-    expected = {f"{layer}.{product}": "none" for layer in layers for product in products}
+    norms = {f"{layer}.{step}.LayerNorm" for layer in layers for step in ("attention.output", "output")}
+    expected = dict.fromkeys((*norms, *(f"{layer}.attention.self.qkv" for layer in layers)), "none")
     assert linear_layers(bert) == expected | dict.fromkeys(
         (f"{layer}.intermediate.intermediate_act_fn" for layer in layers), "gelu"
     )
-    with_bias = {name for name in linear_layers(bert) if num_inputs(bert, name) == 3}
-    assert with_bias == {name for name in linear_layers(bert) if not name.endswith("output.dense")}
+    plugins = bert.contents.plugins
+    assert {name for name, one in plugins.items() if one.plugin == "LinearSkipLayerNorm"} == norms
+    for name in linear_layers(bert):  # each with its bias
+        assert num_inputs(bert, name) == (6 if name in norms else 3)
     kinds = layer_kinds(bert.network)
-    assert kinds.count("PLUGIN_V3") == 1 + 2 * (1 + 2 + 4)
+    assert kinds.count("PLUGIN_V3") == 1 + 2 * (1 + 4)
     assert kinds.count("MATRIX_MULTIPLY") == 2  # of the head
     assert kinds.count("ACTIVATION") == 1  # likewise
 
@@ -493,10 +500,8 @@ def test_plugins_write_8_bits_for_products_and_fp16_for_residuals(model_dir, qua
     layer = {
         "attention.self.qkv": half,
         "attention.self": [narrow],
-        "attention.output.dense": half,
         "attention.output.LayerNorm": both,
         "intermediate.intermediate_act_fn": [narrow],
-        "output.dense": half,
         "output.LayerNorm": both,
     }
     expected = {f"encoder.layer.{index}.{name}": types for index in (0, 1) for name, types in layer.items()}
@@ -522,7 +527,7 @@ def test_a_product_that_is_returned_reads_fp16(model_dir, hugging_face, quantiza
     only_half = [
         name
         for name, one in bert.contents.plugins.items()
-        if one.plugin in ("EmbLayerNorm", "SkipLayerNorm", "QkvToContext") or name.endswith("act_fn")
+        if one.plugin in ("EmbLayerNorm", "LinearSkipLayerNorm", "QkvToContext") or name.endswith("act_fn")
         if trt.DataType.INT8 not in [dtype for dtype, _ in one.outputs]
     ]
     quantized_alone = [bert.network.get_layer(i).name for i in range(bert.network.num_layers)]

@@ -30,6 +30,7 @@ def test_there_is_a_page_for_each_kernel_family():
         "encoder",
         "layer_norm",
         "linear",
+        "linear_skip_layer_norm",
     ]
 
 

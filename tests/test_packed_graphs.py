@@ -14,6 +14,7 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bert_trt import network_runner
 from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME
 from bert_trt.network_runner import NetworkRunner
 from bert_trt.options import EMBEDDING, QUESTION_ANSWERING, SequenceRange
@@ -91,6 +92,16 @@ def test_graphs_give_what_the_runner_gives(make_model, task):
     for inputs, one in zip(batches, launched, strict=True):
         (expected,) = runner.run(inputs).values()
         np.testing.assert_allclose(one.result(), expected.cpu().numpy(), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("fusion", "batching"), [("none", "padded"), ("tensorrt", "padded"), ("plugins", "packed"), ("all", "packed")]
+)
+def test_batches_are_packed_where_a_plugin_computes_attention_on_a_gpu(make_model, monkeypatch, fusion, batching):
+    for device, expected in (("cuda", batching), ("cpu", "padded")):
+        monkeypatch.setattr(network_runner, "best_device", lambda device=device: device)
+        network = PyTorchNetwork(make_model(EMBEDDING), assemble, "fp16", fusion)
+        assert network.ranges.batching == expected
 
 
 @needs_gpu

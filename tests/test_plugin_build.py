@@ -326,7 +326,7 @@ LISTED = (build.PLUGINS / "CMakeLists.txt").read_text().partition("add_library(h
 HOPPER = re.findall(r"\S+\.cu", LISTED)
 
 
-DISPATCH = ["linear/linear_dispatch.cpp", "qkv_to_context/qkv_to_context_dispatch.cpp"]
+DISPATCH = [f"{name}/{name}_dispatch.cpp" for name in ("linear", "linear_skip_layer_norm", "qkv_to_context")]
 
 
 @pytest.mark.parametrize("source", [*HOPPER, *DISPATCH])

@@ -58,6 +58,15 @@ EVERY_FIELD = {
         "output_type": "fp8",
         "output_factors": 1,
     },
+    "LinearSkipLayerNorm": {
+        "epsilon": THIRD,
+        "x_scale": np.float32(0.00123456789),
+        "output_scale": np.float32(0.1),
+        "outputs": "both",
+        "quantized_type": "fp8",
+        "output_factors": 1,
+        "constant_weights": 1,
+    },
 }
 each_plugin = pytest.mark.parametrize("name", EVERY_FIELD)
 
@@ -145,7 +154,7 @@ def calls_in_wrong_orders(tmp_path_factory):
 
 @each_plugin
 def test_nothing_is_launched_with_shapes_that_were_not_told_or_not_accepted(calls_in_wrong_orders, name):
-    """Linear and SkipLayerNorm would leave out their bias: only onShapeChange says how many inputs there are."""
+    """A layer with a bias would leave it out: only onShapeChange says how many inputs there are."""
     steps = calls_in_wrong_orders(name)
     refused = [
         f"{name} plugin, enqueue: shapes and number of inputs are unknown; "

@@ -331,6 +331,78 @@ def test_a_product_with_bias_and_activation_in_one_layer(tmp_path, precision, bi
         assert build_plan(made_builder, helper.network, helper.log, options, tmp_path / "p.plan").num_bytes > 0
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("kind", [None, "int8", "fp8"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_with_residual_sum_and_norm_in_one_layer(tmp_path, precision, kind, bias):
+    """x in 16 bits, or in 8 with a quantized weight; y and y in 8 bits."""
+    dtype, scale = ELEMENT_TYPES[precision].trt, 0.03
+    gamma, beta, linear_bias = weights(3)
+    weight = np.random.default_rng(1).standard_normal((H, 24), np.float32)
+    narrow = ELEMENT_TYPES[kind or "fp8"].trt
+
+    def steps(helper):
+        x, skip = helper.addInput("x", dtype, (1, -1, 24)), helper.addInput("skip", dtype, (1, -1, H))
+        x = helper.addQuantize(x, scale, "narrow", narrow) if kind else x
+        y, quantized = helper.addLinearSkipLayerNorm(
+            *(x, weight, linear_bias if bias else None, skip, gamma, beta, EPSILON, "norm", "dense"),
+            x_scale=scale if kind else 0.0,
+            output_scale=SCALE,
+            outputs="both",
+            quantized_type=narrow,
+        )
+        assert (y.name, y.dtype, tuple(y.shape)) == ("norm", dtype, (1, -1, H))
+        assert (quantized.name, quantized.dtype, tuple(quantized.shape)) == ("norm.1", narrow, (1, -1, H))
+        helper.markOutput(y, "y")
+        helper.markOutput(helper.addDequantize(quantized, SCALE, "wide"), "again")
+
+    made = define(steps, dtype)
+    _, helper, _ = made
+    assert {"dense.weight", "norm.weight", "norm.bias"} <= helper.weights.keys()
+    assert ("dense.bias" in helper.weights) == bias
+    assert ("dense.weight.scales" in helper.weights) == (kind is not None)
+    shapes = {"x": (1, 5, 24), "skip": (1, 5, H)}
+    tensors = {name: torch.randn(shape).bfloat16().float() for name, shape in shapes.items()}  # exact in both types
+    read = NetworkContents(helper.weights, helper.plugin_layers, helper.sources)
+    check_definition(helper.network, read, EPSILON)
+    total = tensors["x"] @ torch.from_numpy(weight).T + tensors["skip"]
+    total = total + torch.from_numpy(linear_bias) if bias else total
+    affine = torch.from_numpy(gamma), torch.from_numpy(beta)
+    expected = torch.nn.functional.layer_norm(total, (H,), *affine, EPSILON).numpy()
+    found = NetworkRunner(helper.network, contents=read).run(tensors)
+    assert relative_l2(found["y"].numpy(), expected) <= TOLERANCES[kind or precision]
+    assert relative_l2(found["again"].numpy(), expected) <= TOLERANCES[kind or "fp8"]
+    unrounded = NetworkRunner(helper.network, contents=read, in_fp32=True).run(tensors)["y"]
+    one_rounding = torch.finfo(ELEMENT_TYPES[precision].torch).eps / 2  # y has the type of skip, a network's input
+    assert relative_l2(unrounded.numpy(), expected) <= one_rounding
+    assert build_with_plugins(made, tmp_path / "p.plan").num_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"weight": np.ones((H, 25), np.float32)}, "weight has the shape [16, 25] for x of [1, -1, 24]; expected"),
+        ({"weight": np.ones((8, 24), np.float32)}, "skip has the shape [1, -1, 16] for x of [1, -1, 24] and a w"),
+        ({"gamma": np.ones(H + 1, np.float32)}, "gamma has the shape [17] for a weight of [16, 24]; expected [N]"),
+        ({"bias": np.ones(H - 1, np.float32)}, "bias has the shape [15] for a weight of [16, 24]; ex"),
+        ({"output_scale": 0.1}, 'field output_scale is 0.1, but the field outputs is "y"; expected both'),
+        ({"x_scale": -1.0}, "x of weight 'dense.weight' is HALF, with a scale; expected INT8 or FP8"),
+    ],
+)  # fmt: skip
+def test_a_wrong_product_with_residual_sum_and_norm_is_named(changes, told):
+    ones = np.ones(H, np.float32)
+    given = {"weight": np.ones((H, 24), np.float32), "bias": ones, "gamma": ones, "beta": ones} | changes
+
+    def steps(helper):
+        x = helper.addInput("x", trt.DataType.HALF, (1, -1, 24))
+        skip = helper.addInput("skip", trt.DataType.HALF, (1, -1, H))
+        helper.addLinearSkipLayerNorm(x=x, skip=skip, epsilon=EPSILON, name="norm", linear_name="dense", **given)
+
+    with pytest.raises(LayerError) as error:
+        define(steps)
+    assert told in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("precision", "width", "bias", "told"),
     [
@@ -527,6 +599,13 @@ def layer_in_8_bits(plugin: str, **outputs: Any) -> Any:
         elif plugin == "SkipLayerNorm":
             x, skip = (helper.addInput(name, trt.DataType.HALF, (1, -1, NORM_WIDTH)) for name in ("x", "skip"))
             *_, y = helper.addSkipLayerNorm(x, skip, *affine, EPSILON, "layer", **outputs)
+        elif plugin == "LinearSkipLayerNorm":
+            x, skip = (helper.addInput(name, trt.DataType.HALF, (1, -1, NORM_WIDTH)) for name in ("x", "skip"))
+            both = {"outputs": "both"} if "output_scale" in outputs else {}
+            weight = np.eye(NORM_WIDTH, dtype=np.float32)
+            *_, y = helper.addLinearSkipLayerNorm(
+                *(x, weight, None, skip, *affine, EPSILON, "layer", "dense"), **both, **outputs
+            )
         else:
             qkv = helper.addInput("qkv", trt.DataType.HALF, (-1, 3 * 64))
             y = helper.addQkvToContext(qkv, 2, "layer", output=trt.DataType.INT8, **outputs)
@@ -535,7 +614,7 @@ def layer_in_8_bits(plugin: str, **outputs: Any) -> Any:
     return define(steps)
 
 
-WITH_FACTORS = pytest.mark.parametrize("plugin", ["SkipLayerNorm", "EmbLayerNorm", "Linear"])
+WITH_FACTORS = pytest.mark.parametrize("plugin", ["SkipLayerNorm", "EmbLayerNorm", "Linear", "LinearSkipLayerNorm"])
 
 
 @WITH_FACTORS

@@ -111,6 +111,7 @@ def test_every_kernel_has_a_kind(squad):
         if path.parent.name != "build" and not path.stem.endswith(("_check", "_functions")):
             for rest in re.split(r"\b__global__\b", path.read_text(encoding="utf-8"))[1:]:
                 kernels.update(re.findall(r"(\w+Kernel)\(", rest)[:1])
+    kernels.add("linearSkipLayerNormKernel")  # a product first of all
     kinds = {name: squad.kind_of(f"void bert::(anonymous namespace)::{name}<__half, 64>(int)") for name in kernels}
     for name, kind in kinds.items():
         beginning = next(beginning for beginning in KIND_OF_BEGINNING if name.startswith(beginning))

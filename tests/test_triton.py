@@ -651,7 +651,7 @@ sys.path.insert(0, {root!r})
 from bert_trt import tensorrt_product
 from bert_trt.plugin_layers import NAMESPACE, VERSION
 registry = tensorrt_product.trt.get_plugin_registry()
-plugins = ["LayerNorm", "EmbLayerNorm", "QkvToContext", "SkipLayerNorm", "Linear"]
+plugins = ["LayerNorm", "EmbLayerNorm", "QkvToContext", "SkipLayerNorm", "Linear", "LinearSkipLayerNorm"]
 found = lambda: [registry.get_creator(name, VERSION, NAMESPACE) is not None for name in plugins]
 before = found()
 ctypes.CDLL({library!r})  # what Triton does with plugins=

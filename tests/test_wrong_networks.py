@@ -306,6 +306,9 @@ PLUGINS_PACKED = {"cu_seqlens off by one in the plugin": lengths(shorter_first)}
 LINEAR = {
     "GELU of Linear in the network": in_the_network_only("Linear", activation="none"),
     "constant_weight in the network": in_the_network_only("Linear", constant_weight=0),
+    "epsilon of LinearSkipLayerNorm in the network": in_the_network_only("LinearSkipLayerNorm", epsilon=1e-5),
+    "constant_weights in the network": in_the_network_only("LinearSkipLayerNorm", constant_weights=0),
+    "a lost bias before a residual, in one layer": PLUGINS["a lost bias before a residual"],
 }
 
 
@@ -335,10 +338,10 @@ def doubled(original: Any, self: Any, *rest: Any, **named: Any) -> Any:
     return 2 * original(self, *rest, **named)
 
 
-def x_scale_doubled(original: Any, self: Any, x: Any, weight: Any, bias: Any, name: str, **named: Any) -> Any:
-    if name == f"{LAYER}.output.dense":
+def x_scale_doubled(original: Any, self: Any, *given: Any, **named: Any) -> Any:
+    if f"{LAYER}.intermediate.dense" in map(str, given) or f"{LAYER}.output.dense" in map(str, given):
         named["x_scale"] *= 2
-    return original(self, x, weight, bias, name, **named)
+    return original(self, *given, **named)
 
 
 def factors_inverted(original: Any, self: Any, x: Any, weight: Any, bias: Any, name: str, **named: Any) -> Any:
@@ -355,7 +358,12 @@ EIGHT_BIT_PLUGINS = {
     "every scale twice as large": patch_method(EightBitProducts, "scale", doubled),
     "scales of another layer": patch_method(EightBitProducts, "scale", of_another_tensor),
     "x_scale of one product twice as large": patch_method(TrtNetworkHelper, "addFusedLinear", x_scale_doubled),
-    "output_scale of SkipLayerNorm in the network": in_the_network_only("SkipLayerNorm", output_scale=0.5),
+    "x_scale of a product before a residual twice as large": patch_method(
+        TrtNetworkHelper, "addLinearSkipLayerNorm", x_scale_doubled
+    ),
+    "output_scale of LinearSkipLayerNorm in the network": in_the_network_only(
+        "LinearSkipLayerNorm", output_scale=0.5
+    ),
     "output_scale of QkvToContext in the network": in_the_network_only("QkvToContext", output_scale=0.5),
     "smoothing of the weight alone, in plugins": patch_method(
         fused_quantized.FusedQuantizedLayers,

@@ -4,8 +4,8 @@ Read ``native.py`` first: it makes every step of TensorRT's elementary layers. T
 
 * ``tensorrt_attention.py``: attention as TensorRT's own attention layer (``--fusion tensorrt``).
 * ``fused.py``: embeddings, attention, and residual sum with layer norm as our plugins (``--fusion plugins``).
-* ``fused_quantized.py``: the same plugins and Linear, with activations in 8 bits between them (``--fusion all`` with
-  ``--precision int8`` and ``fp8``).
+* ``fused_quantized.py``: the plugins of ``--fusion all``, with activations in 8 bits between them (``--precision
+  int8`` and ``fp8``).
 
 Every layer set gets two more objects. A layout of ``layouts.py`` knows how the sequences of a batch lie in the
 tensors (``--batching``). ``products.py`` and ``quantized.py`` compute the encoder's matrix products (``--fusion

@@ -1,7 +1,8 @@
 """BERT's steps as our CUDA plugins (``--fusion plugins``): EmbLayerNorm, QkvToContext, SkipLayerNorm.
 
 Each plugin replaces several elementary layers of native.py, and reads and writes the tensors once. The method of
-trt_helper.py that adds a plugin shows its fields; its kernels are under plugins/.
+trt_helper.py that adds a plugin shows its fields; its kernels are under plugins/. With the products of ``--fusion
+all`` the step of SkipLayerNorm is one layer with its linear layer, see products.py.
 """
 
 from __future__ import annotations
@@ -92,20 +93,19 @@ class FusedLayers(NativeLayers):
         )
 
     def linear_add_norm(self, x: trt.ITensor, residual: trt.ITensor, name: str) -> trt.ITensor:
-        """LN(x @ weightᵀ + bias + residual): (S, in) and (S, H) -> (S, H). The plugin also adds the bias."""
+        """LN(x @ weightᵀ + bias + residual): (S, in) and (S, H) -> (S, H)."""
         (y,) = self.add_linear_norm(x, residual, name)
         return y
 
     def add_linear_norm(
         self, x: trt.ITensor, residual: trt.ITensor, name: str, **outputs: Any
     ) -> tuple[trt.ITensor, ...]:
-        """The outputs of the SkipLayerNorm plugin, each (S, H); ``outputs`` are arguments of ``addSkipLayerNorm``."""
-        weight, bias = self.linear_weights(f"{name}.dense", x.shape[-1], self.config.hidden_size)
-        x = self.products.linear(x, weight, None, f"{name}.dense")
-        gamma, beta = self.norm_weights(f"{name}.LayerNorm")
-        epsilon = self.config.layer_norm_eps
-        return self.helper.addSkipLayerNorm(
-            *(x, residual, gamma, beta, epsilon, f"{name}.LayerNorm", bias),
+        """The outputs of the plugin that normalises, each (S, H); ``outputs`` as for ``Products.linear_add_norm``."""
+        return self.products.linear_add_norm(
+            *(x, residual),
+            self.linear_weights(f"{name}.dense", x.shape[-1], self.config.hidden_size),
+            self.norm_weights(f"{name}.LayerNorm"),
+            *(self.config.layer_norm_eps, name),
             constant_weights=self.constant_weights,
             **outputs,
         )

@@ -2,10 +2,11 @@
 
 An activation that a quantized product reads is stored in 8 bits, by the kernel that computes it:
 
-    embeddings, layer norm   fp16 for the residual sum, and 8 bits for the product
-    attention                reads fp16 Q, K and V, writes its context in 8 bits
-    intermediate             8 bits in, GELU, 8 bits out
-    the other products       8 bits in, fp16 out
+    embeddings                   fp16 for the residual sum, and 8 bits for the product
+    product, sum, layer norm     8 bits in, and fp16 for the residual sum; out as embeddings
+    attention                    reads fp16 Q, K and V, writes its context in 8 bits
+    intermediate                 8 bits in, GELU, 8 bits out
+    Q, K and V                   8 bits in, fp16 out
 
 So no quantize layer stands alone, and residual sums stay in fp16. A product that is not quantized (``--max-error``)
 takes its fp16 kernel, and the activation in front of it is fp16 only.
@@ -104,18 +105,39 @@ class EightBitProducts(LinearPluginProducts):
             )
         return self.eight_bits[x.name]
 
+    def linear_add_norm(
+        self,
+        x: trt.ITensor,
+        residual: trt.ITensor,
+        linear_weights: tuple[np.ndarray, np.ndarray],
+        norm_weights: tuple[np.ndarray, np.ndarray],
+        epsilon: float,
+        name: str,
+        **outputs: Any,
+    ) -> tuple[trt.ITensor, ...]:
+        """As ``LinearPluginProducts.linear_add_norm``. A quantized product reads the 8-bit form of x."""
+        if self.is_quantized(f"{name}.dense"):
+            weight, bias = linear_weights
+            outputs["x_scale"] = self.scale(x.name)
+            x, weight = self._quantized_operands(x, weight)
+            linear_weights = weight, bias
+        return super().linear_add_norm(x, residual, linear_weights, norm_weights, epsilon, name, **outputs)
+
     def _quantized_linear(
         self, x: trt.ITensor, weight: np.ndarray, bias: np.ndarray | None, name: str, **fused: Any
     ) -> trt.ITensor:
         """A product in 8 bits; ``fused`` are arguments of ``addFusedLinear``."""
+        scale = self.scale(x.name)
+        x, weight = self._quantized_operands(x, weight)
+        return self.helper.addFusedLinear(
+            *(x, weight, bias, name), constant_weight=self._constant_weights, x_scale=scale, **fused
+        )
+
+    def _quantized_operands(self, x: trt.ITensor, weight: np.ndarray) -> tuple[trt.ITensor, np.ndarray]:
+        """The 8-bit form of x, and the weight for it; counts the product."""
         self.num_quantized += 1
         factors = self.quantization.smoothing.get(x.name)  # x has been divided by them
-        return self.helper.addFusedLinear(
-            *(self.eight_bit_form(x), weight if factors is None else weight * factors, bias, name),
-            constant_weight=self._constant_weights,
-            x_scale=self.scale(x.name),
-            **fused,
-        )
+        return self.eight_bit_form(x), weight if factors is None else weight * factors
 
 
 class FusedQuantizedLayers(FusedLayers):

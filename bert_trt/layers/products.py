@@ -7,6 +7,7 @@ either of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +62,33 @@ class Products:
         """activation(x @ weightᵀ + bias): (..., in) -> (..., out); ``activation`` as for ``addActivation``."""
         return self.helper.addActivation(self.linear(x, weight, bias, name), activation_name, activation)
 
+    def linear_add_norm(
+        self,
+        x: trt.ITensor,
+        residual: trt.ITensor,
+        linear_weights: tuple[np.ndarray, np.ndarray],
+        norm_weights: tuple[np.ndarray, np.ndarray],
+        epsilon: float,
+        name: str,
+        **outputs: Any,
+    ) -> tuple[trt.ITensor, ...]:
+        """LN(x @ weightᵀ + bias + residual): (..., in) and (..., out) -> the outputs of a plugin, each (..., out).
+
+        The SkipLayerNorm plugin adds the bias.
+
+        Args:
+            x: (..., in).
+            residual: (..., out).
+            linear_weights: weight (out, in) and bias (out,).
+            norm_weights: gamma and beta, each (out,).
+            epsilon: added to the variance.
+            name: the step's name; its modules are ``name.dense`` and ``name.LayerNorm``.
+            outputs: further arguments of ``addSkipLayerNorm``, above all which outputs there are.
+        """
+        weight, bias = linear_weights
+        x = self.linear(x, weight, None, f"{name}.dense")
+        return self.helper.addSkipLayerNorm(x, residual, *norm_weights, epsilon, f"{name}.LayerNorm", bias, **outputs)
+
     def matmul(self, a: trt.ITensor, b: trt.ITensor, name: str, transpose_b: bool = False) -> trt.ITensor:
         """a @ b, or a @ bᵀ, of two activations."""
         self.record(name, (a, b))
@@ -78,6 +106,8 @@ class Products:
 
 class LinearPluginProducts(Products):
     """Linear layers by the Linear plugin: product, bias and GELU in one kernel, in fp16 and bf16.
+
+    A linear layer before a residual sum, the sum and its layer norm are one layer of the LinearSkipLayerNorm plugin.
 
     Args:
         helper: adds the layers.
@@ -105,4 +135,19 @@ class LinearPluginProducts(Products):
             layer_name=activation_name,
             activation="gelu",
             constant_weight=self._constant_weights,
+        )
+
+    def linear_add_norm(
+        self,
+        x: trt.ITensor,
+        residual: trt.ITensor,
+        linear_weights: tuple[np.ndarray, np.ndarray],
+        norm_weights: tuple[np.ndarray, np.ndarray],
+        epsilon: float,
+        name: str,
+        **outputs: Any,
+    ) -> tuple[trt.ITensor, ...]:
+        """As ``Products.linear_add_norm``, by one plugin; ``outputs`` are arguments of ``addLinearSkipLayerNorm``."""
+        return self.helper.addLinearSkipLayerNorm(
+            *(x, *linear_weights, residual, *norm_weights, epsilon, f"{name}.LayerNorm", f"{name}.dense"), **outputs
         )

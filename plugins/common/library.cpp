@@ -4,6 +4,7 @@
 #include "emb_layer_norm/emb_layer_norm_plugin.h"
 #include "layer_norm/layer_norm_plugin.h"
 #include "linear/linear_plugin.h"
+#include "linear_skip_layer_norm/linear_skip_layer_norm_plugin.h"
 #include "qkv_to_context/qkv_to_context_plugin.h"
 #include "skip_layer_norm/skip_layer_norm_plugin.h"
 
@@ -17,12 +18,14 @@ BERT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count
     static bert::PluginCreator embLayerNorm = bert::embLayerNormCreator();
     static bert::PluginCreator qkvToContext = bert::qkvToContextCreator();
     static bert::PluginCreator linear = bert::linearCreator();
+    static bert::PluginCreator linearSkipLayerNorm = bert::linearSkipLayerNormCreator();
     static nvinfer1::IPluginCreatorInterface* const creators[] = {
         &layerNorm,
         &skipLayerNorm,
         &embLayerNorm,
         &qkvToContext,
         &linear,
+        &linearSkipLayerNorm,
     };
     count = static_cast<int32_t>(sizeof(creators) / sizeof(creators[0]));
     return creators;

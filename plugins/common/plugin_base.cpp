@@ -145,6 +145,11 @@ DimsExprs Plugin::outputShape(DimsExprs const* inputs, nvinfer1::IExprBuilder& /
 
 void Plugin::checkKernel(TypesAndShapes const& /*inputs*/) const {}
 
+size_t Plugin::workspaceSize(TypesAndShapes const& /*inputs*/) const
+{
+    return 0;
+}
+
 bool Plugin::supportsFormatCombination(
     int32_t pos, DynamicPluginTensorDesc const* inOut, int32_t nbInputs, int32_t nbOutputs) noexcept
 {
@@ -179,6 +184,17 @@ int32_t Plugin::configurePlugin(DynamicPluginTensorDesc const* in, int32_t nbInp
             checkTypes(inputs.types);
             checkShapes(inputs.shapes);
             checkKernel(inputs);
+        });
+}
+
+size_t Plugin::getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t nbInputs,
+    DynamicPluginTensorDesc const* /*outputs*/, int32_t /*nbOutputs*/) const noexcept
+{
+    return guarded<size_t>(mName, "getWorkspaceSize", 0,
+        [&]
+        {
+            checkInputCount(nbInputs);
+            return workspaceSize({inputs, nbInputs});
         });
 }
 

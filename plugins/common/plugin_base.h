@@ -65,6 +65,10 @@ public:
     // Checks the largest shapes of the profile.
     int32_t configurePlugin(DynamicPluginTensorDesc const* in, int32_t nbInputs,
         DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept final;
+    // For the largest shapes of the profile. TensorRT allocates the workspace and may use it for other layers between two
+    // calls of enqueue.
+    size_t getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t nbInputs,
+        DynamicPluginTensorDesc const* outputs, int32_t nbOutputs) const noexcept final;
     // All fields with their values, "activation=gelu constant_weight=1": for engine inspectors, and for scripts that
     // read a network back.
     char const* getMetadataString() noexcept final;
@@ -108,6 +112,8 @@ protected:
     virtual DimsExprs outputShape(DimsExprs const* inputs, nvinfer1::IExprBuilder& exprBuilder) const;
     // Whether the last of `inputs` may have the type that it has beside the inputs before it.
     virtual bool supportsInput(std::vector<DataType> const& inputs) const = 0;
+    // Bytes of workspace for inputs that the checks accept; 0 by default.
+    virtual size_t workspaceSize(TypesAndShapes const& inputs) const;
 
     // --- for IPluginV3OneRuntime
     // enqueue, with inputs that the checks have accepted.

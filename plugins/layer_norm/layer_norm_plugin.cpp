@@ -113,10 +113,9 @@ bool LayerNormPlugin::supportsInput(std::vector<DataType> const& inputs) const
     }
 }
 
-size_t LayerNormPlugin::getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t /*nbInputs*/,
-    DynamicPluginTensorDesc const* /*outputs*/, int32_t /*nbOutputs*/) const noexcept
+size_t LayerNormPlugin::workspaceSize(TypesAndShapes const& inputs) const
 {
-    return mKernel == "basic" ? layerNormBasicWorkspace(countRows(inputs[kX].max)) : 0;
+    return mKernel == "basic" ? layerNormBasicWorkspace(countRows(inputs.shapes[kX])) : 0;
 }
 
 // ---------------------------------------------------------------------------------------------------------------

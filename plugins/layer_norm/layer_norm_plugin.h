@@ -20,11 +20,6 @@ public:
     // Throws PluginError for an epsilon or a kernel that it cannot use.
     LayerNormPlugin(float epsilon, std::string kernel);
 
-    // --- IPluginV3OneBuild: the basic kernel keeps its statistics in memory. TensorRT allocates the workspace, as
-    // large as the largest shapes need, and may reuse it for other layers between two calls of enqueue.
-    size_t getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t nbInputs,
-        DynamicPluginTensorDesc const* outputs, int32_t nbOutputs) const noexcept override;
-
 protected:
     // --- IPluginV3: TensorRT may copy a plugin at any time, from any thread.
     Plugin* copy() const override;
@@ -35,6 +30,8 @@ protected:
     void checkShapes(std::vector<Dims> const& inputs) const override;
     std::vector<DataType> outputTypes(std::vector<DataType> const& inputs) const override;
     bool supportsInput(std::vector<DataType> const& inputs) const override;
+    // The basic kernel keeps its statistics in memory.
+    size_t workspaceSize(TypesAndShapes const& inputs) const override;
 
     // --- IPluginV3OneRuntime: launch starts kernels in the stream and returns; it must not allocate or wait.
     cudaError_t launch(EnqueueCall const& call) const override;

@@ -1,8 +1,7 @@
 #include "linear/linear_plugin.h"
 
-#include "linear/linear_gpu.h"
+#include "linear/linear_inputs.h"
 
-#include <climits>
 #include <utility>
 
 namespace bert
@@ -15,16 +14,8 @@ constexpr char const* kNAME = "Linear";
 constexpr char const* kVERSION = "1";
 constexpr int32_t kX = 0;
 constexpr int32_t kWEIGHT = 1;
-constexpr int32_t kWEIGHT_SCALES = 2;         // in 8 bits
-constexpr int32_t kOUTPUT_FACTORS = 3;        // with the field of that name
-constexpr int64_t kWIDEST = int64_t{1} << 30; // column numbers are int32 in the kernels
-constexpr int64_t kMAX_TILES = INT_MAX;
-constexpr int64_t kTILE = 64; // rows and columns of the smallest tile of a kernel
-
-bool isLinearType(DataType type)
-{
-    return type == DataType::kHALF || type == DataType::kBF16;
-}
+constexpr int32_t kWEIGHT_SCALES = 2;  // in 8 bits
+constexpr int32_t kOUTPUT_FACTORS = 3; // with the field of that name
 
 } // namespace
 
@@ -128,48 +119,16 @@ void LinearPlugin::checkInputCount(int32_t count) const
 
 void LinearPlugin::checkTypes(std::vector<DataType> const& inputs) const
 {
-    if (inEightBits())
+    checkLinearTypes(inputs[kX], inputs[kWEIGHT], mFields.xScale);
+    for (size_t i = kWEIGHT + 1; i < inputs.size(); ++i)
     {
-        checkScaledTypes(inputs);
-        return;
-    }
-    if (isQuantized(inputs[kX]))
-    {
-        fail("x is ", describe(inputs[kX]), "; give its scale in the field x_scale");
-    }
-    if (!isLinearType(inputs[kX]))
-    {
-        fail("x is ", describe(inputs[kX]),
-            "; expected fp16 or bf16, or int8 or fp8 with x_scale; for other types take TensorRT's own "
-            "layers, "
-            "MatrixMultiply above all");
-    }
-    for (size_t i = kWEIGHT; i < inputs.size(); ++i)
-    {
-        if (inputs[i] != inputs[kX])
+        if (inEightBits())
+        {
+            checkFp32BesideEightBits(inputNames()[i], inputs[i], inputs[kX]);
+        }
+        else if (inputs[i] != inputs[kX])
         {
             fail(inputNames()[i], " is ", describe(inputs[i]), "; expected the type of x, ",
-                describe(inputs[kX]));
-        }
-    }
-}
-
-void LinearPlugin::checkScaledTypes(std::vector<DataType> const& inputs) const
-{
-    if (!isQuantized(inputs[kX]))
-    {
-        fail("x is ", describe(inputs[kX]), ", but the field x_scale is ", mFields.xScale,
-            "; expected int8 or fp8, or no scale");
-    }
-    if (inputs[kWEIGHT] != inputs[kX])
-    {
-        fail("weight is ", describe(inputs[kWEIGHT]), "; expected the type of x, ", describe(inputs[kX]));
-    }
-    for (size_t i = kWEIGHT_SCALES; i < inputs.size(); ++i)
-    {
-        if (inputs[i] != DataType::kFLOAT)
-        {
-            fail(inputNames()[i], " is ", describe(inputs[i]), "; expected fp32, as x is ",
                 describe(inputs[kX]));
         }
     }
@@ -178,63 +137,16 @@ void LinearPlugin::checkScaledTypes(std::vector<DataType> const& inputs) const
 
 void LinearPlugin::checkShapes(std::vector<Dims> const& inputs) const
 {
-    Dims const& x = inputs[kX];
-    Dims const& weight = inputs[kWEIGHT];
-    if (x.nbDims < 1)
-    {
-        fail("x is a scalar; expected [..., K]");
-    }
-    if (weight.nbDims != 2 || !mayBeEqual(weight.d[1], x.d[x.nbDims - 1]))
-    {
-        fail("weight has the shape ", describe(weight), " for x of ", describe(x),
-            "; expected [N, K] where x is [..., K]");
-    }
-    if (weight.d[0] == 0 || weight.d[1] == 0 || weight.d[0] > kWIDEST || weight.d[1] > kWIDEST)
-    {
-        fail("weight has the shape ", describe(weight), "; expected 1 to ", kWIDEST, " rows and columns");
-    }
-    int64_t const mostRows = kMAX_TILES / ((weight.d[0] + kTILE - 1) / kTILE + 1) * kTILE;
-    int64_t rows = 1;
-    for (int32_t i = 0; i + 1 < x.nbDims; ++i)
-    {
-        if (rows > 0 && x.d[i] > mostRows / rows)
-        {
-            fail("x has the shape ", describe(x), ": with ", weight.d[0],
-                " rows of the weight that is more than one kernel can be launched for");
-        }
-        rows = x.d[i] < 0 || rows < 0 ? -1 : rows * x.d[i];
-    }
+    checkLinearShapes(inputs[kX], inputs[kWEIGHT]);
     for (size_t i = kWEIGHT + 1; i < inputs.size(); ++i)
     {
-        Dims const& columns = inputs[i];
-        if (columns.nbDims != 1 || !mayBeEqual(columns.d[0], weight.d[0]))
-        {
-            fail(inputNames()[i], " has the shape ", describe(columns), " for a weight of ", describe(weight),
-                "; expected [N] where the weight is [N, K]");
-        }
+        checkChannels(inputNames()[i], inputs[i], inputs[kWEIGHT]);
     }
 }
 
-// Where there is no GPU, the one that the plan will run on is not known.
 void LinearPlugin::checkKernel(TypesAndShapes const& inputs) const
 {
-    Capability gpu;
-    if (!inEightBits() || currentCapability(gpu) != cudaSuccess)
-    {
-        return;
-    }
-    int architecture = 0;
-    if (findLinearTensorArchitecture(architecture) != cudaSuccess)
-    {
-        cudaGetLastError(); // no code for this GPU is said below; a later call shall not report it
-    }
-    DataType const x = inputs.types[kX];
-    std::string const missing
-        = missingKernelInEightBits(elementType(x), gpu, architecture, BERT_ARCHITECTURES);
-    if (!missing.empty())
-    {
-        fail("x is ", describe(x), ": ", missing);
-    }
+    checkLinearKernel(inputs.types[kX]);
 }
 
 std::vector<DataType> LinearPlugin::outputTypes(std::vector<DataType> const& inputs) const

@@ -67,7 +67,6 @@ private:
     bool inEightBits() const;
     std::vector<char const*> inputNames() const; // with the bias
     DataType outputType(DataType x) const;
-    void checkScaledTypes(std::vector<DataType> const& inputs) const;
 
     LinearFields mFields;
 };
