@@ -63,5 +63,13 @@ inline __device__ void sendToCluster(uint32_t address, float const (&v)[4], uint
         "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(barrier)
         : "memory");
 }
+// The same for 8 bytes.
+inline __device__ void sendToCluster(uint32_t address, float2 v, uint32_t barrier)
+{
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
+                     address),
+        "f"(v.x), "f"(v.y), "r"(barrier)
+        : "memory");
+}
 
 } // namespace bert

@@ -36,6 +36,11 @@ inline __device__ void arriveInBlock(uint32_t barrier)
 {
     asm volatile("mbarrier.arrive.release.cta.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+// The same, after which others of the cluster may overwrite what this block has read.
+inline __device__ void arriveInCluster(uint32_t barrier)
+{
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
 // Arrives, and adds bytes that TMA copies will bring to what the phase expects.
 inline __device__ void arriveAndExpect(uint32_t barrier, int bytes)
 {
@@ -189,6 +194,12 @@ template <int kPENDING = 0>
 __device__ void waitForStores()
 {
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPENDING) : "memory");
+}
+// Has the box at (column, row) brought to the L2 cache.
+inline __device__ void prefetchBox(CUtensorMap const& map, int32_t column, int32_t row)
+{
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(&map), "r"(column), "r"(row)
+        : "memory");
 }
 inline __device__ void prefetchMap(CUtensorMap const& map)
 {
