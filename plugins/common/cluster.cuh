@@ -66,8 +66,9 @@ inline __device__ void sendToCluster(uint32_t address, float const (&v)[4], uint
 // The same for 8 bytes.
 inline __device__ void sendToCluster(uint32_t address, float2 v, uint32_t barrier)
 {
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
-                     address),
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
+            address),
         "f"(v.x), "f"(v.y), "r"(barrier)
         : "memory");
 }

@@ -198,7 +198,8 @@ __device__ void waitForStores()
 // Has the box at (column, row) brought to the L2 cache.
 inline __device__ void prefetchBox(CUtensorMap const& map, int32_t column, int32_t row)
 {
-    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(&map), "r"(column), "r"(row)
+    asm volatile(
+        "cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(&map), "r"(column), "r"(row)
         : "memory");
 }
 inline __device__ void prefetchMap(CUtensorMap const& map)

@@ -1,4 +1,5 @@
 // Chooses how a linear layer with residual sum and layer normalisation is computed.
+#include "common/capability.h"
 #include "linear/linear_kernels.h"
 #include "linear_skip_layer_norm/linear_skip_layer_norm_kernels.h"
 #include "skip_layer_norm/skip_layer_norm_kernels.h"
@@ -12,6 +13,19 @@ cudaError_t launchLinearSkipLayerNorm(LinearSkipLayerNormArguments const& argume
     {
         return cudaSuccess; // a grid of no blocks is an error to CUDA
     }
+#if defined(BERT_HOPPER)
+    Capability capability;
+    cudaError_t const status = currentCapability(capability);
+    if (status != cudaSuccess)
+    {
+        return status;
+    }
+    if (capability.major == 9 && capability.minor == 0 && suitsLinearSkipLayerNormHopper(arguments)
+        && prefersLinearSkipLayerNormHopper(arguments))
+    {
+        return launchLinearSkipLayerNormHopper(arguments, stream);
+    }
+#endif
     return launchLinearThenSkipLayerNorm(arguments, stream);
 }
 

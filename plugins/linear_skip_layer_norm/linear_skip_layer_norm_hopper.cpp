@@ -24,6 +24,19 @@ bool suitsLinearSkipLayerNormHopper(LinearSkipLayerNormArguments const& a)
            && isAligned(a.outputFactors);
 }
 
+// benchmarks/linear_skip_layer_norm.py measures both ways; docs/kernels/linear_skip_layer_norm.md has its table. With few rows
+// what follows the products is not hidden behind others. With a long k two kernels multiply faster than they norm.
+bool prefersLinearSkipLayerNormHopper(LinearSkipLayerNormArguments const& a)
+{
+    bool const wide = a.type == ElementType::kHALF || a.type == ElementType::kBF16;
+    bool const isLong = a.in > 2 * a.out;
+    if (isLong)
+    {
+        return !wide && a.out == 1024 && a.rows >= 8192;
+    }
+    return a.rows >= (wide ? 8192 : 6144);
+}
+
 cudaError_t launchLinearSkipLayerNormHopper(LinearSkipLayerNormArguments const& a, cudaStream_t stream)
 {
     switch (a.type)

@@ -4,7 +4,8 @@
 //   - The products are Linear's (linear/linear_hopper.cuh): a producer warp fetches x and W, two consumer warpgroups have
 //     tiles of their own, in turn, so that what one does after its products is hidden behind the products of the other.
 //   - A row of y is as wide as a cluster of blocks: each block has some of the columns, and always the same.
-//   - skip comes to shared memory while the products are computed, into the place from which y leaves.
+//   - skip comes to shared memory while the products are computed, and from there y leaves, 16 rows and 64 columns of a warp
+//     at a time.
 //   - Each block computes mean and sum of squared deviations of its part of a row and sends them to the others' shared
 //     memory. All combine them in the same order (Chan, Golub, LeVeque: Updating formulae and a pairwise algorithm for
 //     computing sample variances, 1979), so nothing is lost where the mean is large.
@@ -85,8 +86,7 @@ struct NormMemory : LinearMemory<Shape>
     }
     __device__ uint32_t quantized(int warp, int number) const
     {
-        return this->y(warp) + kNORM_BUFFERS * kY_PANEL_BYTES
-               + number % kNORM_BUFFERS * (kY_PANEL_BYTES / 2);
+        return this->y(warp) + kNORM_BUFFERS * kY_PANEL_BYTES + number % kNORM_BUFFERS * (kY_PANEL_BYTES / 2);
     }
     __device__ uint32_t statistics(int group, int other, int row) const
     {
@@ -247,8 +247,8 @@ public:
             }
         }
     }
-    __device__ void finish(CUtensorMap const& skip, CUtensorMap const& y, CUtensorMap const& quantized, LinearTile const& tile,
-        Sums& values)
+    __device__ void finish(CUtensorMap const& skip, CUtensorMap const& y, CUtensorMap const& quantized,
+        LinearTile const& tile, Sums& values)
     {
         Statistics rows[Shape::kPARTS][2];
         addSkip(skip, tile, rows, values);
@@ -301,7 +301,8 @@ private:
     {
         uint32_t const barrier = mMemory.skipThere(mWarp, number);
         arriveAndExpect(barrier, kY_PANEL_BYTES);
-        copyBox(mMemory.panel(mWarp, number), skip, firstColumn(tile, number), firstRow(tile, number), barrier);
+        copyBox(
+            mMemory.panel(mWarp, number), skip, firstColumn(tile, number), firstRow(tile, number), barrier);
     }
     __device__ int columnInGroup() const
     {
@@ -330,7 +331,7 @@ private:
             }
             if (mProblem.linear.rows < 0)
             {
-                return; // Never. Where code may branch the compiler moves no loads across, for which it has no registers.
+                return; // Never. Over a branch the compiler moves no loads, which would need registers that it has not.
             }
             float4 const factors[2] = {loadFour(mMemory.scales(n * 8 + columnInGroup())),
                 loadFour(mMemory.scales(n * 8 + 8 + columnInGroup()))};
@@ -410,8 +411,7 @@ private:
         constexpr int kROWS = Shape::kPARTS * 2;
         auto const ofRows = static_cast<int>(mLane % 4);
         int const which = ofRows % kROWS;
-        int const row
-            = which / 2 * 64 + mWarp % 4 * kWARP_ROWS + static_cast<int>(mLane / 4) + which % 2 * 8;
+        int const row = which / 2 * 64 + mWarp % 4 * kWARP_ROWS + static_cast<int>(mLane / 4) + which % 2 * 8;
         Statistics mine = rows[0][0];
 #pragma unroll
         for (int i = 1; i < kROWS; ++i)
@@ -422,7 +422,8 @@ private:
         {
             arriveAndExpect(mMemory.statisticsThere(mGroup), Shape::kSTATISTICS_BYTES);
         }
-        waitForClusterBarrier(mMemory.statisticsRead(mGroup), mRound ^ 1U); // of the last tile; at first there is none
+        waitForClusterBarrier(
+            mMemory.statisticsRead(mGroup), mRound ^ 1U); // of the last tile; at first there is none
 #pragma unroll
         for (int first = 0; first < Shape::kBLOCK_COLUMNS; first += 4 / kROWS)
         {
@@ -493,17 +494,17 @@ private:
                 {
                     int const column = number / Shape::kPARTS * kY_COLUMNS + (n + j) * 8;
                     float4 const norm = loadFour(mMemory.norms(column + columnInGroup()));
-                    float2 const factors = kQUANTIZES
-                                               ? loadTwo(mMemory.quantizations(column + columnInGroup()))
-                                               : float2{};
+                    float2 const factors
+                        = kQUANTIZES ? loadTwo(mMemory.quantizations(column + columnInGroup())) : float2{};
 #pragma unroll
                     for (int half = 0; half < 2; ++half)
                     {
                         float2 const row = rows[part][half];
-                        float const low
-                            = fmaf(fmaf(valueOf(values[part][column / 8][half * 2]), row.y, row.x), norm.x, norm.z);
-                        float const high = fmaf(
-                            fmaf(valueOf(values[part][column / 8][half * 2 + 1]), row.y, row.x), norm.y, norm.w);
+                        float const low = fmaf(
+                            fmaf(valueOf(values[part][column / 8][half * 2]), row.y, row.x), norm.x, norm.z);
+                        float const high
+                            = fmaf(fmaf(valueOf(values[part][column / 8][half * 2 + 1]), row.y, row.x),
+                                norm.y, norm.w);
                         packPair(words[j * 2 + half], low, high, Out{});
                         if constexpr (kQUANTIZES)
                         {
@@ -518,11 +519,10 @@ private:
 #pragma unroll
                     for (int j = 0; j < 4; ++j)
                     {
-                        uint32_t const target = narrow
-                                                + QuantizedPanel::offset(mLane / 4 + j % 2 * 8, n / 2)
+                        uint32_t const target = narrow + QuantizedPanel::offset(mLane / 4 + j % 2 * 8, n / 2)
                                                 + j / 2 * 8 + mLane % 4 * 2;
-                        asm volatile("st.shared.b16 [%0], %1;" ::"r"(target),
-                            "h"(static_cast<uint16_t>(bytes[j]))
+                        asm volatile(
+                            "st.shared.b16 [%0], %1;" ::"r"(target), "h"(static_cast<uint16_t>(bytes[j]))
                             : "memory");
                     }
                 }
@@ -588,10 +588,10 @@ __device__ void consumeNormTiles(NormProblem const& p, CUtensorMap const& skip, 
 }
 
 template <typename T, typename Out, typename Shape>
-__global__ void __launch_bounds__(Shape::kTHREADS, 1)
-    linearNormHopperKernel(__grid_constant__ NormProblem const p, __grid_constant__ CUtensorMap const x,
-        __grid_constant__ CUtensorMap const weight, __grid_constant__ CUtensorMap const skip,
-        __grid_constant__ CUtensorMap const y, __grid_constant__ CUtensorMap const quantized)
+__global__ void __launch_bounds__(Shape::kTHREADS, 1) linearSkipLayerNormHopperKernel(
+    __grid_constant__ NormProblem const p, __grid_constant__ CUtensorMap const x,
+    __grid_constant__ CUtensorMap const weight, __grid_constant__ CUtensorMap const skip,
+    __grid_constant__ CUtensorMap const y, __grid_constant__ CUtensorMap const quantized)
 {
     extern __shared__ __align__(1024) unsigned char bytes[]; // as the swizzle wants it
     NormMemory<Shape> const memory{{sharedAddress(bytes)}};
@@ -726,12 +726,11 @@ cudaError_t launchNormShape(LinearSkipLayerNormArguments const& a, cudaStream_t 
     CUtensorMap quantized{};
     auto const width = static_cast<cuuint64_t>(a.out);
     auto const height = static_cast<cuuint64_t>(a.rows);
-    cudaError_t status
-        = describeOperand<T, 1>(x, a.x, a.rows, a.in, Shape::kROWS / Shape::kBLOCK_COLUMNS, 1);
+    cudaError_t status = describeOperand<T, 1>(x, a.x, a.rows, a.in, Shape::kROWS / Shape::kBLOCK_COLUMNS, 1);
     if (status == cudaSuccess)
     {
-        status = describeOperand<T, 1>(
-            weight, a.weight, a.out, a.in, Shape::kCOLUMNS / Shape::kBLOCK_ROWS, 1);
+        status
+            = describeOperand<T, 1>(weight, a.weight, a.out, a.in, Shape::kCOLUMNS / Shape::kBLOCK_ROWS, 1);
     }
     if (status == cudaSuccess)
     {
@@ -747,7 +746,7 @@ cudaError_t launchNormShape(LinearSkipLayerNormArguments const& a, cudaStream_t 
     }
     LaunchSize size{0, Shape::kTHREADS, Shape::kNORM_BYTES, Shape::kCLUSTER};
     int clusters = 0;
-    auto* const kernel = linearNormHopperKernel<T, Out, Shape>;
+    auto* const kernel = linearSkipLayerNormHopperKernel<T, Out, Shape>;
     if (status == cudaSuccess)
     {
         status = countClusters(kernel, size, clusters);
@@ -761,11 +760,10 @@ cudaError_t launchNormShape(LinearSkipLayerNormArguments const& a, cudaStream_t 
     LinearProblem const linear{a.weight, a.bias, a.weightScales, a.y, a.xScale, 1.0F / a.outputScale,
         a.outputFactors, raster, static_cast<int32_t>(a.rows), a.in, a.out,
         static_cast<int32_t>(divideUp(a.in, kPANEL<T>)), false, a.constantWeights};
-    Quantized const kind = a.quantized == nullptr                        ? Quantized::kNONE
+    Quantized const kind = a.quantized == nullptr                  ? Quantized::kNONE
                            : a.quantizedType == ElementType::kINT8 ? Quantized::kINT8
-                                                                    : Quantized::kE4M3;
-    NormProblem const problem{
-        linear, a.gamma, a.beta, a.epsilon, a.normType == ElementType::kFLOAT, kind};
+                                                                   : Quantized::kE4M3;
+    NormProblem const problem{linear, a.gamma, a.beta, a.epsilon, a.normType == ElementType::kFLOAT, kind};
     return launchDependent(kernel, size, stream, problem, x, weight, skip, y, quantized);
 }
 

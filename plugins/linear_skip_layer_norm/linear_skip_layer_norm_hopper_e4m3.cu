@@ -7,8 +7,9 @@ namespace bert
 
 cudaError_t launchLinearSkipLayerNormE4m3(LinearSkipLayerNormArguments const& arguments, cudaStream_t stream)
 {
-    return arguments.outputType == ElementType::kHALF ? launchNormWidth<E4m3, __half>(arguments, stream)
-                                                      : launchNormWidth<E4m3, __nv_bfloat16>(arguments, stream);
+    return arguments.outputType == ElementType::kHALF
+               ? launchNormWidth<E4m3, __half>(arguments, stream)
+               : launchNormWidth<E4m3, __nv_bfloat16>(arguments, stream);
 }
 
 } // namespace bert

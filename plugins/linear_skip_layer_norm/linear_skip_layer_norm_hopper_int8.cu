@@ -7,8 +7,9 @@ namespace bert
 
 cudaError_t launchLinearSkipLayerNormInt8(LinearSkipLayerNormArguments const& arguments, cudaStream_t stream)
 {
-    return arguments.outputType == ElementType::kHALF ? launchNormWidth<int8_t, __half>(arguments, stream)
-                                                      : launchNormWidth<int8_t, __nv_bfloat16>(arguments, stream);
+    return arguments.outputType == ElementType::kHALF
+               ? launchNormWidth<int8_t, __half>(arguments, stream)
+               : launchNormWidth<int8_t, __nv_bfloat16>(arguments, stream);
 }
 
 } // namespace bert

@@ -37,8 +37,8 @@ struct LinearSkipLayerNormArguments
     // No kernel that itself triggers early writes weight, weightScales, bias, gamma, beta and outputFactors, so they may be
     // read before the wait for the previous kernel (common/programmatic_dependent_launch.cuh).
     bool constantWeights{false};
-    float const* weightScales{nullptr}; // (out), with 8-bit types only
-    float xScale{1.0F};                 // positive; with 8-bit types only
+    float const* weightScales{nullptr};            // (out), with 8-bit types only
+    float xScale{1.0F};                            // positive; with 8-bit types only
     ElementType quantizedType{ElementType::kINT8}; // or kE4M3
     float outputScale{1.0F};                       // of `quantized`
     float const* outputFactors{nullptr};           // (out), or null for ones
@@ -55,7 +55,8 @@ cudaError_t launchLinearSkipLayerNormHopper(
     LinearSkipLayerNormArguments const& arguments, cudaStream_t stream);
 
 // Whether `out` is one of the widths of the one kernel, rows of x have a multiple of 128 bytes, and pointers are aligned to
-// 16 bytes.
+// 16 bytes; and whether it was measured to be faster at such sizes.
 bool suitsLinearSkipLayerNormHopper(LinearSkipLayerNormArguments const& arguments);
+bool prefersLinearSkipLayerNormHopper(LinearSkipLayerNormArguments const& arguments);
 
 } // namespace bert
