@@ -454,7 +454,7 @@ void runType(Outcome& outcome, bool few)
         {
             // A part of a tile, tiles that share rows with the one before, and so many that warpgroups have several.
             for (int64_t const rows :
-                few ? std::vector<int64_t>{300} : std::vector<int64_t>{1, 64, 131, 1000, 6001})
+                few ? std::vector<int64_t>{140} : std::vector<int64_t>{1, 64, 131, 1000, 6001})
             {
                 Problem<T, Out>{in, out, rows}.run(outcome, few);
             }
