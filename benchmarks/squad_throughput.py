@@ -29,7 +29,7 @@ MODELS = {  # layers, H, heads, rows of the word table
     "tiny": (2, 128, 2, 1000),  # for tests
 }
 PRECISIONS = ("fp16", "int8", "fp8")
-BUDGETS = (8192, 16384, 32768, 65536)
+BUDGETS = (8192, 16384, 32768, 65536, 131072)
 GRAPH_STEPS = 8  # a graph has a multiple of budget / 8 tokens
 GRAPH_SEQUENCES = 128  # and a multiple of this many sequences, some of them empty
 
