@@ -72,6 +72,8 @@ class PyTorchNetwork:
         runner = NetworkRunner(self._network.network, self.device, contents=self._network.contents)
         if self.device == "cpu" and self.precision == "fp32":
             runner.use_fast_kernels()
+        if self.ranges.batching == "packed":
+            runner.use_sequence_means()
         return runner
 
     @functools.cached_property

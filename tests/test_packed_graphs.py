@@ -76,6 +76,54 @@ def test_padding_changes_no_row(make_model, task, pooling, fusion):
         torch.testing.assert_close(found[: len(expected)], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("fusion", "precision"), [("none", "fp32"), ("all", "fp32"), ("all", "fp16")])
+def test_means_of_sequences_are_those_of_the_network(make_model, fusion, precision):
+    """Of short sequences and of long ones, which are computed in another way."""
+    network = assemble(make_model(EMBEDDING), TrtLog(), precision, batching="packed", fusion=fusion)
+    runner, faster = (
+        NetworkRunner(network.network, "cpu", contents=network.contents, checks_batch=False) for _ in range(2)
+    )
+    faster.use_sequence_means()
+    targets = [node.target for node in faster.module.graph.nodes]
+    assert targets.count(network_runner.mean_of_sequences) == 1
+    assert network_runner.strided_slice not in targets  # the matrix is no longer made
+    for lengths in ([7, 3, 20, 1], [1] * 20, [400, 1, 300]):
+        inputs = inputs_of(lengths)
+        for made in (inputs, pad_inputs(inputs, graph_size(inputs))):
+            (expected,), (found,) = (one.run(made).values() for one in (runner, faster))
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("tokens", [30, 6 * network_runner.SHORT_ON_AVERAGE, 6 * network_runner.SHORT_ON_AVERAGE + 1])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_means_of_sequences_by_a_loop(tokens, device):
+    """A huge value changes no other sequence's mean, and an empty sequence has none."""
+    bounds = [0, 1, 11, 11, 12, tokens - 5, tokens - 5]
+    x = torch.randn(tokens, 33, generator=torch.Generator().manual_seed(0))
+    x[3, 5] = 1e30
+    on_device = (x.to(device), torch.tensor(bounds, dtype=torch.int32, device=device))
+    found = network_runner.mean_of_sequences(*on_device).cpu()
+    for row, start, end in zip(found, bounds[:-1], bounds[1:], strict=True):
+        expected = x[start:end].double().mean(dim=0).float()
+        torch.testing.assert_close(row, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def test_another_computation_is_not_taken_for_a_mean(make_model):
+    network = assemble(make_model(EMBEDDING), TrtLog(), "fp32", batching="packed", fusion="all")
+    changes = {
+        network_runner.strided_slice: lambda args: (args[0], (2,), *args[2:]),
+        network_runner.cumulative: lambda args: (*args[:2], True, args[3]),
+        torch.lt: lambda args: args[::-1],
+    }
+    for function, change in changes.items():
+        runner = NetworkRunner(network.network, "cpu", contents=network.contents)
+        node = next(node for node in runner.module.graph.nodes if node.target is function)
+        node.args = change(node.args)
+        runner.use_sequence_means()
+        assert network_runner.mean_of_sequences not in [one.target for one in runner.module.graph.nodes]
+
+
 @needs_gpu
 @pytest.mark.parametrize("task", [EMBEDDING, QUESTION_ANSWERING])
 def test_graphs_give_what_the_runner_gives(make_model, task):
@@ -83,6 +131,7 @@ def test_graphs_give_what_the_runner_gives(make_model, task):
     model = make_model(task)
     network = assemble(model, TrtLog(), "fp16", batching="packed", fusion="all")
     runner = NetworkRunner(network.network, "cuda", contents=network.contents)
+    runner.use_sequence_means()
     graphs = PackedGraphs(runner, model.config.is_per_sequence)
     generator = np.random.default_rng(0)
     batches = [
