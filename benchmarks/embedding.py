@@ -63,7 +63,7 @@ from bert_trt.options import DEFAULT_DATA, EMBEDDING, AnswerOptions
 from bert_trt.packed_graphs import PackedGraphs
 from bert_trt.prediction import Predictor, Source, make_batches
 from bert_trt.pytorch_network import PyTorchNetwork
-from bert_trt.records import CHUNK_LINES, Chunk, Record
+from bert_trt.records import Chunk, Record, in_growing_chunks
 from bert_trt.tasks import Window
 from builder import assemble
 
@@ -115,10 +115,8 @@ class Ours:
         self.name = name
         self.run_all = network.run_all
         self.predictor = Predictor(Source(folder, DEFAULT_DATA, network.ranges, AnswerOptions()), network.run_all)
-        records = [Record(number, (text,)) for number, text in enumerate(texts, start=1)]
-        self.chunks = [
-            Chunk(records[begin : begin + CHUNK_LINES], 0) for begin in range(0, len(records), CHUNK_LINES)
-        ]
+        records = ((Record(number, (text,)), len(text)) for number, text in enumerate(texts, start=1))
+        self.chunks = [Chunk(chunk, 0) for chunk in in_growing_chunks(records)]
         self.tokens: list[list[Window]] = []
         for chunk in self.chunks:
             windows: list[Any] = self.predictor.source.tokenization.tokenise(chunk.records)

@@ -15,6 +15,7 @@ from plugins.measure import graph_times
 
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
 PRODUCTS = ("qkv", "attended", "inner", "outer")  # of each layer
+SIZES = 64  # of packed batches at most, for each of which torch.compile compiles; its own limit is 8
 FP8 = torch.float8_e4m3fn
 FP8_LARGEST = torch.finfo(FP8).max
 
@@ -191,6 +192,7 @@ class PackedPeer(Peer):
             raise UserError("PyTorch's kernels are measured for a BERT whose embedding is the mean of its tokens")
         super().__init__(config, weights)
         self.longest = longest
+        torch._dynamo.config.recompile_limit = SIZES
         self._compiled = torch.compile(self.embed_sequences, fullgraph=True, dynamic=False)
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

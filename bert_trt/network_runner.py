@@ -13,6 +13,7 @@ To read: ``NetworkRunner`` at the end, then ``_Lowering``, then the functions of
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import operator
@@ -20,7 +21,7 @@ import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
 from typing import Any
 
@@ -39,6 +40,8 @@ from bert_trt.tensors import as_tuple
 from plugins import reference
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
+FIELD_OF_LENGTH = "max_sequence_length"  # of QkvToContext, for packed batches
+SHORT_ON_AVERAGE = 128  # tokens of a sequence, up to which ``mean_of_sequences`` adds them up one after another
 
 
 def best_device() -> str:
@@ -361,6 +364,16 @@ def clip(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
 def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copies a tensor that was computed with the shapes, on the CPU, for a layer that uses it as data."""
     return x.to(device)
+
+
+def mean_of_sequences(x: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
+    """The mean of each sequence's tokens: fp32 (T, H) and int32 (B + 1,) -> (B, H); NaN for an empty sequence."""
+    if x.shape[0] <= SHORT_ON_AVERAGE * (cu_seqlens.shape[0] - 1):
+        return torch.segment_reduce(x, "mean", offsets=cu_seqlens, unsafe=True)  # a check would wait for the GPU
+    # That adds up one token after another, which takes long for long sequences. Of those, a batch has few.
+    row, bounds = torch.arange(x.shape[0], device=x.device), cu_seqlens[:, None]
+    members = (row >= bounds[:-1]) & (row < bounds[1:])  # (B, T)
+    return torch.matmul(members.to(x.dtype), x) / bounds.diff(dim=0)
 
 
 def _gelu_erf(x: torch.Tensor) -> torch.Tensor:
@@ -1022,6 +1035,56 @@ RULES: dict[str, Callable[[Any], Call]] = {
 }
 
 
+# --- patterns in the graph --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A place in a pattern that any value takes; the same one wherever the name is the same."""
+
+    name: str
+
+
+_ANY = object()  # in a pattern, any value
+
+
+def _find(pattern: Any, value: Any, parts: dict[str, Any]) -> bool:
+    """Whether an argument of a graph node is as the pattern says: a tuple (function, *arguments) stands for a node.
+
+    ``parts`` receives the values of the pattern's parts, by name.
+    """
+    if pattern is _ANY:
+        return True
+    if isinstance(pattern, _Part):
+        return parts.setdefault(pattern.name, value) is value
+    if isinstance(value, torch.fx.Node):
+        return (
+            isinstance(pattern, tuple)
+            and value.target is pattern[0]
+            and len(value.args) == len(pattern) - 1
+            and all(_find(one, argument, parts) for one, argument in zip(pattern[1:], value.args, strict=True))
+        )
+    return value == pattern
+
+
+def _mean_of_packed_tokens() -> Any:
+    """The pattern of ``PackedLayout.mean_token``: a product with a matrix that says which token is of which sequence,
+    and a division by the lengths."""
+    bounds = (cast, _Part("cu_seqlens"), torch.float32)
+
+    def column(first: int) -> Any:  # (B, 1): all of cu_seqlens but the last, or but the first
+        size = (torch.sub, (shape_tensor, bounds), _ANY)
+        sliced = (strided_slice, bounds, (first,), size, (1,), None, "STRICT_BOUNDS", None)
+        return (shuffle, sliced, None, [0], (-1, 1), [0, 1], True)
+
+    ones = (cast, (torch.eq, _Part("ids"), _Part("ids")), torch.float32)
+    count = (shuffle, (cumulative, ones, 0, False, False), None, [0], (1, -1), [0, 1], True)  # (1, T): 1 to T
+    start, end = column(0), column(1)
+    after_start, after_end = ((cast, (torch.lt, bound, count), torch.float32) for bound in (start, end))
+    total = (matrix_multiply, (torch.sub, after_start, after_end), _Part("x"), False, False)
+    return (_divide, total, (torch.sub, end, start))
+
+
 # --- running ----------------------------------------------------------------------------------------------
 
 
@@ -1106,6 +1169,29 @@ class NetworkRunner:
         for node in self.module.graph.nodes:
             node.target = faster.get(node.target, node.target)
         self.module.recompile()
+
+    def use_sequence_means(self) -> None:
+        """Computes the mean of each sequence of a packed batch from its own tokens, in place of the network's product
+        of all tokens with a matrix (B, T), which takes longer the more sequences there are. For valid cu_seqlens."""
+        pattern, graph = _mean_of_packed_tokens(), self.module.graph
+        for node in graph.nodes:
+            parts: dict[str, Any] = {}
+            if _find(pattern, node, parts):
+                node.target, node.args = mean_of_sequences, (parts["x"], parts["cu_seqlens"])
+        graph.eliminate_dead_code()
+        self.module.recompile()
+
+    def for_sequences_up_to(self, length: int) -> NetworkRunner:
+        """The same network for packed batches of sequences that have at most ``length`` tokens, by which QkvToContext
+        chooses its kernel. Longer ones are right too, but slow. Both networks have the same weights in memory."""
+        other = copy.copy(self)
+        other.module = torch.fx.GraphModule(self.module, self.module.graph, "TensorRTNetwork")
+        for name, child in self.module.named_children():
+            if isinstance(child, PluginModule) and FIELD_OF_LENGTH in child.layer.fields:
+                fields = {**child.layer.fields, FIELD_OF_LENGTH: length}
+                layer = replace(child.layer, fields=fields)
+                setattr(other.module, name, PluginModule(layer, self.device, child.in_fp32))
+        return other
 
     def first_not_finite(self, inputs: Mapping[str, np.ndarray | torch.Tensor]) -> str | None:
         """Finds the first layer, in the order of computation, whose result is not finite.

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 MOST_SEQUENCES = 1024  # in a batch
 CPU_TOKENS = 4096  # in a batch
-AHEAD = 2  # batches that the GPU has to compute while the CPU makes another one
+AHEAD = 4  # batches that the GPU has to compute while the CPU makes more: those of the next chunk come all at once
+AHEAD_WITH_WORDS = 2  # where an output has a row of the size of the vocabulary for each token, half a gigabyte in all
 
 
 class PyTorchNetwork:
@@ -72,6 +73,8 @@ class PyTorchNetwork:
         runner = NetworkRunner(self._network.network, self.device, contents=self._network.contents)
         if self.device == "cpu" and self.precision == "fp32":
             runner.use_fast_kernels()
+        if self.ranges.batching == "packed":
+            runner.use_sequence_means()
         return runner
 
     @functools.cached_property
@@ -79,9 +82,10 @@ class PyTorchNetwork:
         """The runner in CUDA graphs; None on a CPU, and for padded batches, which have too many shapes."""
         if self.device == "cpu" or self.ranges.batching != "packed":
             return None
-        from bert_trt.packed_graphs import PackedGraphs  # imports PyTorch
+        from bert_trt.packed_graphs import SHORT, PackedGraphs  # imports PyTorch
 
-        return PackedGraphs(self.runner, self.folder.config.is_per_sequence)
+        short_runner = self.runner.for_sequences_up_to(SHORT)
+        return PackedGraphs(self.runner, self.folder.config.is_per_sequence, short_runner)
 
     def run_all(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[np.ndarray]:
         """The network's output for each batch, in their order.
@@ -91,10 +95,11 @@ class PyTorchNetwork:
         if self.graphs is None:
             yield from map(self.run, batches)
             return
+        ahead = AHEAD_WITH_WORDS if self.folder.config.task == FILL_MASK else AHEAD
         launched: deque[Launched] = deque()
         for inputs in batches:
             launched.append(self.graphs.launch(inputs))
-            if len(launched) > AHEAD:
+            if len(launched) > ahead:
                 yield launched.popleft().result()
         yield from (one.result() for one in launched)
 

@@ -9,7 +9,7 @@ import io
 import json
 import math
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from bert_trt.sentences import decode_line
 JSON_SUFFIX = ".jsonl"
 LINE_LIMIT = 2**24  # characters; a longer line is a bad one
 CHUNK_LINES, CHUNK_CHARACTERS = 2048, 2**20  # of the lines that are in memory at one time
+FIRST_LINES = 512  # of the first chunk, which the network waits for
 RESERVED = ("line", "prediction", "error")  # keys of the output
 
 
@@ -115,7 +116,7 @@ def read_chunks(path: Path, task: str, done: int = 0) -> Iterator[Chunk]:
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
             lines = islice(enumerate(_lines(file), start=1), done, None)
-            for records in in_chunks(_read_records(lines, path, task)):
+            for records in in_growing_chunks(_read_records(lines, path, task), done):
                 yield Chunk(records, _position(file))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
@@ -147,14 +148,35 @@ def read_section(path: Path, task: str, start: int, first: int, count: int) -> I
 
 def in_chunks(records: Iterable[tuple[Record, int]]) -> Iterator[list[Record]]:
     """Groups records, each with the number of characters read for it, to what is in memory at one time."""
+    return _group(records, lambda _: CHUNK_LINES, 0)
+
+
+def in_growing_chunks(records: Iterable[tuple[Record, int]], done: int = 0) -> Iterator[list[Record]]:
+    """As ``in_chunks``, but the first chunks are small, so that the network starts early.
+
+    A chunk has as many lines as are before it, so that it is ready before the network has computed those. Its size
+    depends on nothing else: a run that goes on where a chunk ended has the same chunks as one without a break.
+
+    Args:
+        records: as for ``in_chunks``.
+        done: the number of lines before the first record.
+    """
+    return _group(records, lambda before: min(CHUNK_LINES, max(FIRST_LINES, before)), done)
+
+
+def _group(
+    records: Iterable[tuple[Record, int]], lines_after: Callable[[int], int], done: int
+) -> Iterator[list[Record]]:
+    """Groups records; ``lines_after`` gives the most lines of a chunk by the number of lines before it."""
     chunk: list[Record] = []
-    characters = 0
+    characters, most = 0, lines_after(done)
     for record, length in records:
         chunk.append(record)
         characters += length
-        if len(chunk) == CHUNK_LINES or characters >= CHUNK_CHARACTERS:
+        if len(chunk) == most or characters >= CHUNK_CHARACTERS:
             yield chunk
-            chunk, characters = [], 0
+            done += len(chunk)
+            chunk, characters, most = [], 0, lines_after(done)
     if chunk:
         yield chunk
 

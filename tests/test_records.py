@@ -18,7 +18,7 @@ from bert_trt.options import (
     TASKS,
     TOKEN_CLASSIFICATION,
 )
-from bert_trt.records import CHUNK_LINES, Record, check_input, read_chunks
+from bert_trt.records import CHUNK_LINES, FIRST_LINES, Record, check_input, read_chunks, read_section
 
 ONE_TEXT = (FILL_MASK, EMBEDDING, TOKEN_CLASSIFICATION)
 
@@ -159,13 +159,37 @@ def test_bad_objects(read_text, line, task, told):
 
 def test_chunks_continue_where_lines_are_done(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "CHUNK_LINES", 4)
+    monkeypatch.setattr(records, "FIRST_LINES", 1)
     path = tmp_path / "x.txt"
-    path.write_text("".join(f"line {number}\n" for number in range(1, 11)))
+    path.write_text("".join(f"line {number}\n" for number in range(1, 16)))
     chunks = list(read_chunks(path, EMBEDDING))
-    assert [len(chunk.records) for chunk in chunks] == [4, 4, 2]
+    assert [len(chunk.records) for chunk in chunks] == [1, 1, 2, 4, 4, 3]  # small at first, so that work starts early
     assert chunks[-1].position == path.stat().st_size
     assert read(path, EMBEDDING, done=7) == read(path, EMBEDDING)[7:]
-    assert read(path, EMBEDDING, done=10) == []
+    assert read(path, EMBEDDING, done=15) == []
+
+
+def test_a_run_that_goes_on_has_the_chunks_of_one_without_a_break(tmp_path, monkeypatch):
+    """Others would be other batches, whose rounding differs; a long line that ends a chunk early changes nothing."""
+    monkeypatch.setattr(records, "CHUNK_CHARACTERS", 10_000)
+    path = tmp_path / "x.txt"
+    long = FIRST_LINES + 44
+    lengths = [20_000 if number in (long, 3000) else 1 for number in range(8000)]
+    path.write_text("".join("x" * length + "\n" for length in lengths))
+    whole = [chunk.records for chunk in read_chunks(path, EMBEDDING)]
+    assert [len(chunk) for chunk in whole[:3]] == [FIRST_LINES, 45, long + 1]
+    assert max(map(len, whole)) == CHUNK_LINES
+    done = 0
+    for number, chunk in enumerate(whole):
+        assert [other.records for other in read_chunks(path, EMBEDDING, done)] == whole[number:]
+        done += len(chunk)
+
+
+def test_a_shard_has_chunks_of_full_size(tmp_path):
+    """Each is answered by itself, so that a small one would be a small batch."""
+    path = tmp_path / "x.txt"
+    path.write_text("x\n" * (CHUNK_LINES + 1))
+    assert [len(chunk) for chunk in read_section(path, EMBEDDING, 0, 1, CHUNK_LINES + 1)] == [CHUNK_LINES, 1]
 
 
 def test_a_chunk_has_few_long_lines(tmp_path, monkeypatch):
