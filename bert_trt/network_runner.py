@@ -13,7 +13,6 @@ To read: ``NetworkRunner`` at the end, then ``_Lowering``, then the functions of
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 import operator
@@ -21,7 +20,7 @@ import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from typing import Any
 
@@ -40,7 +39,6 @@ from bert_trt.tensors import as_tuple
 from plugins import reference
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
-FIELD_OF_LENGTH = "max_sequence_length"  # of QkvToContext, for packed batches
 SHORT_ON_AVERAGE = 128  # tokens of a sequence, up to which ``mean_of_sequences`` adds them up one after another
 
 
@@ -1180,18 +1178,6 @@ class NetworkRunner:
                 node.target, node.args = mean_of_sequences, (parts["x"], parts["cu_seqlens"])
         graph.eliminate_dead_code()
         self.module.recompile()
-
-    def for_sequences_up_to(self, length: int) -> NetworkRunner:
-        """The same network for packed batches of sequences that have at most ``length`` tokens, by which QkvToContext
-        chooses its kernel. Longer ones are right too, but slow. Both networks have the same weights in memory."""
-        other = copy.copy(self)
-        other.module = torch.fx.GraphModule(self.module, self.module.graph, "TensorRTNetwork")
-        for name, child in self.module.named_children():
-            if isinstance(child, PluginModule) and FIELD_OF_LENGTH in child.layer.fields:
-                fields = {**child.layer.fields, FIELD_OF_LENGTH: length}
-                layer = replace(child.layer, fields=fields)
-                setattr(other.module, name, PluginModule(layer, self.device, child.in_fp32))
-        return other
 
     def first_not_finite(self, inputs: Mapping[str, np.ndarray | torch.Tensor]) -> str | None:
         """Finds the first layer, in the order of computation, whose result is not finite.

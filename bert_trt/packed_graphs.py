@@ -1,8 +1,7 @@
 """Runs a network for packed batches in CUDA graphs, so that the GPU starts one kernel after another without Python.
 
 A graph has fixed shapes. A batch is therefore padded to the size of a graph: with tokens that belong to no sequence,
-which attention skips, and with empty sequences behind the last one. Batches of short sequences have graphs of their
-own, whose attention knows that they are short.
+which attention skips, and with empty sequences behind the last one.
 """
 
 from __future__ import annotations
@@ -20,8 +19,6 @@ STEPS = 4  # sizes between two powers of 2, so that at most a fifth of a batch i
 SPARE_TOKENS = 64  # behind the last sequence: an empty sequence begins at the token after it, which must exist
 FEWEST_TOKENS, FEWEST_SEQUENCES = 256, 16
 
-SHORT = 64  # tokens up to which QkvToContext has a faster kernel for any number of sequences
-
 Size = tuple[int, int]  # tokens and sequences
 
 
@@ -37,11 +34,6 @@ def graph_size(inputs: Mapping[str, np.ndarray]) -> Size:
     """The size of the graph for a packed batch."""
     tokens = _round_up(max(len(inputs[INPUT_NAMES[0]]), FEWEST_TOKENS))
     return tokens + SPARE_TOKENS, _round_up(max(len(inputs[LENGTHS_NAME]) - 1, FEWEST_SEQUENCES))
-
-
-def has_only_short(inputs: Mapping[str, np.ndarray]) -> bool:
-    """Whether no sequence of a packed batch has more than ``SHORT`` tokens."""
-    return bool(np.diff(inputs[LENGTHS_NAME]).max() <= SHORT)
 
 
 def _round_up(number: int) -> int:
@@ -111,14 +103,12 @@ class PackedGraphs:
     Args:
         runner: the network, on CUDA, with one output.
         is_per_sequence: whether the output has a row for a sequence, not for a token.
-        short_runner: the same network for batches of sequences that have at most ``SHORT`` tokens; None for
-            ``runner``.
     """
 
-    def __init__(self, runner: Runner, is_per_sequence: bool, short_runner: Runner | None = None) -> None:
-        self._runners = {False: runner, True: short_runner or runner}  # by whether a batch has only short sequences
+    def __init__(self, runner: Runner, is_per_sequence: bool) -> None:
+        self._runner = runner
         self._is_per_sequence = is_per_sequence
-        self._graphs: dict[tuple[Size, bool], _Graph | None] = {}  # None for what came once
+        self._graphs: dict[Size, _Graph | None] = {}  # None for a size that came once
         self._pool = torch.cuda.graph_pool_handle()
 
     def launch(self, inputs: Mapping[str, np.ndarray]) -> Launched:
@@ -127,15 +117,15 @@ class PackedGraphs:
         Args:
             inputs: of one packed batch, as ``packing.packed_batch`` makes them.
         """
-        size, is_short = graph_size(inputs), has_only_short(inputs)
-        padded, runner = pad_inputs(inputs, size), self._runners[is_short]
-        if (size, is_short) not in self._graphs:
-            self._graphs[size, is_short] = None
+        size = graph_size(inputs)
+        padded = pad_inputs(inputs, size)
+        if size not in self._graphs:
+            self._graphs[size] = None
             on_gpu = {name: torch.from_numpy(values).cuda() for name, values in padded.items()}
-            (output,) = runner.run(on_gpu).values()
+            (output,) = self._runner.run(on_gpu).values()
         else:
-            graph = self._graphs[size, is_short] or _Graph(runner, size, self._pool)
-            self._graphs[size, is_short] = graph
+            graph = self._graphs[size] or _Graph(self._runner, size, self._pool)
+            self._graphs[size] = graph
             output = graph.replay(padded)
         rows = len(inputs[LENGTHS_NAME]) - 1 if self._is_per_sequence else len(inputs[INPUT_NAMES[0]])
         on_cpu = torch.empty(output[:rows].shape, dtype=output.dtype, pin_memory=True)

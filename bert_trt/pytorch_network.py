@@ -81,10 +81,9 @@ class PyTorchNetwork:
         """The runner in CUDA graphs; None on a CPU, and for padded batches, which have too many shapes."""
         if self.device == "cpu" or self.ranges.batching != "packed":
             return None
-        from bert_trt.packed_graphs import SHORT, PackedGraphs  # imports PyTorch
+        from bert_trt.packed_graphs import PackedGraphs  # imports PyTorch
 
-        short_runner = self.runner.for_sequences_up_to(SHORT)
-        return PackedGraphs(self.runner, self.folder.config.is_per_sequence, short_runner)
+        return PackedGraphs(self.runner, self.folder.config.is_per_sequence)
 
     def run_all(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[np.ndarray]:
         """The network's output for each batch, in their order.

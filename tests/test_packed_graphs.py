@@ -18,7 +18,7 @@ from bert_trt import network_runner
 from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME
 from bert_trt.network_runner import NetworkRunner
 from bert_trt.options import EMBEDDING, QUESTION_ANSWERING, SequenceRange
-from bert_trt.packed_graphs import SHORT, SPARE_TOKENS, STEPS, PackedGraphs, graph_size, has_only_short, pad_inputs
+from bert_trt.packed_graphs import SPARE_TOKENS, STEPS, PackedGraphs, graph_size, pad_inputs
 from bert_trt.packing import Limits, pack, packed_batch
 from bert_trt.prediction import BatchRanges
 from bert_trt.pytorch_network import PyTorchNetwork
@@ -124,27 +124,6 @@ def test_another_computation_is_not_taken_for_a_mean(make_model):
         assert network_runner.mean_of_sequences not in [one.target for one in runner.module.graph.nodes]
 
 
-def test_a_network_for_short_sequences_has_the_same_weights(make_model):
-    network = assemble(make_model(EMBEDDING), TrtLog(), "fp16", batching="packed", fusion="all")
-    runner = NetworkRunner(network.network, "cpu", contents=network.contents)
-    runner.use_sequence_means()
-    short = runner.for_sequences_up_to(SHORT)
-    inputs = inputs_of([SHORT, 3, 20])
-    (expected,), (found,) = (one.run(inputs).values() for one in (runner, short))
-    assert torch.equal(found, expected)
-    weights = [{tensor.data_ptr() for tensor in one.module.buffers()} for one in (runner, short)]
-    assert len(weights[1]) > 10
-    assert weights[1] <= weights[0]
-    for one, length in ((runner, 512), (short, SHORT)):
-        attentions = [layer.layer.fields for layer in one.module.children() if layer.layer.plugin == "QkvToContext"]
-        assert [fields["max_sequence_length"] for fields in attentions] == [length] * 2
-
-
-@pytest.mark.parametrize(("lengths", "expected"), [([SHORT, 1], True), ([SHORT + 1, 1], False), ([1], True)])
-def test_short_sequences(lengths, expected):
-    assert has_only_short(inputs_of(lengths)) is expected
-
-
 @needs_gpu
 @pytest.mark.parametrize("task", [EMBEDDING, QUESTION_ANSWERING])
 def test_graphs_give_what_the_runner_gives(make_model, task):
@@ -153,12 +132,10 @@ def test_graphs_give_what_the_runner_gives(make_model, task):
     network = assemble(model, TrtLog(), "fp16", batching="packed", fusion="all")
     runner = NetworkRunner(network.network, "cuda", contents=network.contents)
     runner.use_sequence_means()
-    graphs = PackedGraphs(runner, model.config.is_per_sequence, runner.for_sequences_up_to(SHORT))
+    graphs = PackedGraphs(runner, model.config.is_per_sequence)
     generator = np.random.default_rng(0)
     batches = [
-        inputs_of([longest, *generator.integers(1, 60, count - 1).tolist()])
-        for count in (3, 40, 3, 2, 40, 100, 41, 3, 100, 99)
-        for longest in (SHORT + 1, 60)
+        inputs_of(generator.integers(1, 60, count).tolist()) for count in (3, 40, 3, 2, 40, 100, 41, 3, 100, 99)
     ]
     launched = [graphs.launch(inputs) for inputs in batches]
     for inputs, one in zip(batches, launched, strict=True):
