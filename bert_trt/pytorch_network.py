@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 MOST_SEQUENCES = 1024  # in a batch
 CPU_TOKENS = 4096  # in a batch
-AHEAD = 2  # batches that the GPU has to compute while the CPU makes another one
+AHEAD = 4  # batches that the GPU has to compute while the CPU makes more: those of the next chunk come all at once
+AHEAD_WITH_WORDS = 2  # where an output has a row of the size of the vocabulary for each token, half a gigabyte in all
 
 
 class PyTorchNetwork:
@@ -93,10 +94,11 @@ class PyTorchNetwork:
         if self.graphs is None:
             yield from map(self.run, batches)
             return
+        ahead = AHEAD_WITH_WORDS if self.folder.config.task == FILL_MASK else AHEAD
         launched: deque[Launched] = deque()
         for inputs in batches:
             launched.append(self.graphs.launch(inputs))
-            if len(launched) > AHEAD:
+            if len(launched) > ahead:
                 yield launched.popleft().result()
         yield from (one.result() for one in launched)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,11 @@ from hypothesis import strategies as st
 from bert_trt import network_runner
 from bert_trt.model_files import INPUT_NAMES, LENGTHS_NAME
 from bert_trt.network_runner import NetworkRunner
-from bert_trt.options import EMBEDDING, QUESTION_ANSWERING, SequenceRange
+from bert_trt.options import EMBEDDING, FILL_MASK, QUESTION_ANSWERING, SequenceRange
 from bert_trt.packed_graphs import SPARE_TOKENS, STEPS, PackedGraphs, graph_size, pad_inputs
 from bert_trt.packing import Limits, pack, packed_batch
 from bert_trt.prediction import BatchRanges
-from bert_trt.pytorch_network import PyTorchNetwork
+from bert_trt.pytorch_network import AHEAD, AHEAD_WITH_WORDS, PyTorchNetwork
 from bert_trt.tensorrt_log import TrtLog
 from builder import assemble
 
@@ -151,6 +152,31 @@ def test_batches_are_packed_where_a_plugin_computes_attention_on_a_gpu(make_mode
         monkeypatch.setattr(network_runner, "best_device", lambda device=device: device)
         network = PyTorchNetwork(make_model(EMBEDDING), assemble, "fp16", fusion)
         assert network.ranges.batching == expected
+
+
+@pytest.mark.parametrize(("task", "ahead"), [(EMBEDDING, AHEAD), (FILL_MASK, AHEAD_WITH_WORDS)])
+def test_batches_are_launched_before_outputs_are_read(make_model, task, ahead):
+    class Graphs:
+        """In place of ``PackedGraphs``; an output is the batch's number."""
+
+        def __init__(self) -> None:
+            self.events: list[str] = []
+
+        def launch(self, inputs: dict[str, np.ndarray]) -> Any:
+            number = int(inputs["number"])
+            self.events.append(f"launch {number}")
+
+            def result() -> np.ndarray:
+                self.events.append(f"read {number}")
+                return np.array(number)
+
+            return SimpleNamespace(result=result)
+
+    network, graphs = PyTorchNetwork(make_model(task), assemble), Graphs()
+    network.__dict__["graphs"] = graphs
+    assert list(network.run_all({"number": np.array(number)} for number in range(9))) == list(range(9))
+    assert graphs.events.index("read 0") == ahead + 1
+    assert graphs.events.index("read 1") == ahead + 3
 
 
 @needs_gpu
