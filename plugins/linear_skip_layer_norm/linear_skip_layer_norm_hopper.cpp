@@ -24,17 +24,20 @@ bool suitsLinearSkipLayerNormHopper(LinearSkipLayerNormArguments const& a)
            && isAligned(a.outputFactors);
 }
 
-// benchmarks/linear_skip_layer_norm.py measures both ways; these are the fewest rows from which on one kernel was faster on an
-// H100. In networks it was slower at 4096 rows: what follows the last products is hidden behind nothing. With a long k the
-// two kernels have better shapes of tile.
+// The fewest rows from which on one kernel was faster on an H100, as benchmarks/linear_skip_layer_norm.py measured it. With few
+// rows nothing hides what follows the last products. With a long k the two kernels have better shapes of tile.
 bool prefersLinearSkipLayerNormHopper(LinearSkipLayerNormArguments const& a)
 {
     bool const wide = a.type == ElementType::kHALF || a.type == ElementType::kBF16;
     if (a.in <= 2 * a.out)
     {
-        return a.rows >= 6144;
+        return a.rows >= (a.out == 768 ? 5000 : 3072);
     }
-    return a.rows >= (wide && a.out == 768 ? 16384 : 9000);
+    if (a.out == 768)
+    {
+        return a.rows >= (wide ? 16384 : 9000);
+    }
+    return a.rows >= (wide ? 9000 : 8192);
 }
 
 cudaError_t launchLinearSkipLayerNormHopper(LinearSkipLayerNormArguments const& a, cudaStream_t stream)
