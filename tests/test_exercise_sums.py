@@ -14,7 +14,7 @@ from plugin_runs_for_tests import needs_gpu
 
 from bert_trt.exercise import kernel_library, sum_tasks
 from bert_trt.exercise.checks import check_task
-from bert_trt.exercise.sum_tasks import Outputs, Sum, judge
+from bert_trt.exercise.sum_tasks import Outputs, Sum, compare_outputs, judge
 from bert_trt.exercise.tasks import BY_NUMBER, COMPILED, RIGHT, WRONG, WrongAnswer
 from plugins import build, reference
 
@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 def kernel(  # a sum and its layer norm in fp32 as a kernel computes it, with one part changed
     terms: dict[str, float] | None = None,  # factors of terms, in place of 1
     in_type: bool = False,  # the sum is rounded to the type of x
+    int8_in_half: bool = False,  # the sum of int8 x and skip is rounded to fp16
     knows_ids: bool = True,
     knows_scales: bool = True,
     factors_of_y: bool = False,
@@ -42,6 +43,7 @@ def kernel(  # a sum and its layer norm in fp32 as a kernel computes it, with on
             scale = 1 / given.scales[name] if name in given.scales and not knows_scales else 1.0
             total = total + (terms or {}).get(name, 1.0) * scale * term.float()
         total = total.to(given.dtype).float() if in_type else total
+        total = total.half().float() if int8_in_half and len(given.scales) == 2 else total
         beta = given.beta if has_beta else torch.zeros_like(given.beta)
         y = reference.layer_norm(total, given.gamma, beta, given.epsilon if sets_epsilon else 0.0)
         outside, _ = given.outside()
@@ -117,6 +119,27 @@ def test_a_mistake_is_wrong_and_its_cause_is_named(number, title):
     with pytest.raises(WrongAnswer) as raised:
         judge(number, run, np.random.default_rng(number))
     assert cause in raised.value.cause, raised.value.found
+
+
+@pytest.mark.parametrize("narrow", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.usefixtures("narrow_rows")
+def test_a_sum_of_int8_that_is_rounded_to_fp16_is_not_taken_for_an_output_that_is(narrow):
+    """SkipLayerNorm's kernel for int8 x and skip has T = fp16, whatever the type of the model."""
+    drawn = (
+        next(
+            iter(
+                sum_tasks.draw(
+                    14, np.random.default_rng(seed), (torch.float32, torch.float32), (False, narrow, False), 40
+                )
+            )
+        )
+        for seed in range(1000)
+    )
+    given = next(given for given in drawn if len(given.scales) == 2)
+    compare_outputs(kernel()(given), given)
+    with pytest.raises(WrongAnswer) as raised:
+        compare_outputs(kernel(int8_in_half=True)(given), given)
+    assert "the sum is rounded to the type of x" in raised.value.cause, raised.value.found
 
 
 # --- real kernels ---------------------------------------------------------------------------------------------------

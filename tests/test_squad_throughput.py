@@ -132,8 +132,9 @@ def test_the_kind_of_other_kernels(kernel, kind, squad):
     assert squad.kind_of(kernel) == kind
 
 
-def test_it_measures_a_tiny_model_on_a_cpu(squad, in_process: InProcess, tmp_path: Path):
+def test_it_measures_a_tiny_model_on_a_cpu(squad, in_process: InProcess, tmp_path: Path, monkeypatch):
     built_plugins()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     files = {kind: tmp_path / f"x.{kind}" for kind in ("json", "markdown")}
     arguments = "--model tiny --precision fp16 fp8 --budget 512 1024 --sequences 5 --passes 1".split()
     ended = in_process(squad.main, *arguments, "--json", files["json"], "--markdown", files["markdown"])
