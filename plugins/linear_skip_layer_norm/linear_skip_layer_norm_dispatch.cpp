@@ -15,7 +15,7 @@ cudaError_t launchLinearSkipLayerNorm(LinearSkipLayerNormArguments const& argume
     }
 #if defined(BERT_HOPPER)
     Capability capability;
-    cudaError_t const status = currentCapability(capability);
+    cudaError_t status = currentCapability(capability);
     if (status != cudaSuccess)
     {
         return status;
@@ -23,7 +23,11 @@ cudaError_t launchLinearSkipLayerNorm(LinearSkipLayerNormArguments const& argume
     if (capability.major == 9 && capability.minor == 0 && suitsLinearSkipLayerNormHopper(arguments)
         && prefersLinearSkipLayerNormHopper(arguments))
     {
-        return launchLinearSkipLayerNormHopper(arguments, stream);
+        status = launchLinearSkipLayerNormHopper(arguments, stream);
+        if (status != cudaErrorLaunchOutOfResources)
+        {
+            return status; // otherwise its clusters find no room, as can be on a part of a GPU
+        }
     }
 #endif
     return launchLinearThenSkipLayerNorm(arguments, stream);
