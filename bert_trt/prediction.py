@@ -540,7 +540,8 @@ Made = TypeVar("Made")
 
 def one_ahead(function: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
     """``function`` of each item, computed in a thread while the caller works with the result before it."""
-    with ThreadPoolExecutor(1) as thread:
+    thread = ThreadPoolExecutor(1)
+    try:
         pending: Future[Made] | None = None
         for item in items:
             following = thread.submit(function, item)
@@ -549,6 +550,9 @@ def one_ahead(function: Callable[[Item], Made], items: Iterable[Item]) -> Iterat
             pending = following
         if pending is not None:
             yield pending.result()
+    finally:
+        # Without waiting: after Ctrl-C Python may close this generator in any thread, that one too.
+        thread.shutdown(wait=False, cancel_futures=True)
 
 
 def predict_file(

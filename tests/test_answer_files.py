@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ from bert_trt.answer_files import Answer, JsonLines, NumpyRows, form_of, open_an
 from bert_trt.console import UserError
 from bert_trt.model_files import MASK_NAME, ModelFolder
 from bert_trt.options import EMBEDDING, FILL_MASK, AnswerOptions, SequenceRange
-from bert_trt.prediction import BatchRanges, Source, one_by_one, predict_file
+from bert_trt.prediction import BatchRanges, Source, one_ahead, one_by_one, predict_file
 from bert_trt.records import Record
 
 WIDTH = 64
@@ -413,6 +414,29 @@ def test_a_process_that_is_ended_goes_on(folder, tmp_path, ended_by):
     rows = np.load(target)
     assert rows.shape == (40_000, WIDTH)
     np.testing.assert_allclose(rows, np.tile(rows[:2], (20_000, 1)), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_computed_ahead_can_be_closed_by_its_own_thread():
+    """As Python does after Ctrl-C, when it collects what nobody refers to in whatever thread runs."""
+    paused, ended = threading.Event(), threading.Event()
+    failures: list[BaseException] = []
+
+    def compute(number: int) -> int:
+        if number == 1:
+            paused.wait(60)  # the generator has returned the first result, and is not running
+            try:
+                ahead.close()
+            except BaseException as failure:
+                failures.append(failure)
+            ended.set()
+        return number
+
+    ahead = one_ahead(compute, range(3))
+    assert next(ahead) == 0
+    paused.set()
+    assert ended.wait(60)
+    assert not failures
+    assert list(ahead) == []
 
 
 def test_memory_does_not_grow_with_the_file(folder, tmp_path):
