@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -538,7 +538,7 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-def one_ahead(function: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+def one_ahead(function: Callable[[Item], Made], items: Iterable[Item]) -> Generator[Made, None, None]:
     """``function`` of each item, computed in a thread while the caller works with the result before it."""
     thread = ThreadPoolExecutor(1)
     try:
