@@ -42,7 +42,7 @@ if __name__ == "__main__":
     begin_script(parse_arguments)  # answers --help, wrong usage and Ctrl-C before NumPy and PyTorch are imported
 
 import torch
-from linear_sweep import LAYERS, PRODUCTS, Call, Tensors, environment, measure
+from linear_sweep import LAYERS, PRODUCTS, Call, Tensors, environment, load_library, measure
 
 from bert_trt.console import UserError, console, run_script
 from bert_trt.files import atomic_write, check_outputs
@@ -97,12 +97,7 @@ def main() -> int:
     check_outputs({"--markdown": arguments.markdown}, {})
     if not torch.cuda.is_available():
         raise UserError("PyTorch finds no CUDA GPU; the benchmark needs one and PyTorch for CUDA")
-    if not arguments.library.is_file():
-        raise UserError(
-            f"{arguments.library} does not exist; build it: "
-            "cmake -S plugins -B plugins/build && cmake --build plugins/build --target linear_functions"
-        )
-    library = ctypes.CDLL(str(arguments.library.resolve()))
+    library = load_library(arguments.library, "linear_functions")
     torch.manual_seed(0)
     times = {}
     for type_name in TYPES:

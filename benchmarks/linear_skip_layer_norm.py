@@ -4,7 +4,7 @@
     python benchmarks/linear_skip_layer_norm.py --json FILE --markdown FILE      needs an H100 or H200
 
 The two places of a layer where it stands, of BERT-base and BERT-large, with y in fp16, and in 8 bits too where x is.
-The rows between those that the choice was made with show whether it holds elsewhere.
+The choice was made from these numbers of rows; whether it holds between them was not measured.
 
 Times are microseconds of one launch in CUDA graphs, medians; the ways take turns, and each runs before it is timed.
 Weights are those of 12 layers in turn.
@@ -48,7 +48,7 @@ if __name__ == "__main__":
     begin_script(parse_arguments)  # answers --help, wrong usage and Ctrl-C before NumPy and PyTorch are imported
 
 import torch
-from linear_sweep import TYPE_NUMBERS, Tensors, environment
+from linear_sweep import TYPE_NUMBERS, Tensors, environment, load_library
 
 from bert_trt.console import UserError, console, run_script
 from bert_trt.files import atomic_write, check_outputs, write_json
@@ -151,12 +151,7 @@ def main() -> int:
     check_outputs({"--json": arguments.json, "--markdown": arguments.markdown}, {})
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
         raise UserError("PyTorch finds no GPU of compute capability 9.0; the one kernel is for an H100 or H200")
-    if not arguments.library.is_file():
-        raise UserError(
-            f"{arguments.library} does not exist; build it: cmake -S plugins -B plugins/build && "
-            "cmake --build plugins/build --target linear_skip_layer_norm_functions"
-        )
-    library = ctypes.CDLL(str(arguments.library.resolve()))
+    library = load_library(arguments.library, "linear_skip_layer_norm_functions")
     torch.manual_seed(0)
     found = measure_all(library, arguments)
     where = environment()

@@ -72,7 +72,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from bert_trt.console import run_script
+from bert_trt.console import UserError, run_script
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,29 @@ class Call(ctypes.Structure):
     )
 
 
+def load_library(path: Path, target: str) -> ctypes.CDLL:
+    """Loads launchers as C functions.
+
+    Args:
+        path: the library.
+        target: what CMake calls it.
+
+    Raises:
+        UserError: it is not built.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist; build it: "
+            f"cmake -S plugins -B plugins/build && cmake --build plugins/build --target {target}"
+        )
+    return ctypes.CDLL(str(path.resolve()))
+
+
 class Functions:
     """The launchers."""
 
     def __init__(self, path: Path) -> None:
-        self.library = ctypes.CDLL(str(path.resolve()))
+        self.library = load_library(path, "linear_functions")
         self.library.linearShapeName.restype = ctypes.c_char_p
 
     def shapes(self, type_number: int) -> list[Shape]:

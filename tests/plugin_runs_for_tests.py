@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -69,3 +70,19 @@ def in_half_steps(found: torch.Tensor, exact: torch.Tensor) -> float:
     if found.dtype == torch.float8_e4m3fn:
         step = torch.exp2(bounded.abs().clamp(min=2.0**-6).log2().floor()) / 8
     return ((found.double() - bounded).abs() * 2 / step).max().item()
+
+
+def assert_replays_equal(
+    chain: Callable[[], torch.Tensor], expected: torch.Tensor, buffers: Sequence[torch.Tensor]
+) -> None:
+    """Captures launches in a CUDA graph; every replay gives the same bits, whatever its ``buffers`` hold before."""
+    chain()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = chain()
+    for _ in range(10):
+        for buffer in buffers:
+            buffer.fill_(float("nan"))
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(found, expected)

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plugin_build_for_tests import built_plugins, compile_and_run
-from plugin_runs_for_tests import needs_gpu, run_guarded
+from plugin_runs_for_tests import assert_replays_equal, needs_gpu, run_guarded
 
 from plugins import build, reference
 from plugins.plugin_host import PluginHost, PluginHostError, TensorSpec
@@ -761,16 +761,7 @@ def test_in_a_cuda_graph_each_waits_for_the_one_before(host, dtype, constant_wei
                 (y,) = down.run_torch([wide, *down_weights], [buffers[1]])
             return y
 
-        chain()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            found = chain()
-        for _ in range(10):
-            for buffer in buffers:
-                buffer.fill_(float("nan"))
-            graph.replay()
-            torch.cuda.synchronize()
-            assert torch.equal(found, expected)
+        assert_replays_equal(chain, expected, buffers)
 
 
 # --- On a GPU, in 8 bits

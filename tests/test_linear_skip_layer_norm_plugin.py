@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plugin_build_for_tests import built_plugins
-from plugin_runs_for_tests import needs_gpu, run_guarded
+from plugin_runs_for_tests import assert_replays_equal, needs_gpu, run_guarded
 from test_linear_plugin import NARROW_TYPES, e4m3_error, narrow_tensors, skip_without, steps_of
 from torch.nn import functional
 
@@ -638,16 +638,7 @@ def test_in_a_cuda_graph_each_waits_for_the_one_before(host, dtype, constant_wei
                 (y,) = plugin.run_torch([y, *weights], [buffers[index % 2]])
             return y
 
-        chain()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            found = chain()
-        for _ in range(10):
-            for buffer in buffers:
-                buffer.fill_(float("nan"))
-            graph.replay()
-            torch.cuda.synchronize()
-            assert torch.equal(found, expected)
+        assert_replays_equal(chain, expected, buffers)
 
 
 @needs_gpu

@@ -8,7 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plugin_build_for_tests import built_plugins
-from plugin_runs_for_tests import assert_as_good_as_pytorch, in_half_steps, needs_gpu, relative_error, run_guarded
+from plugin_runs_for_tests import (
+    assert_as_good_as_pytorch,
+    assert_replays_equal,
+    in_half_steps,
+    needs_gpu,
+    relative_error,
+    run_guarded,
+)
 from torch.nn import functional
 
 from plugins import build, reference
@@ -566,13 +573,4 @@ def test_in_a_cuda_graph_each_waits_for_the_one_before(host, dtype, weight_dtype
                 (y,) = plugin.run_torch([y, *weights], [buffers[index % 2]])
             return y
 
-        chain()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            found = chain()
-        for _ in range(10):
-            for buffer in buffers:
-                buffer.fill_(float("nan"))
-            graph.replay()
-            torch.cuda.synchronize()
-            assert torch.equal(found, expected)
+        assert_replays_equal(chain, expected, buffers)

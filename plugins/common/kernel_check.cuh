@@ -36,10 +36,63 @@ inline float toHost(__nv_bfloat16 value)
 {
     return __bfloat162float(value);
 }
+inline float toHost(int8_t value)
+{
+    return value;
+}
+inline float toHost(E4m3 value)
+{
+    return static_cast<float>(value);
+}
 template <typename T>
 T fromHost(float value)
 {
     return static_cast<T>(value);
+}
+
+template <typename T>
+constexpr bool kNARROW = sizeof(T) == 1; // int8 and E4M3
+
+template <typename T>
+struct TypeOf;
+template <>
+struct TypeOf<__half>
+{
+    static constexpr ElementType kVALUE = ElementType::kHALF;
+};
+template <>
+struct TypeOf<__nv_bfloat16>
+{
+    static constexpr ElementType kVALUE = ElementType::kBF16;
+};
+template <>
+struct TypeOf<int8_t>
+{
+    static constexpr ElementType kVALUE = ElementType::kINT8;
+};
+template <>
+struct TypeOf<E4m3>
+{
+    static constexpr ElementType kVALUE = ElementType::kE4M3;
+};
+
+// A number that was divided by its scale, in 8 bits as TensorRT defines it.
+inline int8_t quantized(double value, int8_t /*type*/)
+{
+    return static_cast<int8_t>(std::nearbyint(std::min(127.0, std::max(-128.0, value))));
+}
+inline E4m3 quantized(double value, E4m3 /*type*/)
+{
+    return static_cast<E4m3>(static_cast<float>(std::min(448.0, std::max(-448.0, value))));
+}
+// Numbers that follow each other for neighbours.
+inline int stepOf(int8_t value)
+{
+    return value;
+}
+inline int stepOf(E4m3 value)
+{
+    return (value.__x & 0x80) != 0 ? -(value.__x & 0x7F) : value.__x;
 }
 
 // At most kDIFFERENT random values, repeated: drawing every value would take most of the program's time. The number

@@ -19,19 +19,7 @@ namespace
 {
 
 template <typename T>
-struct TypeOf;
-template <>
-struct TypeOf<__half>
-{
-    static constexpr ElementType kVALUE = ElementType::kHALF;
-    static constexpr double kTOLERANCE = 6e-4;
-};
-template <>
-struct TypeOf<__nv_bfloat16>
-{
-    static constexpr ElementType kVALUE = ElementType::kBF16;
-    static constexpr double kTOLERANCE = 5e-3;
-};
+constexpr double kTOLERANCE = std::is_same_v<T, __half> ? 6e-4 : 5e-3;
 
 bool suitsAny(LinearArguments const& /*arguments*/, Capability /*gpu*/)
 {
@@ -186,8 +174,7 @@ void runWidth(Outcome& outcome, Width width, std::vector<int64_t> const& manyRow
                     {
                         double const error
                             = rowError(&found[row * width.out], problem.expected(row, variant));
-                        outcome.expectAtMost(
-                            error, TypeOf<T>::kTOLERANCE, what.c_str(), rows, width.out, row);
+                        outcome.expectAtMost(error, kTOLERANCE<T>, what.c_str(), rows, width.out, row);
                     }
                 }
                 auto const isNan = [](T value) { return std::isnan(toHost(value)); };
@@ -309,28 +296,6 @@ void runGelu(Outcome& outcome)
 // In 8 bits, and every shape of tile on Hopper
 // ---------------------------------------------------------------------------------------------------------------
 
-using E4m3 = __nv_fp8_e4m3;
-
-template <>
-struct TypeOf<int8_t>
-{
-    static constexpr ElementType kVALUE = ElementType::kINT8;
-};
-template <>
-struct TypeOf<E4m3>
-{
-    static constexpr ElementType kVALUE = ElementType::kE4M3;
-};
-
-template <typename T>
-constexpr bool kNARROW = sizeof(T) == 1;
-
-template <typename T>
-float widen(T value)
-{
-    return static_cast<float>(value);
-}
-
 // The tensor cores sum products of E4M3 with few bits: the error of a sum, relative to the root mean square of the sums
 // of its row. Measured with in = 4096: 1.1e-3, and four times that for single elements.
 template <typename T>
@@ -338,25 +303,6 @@ constexpr double kSUM_ERROR = std::is_same_v<T, E4m3> ? 1.5e-3 : 0.0;
 constexpr double kSINGLE = 4.0;
 // GELU for y in 8 bits has fewer terms (linear_gelu.cuh).
 constexpr double kGELU_ERROR = 8.5e-4;
-
-// x / scale in 8 bits, as TensorRT defines it.
-int8_t quantized(double value, int8_t /*type*/)
-{
-    return static_cast<int8_t>(std::nearbyint(std::min(127.0, std::max(-128.0, value))));
-}
-E4m3 quantized(double value, E4m3 /*type*/)
-{
-    return static_cast<E4m3>(static_cast<float>(std::min(448.0, std::max(-448.0, value))));
-}
-// Numbers that follow each other for neighbours.
-int stepOf(int8_t value)
-{
-    return value;
-}
-int stepOf(E4m3 value)
-{
-    return (value.__x & 0x80) != 0 ? -(value.__x & 0x7F) : value.__x;
-}
 
 // x, W, scales and bias. One column of x has large numbers, one channel of W is zero, one row of x is.
 template <typename T>
@@ -383,7 +329,7 @@ public:
         for (int32_t n = 0; n < width.out; ++n)
         {
             mScales[n] = kNARROW<T> ? mScales[n] / (300.0F * std::sqrt(static_cast<float>(width.in))) : 1.0F;
-            mBias[n] = kNARROW<T> ? mBias[n] : widen(static_cast<T>(mBias[n]));
+            mBias[n] = kNARROW<T> ? mBias[n] : toHost(static_cast<T>(mBias[n]));
         }
         mNarrowBias.resize(width.out);
         std::transform(
@@ -398,8 +344,8 @@ public:
             double sum = 0.0;
             for (int32_t k = 0; k < mWidth.in; ++k)
             {
-                sum += static_cast<double>(widen(mX[row * mWidth.in + k]))
-                       * widen(mWeight[static_cast<size_t>(n) * mWidth.in + k]);
+                sum += static_cast<double>(toHost(mX[row * mWidth.in + k]))
+                       * toHost(mWeight[static_cast<size_t>(n) * mWidth.in + k]);
             }
             y[n] = sum * mScales[n] * kX_SCALE + mBias[n];
         }
@@ -489,10 +435,10 @@ double shapeError(Out const* found, std::vector<double> const& sums, bool gelu, 
         for (size_t n = 0; n < sums.size(); ++n)
         {
             double const expected = activate(sums[n], gelu);
-            difference += std::pow(widen(found[n]) - expected, 2.0);
+            difference += std::pow(toHost(found[n]) - expected, 2.0);
             norm += expected * expected;
         }
-        return std::max(0.0, std::sqrt(difference / norm) - kSUM_ERROR<T>) / TypeOf<Out>::kTOLERANCE;
+        return std::max(0.0, std::sqrt(difference / norm) - kSUM_ERROR<T>) / kTOLERANCE<Out>;
     }
     else
     {
@@ -505,7 +451,7 @@ double shapeError(Out const* found, std::vector<double> const& sums, bool gelu, 
             double const error
                 = factor * (kSINGLE * sumError + (gelu ? kGELU_ERROR : 1e-6 * std::abs(unscaled)));
             int const step = stepOf(found[n]);
-            bool const isNan = std::isnan(widen(found[n]));
+            bool const isNan = std::isnan(toHost(found[n]));
             most = std::max({most, isNan ? 1e9 : 0.0,
                 static_cast<double>(step - stepOf(quantized((expected + error) / scale, Out{}))),
                 static_cast<double>(stepOf(quantized((expected - error) / scale, Out{})) - step)});
@@ -644,7 +590,7 @@ void runRounding(Outcome& outcome, Kernel const& kernel)
     {
         auto const narrow = static_cast<uint8_t>(bits);
         std::memcpy(static_cast<void*>(&x[bits]), &narrow, 1);
-        x[bits] = std::isnan(widen(x[bits])) ? static_cast<T>(1.0F) : x[bits];
+        x[bits] = std::isnan(toHost(x[bits])) ? static_cast<T>(1.0F) : x[bits];
     }
     for (int32_t i = 0; i < kWIDTH; ++i)
     {
@@ -672,9 +618,9 @@ void runRounding(Outcome& outcome, Kernel const& kernel)
         auto const found = y.values();
         for (size_t i = 0; i < x.size(); ++i)
         {
-            int const expected = stepOf(quantized(static_cast<double>(widen(x[i])) * scale, T{}));
+            int const expected = stepOf(quantized(static_cast<double>(toHost(x[i])) * scale, T{}));
             outcome.expectAtMost(std::abs(stepOf(found[i]) - expected), 0.0,
-                (std::string{kernel.name} + ": rounding of " + std::to_string(widen(x[i])) + " times "
+                (std::string{kernel.name} + ": rounding of " + std::to_string(toHost(x[i])) + " times "
                     + std::to_string(scale))
                     .c_str(),
                 2, kWIDTH, static_cast<int64_t>(i) / kWIDTH);

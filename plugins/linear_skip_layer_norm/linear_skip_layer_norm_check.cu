@@ -16,49 +16,7 @@ namespace
 {
 
 template <typename T>
-constexpr bool kNARROW = sizeof(T) == 1;
-
-float widen(__half value)
-{
-    return toHost(value);
-}
-float widen(__nv_bfloat16 value)
-{
-    return toHost(value);
-}
-float widen(int8_t value)
-{
-    return value;
-}
-float widen(E4m3 value)
-{
-    return static_cast<float>(value);
-}
-
-template <typename T>
-struct TypeOf;
-template <>
-struct TypeOf<__half>
-{
-    static constexpr ElementType kVALUE = ElementType::kHALF;
-    static constexpr double kROUNDING = 0x1p-11; // of a number, relative
-};
-template <>
-struct TypeOf<__nv_bfloat16>
-{
-    static constexpr ElementType kVALUE = ElementType::kBF16;
-    static constexpr double kROUNDING = 0x1p-8;
-};
-template <>
-struct TypeOf<int8_t>
-{
-    static constexpr ElementType kVALUE = ElementType::kINT8;
-};
-template <>
-struct TypeOf<E4m3>
-{
-    static constexpr ElementType kVALUE = ElementType::kE4M3;
-};
+constexpr double kROUNDING = std::is_same_v<T, __half> ? 0x1p-11 : 0x1p-8; // of a number, relative
 
 // The error of a sum, relative to the root mean square of the sums of its row. The tensor cores add products of E4M3 with
 // few bits: linear/linear_check.cu says how that was measured, and that single sums are off by up to four times as much. In
@@ -106,24 +64,6 @@ constexpr Variant kVARIANTS[] = {{"plain", false, false, true, Narrow::kNONE, fa
     {"E4M3, factors", false, false, true, Narrow::kE4M3, true, 0.0F},
     {"large mean", true, false, true, Narrow::kNONE, false, 500.0F}};
 
-int8_t quantized(double value, int8_t /*type*/)
-{
-    return static_cast<int8_t>(std::nearbyint(std::min(127.0, std::max(-128.0, value))));
-}
-E4m3 quantized(double value, E4m3 /*type*/)
-{
-    return static_cast<E4m3>(static_cast<float>(std::min(448.0, std::max(-448.0, value))));
-}
-// Numbers that follow each other for neighbours.
-int stepOf(int8_t value)
-{
-    return value;
-}
-int stepOf(E4m3 value)
-{
-    return (value.__x & 0x80) != 0 ? -(value.__x & 0x7F) : value.__x;
-}
-
 template <typename T, typename Out>
 class Problem
 {
@@ -150,7 +90,7 @@ public:
         {
             for (float& value : *values)
             {
-                value = widen(static_cast<Out>(value));
+                value = toHost(static_cast<Out>(value));
             }
         }
         for (int64_t row = 0; row < rows; row += 3) // one value far from all others
@@ -174,7 +114,7 @@ public:
             std::vector<Out> skipValues = mSkip;
             for (Out& value : skipValues)
             {
-                value = static_cast<Out>(widen(value) + variant.offset);
+                value = static_cast<Out>(toHost(value) + variant.offset);
             }
             Tensor<Out> const skip{skipValues};
             Norms const norms{*this};
@@ -284,13 +224,13 @@ private:
             std::vector<float> x(mIn);
             for (int32_t k = 0; k < mIn; ++k)
             {
-                x[k] = widen(mX[row * mIn + k]);
+                x[k] = toHost(mX[row * mIn + k]);
             }
             if (mWideWeight.empty())
             {
                 mWideWeight.resize(mWeight.size());
                 std::transform(
-                    mWeight.begin(), mWeight.end(), mWideWeight.begin(), [](T v) { return widen(v); });
+                    mWeight.begin(), mWeight.end(), mWideWeight.begin(), [](T v) { return toHost(v); });
             }
             for (int32_t n = 0; n < mOut; ++n)
             {
@@ -315,7 +255,7 @@ private:
         double square = 0.0; // of products
         for (int32_t n = 0; n < mOut; ++n)
         {
-            sums[n] = products[n] + (variant.bias ? mBias[n] : 0.0F) + widen(skip[row * mOut + n]);
+            sums[n] = products[n] + (variant.bias ? mBias[n] : 0.0F) + toHost(skip[row * mOut + n]);
             mean += sums[n] / mOut;
             square += products[n] * products[n] / mOut;
         }
@@ -329,7 +269,7 @@ private:
         double const inverse = 1.0 / std::sqrt(variance + kEPSILON);
         // Of a sum: of the products, of the rounding between two kernels, of additions in fp32.
         double const rms = std::sqrt(square);
-        double const rounding = kernel.rounds ? TypeOf<Out>::kROUNDING : 0.0;
+        double const rounding = kernel.rounds ? kROUNDING<Out> : 0.0;
         double const sumError = (kSUM_ERROR<T> + rounding) * rms + 0x1p-22 * largest;
         double const single = (singleError<T>(mIn) + rounding) * rms;
         double difference = 0.0;
@@ -339,7 +279,7 @@ private:
         {
             double const normalized = (sums[n] - mean) * inverse;
             double const expected = normalized * mGamma[n] + mBeta[n];
-            difference += std::pow(widen(found[row * mOut + n]) - expected, 2.0);
+            difference += std::pow(toHost(found[row * mOut + n]) - expected, 2.0);
             norm += expected * expected;
             if (variant.narrow != Narrow::kNONE)
             {
@@ -356,7 +296,7 @@ private:
                                           : stepsAway(asE4m3(byte), expected * factor, error));
             }
         }
-        double const bound = TypeOf<Out>::kROUNDING + 2.0 * sumError * inverse;
+        double const bound = kROUNDING<Out> + 2.0 * sumError * inverse;
         outcome.expectAtMost(std::sqrt(difference / norm), bound, what.c_str(), mRows, mOut, row);
         outcome.expectAtMost(most, 0.0, (what + ", in 8 bits").c_str(), mRows, mOut, row);
     }
@@ -370,7 +310,7 @@ private:
     template <typename Q>
     static double stepsAway(Q found, double expected, double error)
     {
-        if (std::isnan(widen(found)))
+        if (std::isnan(toHost(found)))
         {
             return 1e9;
         }

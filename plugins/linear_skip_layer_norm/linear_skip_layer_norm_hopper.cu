@@ -1,27 +1,18 @@
 // What the one kernel on Hopper takes, by type.
+#include "common/element.cuh"
 #include "linear_skip_layer_norm/linear_skip_layer_norm_hopper.h"
 
 namespace bert
 {
 
-namespace
-{
-
-bool isAligned(void const* pointer)
-{
-    return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
-}
-
-} // namespace
-
 bool suitsLinearSkipLayerNormHopper(LinearSkipLayerNormArguments const& a)
 {
     bool const wide = a.type == ElementType::kHALF || a.type == ElementType::kBF16;
     bool const isWidth = a.out == 768 || a.out == 1024;
-    return isWidth && a.in % (wide ? 64 : 128) == 0 && a.rows <= INT32_MAX / 2 && isAligned(a.x)
-           && isAligned(a.weight) && isAligned(a.bias) && isAligned(a.skip) && isAligned(a.gamma)
-           && isAligned(a.beta) && isAligned(a.y) && isAligned(a.quantized) && isAligned(a.weightScales)
-           && isAligned(a.outputFactors);
+    return isWidth && a.in % (wide ? 64 : 128) == 0 && a.rows <= INT32_MAX / 2 && isAligned16(a.x)
+           && isAligned16(a.weight) && isAligned16(a.bias) && isAligned16(a.skip) && isAligned16(a.gamma)
+           && isAligned16(a.beta) && isAligned16(a.y) && isAligned16(a.quantized)
+           && isAligned16(a.weightScales) && isAligned16(a.outputFactors);
 }
 
 // The fewest rows from which on one kernel was faster on an H100, as benchmarks/linear_skip_layer_norm.py measured it. With few
